@@ -1,0 +1,1 @@
+//! The proxy-wasm module: entry point for Envoy.
