@@ -1,1 +1,80 @@
-//! filter/policy
+//! The engine of egress TLS origination: Istio's rules in, decisions out.
+//!
+//! ```text
+//! text ──parse──► resources ──compile──► PolicyTable ──decide──► Decision
+//! ```
+//!
+//! [`Parser`] reads `ServiceEntry` and `DestinationRule` documents into [`Resources`] and tells every
+//! problem with its document and field. [`PolicyTable::compile`] settles them for one [`Proxy`].
+//! [`PolicyTable::decide`] answers what becomes of a host and port. The filter decides by the same
+//! table that the renderer walks, so the two cannot disagree.
+//!
+//! What it does not do: it opens no file and no socket, reads no clock and no environment, and has not
+//! heard of Envoy. Behaviour follows Istio 1.32-dev (istio/istio 86c9f01f, istio/api b8f8791d), but for
+//! the differences that each doc comment names; all of them are on the safe side.
+//!
+//! # Example
+//!
+//! ```
+//! use egress_policy::{Action, Arrival, Authority, Parser, PolicyTable, PortNumber, Query, Settling};
+//! use serde_json::json;
+//!
+//! let mut parser = Parser::new();
+//! parser.document(&json!({
+//!     "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry",
+//!     "metadata": {"name": "edition-cnn-com"},
+//!     "spec": {
+//!         "hosts": ["edition.cnn.com"],
+//!         "ports": [{"number": 80, "name": "http-port", "protocol": "HTTP", "targetPort": 443}],
+//!         "resolution": "DNS",
+//!     },
+//! }));
+//! parser.document(&json!({
+//!     "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+//!     "metadata": {"name": "edition-cnn-com"},
+//!     "spec": {
+//!         "host": "edition.cnn.com",
+//!         "trafficPolicy": {"portLevelSettings": [{"port": {"number": 80}, "tls": {"mode": "SIMPLE"}}]},
+//!     },
+//! }));
+//! let (resources, problems) = parser.finish();
+//! assert!(!problems.has_errors());
+//!
+//! let (table, _) = PolicyTable::compile(&resources, &Settling::default()).unwrap();
+//! let authority = Authority::parse("Edition.CNN.com:80").unwrap();
+//! let decision = table.decide(&Query { host: &authority.host, port: PortNumber::HTTP, arrival: Arrival::Http });
+//!
+//! let Action::Originate(cluster) = decision.action else { panic!("{decision:?}") };
+//! assert_eq!(cluster.name.as_str(), "shared|SIMPLE|system|auto");
+//! assert_eq!(decision.target.unwrap().port.get(), 443);
+//! ```
+#![forbid(unsafe_code)]
+
+mod cluster;
+mod decision;
+mod digest;
+mod fields;
+mod host;
+mod merge;
+mod port;
+mod problem;
+mod resource;
+mod source;
+mod table;
+mod tls;
+
+pub use cluster::{Cluster, ClusterName, Endpoints, Speaks};
+pub use decision::{Action, Arrival, Decision, Query, Reason, Target};
+pub use digest::Digest;
+pub use host::{Authority, HostName, HostPattern, InvalidAuthority, InvalidHost, MAX_HOST_BYTES};
+pub use merge::{PolicySource, Proxy, ROOT_NAMESPACE};
+pub use port::{PortNumber, Protocol, ProtocolClass};
+pub use problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Segment, Severity};
+pub use resource::{
+    ClientTls, ConnectionPool, DEFAULT_NAMESPACE, DestinationRule, Endpoint, H2UpgradePolicy,
+    HttpPool, LoadBalancer, Meta, OutlierDetection, PortPolicy, Resolution, ResourceId, Resources,
+    ServiceEntry, ServicePort, TcpKeepalive, TcpPool, TlsMode, TrafficPolicy,
+};
+pub use source::{API_VERSIONS, KINDS, Parser};
+pub use table::{ConnectTo, OutboundMode, PolicyTable, Service, Settling};
+pub use tls::{NameSource, Sni, TlsIntent, Trust, VerifiedNames};

@@ -1,0 +1,103 @@
+//! The clusters that decisions borrow: TLS intent, endpoints and limits, under one name.
+
+use std::fmt;
+
+use crate::host::HostPattern;
+use crate::port::PortNumber;
+use crate::resource::{ConnectionPool, LoadBalancer, OutlierDetection};
+use crate::tls::TlsIntent;
+
+/// The name of a cluster, in the filter, in Envoy and in its statistics. Only this module makes one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterName(Box<str>);
+
+impl ClusterName {
+    /// The name of a host's own cluster, as Istio writes it: `outbound|80||edition.cnn.com`.
+    ///
+    /// Source: istio/istio `pilot/pkg/model/service.go`, `BuildSubsetKey`.
+    pub(crate) fn own(port: PortNumber, host: &HostPattern) -> Self {
+        ClusterName(format!("outbound|{port}||{host}").into_boxed_str())
+    }
+
+    /// The name of a cluster that hosts share: what they have in common, `shared|SIMPLE|system|auto`.
+    pub(crate) fn shared(tls: Option<&TlsIntent>, speaks: Speaks) -> Self {
+        let (mode, trust) = match tls {
+            None => ("DISABLE", ""),
+            Some(tls) => (tls.mode.as_str(), tls.trust.as_str()),
+        };
+        ClusterName(format!("shared|{mode}|{trust}|{}", speaks.as_str()).into_boxed_str())
+    }
+
+    /// Returns the name as it is written everywhere.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What is spoken to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Speaks {
+    /// HTTP/2 or HTTP/1.1, as ALPN settles it.
+    Auto,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// The application's own bytes.
+    Bytes,
+}
+
+impl Speaks {
+    /// Returns a word for names and messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Speaks::Auto => "auto",
+            Speaks::Http1 => "http1",
+            Speaks::Http2 => "http2",
+            Speaks::Bytes => "bytes",
+        }
+    }
+}
+
+/// Where a cluster's connections go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoints {
+    /// To the host and port of each request, looked up when one is first needed.
+    OfTheRequest,
+    /// To these names or addresses, with their share of the load.
+    Listed {
+        /// Host or address, port and weight.
+        addresses: Vec<(String, PortNumber, u32)>,
+        /// They are all addresses, so nothing needs to be looked up.
+        fixed: bool,
+        /// One address at a time: `DNS_ROUND_ROBIN`.
+        one_at_a_time: bool,
+    },
+}
+
+/// A way to servers, as Envoy will have it under [`Cluster::name`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Its name.
+    pub name: ClusterName,
+    /// The host and service port it is for; `None` where hosts share it.
+    pub own: Option<(HostPattern, PortNumber)>,
+    /// TLS towards the server; `None` sends what the application sent.
+    pub tls: Option<TlsIntent>,
+    /// What is spoken.
+    pub speaks: Speaks,
+    /// Where it leads.
+    pub endpoints: Endpoints,
+    /// `loadBalancer`.
+    pub load_balancer: Option<LoadBalancer>,
+    /// `connectionPool`.
+    pub connection_pool: Option<ConnectionPool>,
+    /// `outlierDetection`.
+    pub outlier_detection: Option<OutlierDetection>,
+}

@@ -1,0 +1,137 @@
+//! What the table says about one host and port.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use crate::cluster::Cluster;
+use crate::merge::PolicySource;
+use crate::port::PortNumber;
+use crate::resource::ResourceId;
+
+/// How a connection came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// As HTTP in the clear.
+    Http,
+    /// As the application's own TLS.
+    Tls,
+}
+
+/// What is asked: the normalised host, and the service port it was called on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Query<'q> {
+    /// The host, as in [`Authority::host`](crate::Authority::host).
+    pub host: &'q str,
+    /// The service port: where the application dialled, not where the server listens.
+    pub port: PortNumber,
+    /// How it came in.
+    pub arrival: Arrival,
+}
+
+/// What becomes of a request or connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action<'t> {
+    /// Plain in, TLS out.
+    Originate(&'t Cluster),
+    /// Plain in, plain out, because the rules say so.
+    Forward(&'t Cluster),
+    /// The application's own TLS, untouched.
+    Passthrough(&'t Cluster),
+    /// Refused.
+    Reject(Reason),
+    /// Not ours to decide: `outboundTrafficPolicy` is `ALLOW_ANY` and no rule speaks of the host.
+    LeaveAlone(Reason),
+}
+
+impl Action<'_> {
+    /// Returns the word for logs and for `explain`.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Action::Originate(_) => "originate",
+            Action::Forward(_) | Action::LeaveAlone(_) => "forward",
+            Action::Passthrough(_) => "passthrough",
+            Action::Reject(_) => "reject",
+        }
+    }
+}
+
+/// Why there is no way for a request, in words that logs, answers and metrics share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// The request names no host.
+    NoHost,
+    /// What the request names is not a host.
+    InvalidHost,
+    /// No ServiceEntry has the host.
+    UnknownHost,
+    /// A ServiceEntry has the host, but not this port.
+    UnknownPort,
+    /// The port exists and speaks something else.
+    OtherProtocol,
+}
+
+impl Reason {
+    /// Returns the stable id.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::NoHost => "no_host",
+            Reason::InvalidHost => "invalid_host",
+            Reason::UnknownHost => "unknown_host",
+            Reason::UnknownPort => "unknown_port",
+            Reason::OtherProtocol => "other_protocol",
+        }
+    }
+
+    /// Returns a sentence for the one who sent the request.
+    pub fn explanation(self) -> &'static str {
+        match self {
+            Reason::NoHost => "the request names no host",
+            Reason::InvalidHost => "the request's host is not a valid host name",
+            Reason::UnknownHost => "no ServiceEntry names this host",
+            Reason::UnknownPort => "the host's ServiceEntry does not have this port",
+            Reason::OtherProtocol => "the port's protocol is not the one that was spoken",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The host and port that are really dialled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target<'t> {
+    /// The name that is looked up and, with TLS, sent and verified where the intent says so.
+    pub host: Cow<'t, str>,
+    /// The port of the server.
+    pub port: PortNumber,
+}
+
+/// The answer to a [`Query`], with all that led to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision<'t> {
+    /// What becomes of it.
+    pub action: Action<'t>,
+    /// The server; `None` where nothing is dialled by us.
+    pub target: Option<Target<'t>>,
+    /// An address to dial in place of the target, names unchanged: `--connect-to`.
+    pub connect_to: Option<(&'t str, PortNumber)>,
+    /// The ServiceEntry that has the host.
+    pub service_entry: Option<&'t ResourceId>,
+    /// The DestinationRule that decided.
+    pub rule: Option<&'t ResourceId>,
+    /// Which part of the rule.
+    pub policy_source: Option<PolicySource>,
+}
+
+impl Decision<'_> {
+    /// Returns why there is no way, where there is none.
+    pub fn reason(&self) -> Option<Reason> {
+        match self.action {
+            Action::Reject(reason) | Action::LeaveAlone(reason) => Some(reason),
+            _ => None,
+        }
+    }
+}

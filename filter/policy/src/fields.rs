@@ -1,0 +1,489 @@
+//! Reads JSON objects field by field and reports everything that is wrong with them, not the first thing.
+//!
+//! Serde's derive stops at the first error and knows no place; people who mend a file want all of
+//! them, each with its way. So the wire format is read here by hand, from one [`Value`] a document.
+
+use std::cell::{Cell, RefCell};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use crate::host::{HostPattern, InvalidHost};
+use crate::port::PortNumber;
+use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Segment, Severity, did_you_mean};
+use crate::resource::ResourceId;
+
+/// Collects the problems of one resource.
+pub(crate) struct Report {
+    origin: Origin,
+    resource: RefCell<Option<ResourceId>>,
+    problems: RefCell<Vec<Problem>>,
+}
+
+impl Report {
+    pub(crate) fn new(origin: Origin) -> Self {
+        Report {
+            origin,
+            resource: RefCell::new(None),
+            problems: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// Names the resource in all problems, also in those already reported.
+    pub(crate) fn name(&self, resource: &ResourceId) {
+        for problem in self.problems.borrow_mut().iter_mut() {
+            problem.resource = Some(resource.clone());
+        }
+        *self.resource.borrow_mut() = Some(resource.clone());
+    }
+
+    pub(crate) fn has_errors(&self) -> bool {
+        self.problems
+            .borrow()
+            .iter()
+            .any(|problem| problem.severity == Severity::Error)
+    }
+
+    pub(crate) fn into_problems(self) -> Vec<Problem> {
+        self.problems.into_inner()
+    }
+
+    pub(crate) fn add(
+        &self,
+        severity: Severity,
+        path: FieldPath,
+        kind: ProblemKind,
+        hint: Option<String>,
+    ) {
+        let resource = self.resource.borrow().clone();
+        let problem = Problem {
+            severity,
+            origin: self.origin,
+            resource,
+            path,
+            kind,
+            hint,
+        };
+        self.problems.borrow_mut().push(problem);
+    }
+}
+
+/// The way to a value, as a list that lives on the stack.
+#[derive(Clone, Copy)]
+pub(crate) enum Way<'a> {
+    Root,
+    Key(&'a Way<'a>, &'a str),
+    Index(&'a Way<'a>, usize),
+}
+
+impl Way<'_> {
+    pub(crate) fn path(&self) -> FieldPath {
+        let mut segments = Vec::new();
+        let mut way = *self;
+        loop {
+            match way {
+                Way::Root => break,
+                Way::Key(before, key) => {
+                    segments.push(Segment::Key(key.to_owned()));
+                    way = *before;
+                }
+                Way::Index(before, index) => {
+                    segments.push(Segment::Index(index));
+                    way = *before;
+                }
+            }
+        }
+        segments.reverse();
+        FieldPath(segments)
+    }
+}
+
+/// One value and the way to it.
+#[derive(Clone, Copy)]
+pub(crate) struct Field<'a> {
+    pub(crate) report: &'a Report,
+    pub(crate) way: Way<'a>,
+    pub(crate) value: &'a Value,
+}
+
+impl<'a> Field<'a> {
+    pub(crate) fn error(&self, kind: ProblemKind) {
+        self.report
+            .add(Severity::Error, self.way.path(), kind, None);
+    }
+
+    pub(crate) fn error_with_hint(&self, kind: ProblemKind, hint: impl Into<String>) {
+        self.report
+            .add(Severity::Error, self.way.path(), kind, Some(hint.into()));
+    }
+
+    pub(crate) fn warning(&self, kind: ProblemKind, hint: impl Into<String>) {
+        self.report
+            .add(Severity::Warning, self.way.path(), kind, Some(hint.into()));
+    }
+
+    fn wrong_type(&self, expected: &'static str) {
+        let (found, hint) = match self.value {
+            Value::Null => ("nothing".to_owned(), None),
+            Value::Bool(word) => (
+                format!("`{word}`"),
+                (expected == "a string").then(|| format!("write \"{word}\" in quotes")),
+            ),
+            Value::Number(number) => (
+                format!("`{number}`"),
+                (expected == "a string").then(|| format!("write \"{number}\" in quotes")),
+            ),
+            Value::String(text) => {
+                let short: String = text.chars().take(40).collect();
+                let hint = (expected != "an object" && text.parse::<f64>().is_ok())
+                    .then(|| format!("write {short} without quotes"));
+                (format!("the string `{short}`"), hint)
+            }
+            Value::Array(_) => ("a list".to_owned(), None),
+            Value::Object(_) => ("an object".to_owned(), None),
+        };
+        let kind = ProblemKind::WrongType { expected, found };
+        self.report
+            .add(Severity::Error, self.way.path(), kind, hint);
+    }
+
+    pub(crate) fn text(&self) -> Option<&'a str> {
+        match self.value {
+            Value::String(text) => Some(text),
+            _ => {
+                self.wrong_type("a string");
+                None
+            }
+        }
+    }
+
+    pub(crate) fn bool(&self) -> Option<bool> {
+        match self.value {
+            Value::Bool(word) => Some(*word),
+            _ => {
+                self.wrong_type("`true` or `false`");
+                None
+            }
+        }
+    }
+
+    /// Reads a whole number between two bounds, both allowed.
+    pub(crate) fn number(&self, min: u64, max: u64) -> Option<u64> {
+        let Value::Number(number) = self.value else {
+            self.wrong_type("a number");
+            return None;
+        };
+        match number.as_u64() {
+            Some(number) if (min..=max).contains(&number) => Some(number),
+            _ => {
+                self.error(ProblemKind::OutOfRange {
+                    found: number.to_string(),
+                    min,
+                    max,
+                });
+                None
+            }
+        }
+    }
+
+    pub(crate) fn port(&self) -> Option<PortNumber> {
+        let number = self.number(1, 65535)?;
+        u16::try_from(number).ok().and_then(PortNumber::new)
+    }
+
+    pub(crate) fn host(&self) -> Option<HostPattern> {
+        let text = self.text()?;
+        match HostPattern::parse(text) {
+            Ok(host) => Some(host),
+            Err(problem) => {
+                let hint = match &problem {
+                    InvalidHost::Label { .. } if text.contains("://") => {
+                        Some("give the host alone, without scheme and path")
+                    }
+                    InvalidHost::Label { .. } if text.contains(':') => {
+                        Some("the port stands in `ports`, not here")
+                    }
+                    InvalidHost::NumericTopLevel(_) => {
+                        Some("an address belongs in `addresses` or `endpoints`")
+                    }
+                    InvalidHost::Label { .. } if !text.is_ascii() => {
+                        Some("write the name in punycode (`xn--...`)")
+                    }
+                    _ => None,
+                };
+                let kind = ProblemKind::Invalid(problem.to_string());
+                self.report.add(
+                    Severity::Error,
+                    self.way.path(),
+                    kind,
+                    hint.map(str::to_owned),
+                );
+                None
+            }
+        }
+    }
+
+    /// Reads one word of a closed set.
+    pub(crate) fn word<T>(
+        &self,
+        what: &'static str,
+        words: &[&'static str],
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let text = self.text()?;
+        let word = read(text);
+        if word.is_none() {
+            let kind = ProblemKind::UnknownValue {
+                what,
+                found: text.chars().take(60).collect(),
+            };
+            let hint = match did_you_mean(text, words) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => format!("it is one of {}", listed(words)),
+            };
+            self.error_with_hint(kind, hint);
+        }
+        word
+    }
+
+    /// Reads a protobuf duration such as `10s`, `0.5s`, `1h30m` or `100ms`.
+    pub(crate) fn duration(&self) -> Option<Duration> {
+        let text = self.text()?;
+        let duration = parse_duration(text);
+        if duration.is_none() {
+            let kind = ProblemKind::Invalid(format!(
+                "`{}` is not a duration",
+                text.chars().take(40).collect::<String>()
+            ));
+            self.error_with_hint(
+                kind,
+                "write it with its unit, for example `10s`, `1.5s`, `100ms` or `1h`",
+            );
+        }
+        duration
+    }
+
+    pub(crate) fn fields(&self) -> Option<Fields<'a>> {
+        match self.value {
+            Value::Object(map) => Some(Fields {
+                report: self.report,
+                way: self.way,
+                map,
+                known: RefCell::default(),
+                open: Cell::new(false),
+            }),
+            _ => {
+                self.wrong_type("an object");
+                None
+            }
+        }
+    }
+
+    /// Calls `each` for every item of a list.
+    pub(crate) fn items(&self, mut each: impl FnMut(Field<'_>)) {
+        let Value::Array(items) = self.value else {
+            self.wrong_type("a list");
+            return;
+        };
+        for (index, value) in items.iter().enumerate() {
+            each(Field {
+                report: self.report,
+                way: Way::Index(&self.way, index),
+                value,
+            });
+        }
+    }
+
+    /// Reads a list of strings; what is not a string is reported and left out.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        let mut texts = Vec::new();
+        self.items(|item| texts.extend(item.text().map(str::to_owned)));
+        texts
+    }
+
+    /// Reads an object whose keys are free and whose values are strings.
+    pub(crate) fn labels(&self) -> Vec<(String, String)> {
+        let Value::Object(map) = self.value else {
+            self.wrong_type("an object");
+            return Vec::new();
+        };
+        let mut labels = Vec::new();
+        for (key, value) in map {
+            let field = Field {
+                report: self.report,
+                way: Way::Key(&self.way, key),
+                value,
+            };
+            labels.extend(field.text().map(|text| (key.clone(), text.to_owned())));
+        }
+        labels
+    }
+}
+
+/// The fields of one object. What nobody asked for by the end is unknown, and so a problem.
+pub(crate) struct Fields<'a> {
+    report: &'a Report,
+    way: Way<'a>,
+    map: &'a Map<String, Value>,
+    known: RefCell<Vec<&'static str>>,
+    open: Cell<bool>,
+}
+
+impl<'a> Fields<'a> {
+    /// Calls `read` with the field, if it is there. `null` counts as absent, as it does for Kubernetes.
+    pub(crate) fn read<T>(
+        &self,
+        name: &'static str,
+        read: impl FnOnce(Field<'_>) -> Option<T>,
+    ) -> Option<T> {
+        self.known.borrow_mut().push(name);
+        match self.map.get(name) {
+            None | Some(Value::Null) => None,
+            Some(value) => read(Field {
+                report: self.report,
+                way: Way::Key(&self.way, name),
+                value,
+            }),
+        }
+    }
+
+    /// Reads a field that must be there.
+    pub(crate) fn require<T>(
+        &self,
+        name: &'static str,
+        read: impl FnOnce(Field<'_>) -> Option<T>,
+    ) -> Option<T> {
+        if matches!(self.map.get(name), None | Some(Value::Null)) {
+            self.known.borrow_mut().push(name);
+            self.error_at(name, ProblemKind::Missing, None);
+            return None;
+        }
+        self.read(name, read)
+    }
+
+    /// Says whether the field is there, without reading it.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        !matches!(self.map.get(name), None | Some(Value::Null))
+    }
+
+    /// Reports a problem with one of the fields.
+    pub(crate) fn error_at(&self, name: &str, kind: ProblemKind, hint: Option<&str>) {
+        self.report.add(
+            Severity::Error,
+            Way::Key(&self.way, name).path(),
+            kind,
+            hint.map(str::to_owned),
+        );
+    }
+
+    /// Reports a problem with the object as a whole.
+    pub(crate) fn error(&self, kind: ProblemKind, hint: Option<&str>) {
+        self.report.add(
+            Severity::Error,
+            self.way.path(),
+            kind,
+            hint.map(str::to_owned),
+        );
+    }
+
+    /// Declares fields that are Istio's and not honoured: present, each is a problem by its name.
+    pub(crate) fn not_supported(&self, severity: Severity, names: &[&'static str], hint: &str) {
+        for name in names {
+            self.known.borrow_mut().push(name);
+            if self.has(name) {
+                let kind = ProblemKind::NotSupported(format!("`{name}`"));
+                self.report.add(
+                    severity,
+                    Way::Key(&self.way, name).path(),
+                    kind,
+                    Some(hint.to_owned()),
+                );
+            }
+        }
+    }
+
+    /// Declares fields that need no reading.
+    pub(crate) fn ignore(&self, names: &[&'static str]) {
+        self.known.borrow_mut().extend(names);
+    }
+
+    /// Lets unknown fields pass: for objects that are not ours, such as `metadata`.
+    pub(crate) fn allow_unknown(&self) {
+        self.open.set(true);
+    }
+}
+
+impl Drop for Fields<'_> {
+    /// Reports the fields that nobody asked for.
+    fn drop(&mut self) {
+        if self.open.get() {
+            return;
+        }
+        let known = self.known.borrow();
+        for key in self.map.keys() {
+            if !known.contains(&key.as_str()) {
+                let hint =
+                    did_you_mean(key, &known).map(|meant| format!("did you mean `{meant}`?"));
+                let hint = hint.unwrap_or_else(|| format!("known here: {}", listed(&known)));
+                let shown: String = key.chars().take(60).collect();
+                let path = Way::Key(&self.way, key).path();
+                self.report.add(
+                    Severity::Error,
+                    path,
+                    ProblemKind::UnknownField(shown),
+                    Some(hint),
+                );
+            }
+        }
+    }
+}
+
+/// Writes words in backticks with commas between them.
+pub(crate) fn listed(words: &[&str]) -> String {
+    words
+        .iter()
+        .map(|word| format!("`{word}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Reads numbers with units, `1h2m3.5s`; none may be negative.
+fn parse_duration(text: &str) -> Option<Duration> {
+    const UNITS: [(&str, f64); 6] = [
+        ("ms", 1e6),
+        ("us", 1e3),
+        ("ns", 1.0),
+        ("h", 3600e9),
+        ("m", 60e9),
+        ("s", 1e9),
+    ];
+    let mut rest = text;
+    let mut nanos = 0.0_f64;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (digits, after) = rest.split_at_checked(end)?;
+        let number: f64 = digits.parse().ok()?;
+        let (unit, scale) = UNITS.iter().find(|(unit, _)| after.starts_with(unit))?;
+        nanos += number * scale;
+        rest = after.strip_prefix(unit)?;
+    }
+    // A protobuf duration ends at about 10,000 years; nothing here needs more than that.
+    (!text.is_empty() && nanos < 3.15e20)
+        .then(|| Duration::from_nanos(nanos.round().min(1.8e19) as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_carry_their_unit() {
+        assert_eq!(parse_duration("10s"), Some(Duration::from_secs(10)));
+        assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5400)));
+        assert_eq!(parse_duration("0.5s"), Some(Duration::from_millis(500)));
+        assert_eq!(parse_duration("100ms"), Some(Duration::from_millis(100)));
+        for bad in ["", "10", "s", "-1s", "1 s", "1d", "1.2.3s", "9e9s"] {
+            assert_eq!(parse_duration(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Parse: documents in any of serde's formats become [`Resources`]; each problem knows its document and field.
+
+use serde_json::Value;
+
+use crate::fields::{Field, Fields, Report, Way, listed};
+use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Severity, did_you_mean};
+use crate::resource::{DestinationRule, ResourceId, Resources, ServiceEntry};
+
+/// The versions of `networking.istio.io` that are read.
+pub const API_VERSIONS: [&str; 3] = [
+    "networking.istio.io/v1",
+    "networking.istio.io/v1beta1",
+    "networking.istio.io/v1alpha3",
+];
+
+/// The kinds that are read.
+pub const KINDS: [&str; 2] = [ServiceEntry::KIND, DestinationRule::KIND];
+
+/// Turns documents into resources, and remembers all that is wrong with them.
+#[derive(Debug, Default)]
+pub struct Parser {
+    documents: usize,
+    resources: Resources,
+    problems: Vec<Problem>,
+}
+
+impl Parser {
+    /// Returns a parser that has seen nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reads one document: a resource, or a Kubernetes `List` of them. `null`, an empty document, is none.
+    pub fn document(&mut self, value: &Value) {
+        let document = self.documents;
+        self.documents += 1;
+        let Value::Object(map) = value else {
+            if !value.is_null() {
+                self.lone(
+                    document,
+                    FieldPath::default(),
+                    ProblemKind::WrongType {
+                        expected: "an object",
+                        found: "something else".to_owned(),
+                    },
+                );
+            }
+            return;
+        };
+        let is_list = matches!(map.get("kind"), Some(Value::String(kind)) if kind == "List");
+        match map.get("items") {
+            Some(Value::Array(items)) if is_list => {
+                let list = Way::Key(&Way::Root, "items");
+                for (index, item) in items.iter().enumerate() {
+                    self.resource(
+                        Origin {
+                            document,
+                            item: Some(index),
+                        },
+                        Way::Index(&list, index),
+                        item,
+                    );
+                }
+            }
+            _ => self.resource(
+                Origin {
+                    document,
+                    item: None,
+                },
+                Way::Root,
+                value,
+            ),
+        }
+    }
+
+    /// Returns what was read, and what was wrong. Resources with an error are left out.
+    pub fn finish(self) -> (Resources, Problems) {
+        (self.resources, Problems(self.problems))
+    }
+
+    fn lone(&mut self, document: usize, path: FieldPath, kind: ProblemKind) {
+        let origin = Origin {
+            document,
+            item: None,
+        };
+        self.problems.push(Problem {
+            severity: Severity::Error,
+            origin,
+            resource: None,
+            path,
+            kind,
+            hint: None,
+        });
+    }
+
+    fn resource(&mut self, origin: Origin, way: Way<'_>, value: &Value) {
+        let report = Report::new(origin);
+        let field = Field {
+            report: &report,
+            way,
+            value,
+        };
+        let read = field
+            .fields()
+            .and_then(|fields| read_resource(&fields, origin));
+        let usable = !report.has_errors();
+        self.problems.extend(report.into_problems());
+        match read {
+            Some(Read::ServiceEntry(entry)) if usable => self.resources.service_entries.push(entry),
+            Some(Read::DestinationRule(rule)) if usable => {
+                self.resources.destination_rules.push(rule)
+            }
+            _ => {}
+        }
+    }
+}
+
+enum Read {
+    ServiceEntry(ServiceEntry),
+    DestinationRule(DestinationRule),
+}
+
+fn read_resource(root: &Fields<'_>, origin: Origin) -> Option<Read> {
+    let api_version = root.require("apiVersion", |field| field.text().map(str::to_owned));
+    let kind = root.require("kind", |field| field.text().map(str::to_owned));
+    let (Some(api_version), Some(kind)) = (api_version, kind) else {
+        root.allow_unknown();
+        return None;
+    };
+    let known = API_VERSIONS.contains(&api_version.as_str());
+    match kind.as_str() {
+        ServiceEntry::KIND if known => ServiceEntry::read(root, origin).map(Read::ServiceEntry),
+        DestinationRule::KIND if known => {
+            DestinationRule::read(root, origin).map(Read::DestinationRule)
+        }
+        _ => {
+            root.allow_unknown();
+            other_kind(root, &api_version, kind);
+            None
+        }
+    }
+}
+
+/// Reports a resource that is not one of ours: a slip is an error, another kind a warning.
+fn other_kind(root: &Fields<'_>, api_version: &str, kind: String) {
+    if KINDS.contains(&kind.as_str()) {
+        let kind = ProblemKind::UnknownValue {
+            what: "version",
+            found: api_version.chars().take(60).collect(),
+        };
+        root.error_at(
+            "apiVersion",
+            kind,
+            Some(&format!("it is one of {}", listed(&API_VERSIONS))),
+        );
+        return;
+    }
+    if let Some(meant) = did_you_mean(&kind, &KINDS) {
+        let kind = ProblemKind::UnknownResource {
+            api_version: api_version.to_owned(),
+            found: kind,
+        };
+        root.error_at("kind", kind, Some(&format!("did you mean `{meant}`?")));
+        return;
+    }
+    root.read("kind", |field| {
+        field.warning(
+            ProblemKind::IgnoredKind(kind),
+            format!("only {} decide here", listed(&KINDS)),
+        );
+        Some(())
+    });
+}
+
+/// Says which resource a problem without one belongs to; for messages about several resources.
+pub(crate) fn problem_of(
+    severity: Severity,
+    meta: &crate::resource::Meta,
+    path: FieldPath,
+    kind: ProblemKind,
+    hint: Option<String>,
+) -> Problem {
+    let resource: ResourceId = meta.id.clone();
+    let mut path = path;
+    if let Some(item) = meta.origin.item {
+        use crate::problem::Segment;
+        path.0.splice(
+            0..0,
+            [Segment::Key("items".to_owned()), Segment::Index(item)],
+        );
+    }
+    Problem {
+        severity,
+        origin: meta.origin,
+        resource: Some(resource),
+        path,
+        kind,
+        hint,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn problems(value: Value) -> Vec<String> {
+        let mut parser = Parser::new();
+        parser.document(&value);
+        parser.finish().1.0.iter().map(Problem::to_string).collect()
+    }
+
+    fn entry(spec: Value) -> Value {
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": "a"}, "spec": spec})
+    }
+
+    fn rule(policy: Value) -> Value {
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": "a"},
+               "spec": {"host": "a.com", "trafficPolicy": policy}})
+    }
+
+    #[test]
+    fn everything_wrong_is_told_at_once() {
+        let found = problems(entry(json!({
+            "hosts": ["http://a.com", "b.com"],
+            "ports": [{"number": 0, "name": "p", "protocol": "HTP"}, {"number": "80", "name": "q", "target_port": 443}],
+            "resolution": "dns",
+        })));
+        assert_eq!(
+            found,
+            [
+                "error: spec.hosts[0]: domain name `http://a.com` invalid (label `http://a` invalid) (ServiceEntry default/a, document 1); give the host alone, without scheme and path",
+                "error: spec.ports[0].number: 0 is out of range 1..65535 (ServiceEntry default/a, document 1)",
+                "error: spec.ports[0].protocol: unknown protocol `HTP` (ServiceEntry default/a, document 1); did you mean `HTTP`?",
+                "error: spec.ports[1].number: expected a number, found the string `80` (ServiceEntry default/a, document 1); write 80 without quotes",
+                "error: spec.ports[1].target_port: unknown field `target_port` (ServiceEntry default/a, document 1); did you mean `targetPort`?",
+                "error: spec.resolution: unknown resolution `dns` (ServiceEntry default/a, document 1); did you mean `DNS`?",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_tls_block_without_a_mode_is_not_plaintext() {
+        let found = problems(rule(json!({"tls": {"sni": "a.com"}})));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].starts_with("error: spec.trafficPolicy.tls.mode: is required"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn a_mode_we_cannot_honour_is_refused_by_name() {
+        for mode in ["MUTUAL", "ISTIO_MUTUAL"] {
+            let found = problems(rule(json!({"tls": {"mode": mode}})));
+            assert!(
+                found[0].contains(&format!("mode `{mode}` is not supported yet")),
+                "{found:?}"
+            );
+        }
+        let found = problems(rule(
+            json!({"tls": {"mode": "SIMPLE", "credentialName": "c"}}),
+        ));
+        assert!(
+            found[0].starts_with(
+                "error: spec.trafficPolicy.tls.credentialName: `credentialName` is not supported"
+            ),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn a_list_is_its_items() {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+            entry(json!({"hosts": ["a.com"], "ports": [{"number": 80, "name": "p", "protocol": "HTTP"}], "resolution": "DNS"})),
+            entry(json!({"hosts": ["a.com"], "ports": [{"number": 80, "name": "p", "protocol": "HTTP"}], "resolution": "D"})),
+        ]});
+        let mut parser = Parser::new();
+        parser.document(&list);
+        let (resources, problems) = parser.finish();
+        assert_eq!(resources.service_entries.len(), 1);
+        assert_eq!(problems.0[0].path.to_string(), "items[1].spec.resolution");
+    }
+
+    #[test]
+    fn other_kinds_are_told_and_let_be() {
+        let found = problems(
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {}}),
+        );
+        assert_eq!(
+            found,
+            [
+                "warning: kind: `Secret` is not read (document 1); only `ServiceEntry`, `DestinationRule` decide here"
+            ]
+        );
+        let found =
+            problems(json!({"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntri"}));
+        assert!(found[0].starts_with("error: kind:"), "{found:?}");
+        let found =
+            problems(json!({"apiVersion": "networking.istio.io/v2", "kind": "ServiceEntry"}));
+        assert!(
+            found[0].starts_with("error: apiVersion: unknown version"),
+            "{found:?}"
+        );
+        assert!(problems(json!([])).len() == 1 && problems(json!(null)).is_empty());
+    }
+}
