@@ -1,1 +1,51 @@
-//! filter/core
+//! The filter without a host: plugin configuration in, effects out.
+//!
+//! ```text
+//! JSON ──load──► Loaded (PolicyTable) ; Facts ──plan──► Effects ──apply──► host
+//! ```
+//!
+//! [`load()`] reads what the renderer wrote with [`PluginConfig`]. [`plan_http`] says, for the [`Facts`]
+//! of one request, which [`Effects`] an adapter is to apply. [`contract`] holds every name that Envoy
+//! and we both spell.
+//!
+//! What it does not do: it calls no host and knows no SDK. It decides nothing either: that is
+//! [`egress_policy::PolicyTable::decide`].
+//!
+//! # Example
+//!
+//! ```
+//! use egress_filter::{Effect, Facts, Scratch, load, plan_http};
+//!
+//! let config = load(br#"{
+//!   "listener": {"port": 80},
+//!   "resources": [
+//!     {"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": "cnn"},
+//!      "spec": {"hosts": ["edition.cnn.com"], "resolution": "DNS",
+//!               "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 443}]}},
+//!     {"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": "cnn"},
+//!      "spec": {"host": "edition.cnn.com", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}}}
+//!   ]
+//! }"#).unwrap();
+//!
+//! let mut scratch = Scratch::default();
+//! let facts = Facts { authority: "edition.cnn.com:80", port: None };
+//! let effects = plan_http(&config, &facts, &mut scratch);
+//! assert!(effects.iter().any(|effect| effect == Effect::Authority("edition.cnn.com")));
+//! assert!(effects.iter().any(|effect| effect == Effect::Header("x-egress-originate", "shared|SIMPLE|system|auto")));
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod contract;
+mod effect;
+mod facts;
+mod load;
+mod metadata;
+mod plan;
+
+pub use config::{AuthorityMode, MetadataFormat, PluginConfig};
+pub use effect::{Effect, Effects};
+pub use facts::Facts;
+pub use load::{InvalidConfig, Loaded, load};
+pub use metadata::{Entry, FIELDS, varint};
+pub use plan::{Scratch, plan_http};

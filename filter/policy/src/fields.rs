@@ -14,14 +14,15 @@ use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Segment, Severity,
 use crate::resource::ResourceId;
 
 /// Collects the problems of one resource.
-pub(crate) struct Report {
+pub struct Report {
     origin: Origin,
     resource: RefCell<Option<ResourceId>>,
     problems: RefCell<Vec<Problem>>,
 }
 
 impl Report {
-    pub(crate) fn new(origin: Origin) -> Self {
+    /// Returns a report on a document, or on an item of one.
+    pub fn new(origin: Origin) -> Self {
         Report {
             origin,
             resource: RefCell::new(None),
@@ -30,25 +31,28 @@ impl Report {
     }
 
     /// Names the resource in all problems, also in those already reported.
-    pub(crate) fn name(&self, resource: &ResourceId) {
+    pub fn name(&self, resource: &ResourceId) {
         for problem in self.problems.borrow_mut().iter_mut() {
             problem.resource = Some(resource.clone());
         }
         *self.resource.borrow_mut() = Some(resource.clone());
     }
 
-    pub(crate) fn has_errors(&self) -> bool {
+    /// Says whether anything in it stops the configuration from loading.
+    pub fn has_errors(&self) -> bool {
         self.problems
             .borrow()
             .iter()
             .any(|problem| problem.severity == Severity::Error)
     }
 
-    pub(crate) fn into_problems(self) -> Vec<Problem> {
+    /// Returns the problems in the order they were found.
+    pub fn into_problems(self) -> Vec<Problem> {
         self.problems.into_inner()
     }
 
-    pub(crate) fn add(
+    /// Adds a problem.
+    pub fn add(
         &self,
         severity: Severity,
         path: FieldPath,
@@ -70,14 +74,18 @@ impl Report {
 
 /// The way to a value, as a list that lives on the stack.
 #[derive(Clone, Copy)]
-pub(crate) enum Way<'a> {
+pub enum Way<'a> {
+    /// The document itself.
     Root,
+    /// A key of what the way leads to.
     Key(&'a Way<'a>, &'a str),
+    /// A place in the list that the way leads to.
     Index(&'a Way<'a>, usize),
 }
 
 impl Way<'_> {
-    pub(crate) fn path(&self) -> FieldPath {
+    /// Returns the way as a path.
+    pub fn path(&self) -> FieldPath {
         let mut segments = Vec::new();
         let mut way = *self;
         loop {
@@ -100,24 +108,30 @@ impl Way<'_> {
 
 /// One value and the way to it.
 #[derive(Clone, Copy)]
-pub(crate) struct Field<'a> {
-    pub(crate) report: &'a Report,
-    pub(crate) way: Way<'a>,
-    pub(crate) value: &'a Value,
+pub struct Field<'a> {
+    /// Where problems go.
+    pub report: &'a Report,
+    /// How to get there.
+    pub way: Way<'a>,
+    /// What stands there.
+    pub value: &'a Value,
 }
 
 impl<'a> Field<'a> {
-    pub(crate) fn error(&self, kind: ProblemKind) {
+    /// Reports an error here.
+    pub fn error(&self, kind: ProblemKind) {
         self.report
             .add(Severity::Error, self.way.path(), kind, None);
     }
 
-    pub(crate) fn error_with_hint(&self, kind: ProblemKind, hint: impl Into<String>) {
+    /// Reports an error here, and how to mend it.
+    pub fn error_with_hint(&self, kind: ProblemKind, hint: impl Into<String>) {
         self.report
             .add(Severity::Error, self.way.path(), kind, Some(hint.into()));
     }
 
-    pub(crate) fn warning(&self, kind: ProblemKind, hint: impl Into<String>) {
+    /// Reports a warning here, and how to mend it.
+    pub fn warning(&self, kind: ProblemKind, hint: impl Into<String>) {
         self.report
             .add(Severity::Warning, self.way.path(), kind, Some(hint.into()));
     }
@@ -147,7 +161,8 @@ impl<'a> Field<'a> {
             .add(Severity::Error, self.way.path(), kind, hint);
     }
 
-    pub(crate) fn text(&self) -> Option<&'a str> {
+    /// Reads a string.
+    pub fn text(&self) -> Option<&'a str> {
         match self.value {
             Value::String(text) => Some(text),
             _ => {
@@ -157,7 +172,8 @@ impl<'a> Field<'a> {
         }
     }
 
-    pub(crate) fn bool(&self) -> Option<bool> {
+    /// Reads `true` or `false`.
+    pub fn bool(&self) -> Option<bool> {
         match self.value {
             Value::Bool(word) => Some(*word),
             _ => {
@@ -168,7 +184,7 @@ impl<'a> Field<'a> {
     }
 
     /// Reads a whole number between two bounds, both allowed.
-    pub(crate) fn number(&self, min: u64, max: u64) -> Option<u64> {
+    pub fn number(&self, min: u64, max: u64) -> Option<u64> {
         let Value::Number(number) = self.value else {
             self.wrong_type("a number");
             return None;
@@ -186,12 +202,14 @@ impl<'a> Field<'a> {
         }
     }
 
-    pub(crate) fn port(&self) -> Option<PortNumber> {
+    /// Reads a port, 1 to 65535.
+    pub fn port(&self) -> Option<PortNumber> {
         let number = self.number(1, 65535)?;
         u16::try_from(number).ok().and_then(PortNumber::new)
     }
 
-    pub(crate) fn host(&self) -> Option<HostPattern> {
+    /// Reads a host name or pattern.
+    pub fn host(&self) -> Option<HostPattern> {
         let text = self.text()?;
         match HostPattern::parse(text) {
             Ok(host) => Some(host),
@@ -224,7 +242,7 @@ impl<'a> Field<'a> {
     }
 
     /// Reads one word of a closed set.
-    pub(crate) fn word<T>(
+    pub fn word<T>(
         &self,
         what: &'static str,
         words: &[&'static str],
@@ -247,7 +265,7 @@ impl<'a> Field<'a> {
     }
 
     /// Reads a protobuf duration such as `10s`, `0.5s`, `1h30m` or `100ms`.
-    pub(crate) fn duration(&self) -> Option<Duration> {
+    pub fn duration(&self) -> Option<Duration> {
         let text = self.text()?;
         let duration = parse_duration(text);
         if duration.is_none() {
@@ -263,7 +281,8 @@ impl<'a> Field<'a> {
         duration
     }
 
-    pub(crate) fn fields(&self) -> Option<Fields<'a>> {
+    /// Reads an object.
+    pub fn fields(&self) -> Option<Fields<'a>> {
         match self.value {
             Value::Object(map) => Some(Fields {
                 report: self.report,
@@ -280,7 +299,7 @@ impl<'a> Field<'a> {
     }
 
     /// Calls `each` for every item of a list.
-    pub(crate) fn items(&self, mut each: impl FnMut(Field<'_>)) {
+    pub fn items(&self, mut each: impl FnMut(Field<'_>)) {
         let Value::Array(items) = self.value else {
             self.wrong_type("a list");
             return;
@@ -295,14 +314,14 @@ impl<'a> Field<'a> {
     }
 
     /// Reads a list of strings; what is not a string is reported and left out.
-    pub(crate) fn texts(&self) -> Vec<String> {
+    pub fn texts(&self) -> Vec<String> {
         let mut texts = Vec::new();
         self.items(|item| texts.extend(item.text().map(str::to_owned)));
         texts
     }
 
     /// Reads an object whose keys are free and whose values are strings.
-    pub(crate) fn labels(&self) -> Vec<(String, String)> {
+    pub fn labels(&self) -> Vec<(String, String)> {
         let Value::Object(map) = self.value else {
             self.wrong_type("an object");
             return Vec::new();
@@ -321,7 +340,7 @@ impl<'a> Field<'a> {
 }
 
 /// The fields of one object. What nobody asked for by the end is unknown, and so a problem.
-pub(crate) struct Fields<'a> {
+pub struct Fields<'a> {
     report: &'a Report,
     way: Way<'a>,
     map: &'a Map<String, Value>,
@@ -331,7 +350,7 @@ pub(crate) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// Calls `read` with the field, if it is there. `null` counts as absent, as it does for Kubernetes.
-    pub(crate) fn read<T>(
+    pub fn read<T>(
         &self,
         name: &'static str,
         read: impl FnOnce(Field<'_>) -> Option<T>,
@@ -348,7 +367,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Reads a field that must be there.
-    pub(crate) fn require<T>(
+    pub fn require<T>(
         &self,
         name: &'static str,
         read: impl FnOnce(Field<'_>) -> Option<T>,
@@ -362,12 +381,12 @@ impl<'a> Fields<'a> {
     }
 
     /// Says whether the field is there, without reading it.
-    pub(crate) fn has(&self, name: &str) -> bool {
+    pub fn has(&self, name: &str) -> bool {
         !matches!(self.map.get(name), None | Some(Value::Null))
     }
 
     /// Reports a problem with one of the fields.
-    pub(crate) fn error_at(&self, name: &str, kind: ProblemKind, hint: Option<&str>) {
+    pub fn error_at(&self, name: &str, kind: ProblemKind, hint: Option<&str>) {
         self.report.add(
             Severity::Error,
             Way::Key(&self.way, name).path(),
@@ -377,7 +396,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Reports a problem with the object as a whole.
-    pub(crate) fn error(&self, kind: ProblemKind, hint: Option<&str>) {
+    pub fn error(&self, kind: ProblemKind, hint: Option<&str>) {
         self.report.add(
             Severity::Error,
             self.way.path(),
@@ -387,7 +406,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Declares fields that are Istio's and not honoured: present, each is a problem by its name.
-    pub(crate) fn not_supported(&self, severity: Severity, names: &[&'static str], hint: &str) {
+    pub fn not_supported(&self, severity: Severity, names: &[&'static str], hint: &str) {
         for name in names {
             self.known.borrow_mut().push(name);
             if self.has(name) {
@@ -403,12 +422,12 @@ impl<'a> Fields<'a> {
     }
 
     /// Declares fields that need no reading.
-    pub(crate) fn ignore(&self, names: &[&'static str]) {
+    pub fn ignore(&self, names: &[&'static str]) {
         self.known.borrow_mut().extend(names);
     }
 
     /// Lets unknown fields pass: for objects that are not ours, such as `metadata`.
-    pub(crate) fn allow_unknown(&self) {
+    pub fn allow_unknown(&self) {
         self.open.set(true);
     }
 }
@@ -439,7 +458,7 @@ impl Drop for Fields<'_> {
 }
 
 /// Writes words in backticks with commas between them.
-pub(crate) fn listed(words: &[&str]) -> String {
+pub fn listed(words: &[&str]) -> String {
     words
         .iter()
         .map(|word| format!("`{word}`"))

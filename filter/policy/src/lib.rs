@@ -53,7 +53,7 @@
 mod cluster;
 mod decision;
 mod digest;
-mod fields;
+pub mod fields;
 mod host;
 mod merge;
 mod port;

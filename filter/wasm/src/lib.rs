@@ -1,1 +1,42 @@
-//! The proxy-wasm module: entry point for Envoy.
+//! The proxy-wasm module that Envoy loads: it reads facts, plans, and applies effects.
+//!
+//! ```text
+//! Envoy ──facts──► egress_filter::plan_http ──effects──► host.rs ──► Envoy
+//! ```
+//!
+//! [`root`] keeps the configuration, [`http`] handles one request, `host` is the one file that calls the
+//! host. Nothing is decided here: an `if` about policy belongs into `egress-policy`.
+//!
+//! What it does not do: TLS. That is the transport socket of the cluster the request is led to.
+
+use std::rc::Rc;
+
+use proxy_wasm::traits::{Context, RootContext};
+use proxy_wasm::types::LogLevel;
+
+mod host;
+pub mod http;
+pub mod root;
+
+/// What Envoy calls first.
+#[cfg(target_arch = "wasm32")]
+#[expect(
+    unsafe_code,
+    reason = "the ABI finds the entry point by its unmangled name"
+)]
+#[unsafe(no_mangle)]
+pub extern "C" fn _initialize() {
+    start();
+}
+
+/// Registers the filter with the SDK.
+pub fn start() {
+    proxy_wasm::set_log_level(LogLevel::Info);
+    proxy_wasm::set_root_context(|_| -> Box<dyn RootContext> { Box::new(root::Root::default()) });
+}
+
+/// A configuration that streams share; one that is replaced lives on in the streams that began with it.
+type Shared = Rc<egress_filter::Loaded>;
+
+impl Context for root::Root {}
+impl Context for http::Request {}

@@ -1,0 +1,188 @@
+//! The plugin configuration: the rules as they are, and what the filter must know besides.
+//!
+//! ```json
+//! {
+//!   "schema": 1,
+//!   "proxy": {"namespace": "default", "labels": {"app": "sleep"}},
+//!   "outboundTrafficPolicy": {"mode": "REGISTRY_ONLY"},
+//!   "listener": {"port": 80},
+//!   "resources": [{"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry"}]
+//! }
+//! ```
+//!
+//! The renderer writes a [`PluginConfig`]; the filter reads it back with [`load`](crate::load()).
+
+use egress_policy::{ConnectTo, PortNumber, Proxy};
+use serde::Serialize;
+use serde_json::Value;
+
+/// The version of the format. A filter refuses any other.
+pub const SCHEMA: u64 = 1;
+
+/// What upstream is told in `:authority` for originated requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AuthorityMode {
+    /// The origin really dialled: host in lower case, port unless it is 443.
+    #[default]
+    Rewrite,
+    /// What the application wrote.
+    Preserve,
+}
+
+impl AuthorityMode {
+    /// The words that the configuration uses.
+    pub const NAMES: [&'static str; 2] = ["REWRITE", "PRESERVE"];
+
+    /// Reads the word.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "REWRITE" => Some(AuthorityMode::Rewrite),
+            "PRESERVE" => Some(AuthorityMode::Preserve),
+            _ => None,
+        }
+    }
+
+    /// Returns the word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AuthorityMode::Rewrite => "REWRITE",
+            AuthorityMode::Preserve => "PRESERVE",
+        }
+    }
+}
+
+/// How the metadata of a request is written for the access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MetadataFormat {
+    /// `key=value`, separated by spaces.
+    #[default]
+    Text,
+    /// An object that a JSON access log shows as one.
+    Json,
+}
+
+impl MetadataFormat {
+    /// The words that the configuration uses, as Istio's `accessLogEncoding` has them.
+    pub const NAMES: [&'static str; 2] = ["TEXT", "JSON"];
+
+    /// Reads the word.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "TEXT" => Some(MetadataFormat::Text),
+            "JSON" => Some(MetadataFormat::Json),
+            _ => None,
+        }
+    }
+
+    /// Returns the word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            MetadataFormat::Text => "TEXT",
+            MetadataFormat::Json => "JSON",
+        }
+    }
+}
+
+/// The plugin configuration as the renderer writes it.
+#[derive(Debug, Clone)]
+pub struct PluginConfig<'c> {
+    /// The fingerprint of the table that the renderer compiled; the filter refuses to decide by another.
+    pub digest: String,
+    /// For whom the rules are compiled.
+    pub proxy: &'c Proxy,
+    /// `REGISTRY_ONLY` or `ALLOW_ANY`.
+    pub outbound: egress_policy::OutboundMode,
+    /// What upstream is told.
+    pub authority: AuthorityMode,
+    /// The service port of the listener; without it, the port that the application dialled.
+    pub listener_port: Option<PortNumber>,
+    /// The cluster that requests reach when the filter names none. Only with `headers_stripped`.
+    pub default_cluster: Option<&'c str>,
+    /// Envoy removes `x-egress-*` from requests before it chooses a route.
+    pub headers_stripped: bool,
+    /// Addresses to dial in place of others.
+    pub connect_to: &'c [ConnectTo],
+    /// How metadata is written.
+    pub metadata: MetadataFormat,
+    /// The rules, as the user wrote them.
+    pub resources: &'c [Value],
+}
+
+impl PluginConfig<'_> {
+    /// Writes the JSON that [`load`](crate::load()) reads. Keys come in a fixed order.
+    pub fn to_json(&self) -> String {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Wire<'w> {
+            schema: u64,
+            digest: &'w str,
+            proxy: WireProxy<'w>,
+            outbound_traffic_policy: Mode<'w>,
+            authority: &'w str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            listener: Option<Listener>,
+            control_headers: &'w str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            default_cluster: Option<&'w str>,
+            #[serde(skip_serializing_if = "<[To<'_>]>::is_empty")]
+            connect_to: &'w [To<'w>],
+            metadata: &'w str,
+            resources: &'w [Value],
+        }
+        #[derive(Serialize)]
+        struct WireProxy<'w> {
+            namespace: &'w str,
+            labels: &'w std::collections::BTreeMap<String, String>,
+        }
+        #[derive(Serialize)]
+        struct Mode<'w> {
+            mode: &'w str,
+        }
+        #[derive(Serialize)]
+        struct Listener {
+            port: u16,
+        }
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct To<'w> {
+            host: &'w str,
+            port: u16,
+            address: &'w str,
+            address_port: u16,
+        }
+        let connect_to: Vec<To<'_>> = self
+            .connect_to
+            .iter()
+            .map(|to| To {
+                host: to.host.as_str(),
+                port: to.port.get(),
+                address: &to.address,
+                address_port: to.address_port.get(),
+            })
+            .collect();
+        let wire = Wire {
+            schema: SCHEMA,
+            digest: &self.digest,
+            proxy: WireProxy {
+                namespace: &self.proxy.namespace,
+                labels: &self.proxy.labels,
+            },
+            outbound_traffic_policy: Mode {
+                mode: self.outbound.as_str(),
+            },
+            authority: self.authority.as_str(),
+            listener: self.listener_port.map(|port| Listener { port: port.get() }),
+            control_headers: if self.headers_stripped {
+                "STRIPPED"
+            } else {
+                "UNTRUSTED"
+            },
+            default_cluster: self.default_cluster,
+            connect_to: &connect_to,
+            metadata: self.metadata.as_str(),
+            resources: self.resources,
+        };
+        // Only maps with keys that are no strings could fail, and there is none.
+        serde_json::to_string(&wire).unwrap_or_default()
+    }
+}

@@ -1,0 +1,55 @@
+//! What should happen to a request, as data. An adapter applies each effect, one hostcall apiece.
+
+/// One thing that the host is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect<'e> {
+    /// Set `:authority`.
+    Authority(&'e str),
+    /// Set a request header, in place of all that were there.
+    Header(&'static str, &'e str),
+    /// Remove a request header.
+    RemoveHeader(&'static str),
+    /// Choose the route again, now that headers differ.
+    ChooseRouteAgain,
+    /// Set one of Envoy's own filter-state objects.
+    FilterState(&'static str, &'e str),
+    /// Give the access log its metadata.
+    Metadata(&'e [u8]),
+    /// Answer the request here.
+    Answer {
+        /// The status.
+        status: u32,
+        /// A sentence for the one who sent the request.
+        body: &'e str,
+    },
+}
+
+/// Effects in the order in which they are applied. There are never more than eight, so they need no heap.
+#[derive(Debug, Clone, Copy)]
+pub struct Effects<'e> {
+    list: [Option<Effect<'e>>; 8],
+    len: usize,
+}
+
+impl<'e> Effects<'e> {
+    pub(crate) fn new() -> Self {
+        Effects {
+            list: [None; 8],
+            len: 0,
+        }
+    }
+
+    pub(crate) fn push(&mut self, effect: Effect<'e>) {
+        if let Some(place) = self.list.get_mut(self.len) {
+            *place = Some(effect);
+            self.len += 1;
+        } else {
+            debug_assert!(false, "more effects than there is room for");
+        }
+    }
+
+    /// Returns the effects in order.
+    pub fn iter(&self) -> impl Iterator<Item = Effect<'e>> + '_ {
+        self.list.iter().copied().flatten()
+    }
+}

@@ -1,0 +1,268 @@
+//! Load: the plugin configuration, in whatever envelope the host had it, becomes a table and settings.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use egress_policy::fields::{Field, Report, Way};
+use egress_policy::{
+    ConnectTo, HostName, Origin, OutboundMode, Parser, PolicyTable, PortNumber, Problem,
+    ProblemKind, Problems, Proxy, Settling,
+};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+use crate::config::{AuthorityMode, MetadataFormat, SCHEMA};
+
+/// A configuration that was read and compiled whole.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What to do with each host and port.
+    pub table: PolicyTable,
+    /// The service port of the listener, if one configuration serves one listener.
+    pub listener_port: Option<PortNumber>,
+    /// What upstream is told.
+    pub authority: AuthorityMode,
+    /// The cluster that needs no header.
+    pub default_cluster: Option<String>,
+    /// Requests have lost `x-egress-*` before they come here.
+    pub headers_stripped: bool,
+    /// How metadata is written.
+    pub metadata: MetadataFormat,
+    /// What was noticed and does not prevent anything.
+    pub warnings: Problems,
+}
+
+/// Why a configuration does not load.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidConfig {
+    /// It is not JSON.
+    #[error("the plugin configuration is not JSON: {0}")]
+    Json(String),
+    /// It is, and this is wrong with it.
+    #[error("{0}")]
+    Problems(Problems),
+    /// It was made for another table than this filter compiles.
+    #[error(
+        "the rules compile to digest {found}, the configuration was made for {wanted}: use the egressctl and the filter of one version"
+    )]
+    Skew {
+        /// What this filter makes of the rules.
+        found: String,
+        /// What the renderer made of them.
+        wanted: String,
+    },
+}
+
+/// Reads a plugin configuration.
+///
+/// # Errors
+/// With everything that is wrong; then nothing of the configuration is in use.
+pub fn load(json: &[u8]) -> Result<Loaded, InvalidConfig> {
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let read = reader
+        .deserialize_map(Reader)
+        .and_then(|read| reader.end().map(|()| read));
+    let (settings, parser) = read.map_err(|error| InvalidConfig::Json(error.to_string()))?;
+    let (resources, mut problems) = parser.finish();
+
+    let settings = Value::Object(settings);
+    let report = Report::new(Origin::default());
+    let settings = read_settings(Field {
+        report: &report,
+        way: Way::Root,
+        value: &settings,
+    });
+    let mut own = report.into_problems();
+    own.append(&mut problems.0);
+    let problems = Problems(own);
+    let Some(settings) = settings.filter(|_| !problems.has_errors()) else {
+        return Err(InvalidConfig::Problems(problems));
+    };
+
+    let (table, mut warnings) = match PolicyTable::compile(&resources, &settings.settling) {
+        Ok(compiled) => compiled,
+        Err(mut more) => {
+            more.0.splice(0..0, problems.0);
+            return Err(InvalidConfig::Problems(more));
+        }
+    };
+    warnings.0.splice(0..0, problems.0);
+    let found = table.digest().to_string();
+    if let Some(wanted) = settings.digest.filter(|wanted| *wanted != found) {
+        return Err(InvalidConfig::Skew { found, wanted });
+    }
+    Ok(Loaded {
+        table,
+        listener_port: settings.listener_port,
+        authority: settings.authority,
+        default_cluster: settings.default_cluster,
+        headers_stripped: settings.headers_stripped,
+        metadata: settings.metadata,
+        warnings,
+    })
+}
+
+struct Settings {
+    digest: Option<String>,
+    settling: Settling,
+    listener_port: Option<PortNumber>,
+    authority: AuthorityMode,
+    default_cluster: Option<String>,
+    headers_stripped: bool,
+    metadata: MetadataFormat,
+}
+
+fn read_settings(field: Field<'_>) -> Option<Settings> {
+    let fields = field.fields()?;
+    fields.read("schema", |field| field.number(SCHEMA, SCHEMA));
+    let digest = fields.read("digest", |field| field.text().map(str::to_owned));
+    let proxy = fields.read("proxy", |field| {
+        let fields = field.fields()?;
+        let namespace = fields.read("namespace", |field| field.text().map(str::to_owned));
+        let labels = fields.read("labels", |field| Some(BTreeMap::from_iter(field.labels())));
+        Some(Proxy {
+            namespace: namespace.unwrap_or_else(|| egress_policy::DEFAULT_NAMESPACE.to_owned()),
+            labels: labels.unwrap_or_default(),
+        })
+    });
+    let outbound = fields.read("outboundTrafficPolicy", |field| {
+        let fields = field.fields()?;
+        fields.require("mode", |field| {
+            field.word("mode", &OutboundMode::NAMES, OutboundMode::parse)
+        })
+    });
+    let listener_port = fields.read("listener", |field| {
+        let fields = field.fields()?;
+        fields.require("port", |field| field.port())
+    });
+    let authority = fields.read("authority", |field| {
+        field.word(
+            "authority mode",
+            &AuthorityMode::NAMES,
+            AuthorityMode::parse,
+        )
+    });
+    let metadata = fields.read("metadata", |field| {
+        field.word("format", &MetadataFormat::NAMES, MetadataFormat::parse)
+    });
+    let headers_stripped = fields.read("controlHeaders", |field| {
+        field.word("word", &["STRIPPED", "UNTRUSTED"], |word| match word {
+            "STRIPPED" => Some(true),
+            "UNTRUSTED" => Some(false),
+            _ => None,
+        })
+    });
+    let default_cluster = fields.read("defaultCluster", |field| field.text().map(str::to_owned));
+    if default_cluster.is_some() && headers_stripped != Some(true) {
+        let kind =
+            ProblemKind::Conflict("is safe only where `controlHeaders` is `STRIPPED`".to_owned());
+        let hint = "remove it, or let Envoy remove `x-egress-*` headers before it chooses a route, and say so";
+        fields.error_at("defaultCluster", kind, Some(hint));
+    }
+    let mut connect_to = Vec::new();
+    fields.read("connectTo", |list| {
+        list.items(|item| connect_to.extend(read_connect_to(item)));
+        Some(())
+    });
+    let settling = Settling {
+        proxy: proxy.unwrap_or_default(),
+        outbound: outbound.unwrap_or_default(),
+        connect_to,
+    };
+    Some(Settings {
+        digest,
+        settling,
+        listener_port,
+        authority: authority.unwrap_or_default(),
+        default_cluster,
+        headers_stripped: headers_stripped.unwrap_or(false),
+        metadata: metadata.unwrap_or_default(),
+    })
+}
+
+fn read_connect_to(field: Field<'_>) -> Option<ConnectTo> {
+    let fields = field.fields()?;
+    let host = fields.require("host", |field| {
+        let text = field.text()?;
+        HostName::dns(text)
+            .map_err(|problem| field.error(ProblemKind::Invalid(problem.to_string())))
+            .ok()
+    });
+    let port = fields.require("port", |field| field.port());
+    let address = fields.require("address", |field| field.text().map(str::to_owned));
+    let address_port = fields.require("addressPort", |field| field.port());
+    Some(ConnectTo {
+        host: host?,
+        port: port?,
+        address: address?,
+        address_port: address_port?,
+    })
+}
+
+/// Reads the outer object, and each resource by itself: ten thousand of them are never in memory at once.
+struct Reader;
+
+impl<'de> Visitor<'de> for Reader {
+    type Value = (Map<String, Value>, Parser);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with `resources`")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut settings = Map::new();
+        let mut parser = None;
+        while let Some(key) = map.next_key::<String>()? {
+            if key == "resources" && parser.is_none() {
+                parser = Some(map.next_value_seed(ResourceList)?);
+            } else if key == "resources" || settings.contains_key(&key) {
+                map.next_value::<IgnoredAny>()?;
+                return Err(serde::de::Error::custom(format_args!(
+                    "`{key}` is given twice"
+                )));
+            } else {
+                settings.insert(key, map.next_value()?);
+            }
+        }
+        let parser = parser.ok_or_else(|| serde::de::Error::missing_field("resources"))?;
+        Ok((settings, parser))
+    }
+}
+
+struct ResourceList;
+
+impl<'de> serde::de::DeserializeSeed<'de> for ResourceList {
+    type Value = Parser;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Parser, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ResourceList {
+    type Value = Parser;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of resources")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Parser, A::Error> {
+        let mut parser = Parser::new();
+        while let Some(value) = list.next_element::<Value>()? {
+            parser.document(&value);
+        }
+        Ok(parser)
+    }
+}
+
+impl InvalidConfig {
+    /// Returns the problems one by one, each a line for a log.
+    pub fn lines(&self) -> Vec<String> {
+        match self {
+            InvalidConfig::Problems(problems) => {
+                problems.0.iter().map(Problem::to_string).collect()
+            }
+            other => vec![other.to_string()],
+        }
+    }
+}

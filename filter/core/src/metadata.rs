@@ -1,0 +1,212 @@
+//! The metadata of a request for the access log: eleven entries, in one property.
+
+use egress_policy::{ResourceId, Target, TlsIntent, Trust};
+
+use crate::config::MetadataFormat;
+use crate::plan::itoa;
+
+/// One entry of the metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// `originate`, `forward`, `passthrough` or `reject`.
+    Action,
+    /// Why it was rejected or left alone.
+    Reason,
+    /// The DestinationRule that decided, `namespace/name`.
+    Rule,
+    /// The ServiceEntry that has the host, `namespace/name`.
+    ServiceEntry,
+    /// The cluster.
+    Cluster,
+    /// The transport socket.
+    TransportSocket,
+    /// `SIMPLE`.
+    TlsMode,
+    /// The name in the ClientHello.
+    Sni,
+    /// The names that were verified, separated by commas; both kinds where both hold.
+    Verify,
+    /// Host and port really dialled.
+    Target,
+    /// The authority as the client sent it.
+    Authority,
+}
+
+/// All entries with their keys, in the order of the log.
+pub const FIELDS: [(Entry, &str); 11] = [
+    (Entry::Action, "action"),
+    (Entry::Reason, "reason"),
+    (Entry::Rule, "rule"),
+    (Entry::ServiceEntry, "service_entry"),
+    (Entry::Cluster, "cluster"),
+    (Entry::TransportSocket, "transport_socket"),
+    (Entry::TlsMode, "tls_mode"),
+    (Entry::Sni, "sni"),
+    (Entry::Verify, "verify"),
+    (Entry::Target, "target"),
+    (Entry::Authority, "authority"),
+];
+
+/// Writes entries in the order of [`FIELDS`], each once.
+pub(crate) struct Writer<'o> {
+    format: MetadataFormat,
+    out: &'o mut Vec<u8>,
+    next: usize,
+}
+
+impl<'o> Writer<'o> {
+    pub(crate) fn new(format: MetadataFormat, out: &'o mut Vec<u8>) -> Self {
+        Writer {
+            format,
+            out,
+            next: 0,
+        }
+    }
+
+    pub(crate) fn text(&mut self, entry: Entry, value: Option<&str>) {
+        self.parts(entry, value.as_ref().map_or(&[], std::slice::from_ref));
+    }
+
+    pub(crate) fn resource(&mut self, entry: Entry, id: Option<&ResourceId>) {
+        match id {
+            Some(id) => self.parts(entry, &[&id.namespace, "/", &id.name]),
+            None => self.parts(entry, &[]),
+        }
+    }
+
+    pub(crate) fn target(&mut self, target: Option<&Target<'_>>) {
+        match target {
+            Some(target) => {
+                self.parts(
+                    Entry::Target,
+                    &[&target.host, ":", itoa(target.port.get(), &mut [0; 5])],
+                );
+            }
+            None => self.parts(Entry::Target, &[]),
+        }
+    }
+
+    pub(crate) fn verify(&mut self, tls: Option<&TlsIntent>, host: Option<&str>) {
+        let Some(tls) = tls else {
+            return self.parts(Entry::Verify, &[]);
+        };
+        if tls.trust == Trust::InsecureSkipVerify {
+            return self.parts(Entry::Verify, &["insecureSkipVerify"]);
+        }
+        match (tls.names.authority, &tls.names.any_of[..]) {
+            (true, []) => self.text(Entry::Verify, host),
+            (false, [name]) => self.text(Entry::Verify, Some(name)),
+            (authority, names) => {
+                // Rare, so it may allocate.
+                let host = authority.then_some(host).flatten();
+                let all: Vec<&str> = host
+                    .into_iter()
+                    .chain(names.iter().map(String::as_str))
+                    .collect();
+                self.text(Entry::Verify, Some(&all.join(",")));
+            }
+        }
+    }
+
+    fn parts(&mut self, entry: Entry, parts: &[&str]) {
+        let Some((expected, key)) = FIELDS.get(self.next) else {
+            return;
+        };
+        debug_assert_eq!(*expected, entry, "entries come in the order of FIELDS");
+        self.next += 1;
+        match self.format {
+            MetadataFormat::Text => self.text_entry(key, parts),
+            MetadataFormat::Json => self.struct_entry(key, parts),
+        }
+    }
+
+    fn text_entry(&mut self, key: &str, parts: &[&str]) {
+        if !self.out.is_empty() {
+            self.out.push(b' ');
+        }
+        self.out.extend_from_slice(key.as_bytes());
+        self.out.push(b'=');
+        if parts.is_empty() {
+            self.out.push(b'-');
+        }
+        for byte in parts.iter().flat_map(|part| part.bytes()) {
+            // One request is one line, and a client cannot write a second entry.
+            match byte {
+                b'!'..=b'~' if byte != b'"' && byte != b'\\' => self.out.push(byte),
+                _ => self
+                    .out
+                    .extend_from_slice(format!("\\x{byte:02x}").as_bytes()),
+            }
+        }
+    }
+
+    /// Writes one field of a `google.protobuf.Struct`: `fields = 1 {key = 1; value = 2 {string_value = 3}}`.
+    /// What there is none of is left out.
+    fn struct_entry(&mut self, key: &str, parts: &[&str]) {
+        if parts.is_empty() {
+            return;
+        }
+        let text: usize = parts.iter().map(|part| part.len()).sum();
+        let value = 1 + varint_len(text) + text;
+        let entry = 1 + varint_len(key.len()) + key.len() + 1 + varint_len(value) + value;
+        self.tag(0x0a, entry);
+        self.tag(0x0a, key.len());
+        self.out.extend_from_slice(key.as_bytes());
+        self.tag(0x12, value);
+        self.tag(0x1a, text);
+        for part in parts {
+            self.out.extend_from_slice(part.as_bytes());
+        }
+    }
+
+    fn tag(&mut self, tag: u8, len: usize) {
+        self.out.push(tag);
+        varint(self.out, len);
+    }
+}
+
+/// Writes a length as protobuf does: seven bits a byte, the least first.
+pub fn varint(out: &mut Vec<u8>, mut len: usize) {
+    while len >= 0x80 {
+        out.push((len & 0x7f) as u8 | 0x80);
+        len >>= 7;
+    }
+    out.push(len as u8);
+}
+
+fn varint_len(len: usize) -> usize {
+    (usize::BITS - (len | 1).leading_zeros()).div_ceil(7) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_cannot_be_broken_out_of() {
+        let mut out = Vec::new();
+        let mut writer = Writer {
+            format: MetadataFormat::Text,
+            out: &mut out,
+            next: 10,
+        };
+        writer.text(Entry::Authority, Some("a b\naction=\"x\\"));
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            r"authority=a\x20b\x0aaction=\x22x\x5c"
+        );
+    }
+
+    #[test]
+    fn a_struct_is_protobuf() {
+        let mut out = Vec::new();
+        let mut writer = Writer::new(MetadataFormat::Json, &mut out);
+        writer.text(Entry::Action, Some("reject"));
+        writer.text(Entry::Reason, None);
+        assert_eq!(out, b"\x0a\x12\x0a\x06action\x12\x08\x1a\x06reject");
+        assert_eq!(
+            [0, 127, 128, 16_383, 16_384].map(varint_len),
+            [1, 1, 2, 2, 3]
+        );
+    }
+}

@@ -1,0 +1,335 @@
+//! Plan: a request's facts become effects. What is decided here is how Envoy is told, never what.
+
+use egress_policy::{
+    Action, Arrival, Authority, Cluster, Decision, Endpoints, InvalidAuthority, PortNumber, Query,
+    Reason, Sni, TlsIntent,
+};
+
+use crate::config::AuthorityMode;
+use crate::contract;
+use crate::effect::{Effect, Effects};
+use crate::facts::Facts;
+use crate::load::Loaded;
+use crate::metadata::{Entry, Writer};
+
+/// Room for the texts of one request, kept from one to the next so that nothing is allocated.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    authority: String,
+    dial_port: String,
+    metadata: Vec<u8>,
+    body: String,
+}
+
+/// Returns what should happen to an HTTP request.
+///
+/// The effects lead an originated request to a cluster with TLS, or to an answer of our own; there is no
+/// third way. A typical one costs the host two calls besides reading the authority: see
+/// `integration/tests/hostcalls.rs`.
+pub fn plan_http<'e>(
+    config: &'e Loaded,
+    facts: &Facts<'e>,
+    scratch: &'e mut Scratch,
+) -> Effects<'e> {
+    let parsed = Authority::parse(facts.authority);
+    let port = config.listener_port.or(facts.port);
+    let decision = match (&parsed, port) {
+        (Ok(authority), Some(port)) => {
+            let query = Query {
+                host: &authority.host,
+                port,
+                arrival: Arrival::Http,
+            };
+            config.table.decide(&query)
+        }
+        (Ok(_), None) => refused(Reason::UnknownPort),
+        (Err(InvalidAuthority::Empty), _) => refused(Reason::NoHost),
+        (Err(InvalidAuthority::Malformed), _) => refused(Reason::InvalidHost),
+    };
+    scratch.metadata.clear();
+    write_metadata(config, facts, &decision, &mut scratch.metadata);
+
+    match decision.action {
+        Action::Originate(cluster) => {
+            let sends = upstream_authority(config.authority, facts.authority, &decision, scratch);
+            let detour = detour(cluster, &decision, sends, &mut scratch.dial_port);
+            let scratch: &'e Scratch = scratch;
+            let mut effects = Effects::new();
+            route(
+                &mut effects,
+                config,
+                contract::ORIGINATE_HEADER,
+                contract::FORWARD_HEADER,
+                cluster,
+            );
+            if sends == Sends::Rewritten {
+                effects.push(Effect::Authority(&scratch.authority));
+            }
+            push_detour(&mut effects, detour, scratch);
+            if let (Sends::AsWritten { canonical: false }, Some(tls)) = (sends, &cluster.tls) {
+                push_names(&mut effects, tls, scratch);
+            }
+            effects.push(Effect::Metadata(&scratch.metadata));
+            effects
+        }
+        Action::Forward(cluster) => {
+            let sends = forwarded_authority(facts.authority, &decision, scratch);
+            let detour = detour(cluster, &decision, sends, &mut scratch.dial_port);
+            let scratch: &'e Scratch = scratch;
+            let mut effects = Effects::new();
+            route(
+                &mut effects,
+                config,
+                contract::FORWARD_HEADER,
+                contract::ORIGINATE_HEADER,
+                cluster,
+            );
+            push_detour(&mut effects, detour, scratch);
+            effects.push(Effect::Metadata(&scratch.metadata));
+            effects
+        }
+        Action::LeaveAlone(_) => {
+            let scratch: &'e Scratch = scratch;
+            let mut effects = Effects::new();
+            if config.headers_stripped {
+                effects.push(Effect::Header(
+                    contract::FORWARD_HEADER,
+                    contract::PASSTHROUGH_CLUSTER,
+                ));
+                effects.push(Effect::ChooseRouteAgain);
+            } else {
+                effects.push(Effect::RemoveHeader(contract::ORIGINATE_HEADER));
+                effects.push(Effect::RemoveHeader(contract::FORWARD_HEADER));
+                effects.push(Effect::ChooseRouteAgain);
+            }
+            effects.push(Effect::Metadata(&scratch.metadata));
+            effects
+        }
+        // TLS does not come in where requests can be read.
+        Action::Passthrough(_) => answer(Reason::OtherProtocol, scratch),
+        Action::Reject(reason) => answer(reason, scratch),
+    }
+}
+
+/// What upstream is told in `:authority`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sends {
+    /// The client's words; canonical when they name the target as we would.
+    AsWritten { canonical: bool },
+    /// Ours, in the scratch.
+    Rewritten,
+}
+
+/// Where a dynamic forward proxy is to go instead of where the authority leads.
+#[derive(Clone, Copy)]
+enum Detour<'e> {
+    /// Nowhere else.
+    None,
+    /// To an address given by hand.
+    To(&'e str),
+    /// To the target, which the authority does not name.
+    Target,
+}
+
+fn refused(reason: Reason) -> Decision<'static> {
+    let action = Action::Reject(reason);
+    Decision {
+        action,
+        target: None,
+        connect_to: None,
+        service_entry: None,
+        rule: None,
+        policy_source: None,
+    }
+}
+
+/// Writes the authority of the target into the scratch, and says whether it must be sent.
+fn upstream_authority(
+    mode: AuthorityMode,
+    written: &str,
+    decision: &Decision<'_>,
+    scratch: &mut Scratch,
+) -> Sends {
+    let Some(target) = &decision.target else {
+        return Sends::AsWritten { canonical: true };
+    };
+    scratch.authority.clear();
+    scratch.authority.push_str(&target.host);
+    if target.port != PortNumber::HTTPS {
+        scratch.authority.push(':');
+        scratch
+            .authority
+            .push_str(itoa(target.port.get(), &mut [0; 5]));
+    }
+    match mode {
+        _ if scratch.authority == written => Sends::AsWritten { canonical: true },
+        AuthorityMode::Rewrite => Sends::Rewritten,
+        AuthorityMode::Preserve => Sends::AsWritten { canonical: false },
+    }
+}
+
+/// Says whether the client's own authority leads a plaintext connection to the target, which the scratch then holds.
+fn forwarded_authority(written: &str, decision: &Decision<'_>, scratch: &mut Scratch) -> Sends {
+    let Some(target) = &decision.target else {
+        return Sends::AsWritten { canonical: true };
+    };
+    scratch.authority.clear();
+    scratch.authority.push_str(&target.host);
+    let bare = target.port == PortNumber::HTTP && scratch.authority == written;
+    scratch.authority.push(':');
+    scratch
+        .authority
+        .push_str(itoa(target.port.get(), &mut [0; 5]));
+    Sends::AsWritten {
+        canonical: bare || scratch.authority == written,
+    }
+}
+
+/// Says where a shared cluster must be sent to when the authority does not lead to the target.
+fn detour<'e>(
+    cluster: &Cluster,
+    decision: &Decision<'e>,
+    sends: Sends,
+    dial_port: &mut String,
+) -> Detour<'e> {
+    let Some(target) = &decision.target else {
+        return Detour::None;
+    };
+    if cluster.endpoints != Endpoints::OfTheRequest {
+        return Detour::None;
+    }
+    let (detour, port) = match decision.connect_to {
+        Some((address, port)) => (Detour::To(address), port),
+        None if sends == (Sends::AsWritten { canonical: false }) => (Detour::Target, target.port),
+        None => return Detour::None,
+    };
+    dial_port.clear();
+    dial_port.push_str(itoa(port.get(), &mut [0; 5]));
+    detour
+}
+
+fn push_detour<'e>(effects: &mut Effects<'e>, detour: Detour<'e>, scratch: &'e Scratch) {
+    let host = match detour {
+        Detour::None => return,
+        Detour::To(address) => address,
+        Detour::Target => host_of(&scratch.authority),
+    };
+    effects.push(Effect::FilterState(contract::DYNAMIC_HOST_STATE, host));
+    effects.push(Effect::FilterState(
+        contract::DYNAMIC_PORT_STATE,
+        &scratch.dial_port,
+    ));
+}
+
+/// Keeps SNI and verified name those of the target where the client's authority stays and spells it otherwise.
+fn push_names<'e>(effects: &mut Effects<'e>, tls: &TlsIntent, scratch: &'e Scratch) {
+    let host = host_of(&scratch.authority);
+    if tls.sni == Sni::Authority {
+        effects.push(Effect::FilterState(
+            contract::UPSTREAM_SERVER_NAME_STATE,
+            host,
+        ));
+    }
+    if tls.names.authority {
+        effects.push(Effect::FilterState(contract::UPSTREAM_NAMES_STATE, host));
+    }
+}
+
+/// Returns the host of an authority that we wrote; its hosts are names, so a colon begins the port.
+fn host_of(authority: &str) -> &str {
+    authority
+        .split_once(':')
+        .map_or(authority, |(host, _)| host)
+}
+
+/// Names the cluster, unless requests reach it anyway.
+fn route<'e>(
+    effects: &mut Effects<'e>,
+    config: &'e Loaded,
+    header: &'static str,
+    other: &'static str,
+    cluster: &'e Cluster,
+) {
+    let name = cluster.name.as_str();
+    if config.headers_stripped && config.default_cluster.as_deref() == Some(name) {
+        return;
+    }
+    if !config.headers_stripped {
+        effects.push(Effect::RemoveHeader(other));
+    }
+    effects.push(Effect::Header(header, name));
+    effects.push(Effect::ChooseRouteAgain);
+}
+
+fn answer(reason: Reason, scratch: &mut Scratch) -> Effects<'_> {
+    scratch.body.clear();
+    scratch.body.push_str("egress: ");
+    scratch.body.push_str(reason.as_str());
+    scratch.body.push_str(": ");
+    scratch.body.push_str(reason.explanation());
+    scratch.body.push('\n');
+    let status = match reason {
+        Reason::NoHost | Reason::InvalidHost => 400,
+        // As Istio's `block_all` route answers.
+        Reason::UnknownHost | Reason::UnknownPort | Reason::OtherProtocol => 502,
+    };
+    let mut effects = Effects::new();
+    effects.push(Effect::Metadata(&scratch.metadata));
+    effects.push(Effect::Answer {
+        status,
+        body: &scratch.body,
+    });
+    effects
+}
+
+fn write_metadata(config: &Loaded, facts: &Facts<'_>, decision: &Decision<'_>, out: &mut Vec<u8>) {
+    let mut writer = Writer::new(config.metadata, out);
+    let cluster = match decision.action {
+        Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster) => {
+            Some(cluster)
+        }
+        Action::Reject(_) | Action::LeaveAlone(_) => None,
+    };
+    let tls = cluster.and_then(|cluster| cluster.tls.as_ref());
+    let target = decision.target.as_ref();
+    writer.text(Entry::Action, Some(decision.action.as_str()));
+    writer.text(Entry::Reason, decision.reason().map(Reason::as_str));
+    writer.resource(Entry::Rule, decision.rule);
+    writer.resource(Entry::ServiceEntry, decision.service_entry);
+    writer.text(Entry::Cluster, cluster.map(|cluster| cluster.name.as_str()));
+    writer.text(
+        Entry::TransportSocket,
+        cluster.map(contract::transport_socket),
+    );
+    writer.text(Entry::TlsMode, tls.map(|tls| tls.mode.as_str()));
+    writer.text(
+        Entry::Sni,
+        tls.and_then(|tls| match &tls.sni {
+            Sni::Fixed(name) => Some(name.as_str()),
+            Sni::Authority => target.map(|target| &*target.host),
+        }),
+    );
+    writer.verify(tls, target.map(|target| &*target.host));
+    writer.target(target);
+    writer.text(
+        Entry::Authority,
+        Some(facts.authority).filter(|authority| !authority.is_empty()),
+    );
+}
+
+/// Writes a number without the formatting machinery, which costs more than the rest of the plan.
+pub(crate) fn itoa(number: u16, room: &mut [u8; 5]) -> &str {
+    let mut rest = number;
+    let mut at = room.len();
+    for (place, digit) in room.iter_mut().enumerate().rev() {
+        *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        rest /= 10;
+        at = place;
+        if rest == 0 {
+            break;
+        }
+    }
+    room.get(at..)
+        .and_then(|digits| std::str::from_utf8(digits).ok())
+        .unwrap_or("0")
+}

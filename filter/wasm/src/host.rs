@@ -1,0 +1,192 @@
+//! The only file that calls the host. Nothing here panics, and every call says whether it worked.
+//!
+//! The functions are those of the proxy-wasm ABI 0.2.1 that the SDK declares too. Ours differ in what
+//! they do with a status that nobody expects: the SDK panics, which costs a worker its VM and every
+//! stream in it, and we return [`HostError`], so that the caller can refuse the one request. They also
+//! pass borrowed bytes where the SDK copies.
+//!
+//! Source: proxy-wasm/spec `abi-versions/v0.2.1`, and proxy-wasm 0.2.5 `src/hostcalls.rs`.
+#![expect(
+    unsafe_code,
+    reason = "the ABI is made of raw pointers; each block says why it is sound"
+)]
+
+use std::ptr::null_mut;
+
+/// The host refused a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HostError;
+
+const OK: u32 = 0;
+const NOT_FOUND: u32 = 1;
+const REQUEST_HEADERS: u32 = 0;
+
+unsafe extern "C" {
+    fn proxy_get_header_map_value(
+        map: u32,
+        key: *const u8,
+        key_len: usize,
+        value: *mut *mut u8,
+        value_len: *mut usize,
+    ) -> u32;
+    fn proxy_replace_header_map_value(
+        map: u32,
+        key: *const u8,
+        key_len: usize,
+        value: *const u8,
+        value_len: usize,
+    ) -> u32;
+    fn proxy_remove_header_map_value(map: u32, key: *const u8, key_len: usize) -> u32;
+    fn proxy_get_property(
+        path: *const u8,
+        path_len: usize,
+        value: *mut *mut u8,
+        value_len: *mut usize,
+    ) -> u32;
+    fn proxy_set_property(
+        path: *const u8,
+        path_len: usize,
+        value: *const u8,
+        value_len: usize,
+    ) -> u32;
+    fn proxy_call_foreign_function(
+        name: *const u8,
+        name_len: usize,
+        argument: *const u8,
+        argument_len: usize,
+        result: *mut *mut u8,
+        result_len: *mut usize,
+    ) -> u32;
+    fn proxy_send_local_response(
+        status: u32,
+        details: *const u8,
+        details_len: usize,
+        body: *const u8,
+        body_len: usize,
+        headers: *const u8,
+        headers_len: usize,
+        grpc_status: i32,
+    ) -> u32;
+    fn proxy_get_buffer_bytes(
+        buffer: u32,
+        start: usize,
+        max: usize,
+        value: *mut *mut u8,
+        value_len: *mut usize,
+    ) -> u32;
+}
+
+/// Takes over bytes that the host put into memory it asked our allocator for.
+fn take(status: u32, value: *mut u8, len: usize) -> Result<Option<Vec<u8>>, HostError> {
+    match status {
+        OK if value.is_null() => Ok(None),
+        // SAFETY: the host got the block from our `proxy_on_memory_allocate`, which the SDK defines as a
+        // `Vec` of exactly `len` bytes, and wrote all of it. It gives the block away with the call.
+        OK => Ok(Some(unsafe { Vec::from_raw_parts(value, len, len) })),
+        NOT_FOUND => Ok(None),
+        _ => Err(HostError),
+    }
+}
+
+fn done(status: u32) -> Result<(), HostError> {
+    if status == OK { Ok(()) } else { Err(HostError) }
+}
+
+/// Reads a request header; `None` when it is not there.
+pub(crate) fn request_header(name: &str) -> Result<Option<Vec<u8>>, HostError> {
+    let (mut value, mut len) = (null_mut(), 0);
+    // SAFETY: the name lives through the call, and the host writes the two out-parameters only.
+    let status = unsafe {
+        proxy_get_header_map_value(
+            REQUEST_HEADERS,
+            name.as_ptr(),
+            name.len(),
+            &mut value,
+            &mut len,
+        )
+    };
+    take(status, value, len)
+}
+
+/// Sets a request header in place of all that were there.
+pub(crate) fn set_request_header(name: &str, value: &str) -> Result<(), HostError> {
+    // SAFETY: the host reads both texts during the call only.
+    done(unsafe {
+        proxy_replace_header_map_value(
+            REQUEST_HEADERS,
+            name.as_ptr(),
+            name.len(),
+            value.as_ptr(),
+            value.len(),
+        )
+    })
+}
+
+/// Removes a request header; it need not be there.
+pub(crate) fn remove_request_header(name: &str) -> Result<(), HostError> {
+    // SAFETY: the host reads the name during the call only.
+    done(unsafe { proxy_remove_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len()) })
+}
+
+/// Reads a property of one or more parts; `None` when the host does not know it.
+pub(crate) fn property(path: &[&str]) -> Result<Option<Vec<u8>>, HostError> {
+    let path = path.join("\0");
+    let (mut value, mut len) = (null_mut(), 0);
+    // SAFETY: as in `request_header`.
+    let status = unsafe { proxy_get_property(path.as_ptr(), path.len(), &mut value, &mut len) };
+    take(status, value, len)
+}
+
+/// Sets a property of one part.
+pub(crate) fn set_property(name: &str, value: &[u8]) -> Result<(), HostError> {
+    // SAFETY: the host reads both during the call only.
+    done(unsafe { proxy_set_property(name.as_ptr(), name.len(), value.as_ptr(), value.len()) })
+}
+
+/// Calls one of the host's own functions and drops what it returns.
+pub(crate) fn call(name: &str, argument: &[u8]) -> Result<(), HostError> {
+    let (mut value, mut len) = (null_mut(), 0);
+    // SAFETY: as in `request_header`.
+    let status = unsafe {
+        proxy_call_foreign_function(
+            name.as_ptr(),
+            name.len(),
+            argument.as_ptr(),
+            argument.len(),
+            &mut value,
+            &mut len,
+        )
+    };
+    take(status, value, len).map(drop)
+}
+
+/// Answers the request here. The request goes no further.
+pub(crate) fn answer(status: u32, details: &str, body: &str) -> Result<(), HostError> {
+    // A header map on the wire: the number of pairs, the lengths, then each text with a zero behind it.
+    const HEADERS: &[u8] =
+        b"\x01\x00\x00\x00\x0c\x00\x00\x00\x0a\x00\x00\x00content-type\0text/plain\0";
+    // SAFETY: the host reads the three texts during the call only.
+    done(unsafe {
+        proxy_send_local_response(
+            status,
+            details.as_ptr(),
+            details.len(),
+            body.as_ptr(),
+            body.len(),
+            HEADERS.as_ptr(),
+            HEADERS.len(),
+            -1,
+        )
+    })
+}
+
+/// Reads the plugin configuration, all of it; empty when there is none.
+pub(crate) fn plugin_configuration() -> Result<Vec<u8>, HostError> {
+    const PLUGIN_CONFIGURATION: u32 = 7;
+    let (mut value, mut len) = (null_mut(), 0);
+    // SAFETY: as in `request_header`.
+    let status = unsafe {
+        proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, usize::MAX, &mut value, &mut len)
+    };
+    take(status, value, len).map(Option::unwrap_or_default)
+}

@@ -1,0 +1,81 @@
+//! The configuration of the plugin: loaded whole, then swapped in.
+
+use std::rc::Rc;
+
+use egress_filter::{MetadataFormat, contract, varint};
+use log::{error, info, warn};
+use proxy_wasm::traits::{HttpContext, RootContext};
+use proxy_wasm::types::ContextType;
+
+use crate::http::Request;
+use crate::{Shared, host};
+
+/// The plugin, once in each VM. Until it has a configuration it refuses every request.
+#[derive(Default)]
+pub struct Root {
+    loaded: Option<Shared>,
+}
+
+impl RootContext for Root {
+    fn on_configure(&mut self, _size: usize) -> bool {
+        let json = match host::plugin_configuration() {
+            Ok(json) => json,
+            Err(host::HostError) => {
+                error!("egress: the host did not hand over the plugin configuration");
+                return false;
+            }
+        };
+        match egress_filter::load(&json) {
+            Ok(loaded) => {
+                for warning in &loaded.warnings.0 {
+                    warn!("egress: {warning}");
+                }
+                if loaded.metadata == MetadataFormat::Json && declare_metadata().is_err() {
+                    error!("egress: this Envoy cannot log an object; use metadata TEXT");
+                    return false;
+                }
+                info!(
+                    "egress: {} hosts, digest {}",
+                    loaded.table.len(),
+                    loaded.table.digest()
+                );
+                self.loaded = Some(Rc::new(loaded));
+                true
+            }
+            Err(problem) => {
+                for line in problem.lines() {
+                    error!("egress: {line}");
+                }
+                false
+            }
+        }
+    }
+
+    fn create_http_context(&self, _context_id: u32) -> Option<Box<dyn HttpContext>> {
+        Some(Box::new(Request::new(self.loaded.clone())))
+    }
+
+    fn get_type(&self) -> Option<ContextType> {
+        Some(ContextType::HttpContext)
+    }
+}
+
+/// Tells the host that the metadata is an object, so that a JSON access log shows it as one.
+///
+/// The message is `{string name = 1; bool readonly = 2; WasmType type = 3; string schema = 4}`, the type
+/// 3 for protobuf.
+///
+/// Source: envoyproxy/envoy `source/extensions/common/wasm/ext/declare_property.proto`.
+fn declare_metadata() -> Result<(), host::HostError> {
+    let mut message = Vec::new();
+    for (tag, text) in [
+        (0x0a, contract::METADATA_PROPERTY),
+        (0x22, contract::METADATA_TYPE),
+    ] {
+        message.push(tag);
+        varint(&mut message, text.len());
+        message.extend_from_slice(text.as_bytes());
+    }
+    message.extend_from_slice(&[0x18, 3]);
+    host::call(contract::DECLARE_PROPERTY, &message)
+}
