@@ -1,1 +1,47 @@
-//! integration
+//! The harness that proves the product on a real Envoy, shared by the tests and by the demo.
+//!
+//! It has the three parties of a request, each of which can say what it saw:
+//!
+//! - the application, [`probe`]: plain HTTP, HTTPS of its own, and bytes that no client would send;
+//! - the proxy: [`egressctl`] runs the product, [`envoy`] runs Envoy on a bootstrap written by hand;
+//! - the web site, [`stand_in`]: redirects over HTTP and answers over HTTPS, with certificates from
+//!   a throw-away [`pki`]. Beside it a [`silent_port`] hears whatever was sent without TLS, and
+//!   [`dns`] leads names to the test machine.
+//!
+//! Everything lives on 127.0.0.1, on ports that the kernel chose, and ends when its value is
+//! dropped. Nothing here knows a rule of the engine: a harness that did could only agree with it.
+//!
+//! # Examples
+//!
+//! ```
+//! use egress_integration::{pki::{Ca, Leaf}, probe, stand_in::{StandIn, StandInConfig}};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> anyhow::Result<()> {
+//! let ca = Ca::new("test CA")?;
+//! let certificate = ca.issue(&Leaf::for_names(["edition.cnn.com"]))?;
+//! let site = StandIn::start(StandInConfig::new(certificate)).await?;
+//!
+//! let host = "edition.cnn.com";
+//! let tls = probe::get_tls(site.tls_addr(), host, host, "/politics", &ca.pem()).await?;
+//! assert_eq!(tls.answer.status, 200);
+//! for seen in site.seen() {
+//!     println!("{seen}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod dns;
+pub mod egressctl;
+pub mod envoy;
+pub mod pki;
+pub mod probe;
+pub mod silent_port;
+pub mod stand_in;
+
+mod child;
+mod tls;
+mod workspace;
