@@ -19,6 +19,8 @@ pub enum Effect<'e> {
     Answer {
         /// The status.
         status: u32,
+        /// What the access log gives as the response's detail.
+        details: &'e str,
         /// A sentence for the one who sent the request.
         body: &'e str,
     },

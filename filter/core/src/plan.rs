@@ -265,6 +265,7 @@ fn answer(reason: Reason, scratch: &mut Scratch) -> Effects<'_> {
     scratch.body.clear();
     scratch.body.push_str("egress: ");
     scratch.body.push_str(reason.as_str());
+    let details = scratch.body.len();
     scratch.body.push_str(": ");
     scratch.body.push_str(reason.explanation());
     scratch.body.push('\n');

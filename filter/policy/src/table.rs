@@ -119,6 +119,10 @@ pub struct Service<'t> {
     pub cluster: &'t Cluster,
     /// An address to dial in place of the target.
     pub connect_to: Option<(&'t str, PortNumber)>,
+    /// The ServiceEntry that has the host.
+    pub service_entry: Option<&'t ResourceId>,
+    /// The DestinationRule that decided.
+    pub rule: Option<&'t ResourceId>,
 }
 
 impl PolicyTable {
@@ -218,6 +222,8 @@ impl PolicyTable {
                     arrival: port.arrival,
                     cluster,
                     connect_to,
+                    service_entry: self.resources.get(host.entry),
+                    rule: port.rule.and_then(|(rule, _)| self.resources.get(rule)),
                 })
             })
         })

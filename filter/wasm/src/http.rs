@@ -78,7 +78,11 @@ fn apply(effect: Effect<'_>) -> Result<(), HostError> {
             host::call(contract::SET_FILTER_STATE, &filter_state(key, value))
         }
         Effect::Metadata(value) => host::set_property(contract::METADATA_PROPERTY, value),
-        Effect::Answer { status, body } => host::answer(status, "egress", body),
+        Effect::Answer {
+            status,
+            details,
+            body,
+        } => host::answer(status, details, body),
     }
 }
 

@@ -1,0 +1,117 @@
+//! The command line: arguments as typed, settings as meant, and the commands.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub mod args;
+pub mod settings;
+
+use args::{Args, Command, RenderTarget};
+
+/// How a command ended, for the shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Well.
+    Success,
+    /// The input is wrong.
+    Input,
+    /// We failed, or something that we need.
+    Failure,
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        match status {
+            ExitStatus::Success => ExitCode::SUCCESS,
+            ExitStatus::Input => ExitCode::from(1),
+            ExitStatus::Failure => ExitCode::from(2),
+        }
+    }
+}
+
+/// Runs the command that the arguments name.
+pub fn main() -> ExitStatus {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let is_error = error.use_stderr();
+            // A closed pipe is no error of ours.
+            let _ = error.print();
+            return if is_error {
+                ExitStatus::Input
+            } else {
+                ExitStatus::Success
+            };
+        }
+    };
+    match args.command {
+        Command::Run(run) => crate::run::main(&run),
+        Command::Render(render) => match render.target {
+            RenderTarget::Envoy(envoy) => self::envoy(&envoy),
+        },
+    }
+}
+
+/// Prints the bootstrap that `run` would use.
+fn envoy(args: &args::RenderEnvoy) -> ExitStatus {
+    let settled = match settings::settle(&args.rules, None) {
+        Ok(settled) => settled,
+        Err(status) => return status,
+    };
+    let bootstrap = crate::xds::bootstrap(
+        &settled.rules.table,
+        &settled.rules.resources,
+        &settled.options,
+    );
+    let text = match args.output {
+        args::Format::Json => {
+            serde_json::to_string_pretty(&bootstrap).map_err(|error| error.to_string())
+        }
+        args::Format::Yaml => {
+            serde_saphyr::to_string(&bootstrap).map_err(|error| error.to_string())
+        }
+    };
+    let comment = match args.output {
+        args::Format::Json => String::new(),
+        args::Format::Yaml => format!(
+            "# Rendered by egressctl {} for Envoy {}; rules digest {}\n",
+            env!("CARGO_PKG_VERSION"),
+            settled.version,
+            settled.rules.table.digest()
+        ),
+    };
+    match text {
+        Ok(text) => print(&format!("{comment}{}\n", text.trim_end())),
+        Err(error) => fail(&format!("cannot write the bootstrap: {error}")),
+    }
+}
+
+/// Prints to the standard output; a reader that has gone is not an error.
+pub(crate) fn print(text: &str) -> ExitStatus {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            fail(&format!("cannot write: {error}"))
+        }
+        _ => ExitStatus::Success,
+    }
+}
+
+/// Tells people something, beside the output.
+pub(crate) fn tell(text: &str) {
+    let _ = writeln!(anstream::stderr(), "{text}");
+}
+
+/// Tells of a failure of ours.
+pub(crate) fn fail(text: &str) -> ExitStatus {
+    tell(&format!("error: {text}"));
+    ExitStatus::Failure
+}
+
+/// Tells of a mistake in the input.
+pub(crate) fn refuse(text: &str) -> ExitStatus {
+    tell(&format!("error: {text}"));
+    ExitStatus::Input
+}

@@ -1,0 +1,242 @@
+//! The arguments as typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use egress_policy::{ConnectTo, HostName, PortNumber};
+
+/// TLS origination for plain HTTP, from Istio's ServiceEntry and DestinationRule, in any Envoy.
+#[derive(Debug, Parser)]
+#[command(name = "egressctl", version, disable_help_subcommand = true)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start Envoy with the rules, and stop it on Ctrl-C
+    #[command(
+        after_help = "Example:\n  egressctl run -f rules.yaml --port 80=10080 --port 443=10443\n  \
+                            curl -H 'Host: edition.cnn.com' http://127.0.0.1:10080/politics"
+    )]
+    Run(Run),
+    /// Print configuration without starting anything
+    Render(Render),
+}
+
+/// `egressctl render`.
+#[derive(Debug, ClapArgs)]
+pub struct Render {
+    /// For what.
+    #[command(subcommand)]
+    pub target: RenderTarget,
+}
+
+/// What configuration can be rendered for.
+#[derive(Debug, Subcommand)]
+pub enum RenderTarget {
+    /// The bootstrap that `egressctl run` would start Envoy with
+    #[command(
+        after_help = "Example:\n  egressctl render envoy -f rules.yaml > bootstrap.yaml && envoy -c bootstrap.yaml"
+    )]
+    Envoy(RenderEnvoy),
+}
+
+/// `egressctl render envoy`.
+#[derive(Debug, ClapArgs)]
+pub struct RenderEnvoy {
+    /// What every command with rules takes.
+    #[command(flatten)]
+    pub rules: Rules,
+    /// The language to print
+    #[arg(short, long, value_enum, default_value_t = Format::Yaml)]
+    pub output: Format,
+}
+
+/// `egressctl run`.
+#[derive(Debug, ClapArgs)]
+pub struct Run {
+    /// What every command with rules takes.
+    #[command(flatten)]
+    pub rules: Rules,
+    /// The Envoy to start [default: `envoy` on PATH, or the one that `make envoy` installed]
+    #[arg(long, value_name = "PATH")]
+    pub envoy: Option<PathBuf>,
+    /// Envoy's worker threads [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub concurrency: Option<u32>,
+}
+
+/// Languages for structured output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Yaml,
+    /// For programs.
+    Json,
+}
+
+/// How requests are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Istio's default text, then `key=value`.
+    Text,
+    /// Istio's JSON keys, then an `egress` object.
+    Json,
+}
+
+/// `outboundTrafficPolicy.mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Outbound {
+    /// Hosts without a ServiceEntry are answered 502.
+    #[value(name = "REGISTRY_ONLY")]
+    RegistryOnly,
+    /// Hosts without a ServiceEntry are passed on as they are, in plaintext.
+    #[value(name = "ALLOW_ANY")]
+    AllowAny,
+}
+
+/// What originated requests carry in `:authority`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Authority {
+    /// The host and port really dialled; 443 is left out.
+    #[value(name = "REWRITE")]
+    Rewrite,
+    /// What the application wrote.
+    #[value(name = "PRESERVE")]
+    Preserve,
+}
+
+/// The arguments of every command that reads rules.
+#[derive(Debug, ClapArgs)]
+pub struct Rules {
+    /// Rules: a YAML or JSON file, a folder of them, or `-` for the standard input; may be repeated
+    #[arg(short, long = "filename", value_name = "FILE", required = true)]
+    pub files: Vec<String>,
+    /// The namespace of the application, which decides what rules it sees
+    #[arg(short, long, value_name = "NAME", default_value = egress_policy::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// A label of the application, for rules with a workloadSelector; may be repeated
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// What becomes of hosts that no ServiceEntry names
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Outbound::RegistryOnly, ignore_case = true)]
+    pub outbound_traffic_policy: Outbound,
+    /// What originated requests tell the server in `Host`
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
+    pub authority: Authority,
+    /// The address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub listen: std::net::IpAddr,
+    /// Listen on another port than the service's: SERVICE=PORT, 0 for any free one; may be repeated
+    #[arg(long = "port", value_name = "SERVICE=PORT", value_parser = port_mapping)]
+    pub ports: Vec<(PortNumber, u16)>,
+    /// Connect to ADDRESS:PORT where HOST:PORT would be dialled; names stay those of HOST; may be repeated
+    #[arg(long, value_name = "HOST:PORT:ADDRESS:PORT", value_parser = connect_to)]
+    pub connect_to: Vec<ConnectTo>,
+    /// Ask this DNS server instead of the system's; may be repeated
+    #[arg(long = "resolver", value_name = "ADDRESS:PORT")]
+    pub resolvers: Vec<SocketAddr>,
+    /// Let Envoy's admin interface listen here [default: a socket that only you can open]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub admin: Option<SocketAddr>,
+    /// Log requests to a file, or with `-` to the standard output
+    #[arg(long, value_name = "PATH", default_value = "-")]
+    pub access_log: String,
+    /// How requests are logged
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    pub access_log_format: LogFormat,
+    /// The filter [default: egress-filter.wasm beside this program]
+    #[arg(long, value_name = "PATH")]
+    pub wasm: Option<PathBuf>,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or("write it as KEY=VALUE, for example app=sleep")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn port_mapping(text: &str) -> Result<(PortNumber, u16), String> {
+    let wrong = || "write it as SERVICE=PORT, for example 80=10080".to_owned();
+    let (service, port) = text.split_once('=').ok_or_else(wrong)?;
+    let service = service
+        .parse()
+        .ok()
+        .and_then(PortNumber::new)
+        .ok_or_else(wrong)?;
+    Ok((service, port.parse().map_err(|_| wrong())?))
+}
+
+fn connect_to(text: &str) -> Result<ConnectTo, String> {
+    let wrong = || {
+        "write it as HOST:PORT:ADDRESS:PORT, for example example.com:443:127.0.0.1:8443".to_owned()
+    };
+    let (host, rest) = text.split_once(':').ok_or_else(wrong)?;
+    let (port, rest) = rest.split_once(':').ok_or_else(wrong)?;
+    let (address, address_port) = rest.rsplit_once(':').ok_or_else(wrong)?;
+    let number = |text: &str| {
+        u16::from_str(text)
+            .ok()
+            .and_then(PortNumber::new)
+            .ok_or_else(wrong)
+    };
+    // As in curl, an IPv6 address may stand in brackets.
+    let address = address
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(address);
+    if address.parse::<std::net::IpAddr>().is_err() {
+        HostName::dns(address).map_err(|error| error.to_string())?;
+    }
+    Ok(ConnectTo {
+        host: HostName::dns(host).map_err(|error| error.to_string())?,
+        port: number(port)?,
+        address: address.to_owned(),
+        address_port: number(address_port)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn connect_to_reads_as_in_curl() {
+        let to = connect_to("Edition.cnn.com:443:127.0.0.1:8443").unwrap();
+        assert_eq!(
+            (
+                to.host.as_str(),
+                to.port.get(),
+                to.address.as_str(),
+                to.address_port.get()
+            ),
+            ("edition.cnn.com", 443, "127.0.0.1", 8443)
+        );
+        assert_eq!(connect_to("a.com:443:[::1]:8443").unwrap().address, "::1");
+        for bad in [
+            "",
+            "a.com",
+            "a.com:443",
+            "a.com:443:127.0.0.1",
+            "a.com:0:127.0.0.1:1",
+            "a com:443:b:1",
+            "a.com:443::1",
+        ] {
+            assert!(connect_to(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The settings as meant: files read, rules compiled, places found.
+
+use egress_filter::{AuthorityMode, MetadataFormat};
+use egress_policy::{OutboundMode, Proxy, Settling};
+
+use super::args::{Authority, LogFormat, Outbound, Rules as Args};
+use super::{ExitStatus, fail, refuse, tell};
+use crate::rules::{self, Rules};
+use crate::xds::{AccessLog, Admin, Options, Version};
+use crate::{fs, pinned_envoy};
+
+/// All that rendering needs.
+#[derive(Debug)]
+pub struct Settled {
+    /// The rules, compiled.
+    pub rules: Rules,
+    /// How to render them.
+    pub options: Options,
+    /// The version of Envoy they are rendered for, for people.
+    pub version: String,
+}
+
+/// Reads and compiles the rules, and says what is wrong with them.
+///
+/// `version` is that of the Envoy at hand; without it, the pinned one.
+///
+/// # Errors
+/// With the status to exit with, when everything that is wrong has been told.
+pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus> {
+    let mut sources = Vec::new();
+    for name in &args.files {
+        sources.extend(fs::sources(name).map_err(|error| refuse(&error.to_string()))?);
+    }
+    let proxy = Proxy {
+        namespace: args.namespace.clone(),
+        labels: args.labels.iter().cloned().collect(),
+    };
+    let outbound = match args.outbound_traffic_policy {
+        Outbound::RegistryOnly => OutboundMode::RegistryOnly,
+        Outbound::AllowAny => OutboundMode::AllowAny,
+    };
+    let settling = Settling {
+        proxy: proxy.clone(),
+        outbound,
+        connect_to: args.connect_to.clone(),
+    };
+    let rules = match rules::compile(&sources, &settling) {
+        Ok(rules) => rules,
+        Err(report) => {
+            tell(report.to_string().trim_end());
+            return Err(ExitStatus::Input);
+        }
+    };
+    if !rules.warnings.0.is_empty() {
+        tell(rules.warnings.to_string().trim_end());
+    }
+    let version = version.unwrap_or(pinned_envoy());
+    let found = Version::find(version)
+        .ok_or_else(|| fail(&format!("`{version}` is not a version of Envoy")))?;
+    let wasm = fs::wasm(args.wasm.as_deref()).map_err(|error| refuse(&error.to_string()))?;
+    let trust_store = fs::trust_store().map_err(|error| refuse(&error.to_string()))?;
+    let options = Options {
+        listen: args.listen.to_string(),
+        ports: args.ports.clone(),
+        wasm: wasm.display().to_string(),
+        trust_store,
+        access_log: match args.access_log.as_str() {
+            "-" => AccessLog::Stdout,
+            path => AccessLog::File(path.to_owned()),
+        },
+        format: match args.access_log_format {
+            LogFormat::Text => MetadataFormat::Text,
+            LogFormat::Json => MetadataFormat::Json,
+        },
+        authority: match args.authority {
+            Authority::Rewrite => AuthorityMode::Rewrite,
+            Authority::Preserve => AuthorityMode::Preserve,
+        },
+        proxy,
+        admin: match args.admin {
+            Some(address) => Admin::Tcp(address.ip().to_string(), address.port()),
+            None => Admin::Pipe("admin.sock".to_owned()),
+        },
+        dns: args
+            .resolvers
+            .iter()
+            .map(|address| (address.ip().to_string(), address.port()))
+            .collect(),
+        version: found,
+    };
+    Ok(Settled {
+        rules,
+        options,
+        version: version.to_owned(),
+    })
+}

@@ -1,0 +1,225 @@
+//! Rules from files: read, parsed and compiled, with every problem at its line.
+
+use std::fmt;
+
+use egress_policy::{Parser, PolicyTable, Problem, ProblemKind, Problems, Settling, Severity};
+use serde_json::Value;
+
+use crate::fs::Source;
+use crate::yaml::{self, Document, Place};
+
+/// Rules that compile.
+#[derive(Debug)]
+pub struct Rules {
+    /// What they say.
+    pub table: PolicyTable,
+    /// The documents that said it, as JSON: those of our kinds, `List`s taken apart.
+    pub resources: Vec<Value>,
+    /// What was noticed and prevents nothing.
+    pub warnings: Report,
+}
+
+/// Problems with the places where they stand.
+#[derive(Debug, Default)]
+pub struct Report(pub Vec<Finding>);
+
+/// One problem, ready to be shown.
+#[derive(Debug, Clone)]
+pub struct Finding {
+    /// Whether it prevents anything.
+    pub severity: Severity,
+    /// The file.
+    pub file: String,
+    /// The place in it.
+    pub place: Place,
+    /// The field, or nothing.
+    pub path: String,
+    /// What is wrong.
+    pub what: String,
+    /// Which resource it is about.
+    pub resource: Option<String>,
+    /// How to mend it.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.severity.as_str())?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        write!(
+            f,
+            "{}\n  --> {}:{}:{}",
+            self.what, self.file, self.place.line, self.place.column
+        )?;
+        if let Some(resource) = &self.resource {
+            write!(f, "   ({resource})")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "\nhint: {hint}")?;
+        }
+        writeln!(f)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, finding) in self.0.iter().enumerate() {
+            if at > 0 {
+                writeln!(f)?;
+            }
+            finding.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads and compiles rules.
+///
+/// # Errors
+/// With every problem of every document, each at its place, in the order of the files.
+pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report> {
+    let mut findings = Vec::new();
+    let mut documents: Vec<(&str, Document)> = Vec::new();
+    for source in sources {
+        match yaml::read(&source.text) {
+            Ok(read) => documents.extend(
+                read.into_iter()
+                    .map(|document| (source.name.as_str(), document)),
+            ),
+            Err(error) => findings.push(Finding {
+                severity: Severity::Error,
+                file: source.name.clone(),
+                place: error.at,
+                path: String::new(),
+                what: error.what,
+                resource: None,
+                hint: error.hint,
+            }),
+        }
+    }
+    let mut parser = Parser::new();
+    for (_, document) in &documents {
+        parser.document(&document.value);
+    }
+    let (resources, problems) = parser.finish();
+    let unreadable = !findings.is_empty();
+    let failed = unreadable || problems.has_errors();
+    findings.extend(located(&problems, &documents));
+    if failed {
+        return Err(Report(findings));
+    }
+    if resources.service_entries.is_empty() {
+        let file = sources
+            .first()
+            .map(|source| source.name.clone())
+            .unwrap_or_default();
+        findings.push(Finding {
+            severity: Severity::Error,
+            file,
+            place: Place { line: 1, column: 1 },
+            path: String::new(),
+            what: "no ServiceEntry was found, so there is no host to reach".to_owned(),
+            resource: None,
+            hint: Some("add a ServiceEntry that names the host and its ports".to_owned()),
+        });
+        return Err(Report(findings));
+    }
+    match PolicyTable::compile(&resources, settling) {
+        Ok((table, warnings)) => {
+            findings.extend(located(&warnings, &documents));
+            let resources = documents
+                .iter()
+                .flat_map(|(_, document)| ours(&document.value))
+                .cloned()
+                .collect();
+            Ok(Rules {
+                table,
+                resources,
+                warnings: Report(findings),
+            })
+        }
+        Err(problems) => {
+            findings.extend(located(&problems, &documents));
+            Err(Report(findings))
+        }
+    }
+}
+
+/// Returns the resources of a document that the filter is given: ours, and nothing else that stands in
+/// the same files.
+fn ours(value: &Value) -> Vec<&Value> {
+    let kind = |value: &Value| value.get("kind").and_then(Value::as_str).map(str::to_owned);
+    let known = |value: &&Value| {
+        kind(value).is_some_and(|kind| egress_policy::KINDS.contains(&kind.as_str()))
+    };
+    match value.get("items") {
+        Some(Value::Array(items)) if kind(value).as_deref() == Some("List") => {
+            items.iter().filter(known).collect()
+        }
+        _ => Some(value).into_iter().filter(known).collect(),
+    }
+}
+
+fn located(problems: &Problems, documents: &[(&str, Document)]) -> Vec<Finding> {
+    problems
+        .0
+        .iter()
+        .map(|problem| finding(problem, documents))
+        .collect()
+}
+
+fn finding(problem: &Problem, documents: &[(&str, Document)]) -> Finding {
+    let by_key = matches!(
+        problem.kind,
+        ProblemKind::UnknownField(_) | ProblemKind::NotSupported(_)
+    );
+    let (file, place) = match documents.get(problem.origin.document) {
+        Some((file, document)) => ((*file).to_owned(), document.place(&problem.path, by_key)),
+        None => (String::new(), Place { line: 1, column: 1 }),
+    };
+    Finding {
+        severity: problem.severity,
+        file,
+        place,
+        path: problem.path.to_string(),
+        what: problem.kind.to_string(),
+        resource: problem.resource.as_ref().map(ToString::to_string),
+        hint: problem.hint.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_is_shown_where_it_stands() {
+        let text = "\
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: api
+  namespace: payments
+spec:
+  host: api.example.com
+  trafficPolicy:
+    tls:
+      mode: SIMPEL
+";
+        let source = Source {
+            name: "egress.yaml".to_owned(),
+            text: text.to_owned(),
+        };
+        let report = compile(&[source], &Settling::default()).unwrap_err();
+        assert_eq!(
+            report.to_string(),
+            "\
+error: spec.trafficPolicy.tls.mode: unknown mode `SIMPEL`
+  --> egress.yaml:10:13   (DestinationRule payments/api)
+hint: did you mean `SIMPLE`?
+"
+        );
+    }
+}

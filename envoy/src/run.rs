@@ -1,0 +1,309 @@
+//! Start Envoy with what was rendered, say when it is ready, and stop it again.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::cli::args::Run;
+use crate::cli::settings::{self, Settled};
+use crate::cli::{ExitStatus, fail, print, refuse, tell};
+use crate::xds::{self, Admin, Options};
+use crate::{fs, pinned_envoy};
+
+mod admin;
+mod complaint;
+
+/// How long Envoy may take to start. Loading a module takes a second or two on a slow machine.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long Envoy may take to stop once asked.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// `egressctl run`.
+pub(crate) fn main(args: &Run) -> ExitStatus {
+    let envoy = match fs::envoy(args.envoy.as_deref(), pinned_envoy()) {
+        Ok(envoy) => envoy,
+        Err(error) => return refuse(&error.to_string()),
+    };
+    let version = match version_of(&envoy) {
+        Ok(version) => version,
+        Err(error) => {
+            return fail(&format!(
+                "`{}` is not an Envoy that runs here: {error}",
+                envoy.display()
+            ));
+        }
+    };
+    let mut settled = match settings::settle(&args.rules, Some(&version)) {
+        Ok(settled) => settled,
+        Err(status) => return status,
+    };
+    if let Err(message) = check_ports(&settled) {
+        return refuse(&message);
+    }
+    // Private to this user: the bootstrap names files, and whoever reaches the admin socket rules Envoy.
+    let folder = match tempfile::Builder::new().prefix("egressctl-").tempdir() {
+        Ok(folder) => folder,
+        Err(error) => return fail(&format!("cannot make a folder for this run: {error}")),
+    };
+    if let Admin::Pipe(path) = &mut settled.options.admin {
+        *path = folder.path().join("admin.sock").display().to_string();
+    }
+    let bootstrap = xds::bootstrap(
+        &settled.rules.table,
+        &settled.rules.resources,
+        &settled.options,
+    );
+    let file = folder.path().join("bootstrap.json");
+    if let Err(error) = fs::write_private(&file, &bootstrap.to_string()) {
+        return fail(&format!("cannot write the bootstrap: {error}"));
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start: {error}")),
+    };
+    runtime.block_on(supervise(&envoy, &file, &settled, args.concurrency))
+}
+
+/// Asks an Envoy for its version, such as `1.40.0`.
+fn version_of(envoy: &Path) -> Result<String, String> {
+    let output = std::process::Command::new(envoy)
+        .arg("--version")
+        .output()
+        .map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // `version: 9e55…/1.40.0/Clean/RELEASE/BoringSSL`
+    text.split(['/', ' ', '\n'])
+        .find(|word| xds::Version::find(word).is_some())
+        .map(str::to_owned)
+        .ok_or_else(|| {
+            let said = text
+                .lines()
+                .chain(std::str::from_utf8(&output.stderr).unwrap_or("").lines())
+                .next();
+            format!("`--version` printed `{}`", said.unwrap_or("nothing"))
+        })
+}
+
+/// Finds out which ports cannot be listened on, before Envoy does and says so less plainly.
+fn check_ports(settled: &Settled) -> Result<(), String> {
+    let options = &settled.options;
+    for (service, _) in xds::service_ports(&settled.rules.table) {
+        let port = options.listening_port(service);
+        if let Err(error) = TcpListener::bind((options.listen.as_str(), port)) {
+            let flag = format!(
+                "--port {service}={}",
+                if port < 1024 { port + 10_000 } else { 0 }
+            );
+            let why = match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "only root may listen on ports below 1024 here".to_owned()
+                }
+                io::ErrorKind::AddrInUse => "something else listens there".to_owned(),
+                io::ErrorKind::AddrNotAvailable => {
+                    "this machine does not have that address; see --listen".to_owned()
+                }
+                _ => error.to_string(),
+            };
+            let listen = &options.listen;
+            return Err(format!(
+                "cannot listen on {listen} port {port} for service port {service}: {why}\nhint: `{flag}` listens elsewhere"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Runs Envoy until it ends or we are told to.
+async fn supervise(
+    envoy: &Path,
+    bootstrap: &Path,
+    settled: &Settled,
+    concurrency: Option<u32>,
+) -> ExitStatus {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        return fail("cannot listen for signals");
+    };
+    let admin_address = bootstrap.with_file_name("admin.txt");
+    let mut child = match start(envoy, bootstrap, &admin_address, concurrency) {
+        Ok(child) => child,
+        Err(error) => return fail(&format!("cannot start `{}`: {error}", envoy.display())),
+    };
+    let (sender, mut lines) = mpsc::unbounded_channel();
+    if let Some(stderr) = child.stderr.take() {
+        tokio::spawn(async move {
+            let mut reader = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = reader.next_line().await {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    let started = tokio::select! {
+        started = ready(&mut child, &mut lines, &settled.options, &admin_address) => started,
+        _ = interrupt.recv() => return stop(&mut child).await,
+        _ = terminate.recv() => return stop(&mut child).await,
+    };
+    match started {
+        Ok(line) => {
+            if print(&line) != ExitStatus::Success {
+                stop(&mut child).await;
+                return ExitStatus::Failure;
+            }
+        }
+        Err(message) => {
+            stop(&mut child).await;
+            return fail(&message);
+        }
+    }
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => return stop(&mut child).await,
+            _ = terminate.recv() => return stop(&mut child).await,
+            line = lines.recv() => match line {
+                Some(line) => tell(complaint::shortened(&line).trim_end()),
+                None => {
+                    let status = child.wait().await;
+                    return fail(&match status {
+                        Ok(status) => format!("Envoy ended by itself: {status}"),
+                        Err(error) => format!("Envoy ended by itself: {error}"),
+                    });
+                }
+            },
+        }
+    }
+}
+
+fn start(
+    envoy: &Path,
+    bootstrap: &Path,
+    admin_address: &Path,
+    concurrency: Option<u32>,
+) -> io::Result<Child> {
+    let mut command = std::process::Command::new(envoy);
+    command
+        .arg("--config-path")
+        .arg(bootstrap)
+        .arg("--admin-address-path")
+        .arg(admin_address);
+    // Without hot restart there is no shared memory to leave behind, and no id that two Envoys must not share.
+    command.args([
+        "--disable-hot-restart",
+        "--log-level",
+        "warn",
+        "--file-flush-interval-msec",
+        "200",
+    ]);
+    if let Some(workers) = concurrency {
+        command.arg("--concurrency").arg(workers.to_string());
+    }
+    command.stdin(Stdio::null()).stderr(Stdio::piped());
+    // Ctrl-C reaches every process of a terminal's group; ours is the one that decides how Envoy stops.
+    command.process_group(0);
+    die_with_us(&mut command);
+    Command::from(command).kill_on_drop(true).spawn()
+}
+
+/// Lets the kernel stop Envoy when this process is killed without a chance to do so itself.
+fn die_with_us(command: &mut std::process::Command) {
+    #[cfg(target_os = "linux")]
+    #[expect(
+        unsafe_code,
+        reason = "code between fork and exec is unsafe to run in general"
+    )]
+    // SAFETY: the closure makes one system call and allocates nothing, so it may run between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+            Ok(())
+        });
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
+}
+
+/// Waits until everything listens; returns the line to print.
+async fn ready(
+    child: &mut Child,
+    lines: &mut mpsc::UnboundedReceiver<String>,
+    options: &Options,
+    admin_address: &Path,
+) -> Result<String, String> {
+    let mut said = VecDeque::new();
+    let deadline = Instant::now() + START_LIMIT;
+    let mut told = false;
+    loop {
+        tokio::select! {
+            biased;
+            line = lines.recv(), if !told => match line {
+                Some(line) => {
+                    said.push_back(line);
+                    if said.len() > 200 {
+                        said.pop_front();
+                    }
+                }
+                None => told = true,
+            },
+            status = child.wait(), if told => {
+                let status = status.map(|status| status.to_string()).unwrap_or_default();
+                return Err(complaint::reason(said.iter().map(String::as_str), &status));
+            }
+            () = sleep(Duration::from_millis(20)), if !told => {
+                if let Some(addresses) = admin::listening(&options.admin, admin_address).await {
+                    for line in said.drain(..) {
+                        tell(complaint::shortened(&line).trim_end());
+                    }
+                    return Ok(ready_line(&addresses));
+                }
+                if Instant::now() > deadline {
+                    return Err(format!("Envoy did not become ready within {} s", START_LIMIT.as_secs()));
+                }
+            }
+        }
+    }
+}
+
+/// Writes `ready 80=127.0.0.1:10080 443=127.0.0.1:10443 admin=127.0.0.1:9901`.
+fn ready_line(addresses: &admin::Addresses) -> String {
+    let mut line = String::from("ready");
+    for (service, address) in &addresses.listeners {
+        let _ = write!(line, " {service}={address}");
+    }
+    let _ = writeln!(line, " admin={}", addresses.admin);
+    line
+}
+
+/// Asks Envoy to end, and makes it if it does not.
+async fn stop(child: &mut Child) -> ExitStatus {
+    if let Some(pid) = child
+        .id()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .and_then(rustix::process::Pid::from_raw)
+    {
+        // It may have ended in this very moment; then there is nothing to ask.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+    if timeout(STOP_LIMIT, child.wait()).await.is_err() {
+        tell("warning: Envoy did not stop when asked; it was killed");
+        let _ = child.kill().await;
+    }
+    ExitStatus::Success
+}

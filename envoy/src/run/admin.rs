@@ -1,0 +1,101 @@
+//! Envoy's admin interface, as far as `run` asks it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use crate::xds::Admin;
+
+/// How long one question may take.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Where an Envoy listens.
+#[derive(Debug)]
+pub(super) struct Addresses {
+    /// Service port and address, in the order of the ports.
+    pub(super) listeners: Vec<(u16, String)>,
+    /// The admin interface: an address, or the path of a socket.
+    pub(super) admin: String,
+}
+
+/// Returns where Envoy listens, once it is ready to take requests. `written` is the file into which
+/// Envoy writes the address of an admin interface whose port the kernel chose.
+pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses> {
+    let admin = &match admin {
+        Admin::Tcp(_, 0) => {
+            let address: SocketAddr = crate::fs::read_text(written)?.trim().parse().ok()?;
+            Admin::Tcp(address.ip().to_string(), address.port())
+        }
+        admin => admin.clone(),
+    };
+    let (status, _) = get(admin, "/ready").await?;
+    if status != 200 {
+        return None;
+    }
+    let (_, body) = get(admin, "/listeners?format=json").await?;
+    let body: Value = serde_json::from_slice(&body).ok()?;
+    let mut listeners = Vec::new();
+    for listener in body.get("listener_statuses")?.as_array()? {
+        let port = listener
+            .get("name")?
+            .as_str()?
+            .strip_prefix("outbound_")?
+            .parse()
+            .ok()?;
+        let address = listener.get("local_address")?.get("socket_address")?;
+        let number = address.get("port_value")?.as_u64()?;
+        let ip: std::net::IpAddr = address.get("address")?.as_str()?.parse().ok()?;
+        let number = u16::try_from(number).ok().filter(|number| *number != 0)?;
+        listeners.push((port, SocketAddr::new(ip, number).to_string()));
+    }
+    listeners.sort();
+    let admin = match admin {
+        Admin::Tcp(address, port) => SocketAddr::new(address.parse().ok()?, *port).to_string(),
+        Admin::Pipe(path) => path.clone(),
+    };
+    Some(Addresses { listeners, admin })
+}
+
+async fn get(admin: &Admin, path: &str) -> Option<(u16, Bytes)> {
+    let answer = async {
+        match admin {
+            Admin::Pipe(socket) => ask(UnixStream::connect(socket).await.ok()?, path).await,
+            Admin::Tcp(address, port) => {
+                ask(
+                    TcpStream::connect((address.as_str(), *port)).await.ok()?,
+                    path,
+                )
+                .await
+            }
+        }
+    };
+    timeout(LIMIT, answer).await.ok()?
+}
+
+async fn ask<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    path: &str,
+) -> Option<(u16, Bytes)> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .ok()?;
+    let connection = tokio::spawn(connection);
+    let request = Request::get(path)
+        .header("host", "admin")
+        .body(Empty::<Bytes>::new())
+        .ok()?;
+    let response = sender.send_request(request).await.ok()?;
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.ok()?.to_bytes();
+    connection.abort();
+    Some((status, body))
+}

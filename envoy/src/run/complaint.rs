@@ -1,0 +1,105 @@
+//! What Envoy says when it does not start, in one line that can be read.
+
+/// The longest line of Envoy's that is shown, in characters. It prints whole configurations.
+const LONGEST: usize = 500;
+
+/// Finds the reason among the lines that Envoy wrote before it ended with `status`.
+pub(super) fn reason<'l>(lines: impl Iterator<Item = &'l str>, status: &str) -> String {
+    let lines: Vec<&str> = lines.collect();
+    let with = |word: &str| lines.iter().rev().find(|line| line.contains(word));
+    // The last critical line is the reason; errors of the filter say more than Envoy's summary of them.
+    let filter: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| line.split_once("egress: error: "))
+        .map(|(_, problem)| problem)
+        .collect();
+    let line = with("[critical]")
+        .or_else(|| with("[error]"))
+        .or_else(|| lines.last());
+    let Some(line) = line else {
+        return format!("Envoy did not start and said nothing ({status})");
+    };
+    let mut text = body(line);
+    // `…: {"static_resources":` begins a dump of the bootstrap.
+    for dump in [
+        ": {\"",
+        "): {",
+        ": {\\n",
+        ": node {",
+        ": static_resources {",
+    ] {
+        if let Some((before, _)) = text.split_once(dump) {
+            text = before;
+        }
+    }
+    let text = text
+        .strip_prefix("error initializing config ")
+        .and_then(|rest| rest.split_once(": "))
+        .map_or(text, |(_, reason)| reason);
+    let text = text
+        .strip_prefix("error `")
+        .and_then(|rest| rest.split_once("` initializing config"))
+        .map_or(text, |(reason, _)| reason);
+    let mut reason = format!("Envoy did not start: {}", shortened(text));
+    if let Some(problem) = filter.first() {
+        reason = format!(
+            "Envoy did not start: the filter refused its configuration: {}",
+            shortened(problem)
+        );
+    }
+    if reason.contains("compiled without support for it")
+        || reason.contains("envoy.wasm.runtime.v8")
+    {
+        reason += "\nhint: this Envoy has no V8 and cannot load the filter; use a release that has, such as the pinned one (`make envoy`)";
+    }
+    reason
+}
+
+/// Cuts a line that is too long for people.
+pub(super) fn shortened(line: &str) -> String {
+    match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or(line)),
+        None => line.to_owned(),
+    }
+}
+
+/// Drops `[2026-01-02 03:04:05.678][12][critical][main] [source/server/server.cc:416] `.
+fn body(line: &str) -> &str {
+    let mut rest = line.trim();
+    while let Some((_, after)) = rest
+        .strip_prefix('[')
+        .and_then(|inside| inside.split_once(']'))
+    {
+        rest = after.trim_start();
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_is_cut_and_the_reason_kept() {
+        let line = format!(
+            "[2026-01-02 03:04:05.678][12][critical][main] [source/server/server.cc:416] error initializing config \
+             '  /tmp/x/bootstrap.json': Protobuf message (type envoy.config.bootstrap.v3.Bootstrap reason INVALID_ARGUMENT: \
+             invalid name nod: Cannot find field.) has unknown fields: {{\"node\":{}",
+            "x".repeat(10_000)
+        );
+        let reason = reason([line.as_str()].into_iter(), "exit status: 1");
+        assert!(
+            reason.starts_with("Envoy did not start: Protobuf message"),
+            "{reason}"
+        );
+        assert!(reason.ends_with("has unknown fields"), "{reason}");
+    }
+
+    #[test]
+    fn silence_is_told_too() {
+        assert_eq!(
+            reason([].into_iter(), "exit status: 1"),
+            "Envoy did not start and said nothing (exit status: 1)"
+        );
+    }
+}

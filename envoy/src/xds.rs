@@ -1,0 +1,127 @@
+//! Render a policy table as an Envoy bootstrap. It translates intent and judges nothing.
+//!
+//! The shape is meant for speed and for ten thousand hosts:
+//!
+//! - one listener for each service port, one HTTP connection manager in it, one filter;
+//! - hosts that differ in nothing but their name share one dynamic forward proxy cluster, which takes
+//!   SNI and verified name from the authority; only a host whose rules ask for something of its own has
+//!   a cluster of its own;
+//! - the request's route is fixed for what most hosts need, so that the filter has nothing to change;
+//! - TLS of the application is matched by SNI in the listener and never opened.
+
+use egress_filter::{AuthorityMode, MetadataFormat};
+use egress_policy::{Arrival, PolicyTable, PortNumber, Proxy};
+use serde_json::{Value, json};
+
+mod access_log;
+mod bootstrap;
+mod cluster;
+mod listener;
+
+pub use bootstrap::bootstrap;
+
+/// What rendering takes besides the table.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the listeners listen.
+    pub listen: String,
+    /// Other ports to listen on, by service port; zero lets the kernel choose.
+    pub ports: Vec<(PortNumber, u16)>,
+    /// The wasm module.
+    pub wasm: String,
+    /// The bundle that `system` stands for.
+    pub trust_store: String,
+    /// Where requests are logged.
+    pub access_log: AccessLog,
+    /// How they are logged.
+    pub format: MetadataFormat,
+    /// What upstream is told in `:authority`.
+    pub authority: AuthorityMode,
+    /// For whom the rules were compiled; the filter compiles them again.
+    pub proxy: Proxy,
+    /// Where Envoy's admin interface listens.
+    pub admin: Admin,
+    /// DNS servers to ask instead of the system's.
+    pub dns: Vec<(String, u16)>,
+    /// The Envoy that is to read the bootstrap.
+    pub version: Version,
+}
+
+/// Where requests are logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLog {
+    /// To Envoy's standard output.
+    Stdout,
+    /// To a file.
+    File(String),
+}
+
+/// Where Envoy's admin interface listens. Whoever reaches it can stop Envoy and read its configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admin {
+    /// On a socket in a private folder.
+    Pipe(String),
+    /// On an address.
+    Tcp(String, u16),
+}
+
+/// A version of Envoy, as far as rendering depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// 1.
+    pub major: u32,
+    /// For example 40.
+    pub minor: u32,
+}
+
+impl Version {
+    /// Finds `1.40.0` in a text, such as the answer to `envoy --version`.
+    pub fn find(text: &str) -> Option<Version> {
+        text.split(|c: char| !c.is_ascii_digit() && c != '.')
+            .find_map(|word| {
+                let mut parts = word.split('.');
+                let (major, minor) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+                parts.next()?.parse::<u32>().ok()?;
+                Some(Version { major, minor })
+            })
+    }
+}
+
+impl Options {
+    /// Returns the port to listen on for a service port.
+    pub fn listening_port(&self, port: PortNumber) -> u16 {
+        let mapped = self.ports.iter().find(|(service, _)| *service == port);
+        mapped.map_or(port.get(), |(_, listening)| *listening)
+    }
+}
+
+/// Returns the service ports that are listened on, each with what comes in on it.
+pub fn service_ports(table: &PolicyTable) -> Vec<(PortNumber, Vec<Arrival>)> {
+    let mut ports = std::collections::BTreeMap::<PortNumber, Vec<Arrival>>::new();
+    for service in table.services() {
+        let arrivals = ports.entry(service.port).or_default();
+        if !arrivals.contains(&service.arrival) {
+            arrivals.push(service.arrival);
+        }
+    }
+    ports.into_iter().collect()
+}
+
+/// Wraps a message in an `Any` under the name of an extension.
+fn extension(name: &str, kind: &str, mut message: Value) -> Value {
+    if let Value::Object(fields) = &mut message {
+        fields.insert(
+            "@type".to_owned(),
+            json!(format!("type.googleapis.com/{kind}")),
+        );
+    }
+    json!({"name": name, "typed_config": message})
+}
+
+/// Writes a duration as protobuf's JSON does.
+fn duration(time: std::time::Duration) -> String {
+    match time.subsec_nanos() {
+        0 => format!("{}s", time.as_secs()),
+        nanos => format!("{}.{nanos:09}s", time.as_secs()),
+    }
+}

@@ -1,0 +1,315 @@
+//! Listeners: one for each service port, requests to the filter, the application's TLS by its SNI.
+
+use std::collections::BTreeMap;
+
+use egress_filter::{PluginConfig, contract};
+use egress_policy::{Arrival, HostPattern, PolicyTable, PortNumber, Service};
+use serde_json::{Value, json};
+
+use super::access_log::{Metadata, access_log};
+use super::{Options, cluster, extension, service_ports};
+
+/// Renders all listeners, in the order of their ports.
+pub(super) fn listeners(table: &PolicyTable, resources: &[Value], options: &Options) -> Vec<Value> {
+    service_ports(table)
+        .into_iter()
+        .map(|(port, arrivals)| {
+            let has_tls = arrivals.contains(&Arrival::Tls);
+            let mut chains = if has_tls {
+                tls_chains(port, table, options)
+            } else {
+                Vec::new()
+            };
+            if arrivals.contains(&Arrival::Http) {
+                let matches = if has_tls {
+                    json!({"transport_protocol": "raw_buffer"})
+                } else {
+                    json!({})
+                };
+                let filters = [connection_manager(port, table, resources, options)];
+                chains.push(
+                    json!({"name": "http", "filter_chain_match": matches, "filters": filters}),
+                );
+            }
+            let mut listener = json!({
+                "name": listener_name(port),
+                "address": {"socket_address": {
+                    "address": options.listen,
+                    "port_value": options.listening_port(port),
+                }},
+                "traffic_direction": "OUTBOUND",
+                "filter_chains": chains,
+                // Who sends what no chain takes is closed; this is where that is written down.
+                "access_log": [refused_log(options)],
+            });
+            if let (true, Some(fields)) = (has_tls, listener.as_object_mut()) {
+                let inspector = extension(
+                    "envoy.filters.listener.tls_inspector",
+                    "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+                    json!({}),
+                );
+                fields.insert("listener_filters".to_owned(), json!([inspector]));
+            }
+            listener
+        })
+        .collect()
+}
+
+/// The name of a service port's listener.
+pub(crate) fn listener_name(port: PortNumber) -> String {
+    format!("outbound_{port}")
+}
+
+fn refused_log(options: &Options) -> Value {
+    let entries = [
+        ("action", "reject".to_owned()),
+        ("reason", "unknown_host".to_owned()),
+        ("authority", "%REQUESTED_SERVER_NAME%".to_owned()),
+    ];
+    let mut log = access_log(&Metadata::Known(&entries), options);
+    if let Some(fields) = log.as_object_mut() {
+        fields.insert(
+            "filter".to_owned(),
+            json!({"response_flag_filter": {"flags": ["NR"]}}),
+        );
+    }
+    log
+}
+
+/// Renders the application's own TLS: a chain for all hosts that differ in nothing but their name.
+fn tls_chains(port: PortNumber, table: &PolicyTable, options: &Options) -> Vec<Value> {
+    let mut groups: BTreeMap<(u16, &str, Option<(&str, u16)>), Vec<Service<'_>>> = BTreeMap::new();
+    for service in table
+        .services()
+        .filter(|service| service.port == port && service.arrival == Arrival::Tls)
+    {
+        let pinned = service
+            .connect_to
+            .map(|(address, port)| (address, port.get()));
+        let key = (service.target.get(), service.cluster.name.as_str(), pinned);
+        groups.entry(key).or_default().push(service);
+    }
+    let mut chains = Vec::new();
+    for (at, ((target, cluster, pinned), services)) in groups.into_iter().enumerate() {
+        let dynamic = services
+            .iter()
+            .all(|service| service.cluster.endpoints == egress_policy::Endpoints::OfTheRequest);
+        let mut filters = Vec::new();
+        match pinned {
+            Some((address, port)) if dynamic => filters.push(pin(address, port)),
+            None if dynamic => filters.push(extension(
+                "envoy.filters.network.sni_dynamic_forward_proxy",
+                "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
+                json!({"port_value": target, "dns_cache_config": cluster::dns_cache(table, options)}),
+            )),
+            _ => {}
+        }
+        let log = access_log(
+            &Metadata::Known(&passthrough_entries(&services, target, cluster)),
+            options,
+        );
+        filters.push(extension(
+            "envoy.filters.network.tcp_proxy",
+            "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+            json!({"stat_prefix": listener_name(port), "cluster": cluster, "access_log": [log]}),
+        ));
+        let names: Vec<String> = services
+            .iter()
+            .filter_map(|service| server_name(service.host))
+            .collect();
+        chains.push(json!({
+            "name": format!("tls_{at}"),
+            "filter_chain_match": {"transport_protocol": "tls", "server_names": names},
+            "filters": filters,
+        }));
+    }
+    chains
+}
+
+/// Renders a pattern as Envoy's `server_names` take it.
+fn server_name(host: &HostPattern) -> Option<String> {
+    match host {
+        HostPattern::Exact(name) => Some(name.as_str().to_owned()),
+        HostPattern::Suffix(suffix) if suffix.starts_with('.') => Some(format!("*{suffix}")),
+        // The engine refuses these for TLS ports: the listener could not tell them apart.
+        HostPattern::Suffix(_) | HostPattern::Any => None,
+    }
+}
+
+/// Renders a detour to an address, for a chain whose cluster goes where the connection says.
+fn pin(address: &str, port: u16) -> Value {
+    let state = |key: &str, value: String| json!({"object_key": key, "format_string": {"text_format_source": {"inline_string": value}}});
+    extension(
+        "envoy.filters.network.set_filter_state",
+        "envoy.extensions.filters.network.set_filter_state.v3.Config",
+        json!({"on_new_connection": [
+            state(contract::DYNAMIC_HOST_STATE, address.to_owned()),
+            state(contract::DYNAMIC_PORT_STATE, port.to_string()),
+        ]}),
+    )
+}
+
+/// Says what the log says of a connection that is passed through. Names are those of the ClientHello.
+fn passthrough_entries(
+    services: &[Service<'_>],
+    target: u16,
+    cluster: &str,
+) -> Vec<(&'static str, String)> {
+    let mut entries = vec![
+        ("action", "passthrough".to_owned()),
+        ("cluster", cluster.to_owned()),
+        (
+            "transport_socket",
+            "envoy.transport_sockets.raw_buffer".to_owned(),
+        ),
+        ("sni", "%REQUESTED_SERVER_NAME%".to_owned()),
+        ("target", format!("%REQUESTED_SERVER_NAME%:{target}")),
+    ];
+    // A chain that serves one entry alone can name it; one that serves many cannot tell which.
+    let one = |name: fn(&Service<'_>) -> Option<String>| {
+        let first = services.first().and_then(name)?;
+        services
+            .iter()
+            .all(|service| name(service).as_ref() == Some(&first))
+            .then_some(first)
+    };
+    entries
+        .extend(one(|s| Some(s.service_entry?.qualified())).map(|entry| ("service_entry", entry)));
+    entries.extend(one(|s| Some(s.rule?.qualified())).map(|rule| ("rule", rule)));
+    entries
+}
+
+fn connection_manager(
+    port: PortNumber,
+    table: &PolicyTable,
+    resources: &[Value],
+    options: &Options,
+) -> Value {
+    let default = default_cluster(port, table);
+    let plugin = PluginConfig {
+        digest: table.digest().to_string(),
+        proxy: &options.proxy,
+        outbound: table.outbound(),
+        authority: options.authority,
+        listener_port: Some(port),
+        default_cluster: default,
+        headers_stripped: true,
+        connect_to: table.connect_tos(),
+        metadata: options.format,
+        resources,
+    };
+    let wasm = extension(
+        contract::FILTER_NAME,
+        "envoy.extensions.filters.http.wasm.v3.Wasm",
+        json!({"config": {
+            "name": contract::FILTER_NAME,
+            "root_id": contract::FILTER_NAME,
+            // A filter that crashed refuses requests until it is back; it never lets one through.
+            "failure_policy": "FAIL_RELOAD",
+            "vm_config": {
+                "vm_id": contract::FILTER_NAME,
+                "runtime": "envoy.wasm.runtime.v8",
+                "code": {"local": {"filename": options.wasm}},
+            },
+            "configuration": {
+                "@type": "type.googleapis.com/google.protobuf.StringValue",
+                "value": plugin.to_json(),
+            },
+        }}),
+    );
+    let router = extension(
+        "envoy.filters.http.router",
+        "envoy.extensions.filters.http.router.v3.Router",
+        json!({}),
+    );
+    let prefix = |prefix: &str| json!({"remove_on_match": {"key_matcher": {"prefix": prefix}}});
+    let stripping = extension(
+        "envoy.http.early_header_mutation.header_mutation",
+        "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        json!({"mutations": [prefix(contract::HEADER_PREFIX), prefix("x-envoy-")]}),
+    );
+    extension(
+        "envoy.filters.network.http_connection_manager",
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        json!({
+            "stat_prefix": listener_name(port),
+            // What clients send to steer us or Envoy is gone before a route is chosen.
+            "early_header_mutation_extensions": [stripping],
+            "http_filters": [wasm, router],
+            "route_config": routes(port, default),
+            "access_log": [access_log(&Metadata::Filter, options)],
+            // The server is told `https` where TLS is what it gets.
+            "scheme_header_transformation": {"match_upstream": true},
+            "server_header_transformation": "PASS_THROUGH",
+            "preserve_external_request_id": true,
+            "stream_idle_timeout": "0s",
+            "http_protocol_options": {
+                // Applications that need us are old; those that speak 1.0 without a host are refused by name.
+                "accept_http_10": true,
+                "default_host_for_http_10": "no-host.invalid",
+                // Java's HTTP client offers `Upgrade: TLS/1.2` with every plain request; that is no error.
+                "ignore_http_11_upgrade": [{"prefix": "TLS/"}],
+            },
+        }),
+    )
+}
+
+/// Returns the shared cluster with TLS that most hosts of the port need: the one that needs no header.
+fn default_cluster(port: PortNumber, table: &PolicyTable) -> Option<&str> {
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for service in table
+        .services()
+        .filter(|service| service.port == port && service.arrival == Arrival::Http)
+    {
+        if service.cluster.own.is_none() && service.cluster.tls.is_some() {
+            *counts.entry(service.cluster.name.as_str()).or_default() += 1;
+        }
+    }
+    counts
+        .into_iter()
+        .max_by_key(|(_, count)| *count)
+        .map(|(name, _)| name)
+}
+
+fn routes(port: PortNumber, default: Option<&str>) -> Value {
+    let https = json!([{
+        "header": {"key": "x-forwarded-proto", "value": "https"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }]);
+    let retries = json!({"retry_on": "refused-stream,reset-before-request", "num_retries": 2});
+    let by_header = |name: &str, header: &str| {
+        json!({
+            "name": name,
+            "match": {"prefix": "/", "headers": [{"name": header, "present_match": true}]},
+            "route": {"cluster_header": header, "timeout": "0s", "retry_policy": retries},
+            "request_headers_to_remove": [header],
+        })
+    };
+    let with_https = |mut route: Value| {
+        if let Some(fields) = route.as_object_mut() {
+            fields.insert("request_headers_to_add".to_owned(), https.clone());
+        }
+        route
+    };
+    let mut routes = vec![
+        with_https(by_header("originate", contract::ORIGINATE_HEADER)),
+        by_header("forward", contract::FORWARD_HEADER),
+    ];
+    routes.push(match default {
+        Some(cluster) => with_https(json!({
+            "name": "originate",
+            "match": {"prefix": "/"},
+            "route": {"cluster": cluster, "timeout": "0s", "retry_policy": retries},
+        })),
+        // Nothing is reached without a word of the filter.
+        None => json!({
+            "name": "block_all",
+            "match": {"prefix": "/"},
+            "direct_response": {"status": 502},
+        }),
+    });
+    json!({
+        "name": port.to_string(),
+        "virtual_hosts": [{"name": "egress", "domains": ["*"], "routes": routes}],
+    })
+}
