@@ -263,7 +263,7 @@ fn route<'e>(
 
 fn answer(reason: Reason, scratch: &mut Scratch) -> Effects<'_> {
     scratch.body.clear();
-    scratch.body.push_str("egress: ");
+    scratch.body.push_str("egress_");
     scratch.body.push_str(reason.as_str());
     let details = scratch.body.len();
     scratch.body.push_str(": ");
@@ -278,6 +278,7 @@ fn answer(reason: Reason, scratch: &mut Scratch) -> Effects<'_> {
     effects.push(Effect::Metadata(&scratch.metadata));
     effects.push(Effect::Answer {
         status,
+        details: scratch.body.get(..details).unwrap_or(""),
         body: &scratch.body,
     });
     effects

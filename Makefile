@@ -1,0 +1,127 @@
+# Everything that CI does is a target here. `make` alone tells what there is.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# Said aloud, so that what cargo writes and what is copied from there agree.
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+# A shell that is older than the rustup installation has not got it on PATH yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+# A log file has no use for a line for each crate compiled.
+export CARGO_TERM_QUIET ?= $(if $(MAKE_TERMERR),false,true)
+
+release := $(CARGO_TARGET_DIR)/release
+wasm-cargo := .setup/wasm-toolchain.sh
+# The wasm module's entry point would collide with that of a test program of this machine.
+native := --workspace --exclude egress-filter-wasm
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo 'ENVOY=/path/to/envoy          instead of the pinned one'
+	@echo 'WASM_TOOLCHAIN=rustup|debian  instead of the one that is found'
+
+.PHONY: build
+build: native wasm envoy ## The CLI, the wasm module beside it, and Envoy
+
+.PHONY: run
+run: build ## The demo: plain HTTP before and after; KEEP=1 leaves it running
+	@$(release)/demo $(if $(KEEP),--keep)
+
+.PHONY: test
+test: ## All tests: this machine's, wasm under Node, and on a real Envoy
+	@MAKE='$(MAKE)' .setup/tally.sh test-native test-wasm
+
+.PHONY: check
+check: ## Format, lints, docs, each crate alone; and the tree is left as it was
+	@before=$$(.setup/tree.sh); \
+	$(MAKE) --no-print-directory fmt lint alone doc; \
+	diff <(echo "$$before") <(.setup/tree.sh) || { echo 'error: make check changed these files' >&2; exit 1; }
+
+.PHONY: bless
+bless: host ## Rewrite the golden files; read the difference like code
+	UPDATE_GOLDENS=1 cargo test -p egress-envoy
+
+# --- what build consists of ---
+
+.PHONY: host
+host: # a C compiler and cargo
+	@.setup/host.sh
+
+.PHONY: native
+native: host
+	@echo '==> build: programs for this machine'
+	@cargo build --release --bins
+
+.PHONY: wasm
+wasm: host ## Only the wasm module
+	@settings=$$($(wasm-cargo)); eval "$$settings"; \
+	echo "==> build: the wasm module, with the $$WASM_TOOLCHAIN compiler"; \
+	$(wasm-cargo) build --profile wasm -p egress-filter-wasm; \
+	built=$$WASM_DIR/wasm/egress_filter_wasm.wasm; \
+	beside=$(release)/egress-filter.wasm; \
+	if ! cmp -s "$$built" "$$beside"; then \
+	  mkdir -p $(release); \
+	  cp "$$built" "$$beside.new" && mv "$$beside.new" "$$beside"; \
+	fi # an Envoy that watches the file sees whole modules only, and only new ones
+
+.PHONY: envoy
+envoy: ## Only the pinned Envoy, under .tools/
+	@binary=$$(.setup/envoy.sh) && echo "==> envoy: $$binary"
+
+# --- what test consists of ---
+
+.PHONY: test-native
+test-native: build # in one go: chosen apart, the crates would get other features and compile twice
+	@echo '==> test: this machine, and a real Envoy'
+	@CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast
+
+.PHONY: test-wasm
+test-wasm: host
+	@echo '==> test: the engine as wasm, under Node'
+	@node=$$(.setup/node.sh); \
+	runner=$$(.setup/wasm-bindgen.sh); \
+	PATH="$${node:+$$node:}$$PATH" CARGO_TERM_QUIET=false CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER="$$runner" \
+	  $(wasm-cargo) test -p egress-policy --tests --no-fail-fast
+
+.PHONY: integration
+integration: build ## Only the tests on a real Envoy
+	@CARGO_TERM_QUIET=false cargo test -p egress-integration --no-fail-fast
+
+# --- what check consists of ---
+
+.PHONY: tools-lint
+tools-lint:
+	@.setup/host.sh lint
+
+.PHONY: fmt
+fmt: tools-lint
+	@echo '==> check: format'
+	@cargo fmt --all --check
+
+.PHONY: lint
+lint: tools-lint
+	@echo '==> check: clippy, everything'
+	@cargo clippy --workspace --all-targets -- -D warnings
+	@echo '==> check: clippy, the module as wasm'
+	@$(wasm-cargo) clippy -p egress-filter-wasm -- -D warnings
+
+.PHONY: alone
+alone: tools-lint # a crate that builds only beside its neighbours has forgotten a dependency or a feature
+	@cargo metadata --no-deps --format-version 1 | \
+	python3 -c 'import json, sys; [print(p["name"]) for p in json.load(sys.stdin)["packages"]]' | \
+	while read -r crate; do \
+	  echo "==> check: $$crate alone"; \
+	  cargo clippy -p "$$crate" -- -D warnings; \
+	done
+
+.PHONY: doc
+doc: host
+	@echo '==> check: documentation'
+	@RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+.PHONY: clean-tools
+clean-tools: ## Forget what was downloaded and found out (.tools/)
+	rm -rf .tools
