@@ -277,6 +277,9 @@ fn check_labels(whole: &str, name: &str) -> Result<(), InvalidHost> {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
     use super::*;
 
     fn pattern(text: &str) -> HostPattern {

@@ -202,6 +202,8 @@ pub(crate) fn problem_of(
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
 
     use super::*;
 

@@ -176,6 +176,9 @@ fn hash(text: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
     use super::*;
 
     fn index(patterns: &[&str]) -> HostIndex<String> {

@@ -1,0 +1,414 @@
+//! Which facts give which effects.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that meets what it did not expect should stop"
+)]
+
+use std::collections::BTreeMap;
+
+use egress_filter::{
+    AuthorityMode, Effect, FIELDS, Facts, InvalidConfig, Loaded, MetadataFormat, PluginConfig,
+    Scratch, load, plan_http,
+};
+use egress_policy::{
+    ConnectTo, HostName, OutboundMode, Parser, PolicyTable, PortNumber, Proxy, Settling,
+};
+use serde_json::{Value, json};
+
+const SHARED: &str = "shared|SIMPLE|system|auto";
+
+fn resources() -> Vec<Value> {
+    let entry = |name: &str, spec: Value| json!({"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": name}, "spec": spec});
+    let rule = |name: &str, host: &str, policy: Value| {
+        let spec = json!({"host": host, "trafficPolicy": policy});
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": name}, "spec": spec})
+    };
+    let port = |target: u16| json!([{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": target}]);
+    vec![
+        entry(
+            "cnn",
+            json!({"hosts": ["edition.cnn.com"], "resolution": "DNS", "ports": port(443)}),
+        ),
+        rule("cnn", "edition.cnn.com", json!({"tls": {"mode": "SIMPLE"}})),
+        entry(
+            "odd",
+            json!({"hosts": ["odd.example.com"], "resolution": "DNS", "ports": port(8443)}),
+        ),
+        rule("odd", "odd.example.com", json!({"tls": {"mode": "SIMPLE"}})),
+        entry(
+            "own",
+            json!({"hosts": ["own.example.com"], "resolution": "DNS", "ports": port(443)}),
+        ),
+        rule(
+            "own",
+            "own.example.com",
+            json!({"tls": {"mode": "SIMPLE", "sni": "sni.example.com"}}),
+        ),
+        entry(
+            "plain",
+            json!({"hosts": ["plain.example.com"], "resolution": "DNS", "ports": port(80)}),
+        ),
+        entry(
+            "moved",
+            json!({"hosts": ["moved.example.com"], "resolution": "DNS", "ports": port(8080)}),
+        ),
+    ]
+}
+
+#[derive(Default)]
+struct With {
+    authority: AuthorityMode,
+    outbound: OutboundMode,
+    connect_to: Vec<ConnectTo>,
+    untrusted: bool,
+}
+
+/// Writes a configuration as the renderer does, and loads it as the filter does.
+fn loaded(with: &With) -> Loaded {
+    let resources = resources();
+    let proxy = Proxy {
+        namespace: "default".to_owned(),
+        labels: BTreeMap::new(),
+    };
+    let mut parser = Parser::new();
+    resources
+        .iter()
+        .for_each(|resource| parser.document(resource));
+    let connect_to = with.connect_to.clone();
+    let settling = Settling {
+        proxy: proxy.clone(),
+        outbound: with.outbound,
+        connect_to,
+    };
+    let (table, _) = PolicyTable::compile(&parser.finish().0, &settling).unwrap();
+    let config = PluginConfig {
+        digest: table.digest().to_string(),
+        proxy: &proxy,
+        outbound: with.outbound,
+        authority: with.authority,
+        listener_port: Some(PortNumber::HTTP),
+        default_cluster: (!with.untrusted).then_some(SHARED),
+        headers_stripped: !with.untrusted,
+        connect_to: &with.connect_to,
+        metadata: MetadataFormat::Text,
+        resources: &resources,
+    };
+    load(config.to_json().as_bytes()).unwrap()
+}
+
+/// Returns the effects as short words, and the metadata by key.
+fn planned(config: &Loaded, authority: &str) -> (Vec<String>, BTreeMap<String, String>) {
+    let mut scratch = Scratch::default();
+    let mut words = Vec::new();
+    let mut metadata = BTreeMap::new();
+    for effect in plan_http(
+        config,
+        &Facts {
+            authority,
+            port: None,
+        },
+        &mut scratch,
+    )
+    .iter()
+    {
+        words.push(match effect {
+            Effect::Authority(value) => format!("authority {value}"),
+            Effect::Header(name, value) => format!("{name}: {value}"),
+            Effect::RemoveHeader(name) => format!("remove {name}"),
+            Effect::ChooseRouteAgain => "choose route".to_owned(),
+            Effect::FilterState(key, value) => {
+                format!("{} = {value}", key.rsplit('.').next().unwrap())
+            }
+            Effect::Answer {
+                status, details, ..
+            } => format!("answer {status} {details}"),
+            Effect::Metadata(bytes) => {
+                for entry in std::str::from_utf8(bytes).unwrap().split(' ') {
+                    let (key, value) = entry.split_once('=').unwrap();
+                    metadata.insert(key.to_owned(), value.to_owned());
+                }
+                continue;
+            }
+        });
+    }
+    (words, metadata)
+}
+
+fn words(config: &Loaded, authority: &str) -> Vec<String> {
+    planned(config, authority).0
+}
+
+#[test]
+fn a_host_of_the_shared_cluster_needs_nothing_but_its_metadata() {
+    let config = loaded(&With::default());
+    let (words, metadata) = planned(&config, "edition.cnn.com");
+    assert!(words.is_empty(), "{words:?}");
+    let expected = [
+        ("action", "originate"),
+        ("reason", "-"),
+        ("rule", "default/cnn"),
+        ("service_entry", "default/cnn"),
+        ("cluster", SHARED),
+        ("transport_socket", "envoy.transport_sockets.tls"),
+        ("tls_mode", "SIMPLE"),
+        ("sni", "edition.cnn.com"),
+        ("verify", "edition.cnn.com"),
+        ("target", "edition.cnn.com:443"),
+        ("authority", "edition.cnn.com"),
+    ];
+    assert_eq!(
+        metadata,
+        expected
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into()
+    );
+    assert_eq!(FIELDS.map(|(_, key)| key), expected.map(|(key, _)| key));
+}
+
+#[test]
+fn the_authority_names_the_origin_really_dialled() {
+    let config = loaded(&With::default());
+    for spelling in [
+        "edition.cnn.com:80",
+        "EDITION.cnn.com",
+        "edition.cnn.com.",
+        "edition.cnn.com:443",
+    ] {
+        let (words, metadata) = planned(&config, spelling);
+        assert_eq!(words, ["authority edition.cnn.com"], "{spelling}");
+        assert_eq!(metadata["authority"], spelling);
+    }
+    assert_eq!(
+        words(&config, "odd.example.com"),
+        ["authority odd.example.com:8443"]
+    );
+    assert!(words(&config, "odd.example.com:8443").is_empty());
+}
+
+#[test]
+fn a_preserved_authority_still_leads_to_the_target_and_its_name() {
+    let config = loaded(&With {
+        authority: AuthorityMode::Preserve,
+        ..With::default()
+    });
+    assert!(words(&config, "edition.cnn.com").is_empty());
+    let kept = |host: &str, port: &str| {
+        vec![
+            format!("dynamic_host = {host}"),
+            format!("dynamic_port = {port}"),
+            format!("upstream_server_name = {host}"),
+            format!("upstream_subject_alt_names = {host}"),
+        ]
+    };
+    assert_eq!(
+        words(&config, "Edition.CNN.com.:80"),
+        kept("edition.cnn.com", "443")
+    );
+    assert_eq!(
+        words(&config, "odd.example.com"),
+        kept("odd.example.com", "8443")
+    );
+}
+
+#[test]
+fn a_cluster_of_its_own_is_named_in_a_header() {
+    let config = loaded(&With::default());
+    let (words, metadata) = planned(&config, "own.example.com");
+    assert_eq!(
+        words,
+        [
+            "x-egress-originate: outbound|80||own.example.com",
+            "choose route"
+        ]
+    );
+    assert_eq!(
+        (metadata["sni"].as_str(), metadata["verify"].as_str()),
+        ("sni.example.com", "sni.example.com")
+    );
+}
+
+#[test]
+fn what_is_forwarded_keeps_its_authority() {
+    let config = loaded(&With::default());
+    let forward = ["x-egress-forward: shared|DISABLE||http1", "choose route"];
+    assert_eq!(words(&config, "plain.example.com"), forward);
+    assert_eq!(words(&config, "plain.example.com:80"), forward);
+    let detour = |port: &str, host: &str| {
+        let mut all = forward.map(str::to_owned).to_vec();
+        all.extend([
+            format!("dynamic_host = {host}"),
+            format!("dynamic_port = {port}"),
+        ]);
+        all
+    };
+    assert_eq!(
+        words(&config, "Plain.example.com"),
+        detour("80", "plain.example.com")
+    );
+    assert_eq!(
+        words(&config, "moved.example.com"),
+        detour("8080", "moved.example.com")
+    );
+    assert_eq!(words(&config, "moved.example.com:8080"), forward);
+}
+
+#[test]
+fn connect_to_is_a_detour_with_the_same_names() {
+    let host = HostName::dns("edition.cnn.com").unwrap();
+    let address_port = PortNumber::new(8443).unwrap();
+    let to = ConnectTo {
+        host,
+        port: PortNumber::HTTPS,
+        address: "127.0.0.1".to_owned(),
+        address_port,
+    };
+    let config = loaded(&With {
+        connect_to: vec![to],
+        ..With::default()
+    });
+    let (words, metadata) = planned(&config, "edition.cnn.com");
+    assert_eq!(words, ["dynamic_host = 127.0.0.1", "dynamic_port = 8443"]);
+    assert_eq!(metadata["target"], "edition.cnn.com:443");
+}
+
+#[test]
+fn what_has_no_way_is_answered_here() {
+    let config = loaded(&With::default());
+    for (authority, answer) in [
+        ("unknown.example.com", "answer 502 egress_unknown_host"),
+        ("[::1]:80", "answer 502 egress_unknown_host"),
+        ("", "answer 400 egress_no_host"),
+        ("user@edition.cnn.com", "answer 400 egress_invalid_host"),
+        (
+            "edition.cnn.com,other.example.com",
+            "answer 400 egress_invalid_host",
+        ),
+        ("edition.cnn.com:abc", "answer 400 egress_invalid_host"),
+    ] {
+        let (words, metadata) = planned(&config, authority);
+        assert_eq!(words, [answer], "{authority}");
+        assert_eq!(metadata["action"], "reject");
+    }
+}
+
+#[test]
+fn unknown_hosts_are_left_alone_only_when_asked() {
+    let config = loaded(&With {
+        outbound: OutboundMode::AllowAny,
+        ..With::default()
+    });
+    let (words, metadata) = planned(&config, "unknown.example.com");
+    assert_eq!(
+        words,
+        ["x-egress-forward: PassthroughCluster", "choose route"]
+    );
+    assert_eq!(
+        (metadata["action"].as_str(), metadata["reason"].as_str()),
+        ("forward", "unknown_host")
+    );
+    assert!(
+        self::words(&config, "edition.cnn.com").is_empty(),
+        "what the rules originate is originated"
+    );
+}
+
+#[test]
+fn where_headers_are_not_stripped_every_one_of_ours_is_settled() {
+    let config = loaded(&With {
+        untrusted: true,
+        ..With::default()
+    });
+    let expected = [
+        "remove x-egress-forward",
+        &format!("x-egress-originate: {SHARED}"),
+        "choose route",
+    ];
+    assert_eq!(words(&config, "edition.cnn.com"), expected);
+    let forward = [
+        "remove x-egress-originate",
+        "x-egress-forward: shared|DISABLE||http1",
+        "choose route",
+    ];
+    assert_eq!(words(&config, "plain.example.com"), forward);
+    let open = loaded(&With {
+        untrusted: true,
+        outbound: OutboundMode::AllowAny,
+        ..With::default()
+    });
+    let alone = [
+        "remove x-egress-originate",
+        "remove x-egress-forward",
+        "choose route",
+    ];
+    assert_eq!(words(&open, "unknown.example.com"), alone);
+}
+
+#[test]
+fn the_port_of_the_listener_or_else_of_the_connection_decides() {
+    let config = json!({"resources": resources()}).to_string();
+    let config = load(config.as_bytes()).unwrap();
+    let mut scratch = Scratch::default();
+    let mut first = |port: Option<u16>| {
+        let facts = Facts {
+            authority: "edition.cnn.com:80",
+            port: port.and_then(PortNumber::new),
+        };
+        let effects = plan_http(&config, &facts, &mut scratch);
+        effects.iter().find_map(|effect| match effect {
+            Effect::Answer { details, .. } => Some(details.to_owned()),
+            Effect::Header(_, value) => Some(value.to_owned()),
+            _ => None,
+        })
+    };
+    assert_eq!(first(Some(80)).as_deref(), Some(SHARED));
+    assert_eq!(first(Some(81)).as_deref(), Some("egress_unknown_port"));
+    assert_eq!(first(None).as_deref(), Some("egress_unknown_port"));
+}
+
+#[test]
+fn a_bad_configuration_is_refused_with_every_problem() {
+    let mut resources = resources();
+    let slot = resources
+        .iter_mut()
+        .find_map(|resource| resource.pointer_mut("/spec/trafficPolicy/tls/mode"));
+    *slot.unwrap() = json!("SIMPEL");
+    let config = json!({"schema": 2, "listener": {"port": 0}, "autority": "REWRITE", "resources": resources});
+    let lines = load(config.to_string().as_bytes()).unwrap_err().lines();
+    let starts = [
+        "error: schema: 2 is out of range 1..1",
+        "error: listener.port: 0 is out of range",
+        "error: autority: unknown field `autority`",
+        "error: spec.trafficPolicy.tls.mode: unknown mode `SIMPEL`",
+    ];
+    assert_eq!(lines.len(), starts.len(), "{lines:?}");
+    for (line, start) in lines.iter().zip(starts) {
+        assert!(line.starts_with(start), "{line}");
+    }
+}
+
+#[test]
+fn what_is_not_a_configuration_is_refused() {
+    for text in [
+        "",
+        "[]",
+        "{}",
+        "{\"resources\": {}}",
+        "{\"resources\": []} x",
+        "{\"resources\": [], \"resources\": []}",
+    ] {
+        let error = load(text.as_bytes()).unwrap_err();
+        assert!(matches!(error, InvalidConfig::Json(_)), "{text}: {error}");
+    }
+    let skewed = json!({"digest": "0000000000000000", "resources": resources()}).to_string();
+    assert!(matches!(
+        load(skewed.as_bytes()),
+        Err(InvalidConfig::Skew { .. })
+    ));
+    let unsafe_default = json!({"defaultCluster": SHARED, "resources": resources()}).to_string();
+    assert!(
+        load(unsafe_default.as_bytes())
+            .unwrap_err()
+            .to_string()
+            .contains("controlHeaders")
+    );
+}

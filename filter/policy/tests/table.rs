@@ -1,0 +1,574 @@
+//! What the table says about the rules of the task page, and about those people write around it.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets what it did not expect should stop"
+)]
+
+use egress_policy::{
+    Action, Arrival, Authority, ConnectTo, Endpoints, HostName, NameSource, OutboundMode, Parser,
+    PolicyTable, PortNumber, Problem, Proxy, Query, Reason, Settling, Sni, TlsIntent, Trust,
+};
+use serde_json::{Value, json};
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+fn document(kind: &str, name: &str, spec: Value) -> Value {
+    let meta = match name.split_once('/') {
+        Some((namespace, name)) => json!({"name": name, "namespace": namespace}),
+        None => json!({"name": name}),
+    };
+    json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": meta, "spec": spec})
+}
+
+fn entry(name: &str, spec: Value) -> Value {
+    document("ServiceEntry", name, spec)
+}
+
+fn rule(name: &str, spec: Value) -> Value {
+    document("DestinationRule", name, spec)
+}
+
+fn ports() -> Value {
+    json!([
+        {"number": 80, "name": "http-port", "protocol": "HTTP", "targetPort": 443},
+        {"number": 443, "name": "https-port", "protocol": "HTTPS"},
+    ])
+}
+
+fn cnn() -> Value {
+    entry(
+        "cnn",
+        json!({"hosts": ["edition.cnn.com"], "ports": ports(), "resolution": "DNS"}),
+    )
+}
+
+fn on_port_80(host: &str, policy: Value) -> Value {
+    let mut settings = policy;
+    settings["port"] = json!({"number": 80});
+    json!({"host": host, "trafficPolicy": {"portLevelSettings": [settings]}})
+}
+
+fn simple(host: &str) -> Value {
+    on_port_80(host, json!({"tls": {"mode": "SIMPLE"}}))
+}
+
+fn compile(
+    documents: &[Value],
+    settling: &Settling,
+) -> Result<(PolicyTable, Vec<String>), Vec<String>> {
+    let mut parser = Parser::new();
+    documents
+        .iter()
+        .for_each(|document| parser.document(document));
+    let (resources, problems) = parser.finish();
+    let lines =
+        |problems: Vec<Problem>| problems.iter().map(ToString::to_string).collect::<Vec<_>>();
+    if problems.has_errors() {
+        return Err(lines(problems.0));
+    }
+    match PolicyTable::compile(&resources, settling) {
+        Ok((table, warnings)) => Ok((
+            table,
+            lines(problems.0.into_iter().chain(warnings.0).collect()),
+        )),
+        Err(problems) => Err(lines(problems.0)),
+    }
+}
+
+fn table(documents: &[Value]) -> PolicyTable {
+    let (table, warnings) = compile(documents, &Settling::default()).unwrap();
+    assert_eq!(warnings, Vec::<String>::new());
+    table
+}
+
+fn decide<'t>(table: &'t PolicyTable, authority: &str, port: u16) -> egress_policy::Decision<'t> {
+    let authority = Authority::parse(authority).unwrap();
+    table.decide(&Query {
+        host: &authority.host,
+        port: PortNumber::new(port).unwrap(),
+        arrival: Arrival::Http,
+    })
+}
+
+fn intent(table: &PolicyTable, host: &str) -> TlsIntent {
+    match decide(table, host, 80).action {
+        Action::Originate(cluster) => cluster.tls.clone().unwrap(),
+        action => panic!("{host} is not originated: {action:?}"),
+    }
+}
+
+#[test]
+fn the_entry_alone_forwards() {
+    let table = table(&[cnn()]);
+    let decision = decide(&table, "edition.cnn.com", 80);
+    assert!(matches!(decision.action, Action::Forward(cluster) if cluster.tls.is_none()));
+    assert_eq!(decision.rule, None);
+}
+
+#[test]
+fn the_rule_originates_on_its_port_and_passes_the_other_through() {
+    let table = table(&[cnn(), rule("cnn", simple("edition.cnn.com"))]);
+    let decision = decide(&table, "edition.cnn.com", 80);
+    let Action::Originate(cluster) = decision.action else {
+        panic!("{decision:?}")
+    };
+    let tls = cluster.tls.as_ref().unwrap();
+    assert_eq!(
+        (&tls.sni, &tls.trust, tls.names.authority),
+        (&Sni::Authority, &Trust::System, true)
+    );
+    let target = decision.target.unwrap();
+    assert_eq!((&*target.host, target.port.get()), ("edition.cnn.com", 443));
+    assert_eq!(decision.service_entry.unwrap().qualified(), "default/cnn");
+    assert_eq!(decision.rule.unwrap().qualified(), "default/cnn");
+    assert_eq!(
+        decision.policy_source.unwrap().path(),
+        "spec.trafficPolicy.portLevelSettings[0]"
+    );
+
+    let query = Query {
+        host: "edition.cnn.com",
+        port: PortNumber::HTTPS,
+        arrival: Arrival::Tls,
+    };
+    let decision = table.decide(&query);
+    assert!(matches!(decision.action, Action::Passthrough(cluster) if cluster.tls.is_none()));
+}
+
+#[test]
+fn every_spelling_of_a_host_is_that_host() {
+    let table = table(&[cnn(), rule("cnn", simple("edition.cnn.com"))]);
+    let expected = decide(&table, "edition.cnn.com", 80);
+    for spelling in [
+        "EDITION.CNN.COM",
+        "edition.cnn.com:80",
+        "edition.cnn.com.",
+        "Edition.cnn.com.:8080",
+    ] {
+        assert_eq!(decide(&table, spelling, 80), expected, "{spelling}");
+    }
+}
+
+#[test]
+fn what_no_entry_names_is_refused_or_left_alone() {
+    let documents = [cnn()];
+    let closed = table(&documents);
+    let open = Settling {
+        outbound: OutboundMode::AllowAny,
+        ..Settling::default()
+    };
+    let (open, _) = compile(&documents, &open).unwrap();
+    for (host, port, reason) in [
+        ("cnn.com", 80, Reason::UnknownHost),
+        ("a.edition.cnn.com", 80, Reason::UnknownHost),
+        ("[::1]", 80, Reason::UnknownHost),
+        ("10.0.0.1", 80, Reason::UnknownHost),
+        ("edition.cnn.com", 81, Reason::UnknownPort),
+    ] {
+        assert_eq!(
+            decide(&closed, host, port).action,
+            Action::Reject(reason),
+            "{host}"
+        );
+        assert_eq!(
+            decide(&open, host, port).action,
+            Action::LeaveAlone(reason),
+            "{host}"
+        );
+    }
+    // A port that the rules give to TLS is not a way for plaintext, whatever the mode.
+    assert_eq!(
+        decide(&open, "edition.cnn.com", 443).action,
+        Action::Reject(Reason::OtherProtocol)
+    );
+}
+
+#[test]
+fn a_port_level_entry_replaces_the_rule_as_a_whole() {
+    let policy = json!({
+        "tls": {"mode": "SIMPLE", "sni": "top.example.com"},
+        "portLevelSettings": [
+            {"port": {"number": 80}, "tls": {"mode": "SIMPLE"}},
+            {"port": {"number": 80}, "tls": {"mode": "DISABLE"}},
+        ],
+    });
+    let http = json!([
+        {"number": 80, "name": "a", "protocol": "HTTP"},
+        {"number": 81, "name": "b", "protocol": "HTTP"},
+    ]);
+    let table = table(&[
+        entry(
+            "a",
+            json!({"hosts": ["a.com"], "ports": http, "resolution": "DNS"}),
+        ),
+        rule("a", json!({"host": "a.com", "trafficPolicy": policy})),
+    ]);
+    assert_eq!(
+        intent(&table, "a.com").sni,
+        Sni::Authority,
+        "the entry does not inherit, and the first one wins"
+    );
+    let Action::Originate(cluster) = decide(&table, "a.com", 81).action else {
+        panic!()
+    };
+    assert_eq!(
+        cluster.tls.as_ref().unwrap().sni,
+        Sni::Fixed("top.example.com".into())
+    );
+    assert_eq!(cluster.name.as_str(), "outbound|81||a.com");
+}
+
+#[test]
+fn names_are_always_verified() {
+    let cases: [(Value, Value, bool, &[&str], NameSource); 6] = [
+        (json!({}), json!([]), true, &[], NameSource::Authority),
+        (
+            json!({"sni": "s.com"}),
+            json!([]),
+            false,
+            &["s.com"],
+            NameSource::Sni,
+        ),
+        (
+            json!({"sni": "s.com"}),
+            json!(["e.com"]),
+            false,
+            &["e.com"],
+            NameSource::ServiceEntry,
+        ),
+        (
+            json!({}),
+            json!(["e.com"]),
+            true,
+            &["e.com"],
+            NameSource::ServiceEntry,
+        ),
+        (
+            json!({"subjectAltNames": ["r.com"]}),
+            json!(["e.com"]),
+            false,
+            &["r.com"],
+            NameSource::DestinationRule,
+        ),
+        (
+            json!({"sni": "s.com", "subjectAltNames": ["r.com"]}),
+            json!([]),
+            false,
+            &["r.com"],
+            NameSource::DestinationRule,
+        ),
+    ];
+    for (mut tls, entry_names, authority, any_of, source) in cases {
+        tls["mode"] = json!("SIMPLE");
+        let http = json!([{"number": 80, "name": "a", "protocol": "HTTP"}]);
+        let spec = json!({"hosts": ["a.com"], "ports": http, "resolution": "DNS", "subjectAltNames": entry_names});
+        let policy = json!({"host": "a.com", "trafficPolicy": {"tls": tls}});
+        let names = intent(&table(&[entry("a", spec), rule("a", policy)]), "a.com").names;
+        let any_of: Vec<String> = any_of.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(
+            (names.authority, names.any_of, names.source),
+            (authority, any_of, source),
+            "{tls}"
+        );
+    }
+}
+
+#[test]
+fn hosts_share_a_cluster_unless_their_rules_need_one() {
+    let hosts: Vec<String> = (0..50).map(|n| format!("h{n}.example.com")).collect();
+    let mut documents = vec![entry(
+        "all",
+        json!({"hosts": hosts, "ports": ports(), "resolution": "DNS"}),
+    )];
+    documents.push(rule("all", simple("*.example.com")));
+    for (name, policy) in [
+        (
+            "h1",
+            json!({"tls": {"mode": "SIMPLE"}, "loadBalancer": {"simple": "ROUND_ROBIN"}}),
+        ),
+        (
+            "h2",
+            json!({"tls": {"mode": "SIMPLE", "sni": "x.example.com"}}),
+        ),
+        (
+            "h3",
+            json!({"tls": {"mode": "SIMPLE", "subjectAltNames": ["y.example.com"]}}),
+        ),
+        (
+            "h4",
+            json!({"tls": {"mode": "SIMPLE"}, "connectionPool": {"tcp": {"maxConnections": 1}}}),
+        ),
+        (
+            "h5",
+            json!({"tls": {"mode": "SIMPLE"}, "outlierDetection": {"consecutive5xxErrors": 1}}),
+        ),
+        (
+            "h6",
+            json!({"tls": {"mode": "SIMPLE", "caCertificates": "/ca.pem"}}),
+        ),
+    ] {
+        documents.push(rule(
+            name,
+            on_port_80(&format!("{name}.example.com"), policy),
+        ));
+    }
+    let table = table(&documents);
+    let names: Vec<&str> = table
+        .clusters()
+        .map(|cluster| cluster.name.as_str())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "outbound|80||h1.example.com",
+            "outbound|80||h2.example.com",
+            "outbound|80||h3.example.com",
+            "outbound|80||h4.example.com",
+            "outbound|80||h5.example.com",
+            "shared|DISABLE||bytes",
+            "shared|SIMPLE|/ca.pem|auto",
+            "shared|SIMPLE|system|auto",
+        ]
+    );
+}
+
+#[test]
+fn every_decision_borrows_a_cluster_and_every_cluster_is_reached() {
+    let wild = json!({"hosts": ["*.example.com"], "resolution": "DYNAMIC_DNS",
+        "ports": [{"number": 80, "name": "h", "protocol": "HTTP"}]});
+    let fixed = json!({"hosts": ["f.org"], "resolution": "STATIC",
+        "ports": [{"number": 8080, "name": "h", "protocol": "GRPC", "targetPort": 9}],
+        "endpoints": [{"address": "192.0.2.1", "ports": {"h": 10}}, {"address": "192.0.2.2", "weight": 3}]});
+    let table = table(&[
+        cnn(),
+        rule("cnn", simple("edition.cnn.com")),
+        entry("wild", wild),
+        entry("fixed", fixed),
+        rule(
+            "f",
+            json!({"host": "f.org", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}}),
+        ),
+    ]);
+    let mut reached = std::collections::BTreeSet::new();
+    for service in table.services() {
+        let host = service.host.to_string().replace('*', "any");
+        let decision = table.decide(&Query {
+            host: &host,
+            port: service.port,
+            arrival: service.arrival,
+        });
+        let (Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster)) =
+            decision.action
+        else {
+            panic!("{host}: {decision:?}")
+        };
+        assert_eq!(cluster.name, service.cluster.name);
+        reached.insert(cluster.name.clone());
+    }
+    assert!(
+        table
+            .clusters()
+            .all(|cluster| reached.contains(&cluster.name))
+    );
+
+    let Action::Originate(cluster) = decide(&table, "f.org", 8080).action else {
+        panic!()
+    };
+    let port = |number| PortNumber::new(number).unwrap();
+    let addresses = vec![
+        ("192.0.2.1".to_owned(), port(10), 1),
+        ("192.0.2.2".to_owned(), port(9), 3),
+    ];
+    assert_eq!(
+        cluster.endpoints,
+        Endpoints::Listed {
+            addresses,
+            fixed: true,
+            one_at_a_time: false
+        }
+    );
+}
+
+#[test]
+fn tls_inside_tls_is_refused() {
+    let policy = json!({"host": "edition.cnn.com", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}});
+    let problems = compile(&[cnn(), rule("cnn", policy)], &Settling::default()).unwrap_err();
+    assert_eq!(problems.len(), 1);
+    assert!(
+        problems[0].starts_with("error: spec.trafficPolicy.tls: TLS inside TLS"),
+        "{problems:?}"
+    );
+    assert!(
+        problems[0].contains("DestinationRule default/cnn"),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn a_rule_selects_workloads_and_namespaces() {
+    let with_sni =
+        |host: &str, sni: &str| on_port_80(host, json!({"tls": {"mode": "SIMPLE", "sni": sni}}));
+    let mut selected = with_sni("edition.cnn.com", "selected.com");
+    selected["workloadSelector"] = json!({"matchLabels": {"app": "sleep"}});
+    let mut exported = with_sni("*.cnn.com", "exported.com");
+    exported["exportTo"] = json!(["shop"]);
+    let documents = [
+        entry(
+            "infra/cnn",
+            json!({"hosts": ["edition.cnn.com"], "ports": ports(), "resolution": "DNS"}),
+        ),
+        rule("shop/selected", selected),
+        rule("infra/exported", exported),
+        rule("istio-system/root", with_sni("*", "root.com")),
+    ];
+    let sni = |namespace: &str, labels: &[(&str, &str)]| {
+        let labels = labels
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        let proxy = Proxy {
+            namespace: namespace.to_owned(),
+            labels,
+        };
+        let (table, _) = compile(
+            &documents,
+            &Settling {
+                proxy,
+                ..Settling::default()
+            },
+        )
+        .unwrap();
+        match decide(&table, "edition.cnn.com", 80).action {
+            Action::Originate(cluster) => match cluster.tls.clone().unwrap().sni {
+                Sni::Fixed(name) => name,
+                Sni::Authority => "host".to_owned(),
+            },
+            action => action.as_str().to_owned(),
+        }
+    };
+    assert_eq!(sni("shop", &[("app", "sleep"), ("v", "1")]), "selected.com");
+    // The namespace has a rule for the host, so no other namespace is asked, though it selects someone else.
+    assert_eq!(sni("shop", &[("app", "other")]), "forward");
+    // The rule is not exported to its own namespace, and the root's is for everyone.
+    assert_eq!(sni("infra", &[("app", "sleep")]), "root.com");
+    assert_eq!(sni("else", &[]), "root.com");
+}
+
+#[test]
+fn what_is_not_exported_is_not_there() {
+    let mut spec = json!({"hosts": ["edition.cnn.com"], "ports": ports(), "resolution": "DNS"});
+    spec["exportTo"] = json!(["."]);
+    let table = table(&[entry("infra/cnn", spec)]);
+    assert_eq!(
+        decide(&table, "edition.cnn.com", 80).action,
+        Action::Reject(Reason::UnknownHost)
+    );
+}
+
+#[test]
+fn the_oldest_entry_has_the_host() {
+    let with_time = |name: &str, time: &str, number: u16| {
+        let http = json!([{"number": number, "name": format!("h{number}"), "protocol": "HTTP"}]);
+        let mut entry = entry(
+            name,
+            json!({"hosts": ["a.com"], "ports": http, "resolution": "DNS"}),
+        );
+        entry["metadata"]["creationTimestamp"] = json!(time);
+        entry
+    };
+    let documents = [
+        with_time("x/young", "2024-01-02T00:00:00Z", 80),
+        with_time("y/old", "2023-01-02T00:00:00Z", 81),
+        with_time("y/later", "2025-01-02T00:00:00Z", 82),
+    ];
+    let (table, warnings) = compile(&documents, &Settling::default()).unwrap();
+    assert_eq!(
+        decide(&table, "a.com", 80).action,
+        Action::Reject(Reason::UnknownPort)
+    );
+    assert!(matches!(
+        decide(&table, "a.com", 81).action,
+        Action::Forward(_)
+    ));
+    let joined = decide(&table, "a.com", 82).action;
+    assert!(
+        matches!(joined, Action::Forward(_)),
+        "same namespace and resolution: ports are joined"
+    );
+    assert_eq!(warnings.len(), 1);
+    assert!(
+        warnings[0].contains("the host is already that of ServiceEntry y/old"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn connect_to_changes_where_and_nothing_else() {
+    let eight = PortNumber::new(8443).unwrap();
+    let to = ConnectTo {
+        host: HostName::dns("edition.cnn.com").unwrap(),
+        port: PortNumber::HTTPS,
+        address: "127.0.0.1".to_owned(),
+        address_port: eight,
+    };
+    let documents = [cnn(), rule("cnn", simple("edition.cnn.com"))];
+    let (pinned, _) = compile(
+        &documents,
+        &Settling {
+            connect_to: vec![to],
+            ..Settling::default()
+        },
+    )
+    .unwrap();
+    let plain = table(&documents);
+    let (with, without) = (
+        decide(&pinned, "edition.cnn.com", 80),
+        decide(&plain, "edition.cnn.com", 80),
+    );
+    assert_eq!(
+        (with.action, &with.target),
+        (without.action, &without.target)
+    );
+    assert_eq!(with.connect_to, Some(("127.0.0.1", eight)));
+    assert_ne!(pinned.digest(), plain.digest());
+}
+
+#[test]
+fn the_digest_does_not_depend_on_the_order_of_documents() {
+    let (a, b) = (cnn(), rule("cnn", simple("edition.cnn.com")));
+    let other = entry(
+        "other",
+        json!({"hosts": ["b.com"], "ports": ports(), "resolution": "DNS"}),
+    );
+    let digest = |documents: &[Value]| table(documents).digest();
+    assert_eq!(
+        digest(&[a.clone(), b.clone(), other.clone()]),
+        digest(&[other, b.clone(), a.clone()])
+    );
+    assert_ne!(digest(&[a.clone(), b]), digest(&[a]));
+}
+
+#[test]
+fn what_is_not_honoured_is_told() {
+    let ports = json!([
+        {"number": 80, "name": "h", "protocol": "http"},
+        {"number": 81, "name": "t", "protocol": "TCP"},
+        {"number": 82, "name": "u"},
+    ]);
+    let spec = json!({"hosts": ["a.com"], "resolution": "NONE", "ports": ports});
+    let (_, warnings) = compile(&[entry("a", spec)], &Settling::default()).unwrap();
+    let starts = [
+        "spec.resolution: `resolution: NONE`",
+        "spec.ports[1].protocol:",
+        "spec.ports[2].protocol:",
+    ];
+    assert_eq!(warnings.len(), starts.len(), "{warnings:?}");
+    for (warning, start) in warnings.iter().zip(starts) {
+        assert!(
+            warning.starts_with(&format!("warning: {start}")),
+            "{warning}"
+        );
+    }
+}
