@@ -162,6 +162,21 @@ fn ours(value: &Value) -> Vec<&Value> {
     }
 }
 
+/// Returns a resource without what Kubernetes notes down on it: the filter has no use for it, and with ten
+/// thousand resources it is most of the text.
+fn bare(resource: &Value) -> Value {
+    let mut bare = resource.clone();
+    if let Value::Object(fields) = &mut bare {
+        fields.remove("status");
+        if let Some(Value::Object(meta)) = fields.get_mut("metadata") {
+            meta.retain(|key, _| {
+                matches!(key.as_str(), "name" | "namespace" | "creationTimestamp")
+            });
+        }
+    }
+    bare
+}
+
 fn located(problems: &Problems, documents: &[(&str, Document)]) -> Vec<Finding> {
     problems
         .0

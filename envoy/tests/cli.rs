@@ -1,0 +1,73 @@
+//! Golden cases of the command line: the input says how to run it, the outputs stand beside it.
+//!
+//! `cli/NAME.yaml` begins with `# egressctl ARGUMENTS`; `@` stands for the file itself. What was printed
+//! is kept in `cli/NAME.out` and `cli/NAME.err`, the exit code at the end of the latter. `make bless`
+//! rewrites them.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that meets what it did not expect should stop"
+)]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn outputs_are_as_they_were() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli");
+    let bless = std::env::var_os("UPDATE_GOLDENS").is_some();
+    let mut cases: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    cases.retain(|path| path.extension().is_some_and(|ending| ending == "yaml"));
+    cases.sort();
+    assert!(!cases.is_empty());
+    let mut differences = Vec::new();
+    for case in &cases {
+        let name = case.file_name().unwrap().to_str().unwrap();
+        let text = fs::read_to_string(case).unwrap();
+        let Some(arguments) = text
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix("# egressctl "))
+        else {
+            panic!("{name} does not begin with `# egressctl ARGUMENTS`");
+        };
+        let output = Command::new(env!("CARGO_BIN_EXE_egressctl"))
+            .args(
+                arguments
+                    .split_whitespace()
+                    .map(|word| if word == "@" { name } else { word }),
+            )
+            .current_dir(&folder)
+            // The bootstrap names these two and opens neither.
+            .env("SSL_CERT_FILE", "trusted.pem")
+            .env_remove("RUST_BACKTRACE")
+            .output()
+            .unwrap();
+        // Where the checkout lies is no part of what was promised.
+        let portable = |bytes: &[u8]| {
+            String::from_utf8_lossy(bytes).replace(folder.to_str().unwrap(), "[FOLDER]")
+        };
+        let error = format!(
+            "{}exit code {}\n",
+            portable(&output.stderr),
+            output.status.code().unwrap()
+        );
+        for (ending, found) in [("out", portable(&output.stdout)), ("err", error)] {
+            let golden = case.with_extension(ending);
+            if bless {
+                fs::write(&golden, &found).unwrap();
+            } else if fs::read_to_string(&golden).unwrap_or_default() != found {
+                differences.push(format!("{}\n{found}", golden.display()));
+            }
+        }
+    }
+    assert!(
+        differences.is_empty(),
+        "see what changed with `make bless` and `git diff`:\n{}",
+        differences.join("\n")
+    );
+}
