@@ -132,7 +132,7 @@ pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report>
             let resources = documents
                 .iter()
                 .flat_map(|(_, document)| ours(&document.value))
-                .cloned()
+                .map(bare)
                 .collect();
             Ok(Rules {
                 table,

@@ -56,6 +56,9 @@ enum Children {
     Object(BTreeMap<String, Mark>),
 }
 
+/// The fields of an object, and where they stand.
+type Object = (Map<String, Value>, BTreeMap<String, Mark>);
+
 /// Why a text is not YAML.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
@@ -232,11 +235,7 @@ impl<'t> Reader<'t> {
         Ok((value, mark))
     }
 
-    fn object(
-        &mut self,
-        at: Place,
-        depth: usize,
-    ) -> Result<(Map<String, Value>, BTreeMap<String, Mark>), InvalidYaml> {
+    fn object(&mut self, at: Place, depth: usize) -> Result<Object, InvalidYaml> {
         let (mut object, mut marks) = (Map::new(), BTreeMap::<String, Mark>::new());
         let mut merged = Vec::new();
         loop {

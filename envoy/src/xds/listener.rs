@@ -76,9 +76,12 @@ fn refused_log(options: &Options) -> Value {
     log
 }
 
+/// What hosts that share a chain have in common: target port, cluster, and the address dialled in its place.
+type Alike<'t> = (u16, &'t str, Option<(&'t str, u16)>);
+
 /// Renders the application's own TLS: a chain for all hosts that differ in nothing but their name.
 fn tls_chains(port: PortNumber, table: &PolicyTable, options: &Options) -> Vec<Value> {
-    let mut groups: BTreeMap<(u16, &str, Option<(&str, u16)>), Vec<Service<'_>>> = BTreeMap::new();
+    let mut groups = BTreeMap::<Alike<'_>, Vec<Service<'_>>>::new();
     for service in table
         .services()
         .filter(|service| service.port == port && service.arrival == Arrival::Tls)

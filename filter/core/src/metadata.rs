@@ -64,7 +64,7 @@ impl<'o> Writer<'o> {
     }
 
     pub(crate) fn text(&mut self, entry: Entry, value: Option<&str>) {
-        self.parts(entry, value.as_ref().map_or(&[], std::slice::from_ref));
+        self.parts(entry, value.as_slice());
     }
 
     pub(crate) fn resource(&mut self, entry: Entry, id: Option<&ResourceId>) {

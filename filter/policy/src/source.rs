@@ -106,9 +106,11 @@ impl Parser {
         let usable = !report.has_errors();
         self.problems.extend(report.into_problems());
         match read {
-            Some(Read::ServiceEntry(entry)) if usable => self.resources.service_entries.push(entry),
+            Some(Read::ServiceEntry(entry)) if usable => {
+                self.resources.service_entries.push(*entry)
+            }
             Some(Read::DestinationRule(rule)) if usable => {
-                self.resources.destination_rules.push(rule)
+                self.resources.destination_rules.push(*rule)
             }
             _ => {}
         }
@@ -116,8 +118,8 @@ impl Parser {
 }
 
 enum Read {
-    ServiceEntry(ServiceEntry),
-    DestinationRule(DestinationRule),
+    ServiceEntry(Box<ServiceEntry>),
+    DestinationRule(Box<DestinationRule>),
 }
 
 fn read_resource(root: &Fields<'_>, origin: Origin) -> Option<Read> {
@@ -129,10 +131,12 @@ fn read_resource(root: &Fields<'_>, origin: Origin) -> Option<Read> {
     };
     let known = API_VERSIONS.contains(&api_version.as_str());
     match kind.as_str() {
-        ServiceEntry::KIND if known => ServiceEntry::read(root, origin).map(Read::ServiceEntry),
-        DestinationRule::KIND if known => {
-            DestinationRule::read(root, origin).map(Read::DestinationRule)
-        }
+        ServiceEntry::KIND if known => ServiceEntry::read(root, origin)
+            .map(Box::new)
+            .map(Read::ServiceEntry),
+        DestinationRule::KIND if known => DestinationRule::read(root, origin)
+            .map(Box::new)
+            .map(Read::DestinationRule),
         _ => {
             root.allow_unknown();
             other_kind(root, &api_version, kind);

@@ -72,7 +72,7 @@ impl ServiceEntry {
     pub(crate) fn read(root: &Fields<'_>, origin: Origin) -> Option<ServiceEntry> {
         let meta = read_meta(root, Self::KIND, origin);
         root.ignore(&["status"]);
-        let spec = root.require("spec", |field| read_spec(field));
+        let spec = root.require("spec", read_spec);
         let (meta, spec) = (meta?, spec?);
         Some(ServiceEntry { meta, ..spec })
     }
