@@ -45,6 +45,14 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
             ));
         }
     };
+    if xds::Version::find(&version).is_some_and(|version| version < xds::OLDEST) {
+        let oldest = format!("{}.{}", xds::OLDEST.major, xds::OLDEST.minor);
+        return refuse(&format!(
+            "`{}` is Envoy {version}; it must be {oldest} or later\nhint: `make envoy` gets {}, and `--envoy` names another",
+            envoy.display(),
+            pinned_envoy(),
+        ));
+    }
     let mut settled = match settings::settle(&args.rules, Some(&version)) {
         Ok(settled) => settled,
         Err(status) => return status,

@@ -74,6 +74,12 @@ pub struct Version {
     pub minor: u32,
 }
 
+/// The oldest Envoy that understands what is rendered: it removes headers by prefix before routing.
+pub const OLDEST: Version = Version {
+    major: 1,
+    minor: 36,
+};
+
 impl Version {
     /// Finds `1.40.0` in a text, such as the answer to `envoy --version`.
     pub fn find(text: &str) -> Option<Version> {

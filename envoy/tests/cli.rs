@@ -3,12 +3,6 @@
 //! `cli/NAME.yaml` begins with `# egressctl ARGUMENTS`; `@` stands for the file itself. What was printed
 //! is kept in `cli/NAME.out` and `cli/NAME.err`, the exit code at the end of the latter. `make bless`
 //! rewrites them.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that meets what it did not expect should stop"
-)]
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
