@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::host::HostPattern;
 use crate::port::PortNumber;
-use crate::resource::{ConnectionPool, LoadBalancer, OutlierDetection};
+use crate::resource::{ConnectionPool, LoadBalancer, OutlierDetection, ProxyProtocol, RetryBudget};
 use crate::tls::TlsIntent;
 
 /// The name of a cluster, in the filter, in Envoy and in its statistics. Only this module makes one.
@@ -12,20 +12,21 @@ use crate::tls::TlsIntent;
 pub struct ClusterName(Box<str>);
 
 impl ClusterName {
-    /// The name of a host's own cluster, as Istio writes it: `outbound|80||edition.cnn.com`.
+    /// The name of a host's own cluster, as Istio writes it: `outbound|80||edition.cnn.com`, with the name of
+    /// the subset between the two bars.
     ///
     /// Source: istio/istio `pilot/pkg/model/service.go`, `BuildSubsetKey`.
-    pub(crate) fn own(port: PortNumber, host: &HostPattern) -> Self {
-        ClusterName(format!("outbound|{port}||{host}").into_boxed_str())
+    pub(crate) fn own(port: PortNumber, subset: &str, host: &HostPattern) -> Self {
+        ClusterName(format!("outbound|{port}|{subset}|{host}").into_boxed_str())
     }
 
     /// The name of a cluster that hosts share: what they have in common, `shared|SIMPLE|system|auto`.
     pub(crate) fn shared(tls: Option<&TlsIntent>, speaks: Speaks) -> Self {
-        let (mode, trust) = match tls {
-            None => ("DISABLE", ""),
-            Some(tls) => (tls.mode.as_str(), tls.trust.as_str()),
+        let (mode, common) = match tls {
+            None => ("DISABLE", String::new()),
+            Some(tls) => (tls.mode.as_str(), tls.common()),
         };
-        ClusterName(format!("shared|{mode}|{trust}|{}", speaks.as_str()).into_boxed_str())
+        ClusterName(format!("shared|{mode}|{common}|{}", speaks.as_str()).into_boxed_str())
     }
 
     /// Returns the name as it is written everywhere.
@@ -49,6 +50,8 @@ pub enum Speaks {
     Http1,
     /// HTTP/2.
     Http2,
+    /// What the application speaks.
+    AsReceived,
     /// The application's own bytes.
     Bytes,
 }
@@ -60,6 +63,7 @@ impl Speaks {
             Speaks::Auto => "auto",
             Speaks::Http1 => "http1",
             Speaks::Http2 => "http2",
+            Speaks::AsReceived => "as-received",
             Speaks::Bytes => "bytes",
         }
     }
@@ -70,10 +74,10 @@ impl Speaks {
 pub enum Endpoints {
     /// To the host and port of each request, looked up when one is first needed.
     OfTheRequest,
-    /// To these names or addresses, with their share of the load.
+    /// To these names or addresses.
     Listed {
-        /// Host or address, port and weight.
-        addresses: Vec<(String, PortNumber, u32)>,
+        /// All of them.
+        places: Vec<Place>,
         /// They are all addresses, so nothing needs to be looked up.
         fixed: bool,
         /// One address at a time: `DNS_ROUND_ROBIN`.
@@ -81,8 +85,21 @@ pub enum Endpoints {
     },
 }
 
-/// A way to servers, as Envoy will have it under [`Cluster::name`].
+/// One place that a cluster's connections go to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Host or address, or `unix://` and a path.
+    pub address: String,
+    /// The port; without meaning for a path.
+    pub port: PortNumber,
+    /// Its share of the load.
+    pub weight: u32,
+    /// `region/zone/subzone`, or empty.
+    pub locality: String,
+}
+
+/// A way to servers, as Envoy will have it under [`Cluster::name`].
+#[derive(Debug, Clone, PartialEq)]
 pub struct Cluster {
     /// Its name.
     pub name: ClusterName,
@@ -100,4 +117,8 @@ pub struct Cluster {
     pub connection_pool: Option<ConnectionPool>,
     /// `outlierDetection`.
     pub outlier_detection: Option<OutlierDetection>,
+    /// `proxyProtocol`.
+    pub proxy_protocol: Option<ProxyProtocol>,
+    /// `retryBudget`.
+    pub retry_budget: Option<RetryBudget>,
 }

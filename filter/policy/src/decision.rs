@@ -1,6 +1,5 @@
 //! What the table says about one host and port.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use crate::cluster::Cluster;
@@ -15,6 +14,8 @@ pub enum Arrival {
     Http,
     /// As the application's own TLS.
     Tls,
+    /// As bytes that nothing is known of.
+    Tcp,
 }
 
 /// What is asked: the normalised host, and the service port it was called on.
@@ -26,10 +27,12 @@ pub struct Query<'q> {
     pub port: PortNumber,
     /// How it came in.
     pub arrival: Arrival,
+    /// The subset; no request names one, only a person who asks.
+    pub subset: Option<&'q str>,
 }
 
 /// What becomes of a request or connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Action<'t> {
     /// Plain in, TLS out.
     Originate(&'t Cluster),
@@ -68,6 +71,8 @@ pub enum Reason {
     UnknownPort,
     /// The port exists and speaks something else.
     OtherProtocol,
+    /// No DestinationRule of the host has the subset, or the subset has no endpoint.
+    UnknownSubset,
 }
 
 impl Reason {
@@ -79,6 +84,7 @@ impl Reason {
             Reason::UnknownHost => "unknown_host",
             Reason::UnknownPort => "unknown_port",
             Reason::OtherProtocol => "other_protocol",
+            Reason::UnknownSubset => "unknown_subset",
         }
     }
 
@@ -89,6 +95,7 @@ impl Reason {
             Reason::InvalidHost => "the request's host is not a valid host name",
             Reason::UnknownHost => "no ServiceEntry names this host",
             Reason::UnknownPort => "the host's ServiceEntry does not have this port",
+            Reason::UnknownSubset => "no DestinationRule has this subset of the host",
             Reason::OtherProtocol => "the port's protocol is not the one that was spoken",
         }
     }
@@ -101,21 +108,21 @@ impl fmt::Display for Reason {
 }
 
 /// The host and port that are really dialled.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target<'t> {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target<'q> {
     /// The name that is looked up and, with TLS, sent and verified where the intent says so.
-    pub host: Cow<'t, str>,
+    pub host: &'q str,
     /// The port of the server.
     pub port: PortNumber,
 }
 
 /// The answer to a [`Query`], with all that led to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decision<'t> {
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision<'t, 'q> {
     /// What becomes of it.
     pub action: Action<'t>,
     /// The server; `None` where nothing is dialled by us.
-    pub target: Option<Target<'t>>,
+    pub target: Option<Target<'q>>,
     /// An address to dial in place of the target, names unchanged: `--connect-to`.
     pub connect_to: Option<(&'t str, PortNumber)>,
     /// The ServiceEntry that has the host.
@@ -126,7 +133,7 @@ pub struct Decision<'t> {
     pub policy_source: Option<PolicySource>,
 }
 
-impl Decision<'_> {
+impl Decision<'_, '_> {
     /// Returns why there is no way, where there is none.
     pub fn reason(&self) -> Option<Reason> {
         match self.action {

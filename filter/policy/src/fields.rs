@@ -202,6 +202,30 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// Reads a whole number of any sign.
+    pub fn integer(&self) -> Option<i64> {
+        let number = self.value.as_i64();
+        if number.is_none() {
+            self.wrong_type("a whole number");
+        }
+        number
+    }
+
+    /// Reads a number between two bounds, both allowed.
+    pub fn decimal(&self, min: f64, max: f64) -> Option<f64> {
+        let Some(number) = self.value.as_f64() else {
+            self.wrong_type("a number");
+            return None;
+        };
+        if !(min..=max).contains(&number) {
+            self.error(ProblemKind::Invalid(format!(
+                "{number} is out of range {min}..{max}"
+            )));
+            return None;
+        }
+        Some(number)
+    }
+
     /// Reads a port, 1 to 65535.
     pub fn port(&self) -> Option<PortNumber> {
         let number = self.number(1, 65535)?;
@@ -313,6 +337,24 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// Calls `each` for every field of an object whose keys are free.
+    pub fn entries(&self, mut each: impl FnMut(&str, Field<'_>)) {
+        let Value::Object(map) = self.value else {
+            self.wrong_type("an object");
+            return;
+        };
+        for (key, value) in map {
+            each(
+                key,
+                Field {
+                    report: self.report,
+                    way: Way::Key(&self.way, key),
+                    value,
+                },
+            );
+        }
+    }
+
     /// Reads a list of strings; what is not a string is reported and left out.
     pub fn texts(&self) -> Vec<String> {
         let mut texts = Vec::new();
@@ -322,19 +364,10 @@ impl<'a> Field<'a> {
 
     /// Reads an object whose keys are free and whose values are strings.
     pub fn labels(&self) -> Vec<(String, String)> {
-        let Value::Object(map) = self.value else {
-            self.wrong_type("an object");
-            return Vec::new();
-        };
         let mut labels = Vec::new();
-        for (key, value) in map {
-            let field = Field {
-                report: self.report,
-                way: Way::Key(&self.way, key),
-                value,
-            };
-            labels.extend(field.text().map(|text| (key.clone(), text.to_owned())));
-        }
+        self.entries(|key, field| {
+            labels.extend(field.text().map(|text| (key.to_owned(), text.to_owned())))
+        });
         labels
     }
 }
@@ -393,6 +426,26 @@ impl<'a> Fields<'a> {
             kind,
             hint.map(str::to_owned),
         );
+    }
+
+    /// Reports a warning about one of the fields.
+    pub fn warning_at(&self, name: &str, kind: ProblemKind, hint: &str) {
+        let path = Way::Key(&self.way, name).path();
+        self.report
+            .add(Severity::Warning, path, kind, Some(hint.to_owned()));
+    }
+
+    /// Reports a problem with something below one of the fields.
+    pub fn error_below(
+        &self,
+        name: &str,
+        below: &[Segment],
+        kind: ProblemKind,
+        hint: Option<String>,
+    ) {
+        let mut path = Way::Key(&self.way, name).path();
+        path.0.extend_from_slice(below);
+        self.report.add(Severity::Error, path, kind, hint);
     }
 
     /// Reports a problem with the object as a whole.

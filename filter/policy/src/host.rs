@@ -55,6 +55,11 @@ impl HostName {
         check_labels(text, &name)?;
         Ok(HostName(name.into()))
     }
+
+    /// Returns the name that an address is, as [`Authority::host`] has it.
+    pub fn address(address: IpAddr) -> Self {
+        HostName(address.to_string().into_boxed_str())
+    }
 }
 
 impl fmt::Display for HostName {

@@ -42,7 +42,8 @@
 //!
 //! let (table, _) = PolicyTable::compile(&resources, &Settling::default()).unwrap();
 //! let authority = Authority::parse("Edition.CNN.com:80").unwrap();
-//! let decision = table.decide(&Query { host: &authority.host, port: PortNumber::HTTP, arrival: Arrival::Http });
+//! let query = Query { host: &authority.host, port: PortNumber::HTTP, arrival: Arrival::Http, subset: None };
+//! let decision = table.decide(&query);
 //!
 //! let Action::Originate(cluster) = decision.action else { panic!("{decision:?}") };
 //! assert_eq!(cluster.name.as_str(), "shared|SIMPLE|system|auto");
@@ -63,7 +64,7 @@ mod source;
 mod table;
 mod tls;
 
-pub use cluster::{Cluster, ClusterName, Endpoints, Speaks};
+pub use cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
 pub use decision::{Action, Arrival, Decision, Query, Reason, Target};
 pub use digest::Digest;
 pub use host::{Authority, HostName, HostPattern, InvalidAuthority, InvalidHost, MAX_HOST_BYTES};
@@ -71,10 +72,12 @@ pub use merge::{PolicySource, Proxy, ROOT_NAMESPACE};
 pub use port::{PortNumber, Protocol, ProtocolClass};
 pub use problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Segment, Severity};
 pub use resource::{
-    ClientTls, ConnectionPool, DEFAULT_NAMESPACE, DestinationRule, Endpoint, H2UpgradePolicy,
-    HttpPool, LoadBalancer, Meta, OutlierDetection, PortPolicy, Resolution, ResourceId, Resources,
-    ServiceEntry, ServicePort, TcpKeepalive, TcpPool, TlsMode, TrafficPolicy,
+    Address, ClientTls, ConnectionPool, ConsistentHash, DEFAULT_NAMESPACE, DestinationRule,
+    Endpoint, H2UpgradePolicy, HashKey, HashRing, HttpPool, LoadBalancer, Meta, OutlierDetection,
+    PortPolicy, ProxyProtocol, Resolution, ResourceId, Resources, RetryBudget, ServiceEntry,
+    ServicePort, SimpleBalancer, Subset, TcpKeepalive, TcpPool, TlsMode, TrafficPolicy, Tunnel,
+    Warmup,
 };
 pub use source::{API_VERSIONS, KINDS, Parser};
 pub use table::{ConnectTo, OutboundMode, PolicyTable, Service, Settling};
-pub use tls::{NameSource, Sni, TlsIntent, Trust, VerifiedNames};
+pub use tls::{Identity, InvalidTls, NameSource, Sni, TlsIntent, Trust, VerifiedNames};

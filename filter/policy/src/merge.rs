@@ -1,10 +1,18 @@
 //! Which DestinationRule speaks for a service, and which part of it for a port, as Istio has it.
+//!
+//! Three questions in turn. *Whose rules?* The caller's namespace is asked first, then the service's,
+//! then the root; the first that has any rule for the host settles it. *Which of them?* Those for the
+//! most specific host; among them the one that selects the caller by its labels, else the one for all.
+//! *What of those for the same host?* They are merged, oldest first.
 
 use std::collections::BTreeMap;
 
 use crate::host::HostPattern;
 use crate::port::PortNumber;
-use crate::resource::{ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection};
+use crate::resource::{
+    ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, ProxyProtocol,
+    RetryBudget, Subset, TrafficPolicy, Tunnel,
+};
 use crate::table::index::HostIndex;
 
 /// The namespace whose rules are for everyone.
@@ -39,6 +47,90 @@ pub(crate) fn exported(export_to: &[String], owner: &str, namespace: &str) -> bo
             .any(|to| to == "*" || to == namespace || (to == "." && owner == namespace))
 }
 
+impl DestinationRule {
+    /// Says whether the rule is for workloads like `proxy`: it has no selector, or one that fits.
+    pub(crate) fn selects(&self, proxy: &Proxy) -> bool {
+        match &self.selector {
+            None => true,
+            Some(labels) => {
+                self.meta.id.namespace == proxy.namespace
+                    && labels
+                        .iter()
+                        .all(|(key, value)| proxy.labels.get(key) == Some(value))
+            }
+        }
+    }
+
+    /// Says whether the rule is seen from `namespace`. One with a selector is for its own namespace alone.
+    pub(crate) fn seen_from(&self, namespace: &str) -> bool {
+        let owner = self.meta.id.namespace.as_str();
+        match self.selector {
+            Some(_) => owner == namespace,
+            None => exported(&self.export_to, owner, namespace),
+        }
+    }
+
+    /// Returns `exportTo` as Istio counts it: a selector makes it the rule's own namespace.
+    fn exports(&self) -> Vec<&str> {
+        if self.selector.is_some() {
+            vec!["."]
+        } else {
+            self.export_to.iter().map(String::as_str).collect()
+        }
+    }
+
+    /// Says whether other namespaces may see the rule.
+    fn is_offered(&self) -> bool {
+        let own = |to: &String| to == "." || *to == self.meta.id.namespace;
+        self.selector.is_none() && !(self.export_to.len() == 1 && self.export_to.iter().all(own))
+    }
+}
+
+/// Rules of one host in one namespace, made one.
+#[derive(Clone)]
+pub(crate) struct Merged<'r> {
+    /// The oldest of them, which gives the policy if it has one.
+    pub(crate) first: &'r DestinationRule,
+    /// The rule whose policy counts.
+    pub(crate) policy: Option<(&'r DestinationRule, &'r TrafficPolicy)>,
+    /// The subsets of all, by name the first.
+    pub(crate) subsets: Vec<(&'r DestinationRule, &'r Subset)>,
+    /// The others.
+    pub(crate) others: Vec<&'r DestinationRule>,
+    /// The places of earlier ones of which this one is part too.
+    part_of: Vec<usize>,
+}
+
+impl<'r> Merged<'r> {
+    fn of(rule: &'r DestinationRule, part_of: Vec<usize>) -> Self {
+        let policy = rule.policy.as_ref().map(|policy| (rule, policy));
+        let subsets = rule.subsets.iter().map(|subset| (rule, subset)).collect();
+        Merged {
+            first: rule,
+            policy,
+            subsets,
+            others: Vec::new(),
+            part_of,
+        }
+    }
+
+    fn add(&mut self, rule: &'r DestinationRule) {
+        self.policy = self
+            .policy
+            .or(rule.policy.as_ref().map(|policy| (rule, policy)));
+        for subset in &rule.subsets {
+            if !self
+                .subsets
+                .iter()
+                .any(|(_, other)| other.name == subset.name)
+            {
+                self.subsets.push((rule, subset));
+            }
+        }
+        self.others.push(rule);
+    }
+}
+
 /// All rules, found by namespace and host.
 pub(crate) struct RuleIndex<'r> {
     /// What each namespace uses itself.
@@ -62,10 +154,7 @@ impl<'r> RuleIndex<'r> {
         };
         for rule in sorted {
             let owner = rule.meta.id.namespace.as_str();
-            let own = |to: &String| to == "." || to == owner;
-            let private = rule.selector.is_some()
-                || (rule.export_to.len() == 1 && rule.export_to.iter().all(own));
-            if rule.selector.is_some() || exported(&rule.export_to, owner, owner) {
+            if rule.seen_from(owner) {
                 let rules = index
                     .local
                     .entry(owner)
@@ -73,7 +162,7 @@ impl<'r> RuleIndex<'r> {
                     .entry(&rule.host, Vec::new);
                 rules.into_iter().for_each(|rules| rules.push(rule));
             }
-            if !private {
+            if rule.is_offered() {
                 let rules = index
                     .offered
                     .entry(owner)
@@ -87,9 +176,9 @@ impl<'r> RuleIndex<'r> {
 
     /// Returns the rule for calls of `proxy` to `host`, a service of namespace `owner`.
     ///
-    /// The proxy's own namespace is asked first, then the service's, then the root. The first of them
-    /// that has any rule for the host settles it, by its most specific host alone; rules of a wider
-    /// host fill no gaps. A rule that selects the workload wins over one that selects all.
+    /// Only the most specific host of a namespace is looked at; rules of a wider host fill no gaps.
+    /// Where the caller's own namespace has rules for the host and none is for this caller, no other
+    /// namespace is asked.
     ///
     /// Source: istio/istio `pilot/pkg/model/push_context.go`, `destinationRule`, and
     /// `pilot/pkg/model/sidecar.go`, `DestinationRule`.
@@ -98,57 +187,106 @@ impl<'r> RuleIndex<'r> {
         proxy: &Proxy,
         owner: &str,
         host: &HostPattern,
-    ) -> Option<&'r DestinationRule> {
+    ) -> Option<Merged<'r>> {
         let namespace = proxy.namespace.as_str();
         if let Some(rules) = self
             .local
             .get(namespace)
             .and_then(|index| index.find_pattern(host))
         {
-            return applicable(rules.iter().copied(), proxy);
+            return applicable(rules, proxy);
         }
         [owner, ROOT_NAMESPACE].into_iter().find_map(|offering| {
             let rules = self.offered.get(offering)?.find_pattern(host)?;
-            applicable(
-                rules
-                    .iter()
-                    .copied()
-                    .filter(|rule| exported(&rule.export_to, offering, namespace)),
-                proxy,
-            )
+            applicable(rules, proxy)
         })
     }
 }
 
-fn applicable<'r>(
-    rules: impl Iterator<Item = &'r DestinationRule>,
-    proxy: &Proxy,
-) -> Option<&'r DestinationRule> {
-    let mut for_all = None;
-    for rule in rules {
-        match &rule.selector {
-            None => for_all = for_all.or(Some(rule)),
-            Some(labels) => {
-                let selected = rule.meta.id.namespace == proxy.namespace
-                    && labels
-                        .iter()
-                        .all(|(key, value)| proxy.labels.get(key) == Some(value));
-                if selected {
-                    return Some(rule);
-                }
-            }
+/// Merges the rules of one host and picks the one for `proxy`.
+///
+/// A rule for selected workloads comes before one for all; of several for all that do not merge, the
+/// last counts.
+fn applicable<'r>(rules: &[&'r DestinationRule], proxy: &Proxy) -> Option<Merged<'r>> {
+    let merged = merge(rules);
+    let for_all = |at: usize| {
+        merged
+            .get(at)
+            .is_some_and(|rule: &Merged<'_>| rule.first.selector.is_none())
+    };
+    let seen = |at: usize| {
+        merged
+            .get(at)
+            .is_some_and(|rule| rule.first.seen_from(&proxy.namespace))
+    };
+    let mut last = None;
+    for (at, rule) in merged.iter().enumerate() {
+        // What it says is said already by the rule it was merged into, if the caller sees that one.
+        let said = rule
+            .part_of
+            .iter()
+            .any(|&other| for_all(other) && seen(other));
+        if !seen(at) || said || !rule.first.selects(proxy) {
+            continue;
         }
+        if !for_all(at) {
+            return Some(rule.clone());
+        }
+        last = Some(rule);
     }
-    for_all
+    last.cloned()
 }
 
-/// Which part of a rule speaks for a port.
+/// Merges rules of one host, in their order.
+///
+/// As in Istio, a later rule is merged into an earlier one when it is exported to the same namespaces or
+/// to more, unless both select different workloads: its subsets are added, and its policy where there is
+/// none. Istio then drops the later rule in cases where some callers see it and not the earlier one
+/// (istio/istio#58322); here it stays for them.
+///
+/// Source: istio/istio `pilot/pkg/model/destination_rule.go`, `mergeDestinationRule`.
+fn merge<'r>(rules: &[&'r DestinationRule]) -> Vec<Merged<'r>> {
+    let mut merged: Vec<Merged<'r>> = Vec::new();
+    for rule in rules {
+        let exports = rule.exports();
+        let mut part_of = Vec::new();
+        let mut covered = false;
+        for (at, earlier) in merged.iter_mut().enumerate() {
+            let theirs = earlier.first.exports();
+            let wider = theirs.iter().all(|to| exports.contains(to));
+            let same = wider && exports.iter().all(|to| theirs.contains(to));
+            if !same && (theirs.is_empty() || !wider) {
+                continue;
+            }
+            match (&earlier.first.selector, &rule.selector) {
+                (Some(a), Some(b)) if !same_labels(a, b) => continue,
+                (a, b) => covered |= same && a.is_some() == b.is_some(),
+            }
+            earlier.add(rule);
+            part_of.push(at);
+        }
+        if !covered {
+            merged.push(Merged::of(rule, part_of));
+        }
+    }
+    merged
+}
+
+fn same_labels(a: &[(String, String)], b: &[(String, String)]) -> bool {
+    a.len() == b.len() && a.iter().all(|label| b.contains(label))
+}
+
+/// Which part of a rule speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PolicySource {
     /// `spec.trafficPolicy`.
     Rule,
     /// An item of `spec.trafficPolicy.portLevelSettings`.
     Port(usize),
+    /// `trafficPolicy` of an item of `spec.subsets`.
+    Subset(usize),
+    /// An item of `portLevelSettings` of an item of `spec.subsets`.
+    SubsetPort(usize, usize),
 }
 
 impl PolicySource {
@@ -156,43 +294,111 @@ impl PolicySource {
     pub fn path(self) -> String {
         match self {
             PolicySource::Rule => "spec.trafficPolicy".to_owned(),
-            PolicySource::Port(index) => format!("spec.trafficPolicy.portLevelSettings[{index}]"),
+            PolicySource::Port(port) => format!("spec.trafficPolicy.portLevelSettings[{port}]"),
+            PolicySource::Subset(subset) => format!("spec.subsets[{subset}].trafficPolicy"),
+            PolicySource::SubsetPort(subset, port) => {
+                format!("spec.subsets[{subset}].trafficPolicy.portLevelSettings[{port}]")
+            }
         }
     }
 }
 
-/// What a rule says for one port.
+/// What a rule says for one port, and which part of which rule says it of TLS.
 #[derive(Clone, Copy)]
 pub(crate) struct Settings<'r> {
+    pub(crate) rule: &'r DestinationRule,
     pub(crate) source: PolicySource,
     pub(crate) tls: Option<&'r ClientTls>,
-    pub(crate) load_balancer: Option<LoadBalancer>,
+    pub(crate) load_balancer: Option<&'r LoadBalancer>,
     pub(crate) connection_pool: Option<&'r ConnectionPool>,
     pub(crate) outlier_detection: Option<&'r OutlierDetection>,
+    pub(crate) tunnel: Option<&'r Tunnel>,
+    pub(crate) proxy_protocol: Option<ProxyProtocol>,
+    pub(crate) retry_budget: Option<&'r RetryBudget>,
+}
+
+impl<'r> Settings<'r> {
+    fn of(
+        rule: &'r DestinationRule,
+        source: PolicySource,
+        policy: Option<&'r TrafficPolicy>,
+    ) -> Self {
+        Settings {
+            rule,
+            source,
+            tls: policy.and_then(|policy| policy.tls.as_ref()),
+            load_balancer: policy.and_then(|policy| policy.load_balancer.as_ref()),
+            connection_pool: policy.and_then(|policy| policy.connection_pool.as_ref()),
+            outlier_detection: policy.and_then(|policy| policy.outlier_detection.as_ref()),
+            tunnel: policy.and_then(|policy| policy.tunnel.as_ref()),
+            proxy_protocol: policy.and_then(|policy| policy.proxy_protocol),
+            retry_budget: policy.and_then(|policy| policy.retry_budget.as_ref()),
+        }
+    }
 }
 
 /// Returns the settings for one service port.
 ///
 /// A matching `portLevelSettings` entry replaces the rule's settings as a whole: what it leaves out
-/// takes its default and is not inherited. The first match wins. `port` is the service port, never
-/// the target port.
+/// takes its default and is not inherited, `tunnel`, `proxyProtocol` and `retryBudget` included. The
+/// first match wins. `port` is the service port, never the target port.
 ///
 /// Source: istio/istio `pilot/pkg/networking/util/util.go`, `GetPortLevelTrafficPolicy`.
-pub(crate) fn for_port(rule: &DestinationRule, port: PortNumber) -> Settings<'_> {
-    let (source, policy) = match rule
-        .policy
-        .port_level
-        .iter()
-        .find(|entry| entry.port == port)
-    {
-        Some(entry) => (PolicySource::Port(entry.index), &entry.policy),
-        None => (PolicySource::Rule, &rule.policy),
+pub(crate) fn for_port<'r>(merged: &Merged<'r>, port: PortNumber) -> Settings<'r> {
+    let Some((rule, policy)) = merged.policy else {
+        return Settings::of(merged.first, PolicySource::Rule, None);
+    };
+    match policy.port_level.iter().find(|entry| entry.port == port) {
+        Some(entry) => Settings::of(rule, PolicySource::Port(entry.index), Some(&entry.policy)),
+        None => Settings::of(rule, PolicySource::Rule, Some(policy)),
+    }
+}
+
+/// Returns the settings for one service port of a subset.
+///
+/// What the subset says replaces what the rule says, block by block. Where the subset has an entry for
+/// the port, that entry's four blocks replace the rule's even where it leaves them out.
+///
+/// Source: istio/istio `pilot/pkg/networking/util/util.go`, `MergeSubsetTrafficPolicy`.
+pub(crate) fn for_subset<'r>(
+    parent: Settings<'r>,
+    rule: &'r DestinationRule,
+    subset: &'r Subset,
+    port: PortNumber,
+) -> Settings<'r> {
+    let Some(policy) = &subset.policy else {
+        return parent;
+    };
+    let whole = Settings::of(rule, PolicySource::Subset(subset.index), Some(policy));
+    let tunnel = whole.tunnel.or(parent.tunnel);
+    let proxy_protocol = whole.proxy_protocol.or(parent.proxy_protocol);
+    let retry_budget = whole.retry_budget.or(parent.retry_budget);
+    let own = match policy.port_level.iter().find(|entry| entry.port == port) {
+        Some(entry) => {
+            let source = PolicySource::SubsetPort(subset.index, entry.index);
+            Settings::of(rule, source, Some(&entry.policy))
+        }
+        None => {
+            let (rule, source) = if whole.tls.is_some() {
+                (rule, whole.source)
+            } else {
+                (parent.rule, parent.source)
+            };
+            Settings {
+                rule,
+                source,
+                tls: whole.tls.or(parent.tls),
+                load_balancer: whole.load_balancer.or(parent.load_balancer),
+                connection_pool: whole.connection_pool.or(parent.connection_pool),
+                outlier_detection: whole.outlier_detection.or(parent.outlier_detection),
+                ..whole
+            }
+        }
     };
     Settings {
-        source,
-        tls: policy.tls.as_ref(),
-        load_balancer: policy.load_balancer,
-        connection_pool: policy.connection_pool.as_ref(),
-        outlier_detection: policy.outlier_detection.as_ref(),
+        tunnel,
+        proxy_protocol,
+        retry_budget,
+        ..own
     }
 }

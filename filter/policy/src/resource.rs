@@ -5,16 +5,21 @@ use std::fmt;
 use serde_json::Value;
 
 use crate::fields::{Field, Fields};
-use crate::problem::Origin;
+use crate::problem::{Origin, ProblemKind};
 
+mod client_tls;
 mod destination_rule;
 mod service_entry;
+mod traffic_policy;
 
-pub use destination_rule::{
-    ClientTls, ConnectionPool, DestinationRule, H2UpgradePolicy, HttpPool, LoadBalancer,
-    OutlierDetection, PortPolicy, TcpKeepalive, TcpPool, TlsMode, TrafficPolicy,
+pub use client_tls::{ClientTls, TlsMode};
+pub use destination_rule::{DestinationRule, Subset};
+pub use service_entry::{Address, Endpoint, Resolution, ServiceEntry, ServicePort};
+pub use traffic_policy::{
+    ConnectionPool, ConsistentHash, H2UpgradePolicy, HashKey, HashRing, HttpPool, LoadBalancer,
+    OutlierDetection, PortPolicy, ProxyProtocol, RetryBudget, SimpleBalancer, TcpKeepalive,
+    TcpPool, TrafficPolicy, Tunnel, Warmup,
 };
-pub use service_entry::{Endpoint, Resolution, ServiceEntry, ServicePort};
 
 /// The namespace of a resource that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -79,19 +84,19 @@ impl Resources {
     }
 }
 
-/// Reads `metadata`. What Kubernetes adds to it is let pass.
-fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Option<Meta> {
-    root.require("metadata", |field| {
+/// Reads `metadata`. What Kubernetes adds to it is let pass. Where the name is missing, which is reported,
+/// it is empty, so that the rest is read all the same.
+fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Meta {
+    let read = root.require("metadata", |field| {
         let fields = field.fields()?;
         fields.allow_unknown();
         let name = fields.require("name", text_of)?;
-        let namespace = fields
-            .read("namespace", text_of)
-            .unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+        let namespace = fields.read("namespace", text_of);
         let created = match field.value.get("creationTimestamp") {
             Some(Value::String(text)) => text.clone(),
             _ => String::new(),
         };
+        let namespace = namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
         let id = ResourceId {
             kind,
             namespace,
@@ -103,14 +108,100 @@ fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Option<Me
             origin,
             created,
         })
+    });
+    read.unwrap_or_else(|| {
+        let id = ResourceId {
+            kind,
+            namespace: DEFAULT_NAMESPACE.to_owned(),
+            name: String::new(),
+        };
+        Meta {
+            id,
+            origin,
+            created: String::new(),
+        }
     })
+}
+
+/// Reads `exportTo`. `none_allowed` lets `~` stand, alone.
+///
+/// Source: istio/istio `pkg/config/validation/validation.go`, `validateExportTo`.
+fn read_export_to(fields: &Fields<'_>, namespace: &str, none_allowed: bool) -> Vec<String> {
+    let mut export_to: Vec<String> = Vec::new();
+    fields.read("exportTo", |list| {
+        list.items(|item| {
+            let Some(to) = item.text() else { return };
+            let problem = match to {
+                "~" if !none_allowed => Some(
+                    "exportTo ~ (none) is not allowed for Istio configuration objects".to_owned(),
+                ),
+                "*" | "." | "~" => None,
+                to if !destination_rule::is_label(to) => Some(
+                    "only .,*, or a valid DNS 1123 label is allowed as exportTo entry".to_owned(),
+                ),
+                _ => None,
+            };
+            let twice = export_to.iter().any(|other| other == to);
+            let both = (to == "." && export_to.iter().any(|other| other == namespace))
+                || (to == namespace && export_to.iter().any(|other| other == "."));
+            match problem {
+                Some(text) => item.error(ProblemKind::Invalid(text)),
+                None if twice => {
+                    item.error(ProblemKind::Conflict(format!(
+                        "duplicate entries in exportTo for entry {to}"
+                    )));
+                }
+                None if both => {
+                    let text = format!(
+                        "duplicate entries in exportTo: . and current namespace {namespace}"
+                    );
+                    item.error(ProblemKind::Conflict(text));
+                }
+                None => export_to.push(to.to_owned()),
+            }
+        });
+        if export_to.len() > 1 {
+            if export_to.iter().any(|to| to == "~") {
+                let text = "cannot export service entry to no one (~) and someone".to_owned();
+                list.error(ProblemKind::Conflict(text));
+            } else if export_to.iter().any(|to| to == "*") {
+                let text =
+                    "cannot have both public (*) and non-public exportTo values for a resource"
+                        .to_owned();
+                list.error(ProblemKind::Conflict(text));
+            }
+        }
+        Some(())
+    });
+    export_to
+}
+
+/// Reads labels by which workloads or endpoints are chosen.
+fn read_labels(field: Field<'_>) -> Vec<(String, String)> {
+    let labels = field.labels();
+    for (key, value) in &labels {
+        if key.is_empty() {
+            field.error(ProblemKind::Invalid(format!(
+                "empty key is not supported in selector: \"{key}={value}\""
+            )));
+        } else if key.contains('*') || value.contains('*') {
+            field.error(ProblemKind::Invalid(format!(
+                "wildcard is not supported in selector: \"{key}={value}\""
+            )));
+        } else if value.len() > 63 {
+            field.error(ProblemKind::Invalid(format!(
+                "invalid tag value: \"{value}\""
+            )));
+        }
+    }
+    labels
 }
 
 /// Reads a string that must not be empty.
 fn text_of(field: Field<'_>) -> Option<String> {
     let text = field.text()?;
     if text.is_empty() {
-        field.error(crate::problem::ProblemKind::Missing);
+        field.error(ProblemKind::Missing);
         return None;
     }
     Some(text.to_owned())

@@ -1,17 +1,19 @@
 //! Compile resources into a table; decide from it.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use crate::cluster::{Cluster, ClusterName, Endpoints, Speaks};
+use crate::cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
 use crate::decision::{Action, Arrival, Decision, Query, Reason, Target};
 use crate::digest::Digest;
 use crate::host::{HostName, HostPattern};
-use crate::merge::{PolicySource, Proxy, RuleIndex, Settings, exported, for_port};
+use crate::merge::{
+    Merged, PolicySource, Proxy, RuleIndex, Settings, exported, for_port, for_subset,
+};
 use crate::port::{PortNumber, ProtocolClass};
 use crate::problem::{FieldPath, Problem, ProblemKind, Problems, Segment, Severity};
 use crate::resource::{
-    DestinationRule, H2UpgradePolicy, Resolution, ResourceId, Resources, ServiceEntry, ServicePort,
+    H2UpgradePolicy, Meta, Resolution, ResourceId, Resources, ServiceEntry, ServicePort,
+    SimpleBalancer, Subset,
 };
 use crate::source::problem_of;
 use crate::table::index::HostIndex;
@@ -100,6 +102,14 @@ struct Port {
     number: PortNumber,
     target: PortNumber,
     arrival: Arrival,
+    way: Way,
+    /// Most hosts have none.
+    subsets: Vec<(Box<str>, Way)>,
+}
+
+/// A cluster, and who said so.
+#[derive(Debug, Clone, Copy)]
+struct Way {
     cluster: usize,
     rule: Option<(usize, PolicySource)>,
 }
@@ -115,6 +125,8 @@ pub struct Service<'t> {
     pub target: PortNumber,
     /// What comes in on it.
     pub arrival: Arrival,
+    /// The subset, if it is one.
+    pub subset: Option<&'t str>,
     /// Where it goes.
     pub cluster: &'t Cluster,
     /// An address to dial in place of the target.
@@ -152,8 +164,8 @@ impl PolicyTable {
         compiler.finish()
     }
 
-    /// Says what becomes of a host and port.
-    pub fn decide(&self, query: &Query<'_>) -> Decision<'_> {
+    /// Says what becomes of a host and port. Its cost does not grow with the table, and nothing is allocated.
+    pub fn decide<'t: 'q, 'q>(&'t self, query: &Query<'q>) -> Decision<'t, 'q> {
         let Some(host) = self
             .index
             .find(query.host)
@@ -165,41 +177,41 @@ impl PolicyTable {
         let Some(port) = host.ports.iter().find(|port| port.number == query.port) else {
             return self.no_way(Reason::UnknownPort, entry);
         };
-        let Some(cluster) = self
-            .clusters
-            .get(port.cluster)
-            .filter(|_| port.arrival == query.arrival)
+        let refused = |reason| Decision {
+            action: Action::Reject(reason),
+            ..self.no_way(reason, entry)
+        };
+        if port.arrival != query.arrival {
+            return refused(Reason::OtherProtocol);
+        }
+        let way = match query.subset {
+            None => Some(&port.way),
+            Some(wanted) => port
+                .subsets
+                .iter()
+                .find(|(name, _)| **name == *wanted)
+                .map(|(_, way)| way),
+        };
+        let Some((way, cluster)) = way.and_then(|way| Some((way, self.clusters.get(way.cluster)?)))
         else {
-            return Decision {
-                action: Action::Reject(Reason::OtherProtocol),
-                ..self.no_way(Reason::OtherProtocol, entry)
-            };
+            return refused(Reason::UnknownSubset);
         };
         let action = match (port.arrival, &cluster.tls) {
             (Arrival::Tls, _) => Action::Passthrough(cluster),
-            (Arrival::Http, Some(_)) => Action::Originate(cluster),
-            (Arrival::Http, None) => Action::Forward(cluster),
+            (Arrival::Http | Arrival::Tcp, Some(_)) => Action::Originate(cluster),
+            (Arrival::Http | Arrival::Tcp, None) => Action::Forward(cluster),
         };
-        let target = match &host.pattern {
-            HostPattern::Exact(name) => Target {
-                host: Cow::Borrowed(name.as_str()),
-                port: port.target,
-            },
-            _ => Target {
-                host: Cow::Owned(query.host.to_owned()),
-                port: port.target,
-            },
-        };
-        let connect_to = self.connect_to(&target.host, target.port);
-        let rule = port.rule.and_then(|(rule, _)| self.resources.get(rule));
-        let policy_source = port.rule.map(|(_, source)| source);
+        let name = host.pattern.exact().map_or(query.host, HostName::as_str);
         Decision {
             action,
-            target: Some(target),
-            connect_to,
+            target: Some(Target {
+                host: name,
+                port: port.target,
+            }),
+            connect_to: self.connect_to(name, port.target),
             service_entry: entry,
-            rule,
-            policy_source,
+            rule: way.rule.and_then(|(rule, _)| self.resources.get(rule)),
+            policy_source: way.rule.map(|(_, source)| source),
         }
     }
 
@@ -208,23 +220,28 @@ impl PolicyTable {
         self.clusters.iter()
     }
 
-    /// Returns all hosts with all their ports, in the order of the resources.
+    /// Returns all hosts with all their ports and subsets, in the order of the resources.
     pub fn services(&self) -> impl Iterator<Item = Service<'_>> {
         self.hosts.iter().flat_map(move |host| {
-            host.ports.iter().filter_map(move |port| {
-                let cluster = self.clusters.get(port.cluster)?;
-                let name = host.pattern.exact();
-                let connect_to = name.and_then(|name| self.connect_to(name.as_str(), port.target));
-                Some(Service {
-                    host: &host.pattern,
-                    port: port.number,
-                    target: port.target,
-                    arrival: port.arrival,
-                    cluster,
-                    connect_to,
-                    service_entry: self.resources.get(host.entry),
-                    rule: port.rule.and_then(|(rule, _)| self.resources.get(rule)),
-                })
+            host.ports.iter().flat_map(move |port| {
+                let subsets = port.subsets.iter().map(|(name, way)| (Some(&**name), way));
+                std::iter::once((None, &port.way))
+                    .chain(subsets)
+                    .filter_map(move |(subset, way)| {
+                        let pinned = host.pattern.exact();
+                        Some(Service {
+                            host: &host.pattern,
+                            port: port.number,
+                            target: port.target,
+                            arrival: port.arrival,
+                            subset,
+                            cluster: self.clusters.get(way.cluster)?,
+                            connect_to: pinned
+                                .and_then(|name| self.connect_to(name.as_str(), port.target)),
+                            service_entry: self.resources.get(host.entry),
+                            rule: way.rule.and_then(|(rule, _)| self.resources.get(rule)),
+                        })
+                    })
             })
         })
     }
@@ -254,13 +271,19 @@ impl PolicyTable {
         let mut lines: Vec<String> = self
             .services()
             .map(|service| {
+                let Service {
+                    host,
+                    port,
+                    target,
+                    arrival,
+                    subset,
+                    cluster,
+                    ..
+                } = service;
                 format!(
-                    "{} {} {} {:?} {}",
-                    service.host,
-                    service.port,
-                    service.target,
-                    service.arrival,
-                    service.cluster.name
+                    "{host} {port} {target} {arrival:?} {} {}",
+                    subset.unwrap_or(""),
+                    cluster.name
                 )
             })
             .collect();
@@ -268,17 +291,13 @@ impl PolicyTable {
             let tls = cluster
                 .tls
                 .as_ref()
-                .map(|tls| (&tls.sni, &tls.names, tls.mode, tls.trust.as_str()));
-            format!(
-                "{} {:?} {:?} {:?} {:?} {:?} {:?}",
-                cluster.name,
-                tls,
-                cluster.speaks,
-                cluster.endpoints,
-                cluster.load_balancer,
-                cluster.connection_pool,
-                cluster.outlier_detection
-            )
+                .map(|tls| (&tls.sni, &tls.names, tls.mode, tls.common()));
+            // The rest holds no secret, and its `Debug` shows all of it.
+            let rest = Cluster {
+                tls: None,
+                ..cluster.clone()
+            };
+            format!("{tls:?} {rest:?}")
         }));
         lines.extend(
             self.connect_to
@@ -298,7 +317,11 @@ impl PolicyTable {
         Some((&to.address, to.address_port))
     }
 
-    fn no_way<'t>(&self, reason: Reason, service_entry: Option<&'t ResourceId>) -> Decision<'t> {
+    fn no_way<'t, 'q>(
+        &self,
+        reason: Reason,
+        service_entry: Option<&'t ResourceId>,
+    ) -> Decision<'t, 'q> {
         let action = match self.outbound {
             OutboundMode::RegistryOnly => Action::Reject(reason),
             OutboundMode::AllowAny => Action::LeaveAlone(reason),
@@ -374,51 +397,122 @@ impl<'r> Compiler<'r> {
                     .hosts
                     .get(place)
                     .is_some_and(|host| host.ports.iter().any(|other| other.number == port.number));
-                if !taken && let Some(port) = self.port(entry, host, port, rule) {
+                if !taken && let Some(port) = self.port(entry, host, port, rule.as_ref()) {
                     self.hosts
                         .get_mut(place)
                         .into_iter()
                         .for_each(|host| host.ports.push(port.clone()));
                 }
             }
+            // As in Istio, whoever names an address of the service in `Host` names the service.
+            if let ([_], Some(_)) = (&entry.hosts[..], host.exact()) {
+                for address in entry
+                    .addresses
+                    .iter()
+                    .filter(|address| address.prefix.is_none())
+                {
+                    self.index
+                        .entry(&HostPattern::Exact(HostName::address(address.ip)), || place);
+                }
+            }
         }
     }
 
-    /// Warns of what an entry asks for and does not get.
+    fn report(
+        &mut self,
+        severity: Severity,
+        meta: &Meta,
+        path: FieldPath,
+        kind: ProblemKind,
+        hint: &str,
+    ) {
+        self.problems.push(problem_of(
+            severity,
+            meta,
+            path,
+            kind,
+            Some(hint.to_owned()),
+        ));
+    }
+
+    /// Tells of what an entry asks for and does not get.
     fn check_entry(&mut self, entry: &ServiceEntry) {
-        let mut warn = |path: FieldPath, text: String, hint: &str| {
-            self.problems.push(problem_of(
-                Severity::Warning,
+        let mut told = |severity: Severity, path: FieldPath, text: &str, hint: &str| {
+            self.report(
+                severity,
                 &entry.meta,
                 path,
-                ProblemKind::NotSupported(text),
-                Some(hint.to_owned()),
-            ));
+                ProblemKind::NotSupported(text.to_owned()),
+                hint,
+            );
         };
         if entry.resolution == Resolution::None {
-            let hint = "the host is looked up by DNS instead; set `resolution: DNS` (or `DYNAMIC_DNS` for wildcards) to say so";
-            warn(
+            let hint = "the host is looked up by DNS instead; `resolution: DNS` (or `DYNAMIC_DNS` for wildcards) says so";
+            told(
+                Severity::Warning,
                 FieldPath::keys("spec.resolution"),
-                "`resolution: NONE`".to_owned(),
+                "`resolution: NONE`",
                 hint,
             );
         }
-        for (at, port) in entry.ports.iter().enumerate() {
+        if entry.workload_selector.is_some() {
+            let hint = "workloads are known to a Kubernetes cluster only; list them in `endpoints`";
+            told(
+                Severity::Error,
+                FieldPath::keys("spec.workloadSelector"),
+                "`workloadSelector`",
+                hint,
+            );
+        }
+        if entry.resolution == Resolution::Static
+            && entry.endpoints.is_empty()
+            && entry.workload_selector.is_none()
+        {
+            let hint = "`resolution: STATIC` takes its addresses from `endpoints`, so no request could be answered";
+            told(
+                Severity::Warning,
+                FieldPath::keys("spec.resolution"),
+                "`STATIC` without endpoints",
+                hint,
+            );
+        }
+        if entry
+            .addresses
+            .iter()
+            .any(|address| address.prefix.is_some())
+        {
+            let hint = "services are told apart by host name and by single addresses";
+            told(
+                Severity::Warning,
+                FieldPath::keys("spec.addresses"),
+                "a range of addresses",
+                hint,
+            );
+        }
+        for port in &entry.ports {
             let mut path = FieldPath::keys("spec.ports");
-            path.0
-                .extend([Segment::Index(at), Segment::Key("protocol".to_owned())]);
+            path.0.extend([
+                Segment::Index(port.index),
+                Segment::Key("protocol".to_owned()),
+            ]);
             match port.protocol.class() {
                 ProtocolClass::Http | ProtocolClass::Tls => {}
-                ProtocolClass::Tcp => warn(
-                    path,
-                    "a port that speaks neither HTTP nor TLS".to_owned(),
-                    "nothing listens on it",
-                ),
-                ProtocolClass::None => {
-                    warn(
+                ProtocolClass::Tcp => {
+                    let hint = "nothing listens on it yet; `explain` says what would become of it";
+                    told(
+                        Severity::Warning,
                         path,
-                        "a port without a known protocol".to_owned(),
-                        "nothing listens on it; write HTTP, HTTPS, TLS, HTTP2 or GRPC",
+                        "a port that speaks neither HTTP nor TLS",
+                        hint,
+                    );
+                }
+                ProtocolClass::None => {
+                    let hint = "nothing listens on it; write HTTP, HTTPS, TLS, HTTP2, GRPC or TCP";
+                    told(
+                        Severity::Warning,
+                        path,
+                        "a port without a known protocol",
+                        hint,
                     );
                 }
             }
@@ -435,15 +529,14 @@ impl<'r> Compiler<'r> {
             "the host is already that of {}, which is older or comes first by name",
             owner.meta.id
         );
-        let hint =
-            "only ports of entries with the same namespace and resolution are joined".to_owned();
-        self.problems.push(problem_of(
+        let hint = "only ports of entries with the same namespace and resolution are joined";
+        self.report(
             Severity::Warning,
             &entry.meta,
             path,
             ProblemKind::Conflict(text),
-            Some(hint),
-        ));
+            hint,
+        );
     }
 
     fn port(
@@ -451,103 +544,168 @@ impl<'r> Compiler<'r> {
         entry: &ServiceEntry,
         host: &HostPattern,
         port: &ServicePort,
-        rule: Option<&DestinationRule>,
+        merged: Option<&Merged<'r>>,
     ) -> Option<Port> {
         let arrival = match port.protocol.class() {
             ProtocolClass::Http => Arrival::Http,
             ProtocolClass::Tls => Arrival::Tls,
-            ProtocolClass::Tcp | ProtocolClass::None => return None,
+            ProtocolClass::Tcp => Arrival::Tcp,
+            ProtocolClass::None => return None,
         };
-        let settings = rule.map(|rule| for_port(rule, port.number));
-        let tls = settings
-            .and_then(|settings| settings.tls)
-            .and_then(|tls| TlsIntent::of(tls, entry));
-        if let (Arrival::Tls, Some(_), Some(rule), Some(settings)) = (arrival, &tls, rule, settings)
+        if arrival == Arrival::Tls
+            && matches!(host, HostPattern::Suffix(suffix) if !suffix.starts_with('.'))
         {
-            self.double_tls(rule, settings, host, port);
+            let kind = ProblemKind::NotSupported(format!("`{host}` on a port that speaks TLS"));
+            let hint = "a ClientHello is matched by whole labels; use `*.` and a domain";
+            self.report(
+                Severity::Error,
+                &entry.meta,
+                FieldPath::keys("spec.hosts"),
+                kind,
+                hint,
+            );
             return None;
         }
-        let cluster = self.cluster(entry, host, port, arrival, tls, settings);
-        let rule = match (rule, settings) {
-            (Some(rule), Some(settings)) => Some((self.resource(&rule.meta.id), settings.source)),
-            _ => None,
+        let service = Wanted {
+            entry,
+            host,
+            port,
+            arrival,
         };
+        let settings = merged.map(|merged| for_port(merged, port.number));
+        let way = self.way(&service, settings, None)?;
+        let mut subsets = Vec::new();
+        if let (Some(merged), Some(parent)) = (merged, settings) {
+            for (rule, subset) in &merged.subsets {
+                let settings = for_subset(parent, rule, subset, port.number);
+                if let Some(way) = self.way(&service, Some(settings), Some(subset)) {
+                    subsets.push((subset.name.as_str().into(), way));
+                }
+            }
+        }
         Some(Port {
             number: port.number,
             target: port.target,
             arrival,
-            cluster,
-            rule,
+            way,
+            subsets,
         })
     }
 
-    fn double_tls(
+    /// Settles where a service, or a subset of it, goes. `None` when that cannot be honoured, which has been
+    /// told, and for a subset that has no endpoint.
+    fn way(
         &mut self,
-        rule: &DestinationRule,
-        settings: Settings<'_>,
-        host: &HostPattern,
-        port: &ServicePort,
-    ) {
-        let mut path = FieldPath::keys("spec.trafficPolicy");
-        if let PolicySource::Port(index) = settings.source {
-            path.0.extend([
-                Segment::Key("portLevelSettings".to_owned()),
-                Segment::Index(index),
-            ]);
+        service: &Wanted<'_>,
+        settings: Option<Settings<'r>>,
+        subset: Option<&Subset>,
+    ) -> Option<Way> {
+        let mut tls = None;
+        if let Some(settings) = settings {
+            let under = |field: &str| {
+                let mut path = path_of(settings.source);
+                path.0.push(Segment::Key(field.to_owned()));
+                path
+            };
+            let meta = &settings.rule.meta;
+            if let Some(block) = settings.tls {
+                match TlsIntent::of(
+                    block,
+                    settings.rule,
+                    service.entry,
+                    service.host,
+                    service.arrival,
+                ) {
+                    Ok(intent) => tls = intent,
+                    Err(problem) => {
+                        let kind = ProblemKind::Conflict(problem.to_string());
+                        self.report(Severity::Error, meta, under("tls"), kind, problem.hint());
+                        return None;
+                    }
+                }
+            }
+            if service.arrival == Arrival::Tls && tls.is_some() {
+                let (port, host) = (service.port.number, service.host);
+                let text = format!(
+                    "TLS inside TLS: applications already speak TLS on port {port} of `{host}`"
+                );
+                let hint = "give `tls` under `portLevelSettings` for the HTTP port alone";
+                self.report(
+                    Severity::Error,
+                    meta,
+                    under("tls"),
+                    ProblemKind::Conflict(text),
+                    hint,
+                );
+                return None;
+            }
+            if settings.tunnel.is_some() {
+                let hint = "the connection would not go through the proxy that the rule names";
+                let kind = ProblemKind::NotSupported("`tunnel`".to_owned());
+                self.report(Severity::Error, meta, under("tunnel"), kind, hint);
+                return None;
+            }
+            if settings
+                .load_balancer
+                .is_some_and(|balancer| balancer.simple == SimpleBalancer::Passthrough)
+            {
+                let hint = "the host is looked up by DNS instead";
+                let kind = ProblemKind::NotSupported("`PASSTHROUGH`".to_owned());
+                self.report(Severity::Warning, meta, under("loadBalancer"), kind, hint);
+            }
         }
-        path.0.push(Segment::Key("tls".to_owned()));
-        let text = format!(
-            "TLS inside TLS: applications already speak TLS on port {} of `{host}`",
-            port.number
-        );
-        let hint = "give `tls` under `portLevelSettings` for the HTTP port alone".to_owned();
-        self.problems.push(problem_of(
-            Severity::Error,
-            &rule.meta,
-            path,
-            ProblemKind::Conflict(text),
-            Some(hint),
-        ));
+        let cluster = self.cluster(service, tls, settings, subset)?;
+        let rule =
+            settings.map(|settings| (self.resource(&settings.rule.meta.id), settings.source));
+        Some(Way { cluster, rule })
     }
 
     /// Finds or makes the cluster of a port. Hosts share one unless something in the rules is theirs alone.
     fn cluster(
         &mut self,
-        entry: &ServiceEntry,
-        host: &HostPattern,
-        port: &ServicePort,
-        arrival: Arrival,
+        service: &Wanted<'_>,
         tls: Option<TlsIntent>,
         settings: Option<Settings<'_>>,
-    ) -> usize {
-        let load_balancer = settings.and_then(|settings| settings.load_balancer);
+        subset: Option<&Subset>,
+    ) -> Option<usize> {
+        let &Wanted {
+            entry,
+            host,
+            port,
+            arrival,
+        } = service;
+        let load_balancer = settings
+            .and_then(|settings| settings.load_balancer)
+            .cloned();
         let connection_pool = settings
             .and_then(|settings| settings.connection_pool)
             .cloned();
         let outlier_detection = settings
             .and_then(|settings| settings.outlier_detection)
             .cloned();
-        let speaks = speaks(
-            arrival,
-            port,
-            tls.is_some(),
-            connection_pool.as_ref().map(|pool| pool.http.h2_upgrade),
-        );
-        let own = !entry.endpoints.is_empty()
+        let proxy_protocol = settings.and_then(|settings| settings.proxy_protocol);
+        let retry_budget = settings.and_then(|settings| settings.retry_budget).cloned();
+        let http = connection_pool.as_ref().map(|pool| &pool.http);
+        let as_received = http.is_some_and(|http| http.use_client_protocol);
+        let upgrade = http.map(|http| http.h2_upgrade).unwrap_or_default();
+        let speaks = speaks(arrival, port, tls.is_some(), upgrade, as_received);
+        let own = subset.is_some()
+            || entry.has_own_endpoints()
             || load_balancer.is_some()
             || connection_pool.is_some()
             || outlier_detection.is_some()
+            || proxy_protocol.is_some()
+            || retry_budget.is_some()
             || tls.as_ref().is_some_and(|tls| !tls.follows_the_request());
-        let name = if own {
-            ClusterName::own(port.number, host)
-        } else {
-            ClusterName::shared(tls.as_ref(), speaks)
+        let name = match own {
+            true => ClusterName::own(port.number, subset.map_or("", |subset| &subset.name), host),
+            false => ClusterName::shared(tls.as_ref(), speaks),
         };
         if let Some(place) = self.names.get(&name) {
-            return *place;
+            return Some(*place);
         }
         let endpoints = if own {
-            self.endpoints(entry, host, port)
+            self.endpoints(service, subset)?
         } else {
             Endpoints::OfTheRequest
         };
@@ -563,53 +721,81 @@ impl<'r> Compiler<'r> {
             load_balancer,
             connection_pool,
             outlier_detection,
+            proxy_protocol,
+            retry_budget,
         });
-        place
+        Some(place)
     }
 
-    fn endpoints(&self, entry: &ServiceEntry, host: &HostPattern, port: &ServicePort) -> Endpoints {
-        let replaced = |address: &str, port: PortNumber| {
+    /// Returns where a service leads; `None` for a subset whose labels no endpoint has, which then has no
+    /// cluster, as in Istio.
+    fn endpoints(&self, service: &Wanted<'_>, subset: Option<&Subset>) -> Option<Endpoints> {
+        let &Wanted {
+            entry, host, port, ..
+        } = service;
+        let place = |address: &str, number: PortNumber, weight: u32, locality: &str| {
             let to = self
                 .settling
                 .connect_to
                 .iter()
-                .find(|to| to.host.as_str() == address && to.port == port);
-            to.map_or((address.to_owned(), port), |to| {
-                (to.address.clone(), to.address_port)
+                .find(|to| to.host.as_str() == address && to.port == number);
+            let (address, port) = to.map_or((address, number), |to| (&to.address, to.address_port));
+            Place {
+                address: address.to_owned(),
+                port,
+                weight,
+                locality: locality.to_owned(),
+            }
+        };
+        let labels = subset.map_or(&[][..], |subset| &subset.labels);
+        let one_at_a_time = entry.resolution == Resolution::DnsRoundRobin;
+        let listed = |places: Vec<Place>| {
+            let is_fixed = |place: &Place| {
+                place.address.starts_with("unix://")
+                    || place.address.parse::<std::net::IpAddr>().is_ok()
+            };
+            let fixed = places.iter().all(is_fixed);
+            Some(Endpoints::Listed {
+                places,
+                fixed,
+                one_at_a_time,
             })
         };
-        let mut addresses: Vec<(String, PortNumber, u32)> = Vec::new();
-        // What is dialled for the host as a whole may be replaced, whatever its endpoints are.
-        let whole = host
-            .exact()
-            .map(|name| (name.as_str(), replaced(name.as_str(), port.target)));
-        match whole {
-            Some((name, (address, to))) if address != name || to != port.target => {
-                addresses.push((address, to, 1))
+        if let Some(name) = host.exact() {
+            let whole = place(name.as_str(), port.target, 1, "");
+            // What is dialled for the host as a whole may be replaced, whatever its endpoints are.
+            if whole.address != name.as_str() || whole.port != port.target {
+                return listed(vec![whole]);
             }
-            Some((name, _)) if entry.endpoints.is_empty() => {
-                addresses.push((name.to_owned(), port.target, 1))
+            if !entry.has_own_endpoints() {
+                return if labels.is_empty() {
+                    listed(vec![whole])
+                } else {
+                    None
+                };
             }
-            None if entry.endpoints.is_empty() => return Endpoints::OfTheRequest,
-            _ => {
-                for endpoint in &entry.endpoints {
-                    let named = endpoint.ports.iter().find(|(name, _)| *name == port.name);
-                    let (address, port) = replaced(
-                        &endpoint.address,
-                        named.map_or(port.target, |(_, port)| *port),
-                    );
-                    addresses.push((address, port, endpoint.weight));
-                }
-            }
+        } else if !entry.has_own_endpoints() {
+            return labels.is_empty().then_some(Endpoints::OfTheRequest);
         }
-        let fixed = addresses
+        let places: Vec<Place> = entry
+            .endpoints
             .iter()
-            .all(|(address, ..)| address.parse::<std::net::IpAddr>().is_ok());
-        Endpoints::Listed {
-            addresses,
-            fixed,
-            one_at_a_time: entry.resolution == Resolution::DnsRoundRobin,
+            .filter(|endpoint| labels.iter().all(|label| endpoint.labels.contains(label)))
+            .map(|endpoint| {
+                let named = endpoint.ports.iter().find(|(name, _)| *name == port.name);
+                let number = named.map_or(port.target, |(_, port)| *port);
+                place(
+                    &endpoint.address,
+                    number,
+                    endpoint.weight,
+                    &endpoint.locality,
+                )
+            })
+            .collect();
+        if places.is_empty() && subset.is_some() {
+            return None;
         }
+        listed(places)
     }
 
     fn resource(&mut self, id: &ResourceId) -> usize {
@@ -643,7 +829,11 @@ impl<'r> Compiler<'r> {
             .collect();
         let mut hosts = self.hosts;
         for port in hosts.iter_mut().flat_map(|host| host.ports.iter_mut()) {
-            port.cluster = places.get(port.cluster).copied().unwrap_or(usize::MAX);
+            for way in
+                std::iter::once(&mut port.way).chain(port.subsets.iter_mut().map(|(_, way)| way))
+            {
+                way.cluster = places.get(way.cluster).copied().unwrap_or(usize::MAX);
+            }
         }
         let table = PolicyTable {
             index: self.index,
@@ -666,19 +856,52 @@ fn mergeable(first: &ServiceEntry, later: &ServiceEntry) -> bool {
         && first.export_to == later.export_to
 }
 
+/// A port of a host, as a cluster is wanted for it.
+struct Wanted<'w> {
+    entry: &'w ServiceEntry,
+    host: &'w HostPattern,
+    port: &'w ServicePort,
+    arrival: Arrival,
+}
+
+/// Returns the way to what a policy source names.
+fn path_of(source: PolicySource) -> FieldPath {
+    let mut path = FieldPath::keys("spec");
+    let key = |key: &str| Segment::Key(key.to_owned());
+    match source {
+        PolicySource::Rule => path.0.push(key("trafficPolicy")),
+        PolicySource::Port(port) => {
+            path.0.extend([
+                key("trafficPolicy"),
+                key("portLevelSettings"),
+                Segment::Index(port),
+            ]);
+        }
+        PolicySource::Subset(subset) => {
+            path.0
+                .extend([key("subsets"), Segment::Index(subset), key("trafficPolicy")]);
+        }
+        PolicySource::SubsetPort(subset, port) => {
+            path.0
+                .extend([key("subsets"), Segment::Index(subset), key("trafficPolicy")]);
+            path.0
+                .extend([key("portLevelSettings"), Segment::Index(port)]);
+        }
+    }
+    path
+}
+
 /// Settles what is spoken to the server.
 fn speaks(
     arrival: Arrival,
     port: &ServicePort,
     tls: bool,
-    upgrade: Option<H2UpgradePolicy>,
+    upgrade: H2UpgradePolicy,
+    as_received: bool,
 ) -> Speaks {
-    match (
-        arrival,
-        port.protocol.is_http2(),
-        upgrade.unwrap_or_default(),
-    ) {
-        (Arrival::Tls, ..) => Speaks::Bytes,
+    match (arrival, port.protocol.is_http2(), upgrade) {
+        (Arrival::Tls | Arrival::Tcp, ..) => Speaks::Bytes,
+        _ if as_received => Speaks::AsReceived,
         (_, true, _) | (_, _, H2UpgradePolicy::Upgrade) => Speaks::Http2,
         (_, _, H2UpgradePolicy::DoNotUpgrade) => Speaks::Http1,
         // Without TLS nothing can be agreed on.

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use crate::resource::{ClientTls, ServiceEntry, TlsMode};
+use crate::decision::Arrival;
+use crate::host::HostPattern;
+use crate::resource::{ClientTls, DestinationRule, ServiceEntry, TlsMode};
 
 /// The settings of TLS towards a server, settled once.
 ///
@@ -18,6 +20,10 @@ pub struct TlsIntent {
     pub names: VerifiedNames,
     /// Who may have signed it.
     pub trust: Trust,
+    /// The file that says which certificates are revoked.
+    pub crl: Option<String>,
+    /// The certificate that we show.
+    pub identity: Option<Identity>,
 }
 
 /// Where the name in the ClientHello comes from.
@@ -26,7 +32,19 @@ pub enum Sni {
     /// The host of the request as it is sent upstream.
     Authority,
     /// The rule's `sni`.
-    Fixed(String),
+    Rule(String),
+    /// The host of the ServiceEntry, where there is no request to read one from.
+    Host(String),
+}
+
+impl Sni {
+    /// Returns the name, where it does not depend on the request.
+    pub fn fixed(&self) -> Option<&str> {
+        match self {
+            Sni::Authority => None,
+            Sni::Rule(name) | Sni::Host(name) => Some(name),
+        }
+    }
 }
 
 /// The names that the certificate is checked against. Both parts hold where both are given.
@@ -43,8 +61,8 @@ pub struct VerifiedNames {
 /// Where verified names come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NameSource {
-    /// The request's host.
-    Authority,
+    /// The host: the request's, or the ServiceEntry's where there is no request.
+    Host,
     /// `sni`, because no names were given. Istio would verify none.
     Sni,
     /// `subjectAltNames` of the DestinationRule.
@@ -62,67 +80,170 @@ pub enum Trust {
     System,
     /// The authorities in a PEM file.
     File(String),
+    /// The authorities of a credential.
+    Credential(String),
     /// Anyone: `insecureSkipVerify`.
     InsecureSkipVerify,
 }
 
+/// The certificate that we show to the server.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Identity {
+    /// From files.
+    Files {
+        /// The certificate and what signed it.
+        certificate: String,
+        /// Its key.
+        key: String,
+    },
+    /// From a credential.
+    Credential(String),
+}
+
+/// Why no intent can be made of a `tls` block. Each of them would be plaintext, or nothing verified, in Istio.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTls {
+    /// There is no mesh whose certificate could be shown.
+    #[error(
+        "mode `ISTIO_MUTUAL` needs the certificate of an Istio workload, and there is none here"
+    )]
+    IstioMutual,
+    /// Istio ignores such a block and sends plaintext.
+    #[error(
+        "`credentialName` needs a `workloadSelector`: without one, Istio's sidecars ignore `tls` and send plaintext"
+    )]
+    CredentialWithoutSelector,
+    /// There is neither a request nor a host to take a name from.
+    #[error(
+        "`sni` is required for a wildcard host on a port that does not speak HTTP: no name would be sent or verified"
+    )]
+    NoName,
+}
+
+impl InvalidTls {
+    /// Returns how to mend it.
+    pub fn hint(self) -> &'static str {
+        match self {
+            InvalidTls::IstioMutual => {
+                "use SIMPLE, or MUTUAL with a certificate that the server knows"
+            }
+            InvalidTls::CredentialWithoutSelector => {
+                "add `workloadSelector.matchLabels` with the labels of the application"
+            }
+            InvalidTls::NoName => "give `sni`, or a ServiceEntry for each host",
+        }
+    }
+}
+
 impl TlsIntent {
-    /// Settles what `tls` asks for when it calls a host of `entry`; `None` when it asks for no TLS.
+    /// Settles what `tls`, a block of `rule`, asks for on a port of `host`; `None` when it asks for no TLS.
     ///
     /// Names are verified always: the rule's `subjectAltNames`, or the entry's, or the `sni`, or the
-    /// host. Istio verifies none where `sni` is set and no names are given; we verify the `sni`.
+    /// host. Istio verifies none where `sni` is set and no names are given, and none on TCP ports
+    /// without both; we verify the `sni`, or the host.
     ///
     /// Source: istio/istio `pilot/pkg/networking/core/cluster_tls.go`, `constructUpstreamTLS` and
     /// `setAutoSniAndAutoSanValidation`.
-    pub fn of(tls: &ClientTls, entry: &ServiceEntry) -> Option<TlsIntent> {
-        if tls.mode == TlsMode::Disable {
-            return None;
+    ///
+    /// # Errors
+    /// When the block cannot be honoured.
+    pub fn of(
+        tls: &ClientTls,
+        rule: &DestinationRule,
+        entry: &ServiceEntry,
+        host: &HostPattern,
+        arrival: Arrival,
+    ) -> Result<Option<TlsIntent>, InvalidTls> {
+        match tls.mode {
+            TlsMode::Disable => return Ok(None),
+            TlsMode::IstioMutual => return Err(InvalidTls::IstioMutual),
+            TlsMode::Simple | TlsMode::Mutual => {}
         }
-        let sni = tls.sni.clone().map_or(Sni::Authority, Sni::Fixed);
+        let credential = tls.credential_name.as_deref();
+        let from_secret = credential.is_some_and(|name| !name.starts_with("configmap://"));
+        if from_secret && rule.selector.is_none() {
+            return Err(InvalidTls::CredentialWithoutSelector);
+        }
+        let sni = match (&tls.sni, arrival, host.exact()) {
+            (Some(name), ..) => Sni::Rule(name.clone()),
+            (None, Arrival::Http, _) => Sni::Authority,
+            (None, _, Some(name)) => Sni::Host(name.as_str().to_owned()),
+            (None, _, None) => return Err(InvalidTls::NoName),
+        };
+        let identity = match (
+            tls.mode,
+            credential,
+            &tls.client_certificate,
+            &tls.private_key,
+        ) {
+            (TlsMode::Mutual, Some(name), ..) => Some(Identity::Credential(name.to_owned())),
+            (TlsMode::Mutual, None, Some(certificate), Some(key)) => Some(Identity::Files {
+                certificate: certificate.clone(),
+                key: key.clone(),
+            }),
+            _ => None,
+        };
+        let intent = |names, trust| TlsIntent {
+            mode: tls.mode,
+            sni: sni.clone(),
+            names,
+            trust,
+            crl: None,
+            identity,
+        };
         if tls.insecure_skip_verify {
             let names = VerifiedNames {
                 authority: false,
                 any_of: Vec::new(),
                 source: NameSource::Nowhere,
             };
-            return Some(TlsIntent {
-                mode: tls.mode,
-                sni,
-                names,
-                trust: Trust::InsecureSkipVerify,
-            });
+            return Ok(Some(intent(names, Trust::InsecureSkipVerify)));
         }
         let (any_of, source) = match (
             &tls.subject_alt_names[..],
             &entry.subject_alt_names[..],
             &sni,
         ) {
-            ([], [], Sni::Authority) => (Vec::new(), NameSource::Authority),
-            ([], [], Sni::Fixed(name)) => (vec![name.clone()], NameSource::Sni),
+            ([], [], Sni::Authority) => (Vec::new(), NameSource::Host),
+            ([], [], Sni::Host(name)) => (vec![name.clone()], NameSource::Host),
+            ([], [], Sni::Rule(name)) => (vec![name.clone()], NameSource::Sni),
             ([], names, _) => (names.to_vec(), NameSource::ServiceEntry),
             (names, _, _) => (names.to_vec(), NameSource::DestinationRule),
         };
         // As in Istio, the entry's names come on top of the host's, the rule's names in its place.
         let authority = sni == Sni::Authority && tls.subject_alt_names.is_empty();
-        let trust = tls
-            .ca_certificates
-            .clone()
-            .map_or(Trust::System, Trust::File);
-        Some(TlsIntent {
-            mode: tls.mode,
-            sni,
-            names: VerifiedNames {
+        let trust = match (credential, &tls.ca_certificates) {
+            (Some(name), _) => Trust::Credential(name.to_owned()),
+            (None, Some(path)) => Trust::File(path.clone()),
+            (None, None) => Trust::System,
+        };
+        let mut intent = intent(
+            VerifiedNames {
                 authority,
                 any_of,
                 source,
             },
             trust,
-        })
+        );
+        intent.crl.clone_from(&tls.ca_crl);
+        Ok(Some(intent))
     }
 
     /// Says whether hosts can share the intent, because each name in it follows from the request.
     pub fn follows_the_request(&self) -> bool {
         self.sni == Sni::Authority && self.names.any_of.is_empty()
+    }
+
+    /// Returns the parts that do not follow from the request, as one word for the name of a shared cluster.
+    pub(crate) fn common(&self) -> String {
+        let mut word = self.trust.to_string();
+        if let Some(crl) = &self.crl {
+            word = format!("{word}+{crl}");
+        }
+        match &self.identity {
+            Some(identity) => format!("{word}|{identity}"),
+            None => word,
+        }
     }
 }
 
@@ -136,13 +257,24 @@ impl fmt::Debug for TlsIntent {
     }
 }
 
-impl Trust {
-    /// Returns `system`, `insecureSkipVerify`, or the file's path.
-    pub fn as_str(&self) -> &str {
-        match self {
+impl fmt::Display for Trust {
+    /// Writes `system`, `insecureSkipVerify`, the file's path or the credential's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
             Trust::System => "system",
             Trust::File(path) => path,
+            Trust::Credential(name) => name,
             Trust::InsecureSkipVerify => "insecureSkipVerify",
+        })
+    }
+}
+
+impl fmt::Display for Identity {
+    /// Writes the credential's name, or the two paths as Istio joins them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Identity::Files { certificate, key } => write!(f, "{certificate}~{key}"),
+            Identity::Credential(name) => f.write_str(name),
         }
     }
 }
@@ -153,7 +285,18 @@ impl fmt::Debug for Trust {
         f.write_str(match self {
             Trust::System => "System",
             Trust::File(_) => "File(..)",
+            Trust::Credential(_) => "Credential(..)",
             Trust::InsecureSkipVerify => "InsecureSkipVerify",
+        })
+    }
+}
+
+impl fmt::Debug for Identity {
+    /// Leaves out where files are and what secrets are called.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Identity::Files { .. } => "Files(..)",
+            Identity::Credential(_) => "Credential(..)",
         })
     }
 }
