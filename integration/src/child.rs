@@ -26,6 +26,9 @@ const TAIL_LINES: usize = 40;
 /// How long the output of a dead process may take to be read; only a survivor that holds the pipe
 /// open takes longer.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// How often to look whether a process that is not our child is still there. The kernel tells nobody
+/// but its parent.
+const ALIVE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A child in a process group of its own, whose output is kept.
 ///
@@ -40,9 +43,14 @@ pub(crate) struct OwnedChild {
 
 impl OwnedChild {
     /// Starts `command`, without input.
-    pub(crate) fn spawn(mut command: Command) -> Result<Self> {
+    pub(crate) fn spawn(command: Command) -> Result<Self> {
+        Self::spawn_reading(command, Stdio::null())
+    }
+
+    /// Starts `command` with this input.
+    pub(crate) fn spawn_reading(mut command: Command, stdin: Stdio) -> Result<Self> {
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -106,6 +114,31 @@ impl OwnedChild {
                 bail!("it did not end within {limit:?} of {signal}; its stderr:\n{stderr}")
             }
         }
+    }
+
+    /// Kills the child alone and at once, and waits until its descendants have gone as well.
+    ///
+    /// # Errors
+    ///
+    /// When one of them stays; it is killed then.
+    pub(crate) async fn kill_alone(&mut self, limit: Duration) -> Result<()> {
+        let mut family = Family::of(self.pid);
+        kill(self.pid, Signal::SIGKILL)?;
+        self.child.wait().await?;
+        let gone = async {
+            while !family.alive().is_empty() {
+                tokio::time::sleep(ALIVE_INTERVAL).await;
+            }
+        };
+        if timeout(limit, gone).await.is_ok() {
+            return Ok(());
+        }
+        let left: Vec<_> = family.alive().iter().map(ToString::to_string).collect();
+        family.kill();
+        bail!(
+            "{limit:?} after it was killed, there still is {}",
+            left.join(", ")
+        )
     }
 
     async fn exited_leaving(&mut self, mut family: Family) -> Result<(ExitStatus, Vec<Process>)> {

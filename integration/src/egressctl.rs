@@ -3,9 +3,10 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    fs::File,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::ExitStatus,
+    process::{ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -69,6 +70,7 @@ pub struct Builder {
 enum Rules {
     Path(PathBuf),
     Text(String),
+    Stdin(String),
 }
 
 impl Builder {
@@ -90,6 +92,13 @@ impl Builder {
     #[must_use]
     pub fn rules_text(mut self, text: impl Into<String>) -> Self {
         self.rules.push(Rules::Text(text.into()));
+        self
+    }
+
+    /// Adds `-f -` and gives it this text to read.
+    #[must_use]
+    pub fn rules_on_stdin(mut self, text: impl Into<String>) -> Self {
+        self.rules.push(Rules::Stdin(text.into()));
         self
     }
 
@@ -143,6 +152,7 @@ impl Builder {
 
         let mut command = Command::new(binary);
         command.arg("run");
+        let mut stdin = Stdio::null();
         for (index, rules) in self.rules.into_iter().enumerate() {
             let path = match rules {
                 Rules::Path(path) => path,
@@ -151,13 +161,19 @@ impl Builder {
                     std::fs::write(&path, text)?;
                     path
                 }
+                Rules::Stdin(text) => {
+                    let path = folder.path().join(format!("stdin-{index}"));
+                    std::fs::write(&path, text)?;
+                    stdin = File::open(path)?.into();
+                    "-".into()
+                }
             };
             command.arg("-f").arg(path);
         }
         command.args(["--admin", "127.0.0.1:0", "--access-log"]);
         command.arg(&access_log).args(self.args).envs(self.env);
 
-        let mut child = OwnedChild::spawn(command)?;
+        let mut child = OwnedChild::spawn_reading(command, stdin)?;
         let stdout = child.stdout().clone();
         let ready = tokio::select! {
             // A program that was ready and then ended was ready.
@@ -288,6 +304,15 @@ impl Running {
     pub async fn stop(mut self) -> Result<ExitStatus> {
         let stopped = self.child.stop(Signal::SIGINT, STOP_LIMIT).await;
         stopped.context("cannot stop `egressctl run`")
+    }
+
+    /// Kills it as nobody should, and waits until the Envoy it started has gone too.
+    ///
+    /// # Errors
+    ///
+    /// When Envoy stays for half a minute.
+    pub async fn kill(mut self) -> Result<()> {
+        self.child.kill_alone(STOP_LIMIT).await
     }
 
     fn address(&self, key: &str) -> Result<SocketAddr> {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -159,6 +159,38 @@ impl EnvoyProcess {
     /// The lines of Envoy's log so far.
     pub fn stderr(&self) -> Vec<String> {
         self.child.stderr().all()
+    }
+
+    /// Waits for a line in Envoy's log, and returns the first one that fits.
+    ///
+    /// # Errors
+    ///
+    /// When the time is over; the message has the end of the log.
+    pub async fn wait_for_stderr(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        limit: Duration,
+    ) -> Result<String> {
+        match timeout(limit, self.child.stderr().wait_for(wanted)).await {
+            Ok(line) => Ok(line),
+            Err(_) => bail!(
+                "no such line in Envoy's log within {limit:?}:\n{}",
+                self.child.stderr().tail()
+            ),
+        }
+    }
+
+    /// As [`EnvoyProcess::stop`], and returns the whole of Envoy's log.
+    ///
+    /// # Errors
+    ///
+    /// As [`EnvoyProcess::stop`], and when it did not end well.
+    pub async fn stop_for_log(mut self) -> Result<Vec<String>> {
+        let stopped = self.child.stop(Signal::SIGTERM, STOP_LIMIT).await;
+        let status = stopped.context("cannot stop Envoy")?;
+        let log = self.child.stderr();
+        ensure!(status.success(), "Envoy ended, {status}:\n{}", log.tail());
+        Ok(log.all())
     }
 
     /// Sends SIGTERM and waits until Envoy has ended.

@@ -249,6 +249,11 @@ fn protocol_options(cluster: &Cluster) -> Option<Value> {
             Value::Object(upstream),
         );
     }
+    if cluster.tls.is_none() && matches!(cluster.endpoints, Endpoints::OfTheRequest) {
+        // Envoy refuses a dynamic forward proxy without these; without TLS they do nothing.
+        let upstream = json!({"auto_sni": true, "auto_san_validation": true});
+        fields.insert("upstream_http_protocol_options".to_owned(), upstream);
+    }
     if let Some(pool) = &cluster.connection_pool {
         let mut common = Map::new();
         let idle = pool.http.idle_timeout.or(pool.tcp.idle_timeout);

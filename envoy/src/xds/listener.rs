@@ -98,14 +98,14 @@ fn tls_chains(port: PortNumber, table: &PolicyTable, options: &Options) -> Vec<V
             .iter()
             .all(|service| service.cluster.endpoints == egress_policy::Endpoints::OfTheRequest);
         let mut filters = Vec::new();
-        match pinned {
-            Some((address, port)) if dynamic => filters.push(pin(address, port)),
-            None if dynamic => filters.push(extension(
+        if dynamic {
+            // Before the forward proxy, which looks up the address that is pinned and not the SNI.
+            filters.extend(pinned.map(|(address, port)| pin(address, port)));
+            filters.push(extension(
                 "envoy.filters.network.sni_dynamic_forward_proxy",
                 "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
                 json!({"port_value": target, "dns_cache_config": cluster::dns_cache(table, options)}),
-            )),
-            _ => {}
+            ));
         }
         let log = access_log(
             &Metadata::Known(&passthrough_entries(&services, target, cluster)),
