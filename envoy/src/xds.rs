@@ -104,7 +104,11 @@ impl Options {
 /// Returns the service ports that are listened on, each with what comes in on it.
 pub fn service_ports(table: &PolicyTable) -> Vec<(PortNumber, Vec<Arrival>)> {
     let mut ports = std::collections::BTreeMap::<PortNumber, Vec<Arrival>>::new();
-    for service in table.services() {
+    // Nothing can listen for bytes yet that no one can tell apart.
+    for service in table
+        .services()
+        .filter(|service| service.arrival != Arrival::Tcp)
+    {
         let arrivals = ports.entry(service.port).or_default();
         if !arrivals.contains(&service.arrival) {
             arrivals.push(service.arrival);

@@ -1,7 +1,7 @@
 //! The settings as meant: files read, rules compiled, places found.
 
 use egress_filter::{AuthorityMode, MetadataFormat};
-use egress_policy::{OutboundMode, Proxy, Settling};
+use egress_policy::{Identity, OutboundMode, PolicyTable, Proxy, Settling, Trust};
 
 use super::args::{Authority, LogFormat, Outbound, Rules as Args};
 use super::{ExitStatus, fail, refuse, tell};
@@ -54,6 +54,14 @@ pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus>
     if !rules.warnings.0.is_empty() {
         tell(rules.warnings.to_string().trim_end());
     }
+    if let Some(name) = missing_credential(&rules.table) {
+        let text = format!(
+            "`credentialName: {name}` is not supported yet, and without it the server would refuse us"
+        );
+        return Err(refuse(&format!(
+            "{text}\nhint: give `clientCertificate`, `privateKey` and `caCertificates` as files"
+        )));
+    }
     let version = version.unwrap_or(pinned_envoy());
     let found = Version::find(version)
         .ok_or_else(|| fail(&format!("`{version}` is not a version of Envoy")))?;
@@ -93,4 +101,17 @@ pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus>
         options,
         version: version.to_owned(),
     })
+}
+
+/// Returns the name of a credential that a cluster would need.
+fn missing_credential(table: &PolicyTable) -> Option<&str> {
+    table
+        .clusters()
+        .filter_map(|cluster| cluster.tls.as_ref())
+        .find_map(|tls| match (&tls.identity, &tls.trust) {
+            (Some(Identity::Credential(name)), _) | (_, Trust::Credential(name)) => {
+                Some(name.as_str())
+            }
+            _ => None,
+        })
 }

@@ -1,8 +1,8 @@
 //! The bootstrap as a whole.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use egress_policy::{OutboundMode, PolicyTable, Trust};
+use egress_policy::{Arrival, Cluster, Identity, OutboundMode, PolicyTable, TlsIntent, Trust};
 use serde_json::{Value, json};
 
 use super::{Admin, Options, cluster, extension, listener};
@@ -16,18 +16,16 @@ pub fn bootstrap(table: &PolicyTable, resources: &[Value], options: &Options) ->
             json!({"socket_address": {"address": address, "port_value": port}})
         }
     };
-    let trusts: BTreeSet<&Trust> = table
-        .clusters()
-        .filter_map(|cluster| cluster.tls.as_ref())
-        .map(|tls| &tls.trust)
-        .collect();
-    let secrets: Vec<Value> = trusts
+    let rendered: Vec<&Cluster> = rendered(table);
+    let mut secrets = BTreeMap::new();
+    for tls in rendered.iter().filter_map(|cluster| cluster.tls.as_ref()) {
+        secrets.extend(trust(tls, options));
+        secrets.extend(tls.identity.as_ref().and_then(identity));
+    }
+    let secrets: Vec<Value> = secrets.into_values().collect();
+    let mut clusters: Vec<Value> = rendered
         .into_iter()
-        .filter_map(|trust| secret(trust, options))
-        .collect();
-    let mut clusters: Vec<Value> = table
-        .clusters()
-        .map(|c| cluster::cluster(c, table, options))
+        .map(|cluster| cluster::cluster(cluster, table, options))
         .collect();
     if table.outbound() == OutboundMode::AllowAny {
         clusters.push(cluster::passthrough(table, options));
@@ -49,15 +47,44 @@ pub fn bootstrap(table: &PolicyTable, resources: &[Value], options: &Options) ->
     })
 }
 
-/// Renders a trust store, once for all clusters that go by it.
-fn secret(trust: &Trust, options: &Options) -> Option<Value> {
-    let file = match trust {
+/// Returns the clusters that a listener leads to: all but those of ports that nothing listens on yet.
+fn rendered(table: &PolicyTable) -> Vec<&Cluster> {
+    let reached: BTreeMap<&str, &Cluster> = table
+        .services()
+        .filter(|service| service.arrival != Arrival::Tcp)
+        .map(|service| (service.cluster.name.as_str(), service.cluster))
+        .collect();
+    reached.into_values().collect()
+}
+
+/// Renders a trust store, once for all clusters that go by it, under its name.
+fn trust(tls: &TlsIntent, options: &Options) -> Option<(String, Value)> {
+    let file = match &tls.trust {
         Trust::System => &options.trust_store,
         Trust::File(path) => path,
-        Trust::InsecureSkipVerify => return None,
+        Trust::Credential(_) | Trust::InsecureSkipVerify => return None,
     };
-    Some(json!({
-        "name": cluster::trust_name(trust),
-        "validation_context": {"trusted_ca": {"filename": file}},
-    }))
+    let mut context = json!({"trusted_ca": {"filename": file}});
+    if let (Some(crl), Some(fields)) = (&tls.crl, context.as_object_mut()) {
+        fields.insert("crl".to_owned(), json!({"filename": crl}));
+    }
+    let name = cluster::trust_name(tls);
+    Some((
+        name.clone(),
+        json!({"name": name, "validation_context": context}),
+    ))
+}
+
+/// Renders a client certificate, once for all clusters that show it, under its name.
+fn identity(identity: &Identity) -> Option<(String, Value)> {
+    let Identity::Files { certificate, key } = identity else {
+        return None;
+    };
+    let name = cluster::identity_name(identity);
+    let files =
+        json!({"certificate_chain": {"filename": certificate}, "private_key": {"filename": key}});
+    Some((
+        name.clone(),
+        json!({"name": name, "tls_certificate": files}),
+    ))
 }

@@ -1,9 +1,12 @@
 //! Clusters, shared and own, and their transport sockets.
 
+use std::collections::BTreeMap;
+
 use egress_filter::contract;
 use egress_policy::{
-    Cluster, ConnectionPool, Endpoints, LoadBalancer, OutlierDetection, PolicyTable, Speaks,
-    TlsIntent, Trust,
+    Cluster, ConnectionPool, Endpoints, HashKey, HashRing, Identity, LoadBalancer,
+    OutlierDetection, Place, PolicyTable, ProxyProtocol, SimpleBalancer, Sni, Speaks, TlsIntent,
+    Trust,
 };
 use serde_json::{Map, Value, json};
 
@@ -24,121 +27,195 @@ const SESSIONS_BY_NAME: Version = Version {
 /// The TLS sessions that one context keeps at most; one is about two kilobytes.
 const MAX_SESSIONS: usize = 4096;
 
+const DNS_FAMILY: &str = "V4_PREFERRED";
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
 /// Renders a cluster of the table.
 pub(super) fn cluster(cluster: &Cluster, table: &PolicyTable, options: &Options) -> Value {
     let mut fields = match &cluster.endpoints {
-        Endpoints::OfTheRequest => dynamic(table, options),
+        Endpoints::OfTheRequest => dynamic(cluster.tls.as_ref(), table, options),
         Endpoints::Listed {
-            addresses,
+            places,
             fixed,
             one_at_a_time,
         } => {
-            let endpoints: Vec<Value> = addresses
-                .iter()
-                .map(|(address, port, weight)| {
-                    let address =
-                        json!({"socket_address": {"address": address, "port_value": port.get()}});
-                    json!({"endpoint": {"address": address}, "load_balancing_weight": weight})
-                })
-                .collect();
-            let mut fields = Map::new();
-            let kind = match (fixed, one_at_a_time) {
-                (true, _) => "STATIC",
-                (false, true) => "LOGICAL_DNS",
-                (false, false) => "STRICT_DNS",
-            };
-            fields.insert("type".to_owned(), json!(kind));
-            if !fixed {
-                fields.insert("dns_lookup_family".to_owned(), json!(DNS_FAMILY));
-                fields.insert("respect_dns_ttl".to_owned(), json!(true));
-                fields.extend(resolver(options));
+            let mut fields = listed(cluster.name.as_str(), places);
+            if *fixed {
+                set(&mut fields, "type", json!("STATIC"));
+            } else {
+                set(&mut fields, "cluster_type", dns(*one_at_a_time, options));
             }
-            fields.insert(
-                "lb_policy".to_owned(),
-                json!(load_balancer(cluster.load_balancer)),
-            );
-            let name = cluster.name.as_str();
-            fields.insert(
-                "load_assignment".to_owned(),
-                json!({"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}),
-            );
+            load_balancer(cluster.load_balancer.as_ref(), &mut fields);
             fields
         }
     };
     let pool = cluster.connection_pool.as_ref();
-    fields.insert("name".to_owned(), json!(cluster.name.as_str()));
+    set(&mut fields, "name", json!(cluster.name.as_str()));
     let connect_timeout = pool.and_then(|pool| pool.tcp.connect_timeout).map(duration);
-    fields.insert(
-        "connect_timeout".to_owned(),
+    set(
+        &mut fields,
+        "connect_timeout",
         json!(connect_timeout.as_deref().unwrap_or(CONNECT_TIMEOUT)),
     );
-    fields.insert("circuit_breakers".to_owned(), circuit_breakers(pool));
+    set(
+        &mut fields,
+        "circuit_breakers",
+        circuit_breakers(pool, Some(cluster)),
+    );
     if let Some(keepalive) = pool.and_then(|pool| pool.tcp.keepalive.as_ref()) {
         let mut settings = Map::new();
-        let times = [
-            ("keepalive_time", keepalive.time),
-            ("keepalive_interval", keepalive.interval),
-        ];
-        settings.extend(
-            keepalive
-                .probes
-                .map(|probes| ("keepalive_probes".to_owned(), json!(probes))),
+        set_some(&mut settings, "keepalive_probes", keepalive.probes);
+        set_some(
+            &mut settings,
+            "keepalive_time",
+            keepalive.time.map(|time| time.as_secs().max(1)),
         );
-        for (name, time) in times {
-            settings.extend(time.map(|time| (name.to_owned(), json!(time.as_secs().max(1)))));
-        }
-        fields.insert(
-            "upstream_connection_options".to_owned(),
+        set_some(
+            &mut settings,
+            "keepalive_interval",
+            keepalive.interval.map(|time| time.as_secs().max(1)),
+        );
+        set(
+            &mut fields,
+            "upstream_connection_options",
             json!({"tcp_keepalive": settings}),
         );
     }
     if let Some(detection) = &cluster.outlier_detection {
-        fields.insert("outlier_detection".to_owned(), outlier_detection(detection));
+        set(
+            &mut fields,
+            "outlier_detection",
+            outlier_detection(detection),
+        );
         let threshold = json!({"healthy_panic_threshold": {"value": detection.min_health_percent}});
-        fields.insert("common_lb_config".to_owned(), threshold);
+        set(&mut fields, "common_lb_config", threshold);
     }
-    fields.extend(
-        protocol_options(cluster)
-            .map(|options| ("typed_extension_protocol_options".to_owned(), options)),
+    set_some(
+        &mut fields,
+        "typed_extension_protocol_options",
+        protocol_options(cluster),
     );
-    if let Some(tls) = &cluster.tls {
-        let socket = transport_socket(tls, cluster.speaks, table, options);
-        fields.insert("transport_socket".to_owned(), socket);
+    let tls = cluster
+        .tls
+        .as_ref()
+        .map(|tls| transport_socket(tls, cluster.speaks, table, options));
+    match (cluster.proxy_protocol, tls) {
+        (None, tls) => set_some(&mut fields, "transport_socket", tls),
+        (Some(version), tls) => {
+            let raw = || {
+                let kind = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+                extension("envoy.transport_sockets.raw_buffer", kind, json!({}))
+            };
+            let version = match version {
+                ProxyProtocol::V1 => "V1",
+                ProxyProtocol::V2 => "V2",
+            };
+            let wrapped = json!({"config": {"version": version}, "transport_socket": tls.unwrap_or_else(raw)});
+            let kind = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
+            let socket = extension(
+                "envoy.transport_sockets.upstream_proxy_protocol",
+                kind,
+                wrapped,
+            );
+            set(&mut fields, "transport_socket", socket);
+        }
     }
     Value::Object(fields)
 }
 
 /// Renders the cluster for hosts that are left alone: plain, to wherever the request says.
 pub(super) fn passthrough(table: &PolicyTable, options: &Options) -> Value {
-    let mut fields = dynamic(table, options);
-    fields.insert("name".to_owned(), json!(contract::PASSTHROUGH_CLUSTER));
-    fields.insert("connect_timeout".to_owned(), json!(CONNECT_TIMEOUT));
-    fields.insert("circuit_breakers".to_owned(), circuit_breakers(None));
+    let mut fields = dynamic(None, table, options);
+    set(&mut fields, "name", json!(contract::PASSTHROUGH_CLUSTER));
+    set(&mut fields, "connect_timeout", json!(CONNECT_TIMEOUT));
+    set(
+        &mut fields,
+        "circuit_breakers",
+        circuit_breakers(None, None),
+    );
     Value::Object(fields)
+}
+
+/// Returns what a cluster's requests are hashed by, for the routes that lead to it.
+pub(super) fn hash_policy(cluster: &Cluster) -> Option<Value> {
+    let hash = cluster.load_balancer.as_ref()?.consistent_hash.as_ref()?;
+    let policy = match hash.key.as_ref()? {
+        HashKey::Header(name) => json!({"header": {"header_name": name}}),
+        HashKey::SourceIp => json!({"connection_properties": {"source_ip": true}}),
+        HashKey::QueryParameter(name) => json!({"query_parameter": {"name": name}}),
+        HashKey::Cookie {
+            name,
+            path,
+            ttl,
+            attributes,
+        } => {
+            let mut cookie = Map::new();
+            set(&mut cookie, "name", json!(name));
+            set_some(
+                &mut cookie,
+                "path",
+                Some(path.as_str()).filter(|path| !path.is_empty()),
+            );
+            set_some(&mut cookie, "ttl", ttl.map(duration));
+            let attributes: Vec<Value> = attributes
+                .iter()
+                .map(|(name, value)| json!({"name": name, "value": value}))
+                .collect();
+            set_some(
+                &mut cookie,
+                "attributes",
+                Some(attributes).filter(|list| !list.is_empty()),
+            );
+            json!({"cookie": cookie})
+        }
+    };
+    Some(json!([policy]))
 }
 
 /// The name of a trust store among Envoy's secrets, as Istio's agent calls it.
 ///
 /// Source: istio/istio `security/pkg/nodeagent/cache/secretcache.go`, `file-root:`.
-pub(super) fn trust_name(trust: &Trust) -> String {
-    format!("file-root:{}", trust.as_str())
+pub(super) fn trust_name(tls: &TlsIntent) -> String {
+    match &tls.crl {
+        Some(crl) => format!("file-root:{}+{crl}", tls.trust),
+        None => format!("file-root:{}", tls.trust),
+    }
 }
 
-const DNS_FAMILY: &str = "V4_PREFERRED";
+/// The name of a client certificate among Envoy's secrets.
+///
+/// Source: istio/istio `pilot/pkg/security/model/authentication.go`, and `security.SdsCertificateConfig`.
+pub(super) fn identity_name(identity: &Identity) -> String {
+    match identity {
+        Identity::Files { .. } => format!("file-cert:{identity}"),
+        Identity::Credential(name) => format!("kubernetes://{name}"),
+    }
+}
+
+fn set(fields: &mut Map<String, Value>, name: &str, value: Value) {
+    fields.insert(name.to_owned(), value);
+}
+
+fn set_some<T: Into<Value>>(fields: &mut Map<String, Value>, name: &str, value: Option<T>) {
+    if let Some(value) = value {
+        set(fields, name, value.into());
+    }
+}
 
 /// The DNS cache that all dynamic forward proxies share: Envoy wants it said alike everywhere.
 pub(super) fn dns_cache(table: &PolicyTable, options: &Options) -> Value {
     // Room for every host twice, as a name may be called on two ports; wildcards take what is left.
     let hosts = (table.len() * 2 + 1024).min(200_000);
     let mut cache = Map::new();
-    cache.insert("name".to_owned(), json!("egress"));
-    cache.insert("dns_lookup_family".to_owned(), json!(DNS_FAMILY));
-    cache.insert("max_hosts".to_owned(), json!(hosts));
-    cache.extend(resolver(options));
+    set(&mut cache, "name", json!("egress"));
+    set(&mut cache, "dns_lookup_family", json!(DNS_FAMILY));
+    set(&mut cache, "max_hosts", json!(hosts));
+    set_some(&mut cache, "typed_dns_resolver_config", resolver(options));
     Value::Object(cache)
 }
 
-fn resolver(options: &Options) -> Option<(String, Value)> {
+fn resolver(options: &Options) -> Option<Value> {
     if options.dns.is_empty() {
         return None;
     }
@@ -147,50 +224,156 @@ fn resolver(options: &Options) -> Option<(String, Value)> {
         .iter()
         .map(|(address, port)| json!({"socket_address": {"address": address, "port_value": port}}))
         .collect();
-    let cares = extension(
+    Some(extension(
         "envoy.network.dns_resolver.cares",
         "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
         json!({"resolvers": servers, "dns_resolver_options": {"no_default_search_domain": true}}),
-    );
-    Some(("typed_dns_resolver_config".to_owned(), cares))
+    ))
 }
 
-fn dynamic(table: &PolicyTable, options: &Options) -> Map<String, Value> {
+fn dns(one_at_a_time: bool, options: &Options) -> Value {
+    let mut config = Map::new();
+    set(&mut config, "dns_lookup_family", json!(DNS_FAMILY));
+    set(&mut config, "respect_dns_ttl", json!(true));
+    set(
+        &mut config,
+        "all_addresses_in_single_endpoint",
+        json!(one_at_a_time),
+    );
+    set_some(&mut config, "typed_dns_resolver_config", resolver(options));
+    extension(
+        "envoy.cluster.dns",
+        "envoy.extensions.clusters.dns.v3.DnsCluster",
+        Value::Object(config),
+    )
+}
+
+fn dynamic(tls: Option<&TlsIntent>, table: &PolicyTable, options: &Options) -> Map<String, Value> {
+    let mut config = Map::new();
+    set(&mut config, "dns_cache_config", dns_cache(table, options));
+    if tls.is_some_and(|tls| tls.sni != Sni::Authority || !tls.names.authority) {
+        // Envoy asks for both to be the request's, or for this word. Names are verified all the same, unless
+        // the rule says `insecureSkipVerify`: see `transport_socket`.
+        set(&mut config, "allow_insecure_cluster_options", json!(true));
+    }
+    let mut fields = Map::new();
+    set(&mut fields, "lb_policy", json!("CLUSTER_PROVIDED"));
+    let kind = "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig";
     let config = extension(
         "envoy.clusters.dynamic_forward_proxy",
-        "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig",
-        json!({"dns_cache_config": dns_cache(table, options)}),
+        kind,
+        Value::Object(config),
     );
-    let mut fields = Map::new();
-    fields.insert("lb_policy".to_owned(), json!("CLUSTER_PROVIDED"));
-    fields.insert("cluster_type".to_owned(), config);
+    set(&mut fields, "cluster_type", config);
     fields
 }
 
-fn load_balancer(wanted: Option<LoadBalancer>) -> &'static str {
-    match wanted.unwrap_or(LoadBalancer::LeastRequest) {
-        LoadBalancer::LeastRequest => "LEAST_REQUEST",
-        LoadBalancer::Random => "RANDOM",
-        LoadBalancer::RoundRobin => "ROUND_ROBIN",
+/// Renders endpoints, those of one locality together.
+fn listed(name: &str, places: &[Place]) -> Map<String, Value> {
+    let mut localities = BTreeMap::<&str, Vec<Value>>::new();
+    for place in places {
+        let address = match place.address.strip_prefix("unix://") {
+            Some(path) => json!({"pipe": {"path": path}}),
+            None => {
+                json!({"socket_address": {"address": place.address, "port_value": place.port.get()}})
+            }
+        };
+        let endpoint =
+            json!({"endpoint": {"address": address}, "load_balancing_weight": place.weight});
+        localities
+            .entry(place.locality.as_str())
+            .or_default()
+            .push(endpoint);
+    }
+    let endpoints: Vec<Value> = localities
+        .into_iter()
+        .map(|(locality, endpoints)| {
+            let mut group = Map::new();
+            set(&mut group, "lb_endpoints", json!(endpoints));
+            let mut names = locality.splitn(3, '/').filter(|name| !name.is_empty());
+            let mut parts = Map::new();
+            for level in ["region", "zone", "sub_zone"] {
+                set_some(&mut parts, level, names.next());
+            }
+            set_some(
+                &mut group,
+                "locality",
+                Some(Value::Object(parts)).filter(|_| !locality.is_empty()),
+            );
+            Value::Object(group)
+        })
+        .collect();
+    let mut fields = Map::new();
+    set(
+        &mut fields,
+        "load_assignment",
+        json!({"cluster_name": name, "endpoints": endpoints}),
+    );
+    fields
+}
+
+/// Source: istio/istio `pilot/pkg/networking/core/cluster_traffic_policy.go`, `applyLoadBalancer`.
+fn load_balancer(wanted: Option<&LoadBalancer>, fields: &mut Map<String, Value>) {
+    let simple = wanted.map(|wanted| wanted.simple).unwrap_or_default();
+    let hash = wanted.and_then(|wanted| wanted.consistent_hash.as_ref());
+    let policy = match (hash.map(|hash| hash.ring), simple) {
+        (Some(HashRing::Ring(size)), _) => {
+            set(
+                fields,
+                "ring_hash_lb_config",
+                json!({"minimum_ring_size": size}),
+            );
+            "RING_HASH"
+        }
+        (Some(HashRing::Maglev(size)), _) => {
+            set(fields, "maglev_lb_config", json!({"table_size": size}));
+            "MAGLEV"
+        }
+        (None, SimpleBalancer::Random) => "RANDOM",
+        (None, SimpleBalancer::RoundRobin) => "ROUND_ROBIN",
+        (None, SimpleBalancer::LeastRequest | SimpleBalancer::Passthrough) => "LEAST_REQUEST",
+    };
+    set(fields, "lb_policy", json!(policy));
+    let config = match policy {
+        "ROUND_ROBIN" => "round_robin_lb_config",
+        "LEAST_REQUEST" => "least_request_lb_config",
+        _ => return,
+    };
+    if let Some(warmup) = wanted.and_then(|wanted| wanted.warmup.as_ref()) {
+        let slow_start = json!({
+            "slow_start_window": duration(warmup.duration),
+            "aggression": {"default_value": warmup.aggression, "runtime_key": "egress.warmup.aggression"},
+            "min_weight_percent": {"value": warmup.minimum_percent},
+        });
+        set(fields, config, json!({"slow_start_config": slow_start}));
     }
 }
 
 /// Renders limits; without a rule there are none, as in Istio, for Envoy's default of 1,024 surprises.
-fn circuit_breakers(pool: Option<&ConnectionPool>) -> Value {
+fn circuit_breakers(pool: Option<&ConnectionPool>, cluster: Option<&Cluster>) -> Value {
     let limit = |value: Option<u32>| value.unwrap_or(u32::MAX);
     let http = pool.map(|pool| &pool.http);
-    json!({"thresholds": [{
+    let mut threshold = json!({
         "max_connections": limit(pool.and_then(|pool| pool.tcp.max_connections)),
         "max_pending_requests": limit(http.and_then(|http| http.max_pending_requests)),
         "max_requests": limit(http.and_then(|http| http.max_requests)),
         "max_retries": limit(http.and_then(|http| http.max_retries)),
-    }]})
+    });
+    let budget = cluster.and_then(|cluster| cluster.retry_budget.as_ref());
+    if let (Some(budget), Some(fields)) = (budget, threshold.as_object_mut()) {
+        let budget = json!({
+            "budget_percent": {"value": budget.percent},
+            "min_retry_concurrency": budget.min_concurrency,
+        });
+        set(fields, "retry_budget", budget);
+    }
+    json!({"thresholds": [threshold]})
 }
 
 /// Source: istio/istio `pilot/pkg/networking/core/cluster_traffic_policy.go`, `applyOutlierDetection`.
 fn outlier_detection(detection: &OutlierDetection) -> Value {
     let mut fields = Map::new();
-    fields.insert("enforcing_success_rate".to_owned(), json!(0));
+    set(&mut fields, "enforcing_success_rate", json!(0));
     let counts = [
         (
             "consecutive_5xx",
@@ -205,72 +388,156 @@ fn outlier_detection(detection: &OutlierDetection) -> Value {
     ];
     for (name, enforcing, count) in counts {
         if let Some(count) = count {
-            fields.insert(name.to_owned(), json!(count));
-            fields.insert(enforcing.to_owned(), json!(if count > 0 { 100 } else { 0 }));
+            set(&mut fields, name, json!(count));
+            set(
+                &mut fields,
+                enforcing,
+                json!(if count > 0 { 100 } else { 0 }),
+            );
         }
     }
-    let times = [
-        ("interval", detection.interval),
-        ("base_ejection_time", detection.base_ejection_time),
-    ];
-    for (name, time) in times {
-        fields.extend(time.map(|time| (name.to_owned(), json!(duration(time)))));
+    if detection.split {
+        set(
+            &mut fields,
+            "split_external_local_origin_errors",
+            json!(true),
+        );
+        set(&mut fields, "enforcing_local_origin_success_rate", json!(0));
+        if let Some(count) = detection.consecutive_local {
+            set(
+                &mut fields,
+                "consecutive_local_origin_failure",
+                json!(count),
+            );
+            set(
+                &mut fields,
+                "enforcing_consecutive_local_origin_failure",
+                json!(if count > 0 { 100 } else { 0 }),
+            );
+        }
     }
-    let percent = detection
-        .max_ejection_percent
-        .filter(|percent| *percent > 0);
-    fields.extend(percent.map(|percent| ("max_ejection_percent".to_owned(), json!(percent))));
+    set_some(&mut fields, "interval", detection.interval.map(duration));
+    set_some(
+        &mut fields,
+        "base_ejection_time",
+        detection.base_ejection_time.map(duration),
+    );
+    set_some(
+        &mut fields,
+        "max_ejection_percent",
+        detection
+            .max_ejection_percent
+            .filter(|percent| *percent > 0),
+    );
     Value::Object(fields)
 }
 
 /// Renders which HTTP is spoken, and that SNI and verified name are the request's where they are.
 fn protocol_options(cluster: &Cluster) -> Option<Value> {
+    let pool = cluster.connection_pool.as_ref();
+    let http2 = {
+        let mut fields = Map::new();
+        set_some(
+            &mut fields,
+            "max_concurrent_streams",
+            pool.and_then(|pool| pool.http.max_concurrent_streams),
+        );
+        if let Some((interval, timeout)) = pool.and_then(|pool| pool.http.http2_keepalive) {
+            let keepalive = json!({"interval": duration(interval), "timeout": duration(timeout)});
+            set(&mut fields, "connection_keepalive", keepalive);
+        }
+        Value::Object(fields)
+    };
+    let both = || json!({"http_protocol_options": {}, "http2_protocol_options": http2});
     let mut options = match cluster.speaks {
         Speaks::Bytes => return None,
-        Speaks::Auto => {
-            json!({"auto_config": {"http_protocol_options": {}, "http2_protocol_options": {}}})
-        }
+        Speaks::Auto => json!({"auto_config": both()}),
+        Speaks::AsReceived => json!({"use_downstream_protocol_config": both()}),
         Speaks::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
-        Speaks::Http2 => json!({"explicit_http_config": {"http2_protocol_options": {}}}),
+        Speaks::Http2 => json!({"explicit_http_config": {"http2_protocol_options": http2}}),
     };
     let fields = options.as_object_mut()?;
-    let kind = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-    fields.insert("@type".to_owned(), json!(kind));
-    if let Some(tls) = &cluster.tls {
-        let mut upstream = Map::new();
-        if tls.sni == egress_policy::Sni::Authority {
-            upstream.insert("auto_sni".to_owned(), json!(true));
+    set(
+        fields,
+        "@type",
+        json!(format!("type.googleapis.com/{HTTP_OPTIONS}")),
+    );
+    let mut upstream = Map::new();
+    match &cluster.tls {
+        Some(tls) => {
+            set_some(
+                &mut upstream,
+                "auto_sni",
+                (tls.sni == Sni::Authority).then_some(true),
+            );
+            set_some(
+                &mut upstream,
+                "auto_san_validation",
+                tls.names.authority.then_some(true),
+            );
         }
-        if tls.names.authority {
-            upstream.insert("auto_san_validation".to_owned(), json!(true));
-        }
-        fields.insert(
-            "upstream_http_protocol_options".to_owned(),
-            Value::Object(upstream),
-        );
-    }
-    if cluster.tls.is_none() && matches!(cluster.endpoints, Endpoints::OfTheRequest) {
         // Envoy refuses a dynamic forward proxy without these; without TLS they do nothing.
-        let upstream = json!({"auto_sni": true, "auto_san_validation": true});
-        fields.insert("upstream_http_protocol_options".to_owned(), upstream);
+        None if cluster.endpoints == Endpoints::OfTheRequest => {
+            set(&mut upstream, "auto_sni", json!(true));
+            set(&mut upstream, "auto_san_validation", json!(true));
+        }
+        None => {}
     }
-    if let Some(pool) = &cluster.connection_pool {
+    set_some(
+        fields,
+        "upstream_http_protocol_options",
+        Some(Value::Object(upstream)).filter(|u| *u != json!({})),
+    );
+    if let Some(pool) = pool {
         let mut common = Map::new();
-        let idle = pool.http.idle_timeout.or(pool.tcp.idle_timeout);
-        common.extend(idle.map(|time| ("idle_timeout".to_owned(), json!(duration(time)))));
-        let lifetime = pool.tcp.max_connection_duration;
-        common.extend(
-            lifetime.map(|time| ("max_connection_duration".to_owned(), json!(duration(time)))),
+        set_some(
+            &mut common,
+            "idle_timeout",
+            pool.http
+                .idle_timeout
+                .or(pool.tcp.idle_timeout)
+                .map(duration),
         );
-        let requests = pool.http.max_requests_per_connection;
-        common
-            .extend(requests.map(|count| ("max_requests_per_connection".to_owned(), json!(count))));
-        fields.insert(
-            "common_http_protocol_options".to_owned(),
+        set_some(
+            &mut common,
+            "max_connection_duration",
+            pool.tcp.max_connection_duration.map(duration),
+        );
+        set_some(
+            &mut common,
+            "max_requests_per_connection",
+            pool.http.max_requests_per_connection,
+        );
+        set(
+            fields,
+            "common_http_protocol_options",
             Value::Object(common),
         );
     }
-    Some(json!({"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}))
+    let codes = cluster
+        .outlier_detection
+        .as_ref()
+        .map(|detection| &detection.error_codes[..])
+        .unwrap_or_default();
+    if !codes.is_empty() {
+        let matches = |code: &u16| {
+            json!({"http_response_headers_match": {"headers": [
+                {"name": ":status", "string_match": {"exact": code.to_string()}},
+            ]}})
+        };
+        let matcher = match codes {
+            [code] => matches(code),
+            codes => json!({"or_match": {"rules": codes.iter().map(matches).collect::<Vec<_>>()}}),
+        };
+        set(
+            fields,
+            "outlier_detection",
+            json!({"error_matcher": matcher}),
+        );
+    }
+    let mut by_name = Map::new();
+    set(&mut by_name, HTTP_OPTIONS, options);
+    Some(Value::Object(by_name))
 }
 
 /// Renders TLS towards a server. Envoy verifies nothing unless told to, and speaks at most TLS 1.2 unless
@@ -283,26 +550,30 @@ fn transport_socket(
 ) -> Value {
     let mut common = Map::new();
     let versions = json!({"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"});
-    common.insert("tls_params".to_owned(), versions);
+    set(&mut common, "tls_params", versions);
     match speaks {
-        // `auto_config` offers both itself, and TCP offers none.
-        Speaks::Auto | Speaks::Bytes => {}
-        Speaks::Http1 => drop(common.insert("alpn_protocols".to_owned(), json!(["http/1.1"]))),
-        Speaks::Http2 => drop(common.insert("alpn_protocols".to_owned(), json!(["h2"]))),
+        // Envoy offers what the connection will speak, and TCP offers none.
+        Speaks::Auto | Speaks::AsReceived | Speaks::Bytes => {}
+        Speaks::Http1 => set(&mut common, "alpn_protocols", json!(["http/1.1"])),
+        Speaks::Http2 => set(&mut common, "alpn_protocols", json!(["h2"])),
+    }
+    if let Some(identity) = &tls.identity {
+        let name = json!([{"name": identity_name(identity)}]);
+        set(&mut common, "tls_certificate_sds_secret_configs", name);
     }
     match (&tls.trust, &tls.names.any_of[..]) {
         (Trust::InsecureSkipVerify, _) => {}
-        (trust, []) => {
-            let name = json!({"name": trust_name(trust)});
-            common.insert("validation_context_sds_secret_config".to_owned(), name);
+        (_, []) => {
+            let name = json!({"name": trust_name(tls)});
+            set(&mut common, "validation_context_sds_secret_config", name);
         }
-        (trust, names) => {
+        (_, names) => {
             let names: Vec<Value> = names.iter().map(|name| san(name)).collect();
             let combined = json!({
                 "default_validation_context": {"match_typed_subject_alt_names": names},
-                "validation_context_sds_secret_config": {"name": trust_name(trust)},
+                "validation_context_sds_secret_config": {"name": trust_name(tls)},
             });
-            common.insert("combined_validation_context".to_owned(), combined);
+            set(&mut common, "combined_validation_context", combined);
         }
     }
     let sessions = if options.version < SESSIONS_BY_NAME {
@@ -310,12 +581,12 @@ fn transport_socket(
     } else {
         (table.len() * 2).clamp(16, MAX_SESSIONS)
     };
-    let mut context = json!({"common_tls_context": common, "max_session_keys": sessions});
-    if let (egress_policy::Sni::Fixed(name), Some(fields)) = (&tls.sni, context.as_object_mut()) {
-        fields.insert("sni".to_owned(), json!(name));
-    }
+    let mut context = Map::new();
+    set(&mut context, "common_tls_context", Value::Object(common));
+    set(&mut context, "max_session_keys", json!(sessions));
+    set_some(&mut context, "sni", tls.sni.fixed());
     let kind = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
-    extension("envoy.transport_sockets.tls", kind, context)
+    extension("envoy.transport_sockets.tls", kind, Value::Object(context))
 }
 
 /// Renders one name that a certificate may have. For DNS names Envoy follows the certificate's wildcards.

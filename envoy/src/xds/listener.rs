@@ -82,10 +82,9 @@ type Alike<'t> = (u16, &'t str, Option<(&'t str, u16)>);
 /// Renders the application's own TLS: a chain for all hosts that differ in nothing but their name.
 fn tls_chains(port: PortNumber, table: &PolicyTable, options: &Options) -> Vec<Value> {
     let mut groups = BTreeMap::<Alike<'_>, Vec<Service<'_>>>::new();
-    for service in table
-        .services()
-        .filter(|service| service.port == port && service.arrival == Arrival::Tls)
-    {
+    for service in table.services().filter(|service| {
+        service.port == port && service.arrival == Arrival::Tls && service.subset.is_none()
+    }) {
         let pinned = service
             .connect_to
             .map(|(address, port)| (address, port.get()));
@@ -182,6 +181,47 @@ fn passthrough_entries(
     entries
 }
 
+/// Renders a route for each cluster that hashes requests: what they are hashed by is the route's to say.
+fn hashed(
+    port: PortNumber,
+    table: &PolicyTable,
+    by_header: &dyn Fn(&str, &str) -> Value,
+    with_https: &dyn Fn(Value) -> Value,
+) -> Vec<Value> {
+    let http = |service: &Service<'_>| service.port == port && service.arrival == Arrival::Http;
+    let mut routes = BTreeMap::new();
+    for service in table
+        .services()
+        .filter(|service| http(service) && service.subset.is_none())
+    {
+        let Some(policy) = cluster::hash_policy(service.cluster) else {
+            continue;
+        };
+        let (name, header) = match service.cluster.tls {
+            Some(_) => ("originate", contract::ORIGINATE_HEADER),
+            None => ("forward", contract::FORWARD_HEADER),
+        };
+        let mut route = by_header(name, header);
+        let exact = json!({"exact": service.cluster.name.as_str()});
+        let headers = json!([{"name": header, "string_match": exact}]);
+        for (pointer, value) in [("/match/headers", headers), ("/route/hash_policy", policy)] {
+            let (parent, field) = pointer.rsplit_once('/').unwrap_or_default();
+            if let Some(Value::Object(fields)) = route.pointer_mut(parent) {
+                fields.insert(field.to_owned(), value);
+            }
+        }
+        routes.insert(
+            service.cluster.name.as_str(),
+            if name == "originate" {
+                with_https(route)
+            } else {
+                route
+            },
+        );
+    }
+    routes.into_values().collect()
+}
+
 fn connection_manager(
     port: PortNumber,
     table: &PolicyTable,
@@ -239,7 +279,7 @@ fn connection_manager(
             // What clients send to steer us or Envoy is gone before a route is chosen.
             "early_header_mutation_extensions": [stripping],
             "http_filters": [wasm, router],
-            "route_config": routes(port, default),
+            "route_config": routes(port, default, table),
             "access_log": [access_log(&Metadata::Filter, options)],
             // The server is told `https` where TLS is what it gets.
             "scheme_header_transformation": {"match_upstream": true},
@@ -274,7 +314,7 @@ fn default_cluster(port: PortNumber, table: &PolicyTable) -> Option<&str> {
         .map(|(name, _)| name)
 }
 
-fn routes(port: PortNumber, default: Option<&str>) -> Value {
+fn routes(port: PortNumber, default: Option<&str>, table: &PolicyTable) -> Value {
     let https = json!([{
         "header": {"key": "x-forwarded-proto", "value": "https"},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
@@ -294,10 +334,12 @@ fn routes(port: PortNumber, default: Option<&str>) -> Value {
         }
         route
     };
-    let mut routes = vec![
-        with_https(by_header("originate", contract::ORIGINATE_HEADER)),
-        by_header("forward", contract::FORWARD_HEADER),
-    ];
+    let mut routes = hashed(port, table, &by_header, &with_https);
+    routes.push(with_https(by_header(
+        "originate",
+        contract::ORIGINATE_HEADER,
+    )));
+    routes.push(by_header("forward", contract::FORWARD_HEADER));
     routes.push(match default {
         Some(cluster) => with_https(json!({
             "name": "originate",

@@ -79,7 +79,7 @@ impl<'o> Writer<'o> {
             Some(target) => {
                 self.parts(
                     Entry::Target,
-                    &[&target.host, ":", itoa(target.port.get(), &mut [0; 5])],
+                    &[target.host, ":", itoa(target.port.get(), &mut [0; 5])],
                 );
             }
             None => self.parts(Entry::Target, &[]),

@@ -39,6 +39,7 @@ pub fn plan_http<'e>(
                 host: &authority.host,
                 port,
                 arrival: Arrival::Http,
+                subset: None,
             };
             config.table.decide(&query)
         }
@@ -131,7 +132,7 @@ enum Detour<'e> {
     Target,
 }
 
-fn refused(reason: Reason) -> Decision<'static> {
+fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
     let action = Action::Reject(reason);
     Decision {
         action,
@@ -147,14 +148,14 @@ fn refused(reason: Reason) -> Decision<'static> {
 fn upstream_authority(
     mode: AuthorityMode,
     written: &str,
-    decision: &Decision<'_>,
+    decision: &Decision<'_, '_>,
     scratch: &mut Scratch,
 ) -> Sends {
     let Some(target) = &decision.target else {
         return Sends::AsWritten { canonical: true };
     };
     scratch.authority.clear();
-    scratch.authority.push_str(&target.host);
+    scratch.authority.push_str(target.host);
     if target.port != PortNumber::HTTPS {
         scratch.authority.push(':');
         scratch
@@ -169,12 +170,12 @@ fn upstream_authority(
 }
 
 /// Says whether the client's own authority leads a plaintext connection to the target, which the scratch then holds.
-fn forwarded_authority(written: &str, decision: &Decision<'_>, scratch: &mut Scratch) -> Sends {
+fn forwarded_authority(written: &str, decision: &Decision<'_, '_>, scratch: &mut Scratch) -> Sends {
     let Some(target) = &decision.target else {
         return Sends::AsWritten { canonical: true };
     };
     scratch.authority.clear();
-    scratch.authority.push_str(&target.host);
+    scratch.authority.push_str(target.host);
     let bare = target.port == PortNumber::HTTP && scratch.authority == written;
     scratch.authority.push(':');
     scratch
@@ -188,7 +189,7 @@ fn forwarded_authority(written: &str, decision: &Decision<'_>, scratch: &mut Scr
 /// Says where a shared cluster must be sent to when the authority does not lead to the target.
 fn detour<'e>(
     cluster: &Cluster,
-    decision: &Decision<'e>,
+    decision: &Decision<'e, '_>,
     sends: Sends,
     dial_port: &mut String,
 ) -> Detour<'e> {
@@ -272,7 +273,10 @@ fn answer(reason: Reason, scratch: &mut Scratch) -> Effects<'_> {
     let status = match reason {
         Reason::NoHost | Reason::InvalidHost => 400,
         // As Istio's `block_all` route answers.
-        Reason::UnknownHost | Reason::UnknownPort | Reason::OtherProtocol => 502,
+        Reason::UnknownHost
+        | Reason::UnknownPort
+        | Reason::OtherProtocol
+        | Reason::UnknownSubset => 502,
     };
     let mut effects = Effects::new();
     effects.push(Effect::Metadata(&scratch.metadata));
@@ -284,7 +288,12 @@ fn answer(reason: Reason, scratch: &mut Scratch) -> Effects<'_> {
     effects
 }
 
-fn write_metadata(config: &Loaded, facts: &Facts<'_>, decision: &Decision<'_>, out: &mut Vec<u8>) {
+fn write_metadata(
+    config: &Loaded,
+    facts: &Facts<'_>,
+    decision: &Decision<'_, '_>,
+    out: &mut Vec<u8>,
+) {
     let mut writer = Writer::new(config.metadata, out);
     let cluster = match decision.action {
         Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster) => {
@@ -307,11 +316,11 @@ fn write_metadata(config: &Loaded, facts: &Facts<'_>, decision: &Decision<'_>, o
     writer.text(
         Entry::Sni,
         tls.and_then(|tls| match &tls.sni {
-            Sni::Fixed(name) => Some(name.as_str()),
-            Sni::Authority => target.map(|target| &*target.host),
+            Sni::Rule(name) | Sni::Host(name) => Some(name.as_str()),
+            Sni::Authority => target.map(|target| target.host),
         }),
     );
-    writer.verify(tls, target.map(|target| &*target.host));
+    writer.verify(tls, target.map(|target| target.host));
     writer.target(target);
     writer.text(
         Entry::Authority,

@@ -7,8 +7,9 @@
 )]
 
 use egress_policy::{
-    Action, Arrival, Authority, ConnectTo, Endpoints, HostName, NameSource, OutboundMode, Parser,
-    PolicyTable, PortNumber, Problem, Proxy, Query, Reason, Settling, Sni, TlsIntent, Trust,
+    Action, Arrival, Authority, ConnectTo, Decision, Endpoints, HostName, NameSource, OutboundMode,
+    Parser, Place, PolicyTable, PortNumber, Problem, Proxy, Query, Reason, Settling, Sni,
+    TlsIntent, Trust,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -83,12 +84,19 @@ fn table(documents: &[Value]) -> PolicyTable {
     table
 }
 
-fn decide<'t>(table: &'t PolicyTable, authority: &str, port: u16) -> egress_policy::Decision<'t> {
-    let authority = Authority::parse(authority).unwrap();
+fn decide<'t>(table: &'t PolicyTable, authority: &str, port: u16) -> Decision<'t, 't> {
+    // A decision borrows the host that was asked for; a test may keep it for good.
+    let host = Authority::parse(authority)
+        .unwrap()
+        .host
+        .into_owned()
+        .leak();
+    let port = PortNumber::new(port).unwrap();
     table.decide(&Query {
-        host: &authority.host,
-        port: PortNumber::new(port).unwrap(),
+        host,
+        port,
         arrival: Arrival::Http,
+        subset: None,
     })
 }
 
@@ -132,6 +140,7 @@ fn the_rule_originates_on_its_port_and_passes_the_other_through() {
         host: "edition.cnn.com",
         port: PortNumber::HTTPS,
         arrival: Arrival::Tls,
+        subset: None,
     };
     let decision = table.decide(&query);
     assert!(matches!(decision.action, Action::Passthrough(cluster) if cluster.tls.is_none()));
@@ -215,7 +224,7 @@ fn a_port_level_entry_replaces_the_rule_as_a_whole() {
     };
     assert_eq!(
         cluster.tls.as_ref().unwrap().sni,
-        Sni::Fixed("top.example.com".into())
+        Sni::Rule("top.example.com".into())
     );
     assert_eq!(cluster.name.as_str(), "outbound|81||a.com");
 }
@@ -223,7 +232,7 @@ fn a_port_level_entry_replaces_the_rule_as_a_whole() {
 #[test]
 fn names_are_always_verified() {
     let cases: [(Value, Value, bool, &[&str], NameSource); 6] = [
-        (json!({}), json!([]), true, &[], NameSource::Authority),
+        (json!({}), json!([]), true, &[], NameSource::Host),
         (
             json!({"sni": "s.com"}),
             json!([]),
@@ -358,6 +367,7 @@ fn every_decision_borrows_a_cluster_and_every_cluster_is_reached() {
             host: &host,
             port: service.port,
             arrival: service.arrival,
+            subset: None,
         });
         let (Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster)) =
             decision.action
@@ -377,14 +387,20 @@ fn every_decision_borrows_a_cluster_and_every_cluster_is_reached() {
         panic!()
     };
     let port = |number| PortNumber::new(number).unwrap();
-    let addresses = vec![
-        ("192.0.2.1".to_owned(), port(10), 1),
-        ("192.0.2.2".to_owned(), port(9), 3),
+    let place = |address: &str, port, weight| Place {
+        address: address.to_owned(),
+        port,
+        weight,
+        locality: String::new(),
+    };
+    let places = vec![
+        place("192.0.2.1", port(10), 1),
+        place("192.0.2.2", port(9), 3),
     ];
     assert_eq!(
         cluster.endpoints,
         Endpoints::Listed {
-            addresses,
+            places,
             fixed: true,
             one_at_a_time: false
         }
@@ -442,8 +458,8 @@ fn a_rule_selects_workloads_and_namespaces() {
         .unwrap();
         match decide(&table, "edition.cnn.com", 80).action {
             Action::Originate(cluster) => match cluster.tls.clone().unwrap().sni {
-                Sni::Fixed(name) => name,
-                Sni::Authority => "host".to_owned(),
+                Sni::Rule(name) => name,
+                Sni::Authority | Sni::Host(_) => "host".to_owned(),
             },
             action => action.as_str().to_owned(),
         }

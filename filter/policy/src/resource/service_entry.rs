@@ -510,8 +510,8 @@ fn read_endpoint(
     let locality = fields
         .read("locality", |field| field.text().map(str::to_owned))
         .unwrap_or_default();
-    fields.read("serviceAccount", |field| field.text());
-    fields.read("network", |field| field.text());
+    fields.read("serviceAccount", |field| field.text().map(drop));
+    fields.read("network", |field| field.text().map(drop));
     // Zero is "not set", which counts as one.
     let weight = u32::try_from(weight).unwrap_or(1).max(1);
     Some(Endpoint {
