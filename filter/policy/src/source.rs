@@ -257,26 +257,6 @@ mod tests {
     }
 
     #[test]
-    fn a_mode_we_cannot_honour_is_refused_by_name() {
-        for mode in ["MUTUAL", "ISTIO_MUTUAL"] {
-            let found = problems(rule(json!({"tls": {"mode": mode}})));
-            assert!(
-                found[0].contains(&format!("mode `{mode}` is not supported yet")),
-                "{found:?}"
-            );
-        }
-        let found = problems(rule(
-            json!({"tls": {"mode": "SIMPLE", "credentialName": "c"}}),
-        ));
-        assert!(
-            found[0].starts_with(
-                "error: spec.trafficPolicy.tls.credentialName: `credentialName` is not supported"
-            ),
-            "{found:?}"
-        );
-    }
-
-    #[test]
     fn a_list_is_its_items() {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": [
             entry(json!({"hosts": ["a.com"], "ports": [{"number": 80, "name": "p", "protocol": "HTTP"}], "resolution": "DNS"})),

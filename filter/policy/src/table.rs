@@ -17,7 +17,7 @@ use crate::resource::{
 };
 use crate::source::problem_of;
 use crate::table::index::HostIndex;
-use crate::tls::TlsIntent;
+use crate::tls::{TlsIntent, Trust};
 
 pub(crate) mod index;
 
@@ -623,6 +623,23 @@ impl<'r> Compiler<'r> {
                         return None;
                     }
                 }
+            }
+            if tls
+                .as_ref()
+                .is_some_and(|tls| tls.trust == Trust::InsecureSkipVerify)
+            {
+                let text = "anyone between here and the server can read and change what is sent"
+                    .to_owned();
+                let hint = "remove it, and give the server's authority in `caCertificates`";
+                let mut path = under("tls");
+                path.0.push(Segment::Key("insecureSkipVerify".to_owned()));
+                self.report(
+                    Severity::Warning,
+                    meta,
+                    path,
+                    ProblemKind::Invalid(text),
+                    hint,
+                );
             }
             if service.arrival == Arrival::Tls && tls.is_some() {
                 let (port, host) = (service.port.number, service.host);

@@ -588,3 +588,187 @@ fn what_is_not_honoured_is_told() {
         );
     }
 }
+
+#[test]
+fn what_would_be_plaintext_in_istio_is_refused_by_name() {
+    for (tls, starts) in [
+        (
+            json!({"mode": "ISTIO_MUTUAL"}),
+            "mode `ISTIO_MUTUAL` needs the certificate of an Istio workload",
+        ),
+        (
+            json!({"mode": "SIMPLE", "credentialName": "c"}),
+            "`credentialName` needs a `workloadSelector`",
+        ),
+        (
+            json!({"mode": "MUTUAL", "credentialName": "c"}),
+            "`credentialName` needs a `workloadSelector`",
+        ),
+        (
+            json!({"mode": "MUTUAL"}),
+            "client certificate required for mutual tls",
+        ),
+    ] {
+        let problems = compile(
+            &[
+                cnn(),
+                rule("cnn", on_port_80("edition.cnn.com", json!({"tls": tls}))),
+            ],
+            &Settling::default(),
+        );
+        let problems = problems.unwrap_err();
+        assert!(problems[0].contains(starts), "{tls}: {problems:?}");
+        assert!(
+            problems[0].starts_with("error: spec.trafficPolicy.portLevelSettings[0].tls"),
+            "{problems:?}"
+        );
+    }
+}
+
+#[test]
+fn a_tcp_port_sends_and_verifies_a_name() {
+    let tcp = json!([{"number": 6379, "name": "redis", "protocol": "REDIS"}]);
+    let spec = |host: &str| json!({"hosts": [host], "ports": tcp, "resolution": "NONE"});
+    let policy = |host: &str| json!({"host": host, "trafficPolicy": {"tls": {"mode": "SIMPLE"}}});
+    let (table, _) = compile(
+        &[entry("r", spec("r.com")), rule("r", policy("r.com"))],
+        &Settling::default(),
+    )
+    .unwrap();
+    let query = Query {
+        host: "r.com",
+        port: PortNumber::new(6379).unwrap(),
+        arrival: Arrival::Tcp,
+        subset: None,
+    };
+    let Action::Originate(cluster) = table.decide(&query).action else {
+        panic!()
+    };
+    let tls = cluster.tls.as_ref().unwrap();
+    assert_eq!(
+        (&tls.sni, &tls.names.any_of[..]),
+        (&Sni::Host("r.com".into()), &["r.com".to_owned()][..])
+    );
+
+    let problems = compile(
+        &[entry("w", spec("*.r.com")), rule("w", policy("*.r.com"))],
+        &Settling::default(),
+    )
+    .unwrap_err();
+    assert!(
+        problems
+            .iter()
+            .any(|line| line.contains("`sni` is required")),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn a_subset_says_over_what_the_rule_says() {
+    let endpoints = json!([{"address": "192.0.2.1", "labels": {"v": "1"}}, {"address": "192.0.2.2", "labels": {"v": "2"}}]);
+    let http = json!([{"number": 80, "name": "h", "protocol": "HTTP", "targetPort": 443}]);
+    let spec =
+        json!({"hosts": ["a.com"], "ports": http, "resolution": "STATIC", "endpoints": endpoints});
+    let rules = json!({"host": "a.com", "trafficPolicy": {"tls": {"mode": "SIMPLE", "sni": "rule.com"}}, "subsets": [
+        {"name": "one", "labels": {"v": "1"}},
+        {"name": "two", "labels": {"v": "2"}, "trafficPolicy": {"tls": {"mode": "SIMPLE", "sni": "two.com"}}},
+        {"name": "none", "labels": {"v": "3"}},
+        {"name": "port", "trafficPolicy": {"portLevelSettings": [{"port": {"number": 80}, "loadBalancer": {"simple": "RANDOM"}}]}},
+    ]});
+    let table = table(&[entry("a", spec), rule("a", rules)]);
+    let ask = |subset| {
+        table.decide(&Query {
+            host: "a.com",
+            port: PortNumber::HTTP,
+            arrival: Arrival::Http,
+            subset: Some(subset),
+        })
+    };
+    let sni = |subset| match ask(subset).action {
+        Action::Originate(cluster) => (
+            cluster.name.as_str().to_owned(),
+            cluster.tls.clone().unwrap().sni,
+        ),
+        action => panic!("{subset}: {action:?}"),
+    };
+    assert_eq!(
+        sni("one"),
+        ("outbound|80|one|a.com".into(), Sni::Rule("rule.com".into()))
+    );
+    assert_eq!(
+        sni("two"),
+        ("outbound|80|two|a.com".into(), Sni::Rule("two.com".into()))
+    );
+    assert_eq!(
+        ask("none").action,
+        Action::Reject(Reason::UnknownSubset),
+        "no endpoint has the label"
+    );
+    assert_eq!(ask("three").action, Action::Reject(Reason::UnknownSubset));
+    // The subset's entry for the port replaces all four blocks, the one it leaves out too.
+    assert!(matches!(ask("port").action, Action::Forward(_)));
+}
+
+#[test]
+fn a_merged_rule_is_never_lost() {
+    let with_sni = |sni: &str, more: Value| {
+        let mut spec = on_port_80(
+            "edition.cnn.com",
+            json!({"tls": {"mode": "SIMPLE", "sni": sni}}),
+        );
+        spec.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        spec
+    };
+    let sni = |documents: &[Value], namespace: &str, labels: &[(&str, &str)]| {
+        let labels = labels
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        let proxy = Proxy {
+            namespace: namespace.to_owned(),
+            labels,
+        };
+        let (table, _) = compile(
+            documents,
+            &Settling {
+                proxy,
+                ..Settling::default()
+            },
+        )
+        .unwrap();
+        intent(&table, "edition.cnn.com").sni
+    };
+    // istio/istio#58322: Istio drops the second rule, for it is exported as far as the first.
+    let documents = [
+        cnn(),
+        rule(
+            "selected",
+            with_sni(
+                "selected.com",
+                json!({"workloadSelector": {"matchLabels": {"app": "sleep"}}}),
+            ),
+        ),
+        rule("plain", with_sni("plain.com", json!({"exportTo": ["."]}))),
+    ];
+    assert_eq!(
+        sni(&documents, "default", &[("app", "sleep")]),
+        Sni::Rule("selected.com".into())
+    );
+    assert_eq!(
+        sni(&documents, "default", &[("app", "other")]),
+        Sni::Rule("plain.com".into())
+    );
+    // A later rule that more namespaces see still speaks to those that do not see the first.
+    let documents = [
+        cnn(),
+        rule("first", with_sni("first.com", json!({"exportTo": ["a"]}))),
+        rule(
+            "second",
+            with_sni("second.com", json!({"exportTo": ["a", "b"]})),
+        ),
+    ];
+    assert_eq!(sni(&documents, "a", &[]), Sni::Rule("first.com".into()));
+    assert_eq!(sni(&documents, "b", &[]), Sni::Rule("second.com".into()));
+}
