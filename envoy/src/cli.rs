@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub mod args;
+mod check;
+mod explain;
 pub mod settings;
 
 use args::{Args, Command, RenderTarget};
@@ -48,6 +50,8 @@ pub fn main() -> ExitStatus {
     };
     match args.command {
         Command::Run(run) => crate::run::main(&run),
+        Command::Check(check) => check::main(&check),
+        Command::Explain(explain) => explain::main(&explain),
         Command::Render(render) => match render.target {
             RenderTarget::Envoy(envoy) => self::envoy(&envoy),
         },
@@ -62,7 +66,7 @@ fn envoy(args: &args::RenderEnvoy) -> ExitStatus {
     };
     let bootstrap = crate::xds::bootstrap(
         &settled.rules.table,
-        &settled.rules.resources,
+        &settled.rules.resources(),
         &settled.options,
     );
     let text = match args.output {

@@ -2,8 +2,11 @@
 
 use std::fmt;
 
-use egress_policy::{Parser, PolicyTable, Problem, ProblemKind, Problems, Settling, Severity};
-use serde_json::Value;
+use egress_policy::{
+    FieldPath, Origin, Parser, PolicyTable, Problem, ProblemKind, Problems, Resources, Segment,
+    Settling, Severity,
+};
+use serde_json::{Value, json};
 
 use crate::fs::Source;
 use crate::yaml::{self, Document, Place};
@@ -13,10 +16,32 @@ use crate::yaml::{self, Document, Place};
 pub struct Rules {
     /// What they say.
     pub table: PolicyTable,
-    /// The documents that said it, as JSON: those of our kinds, `List`s taken apart.
-    pub resources: Vec<Value>,
+    /// What was read.
+    pub parsed: Resources,
     /// What was noticed and prevents nothing.
     pub warnings: Report,
+    documents: Vec<(String, Document)>,
+}
+
+impl Rules {
+    /// Returns the documents of our kinds as JSON, `List`s taken apart: what the filter is given.
+    pub fn resources(&self) -> Vec<Value> {
+        self.documents
+            .iter()
+            .flat_map(|(_, document)| ours(&document.value))
+            .map(bare)
+            .collect()
+    }
+
+    /// Returns the file and the line at which a resource begins.
+    pub fn place(&self, origin: Origin) -> Option<(&str, Place)> {
+        let (file, document) = self.documents.get(origin.document)?;
+        let path = match origin.item {
+            Some(item) => FieldPath(vec![Segment::Key("items".to_owned()), Segment::Index(item)]),
+            None => FieldPath::default(),
+        };
+        Some((file, document.place(&path, false)))
+    }
 }
 
 /// Problems with the places where they stand.
@@ -40,6 +65,22 @@ pub struct Finding {
     pub resource: Option<String>,
     /// How to mend it.
     pub hint: Option<String>,
+}
+
+impl Finding {
+    /// Returns the finding for programs.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "severity": self.severity.as_str(),
+            "file": self.file,
+            "line": self.place.line,
+            "column": self.place.column,
+            "resource": self.resource,
+            "path": self.path,
+            "message": self.what,
+            "hint": self.hint,
+        })
+    }
 }
 
 impl fmt::Display for Finding {
@@ -81,12 +122,12 @@ impl fmt::Display for Report {
 /// With every problem of every document, each at its place, in the order of the files.
 pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report> {
     let mut findings = Vec::new();
-    let mut documents: Vec<(&str, Document)> = Vec::new();
+    let mut documents: Vec<(String, Document)> = Vec::new();
     for source in sources {
         match yaml::read(&source.text) {
             Ok(read) => documents.extend(
                 read.into_iter()
-                    .map(|document| (source.name.as_str(), document)),
+                    .map(|document| (source.name.clone(), document)),
             ),
             Err(error) => findings.push(Finding {
                 severity: Severity::Error,
@@ -129,15 +170,11 @@ pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report>
     match PolicyTable::compile(&resources, settling) {
         Ok((table, warnings)) => {
             findings.extend(located(&warnings, &documents));
-            let resources = documents
-                .iter()
-                .flat_map(|(_, document)| ours(&document.value))
-                .map(bare)
-                .collect();
             Ok(Rules {
                 table,
-                resources,
+                parsed: resources,
                 warnings: Report(findings),
+                documents,
             })
         }
         Err(problems) => {
@@ -177,7 +214,7 @@ fn bare(resource: &Value) -> Value {
     bare
 }
 
-fn located(problems: &Problems, documents: &[(&str, Document)]) -> Vec<Finding> {
+fn located(problems: &Problems, documents: &[(String, Document)]) -> Vec<Finding> {
     problems
         .0
         .iter()
@@ -185,13 +222,13 @@ fn located(problems: &Problems, documents: &[(&str, Document)]) -> Vec<Finding> 
         .collect()
 }
 
-fn finding(problem: &Problem, documents: &[(&str, Document)]) -> Finding {
+fn finding(problem: &Problem, documents: &[(String, Document)]) -> Finding {
     let by_key = matches!(
         problem.kind,
         ProblemKind::UnknownField(_) | ProblemKind::NotSupported(_)
     );
     let (file, place) = match documents.get(problem.origin.document) {
-        Some((file, document)) => ((*file).to_owned(), document.place(&problem.path, by_key)),
+        Some((file, document)) => (file.clone(), document.place(&problem.path, by_key)),
         None => (String::new(), Place { line: 1, column: 1 }),
     };
     Finding {

@@ -70,7 +70,7 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
     }
     let bootstrap = xds::bootstrap(
         &settled.rules.table,
-        &settled.rules.resources,
+        &settled.rules.resources(),
         &settled.options,
     );
     let file = folder.path().join("bootstrap.json");

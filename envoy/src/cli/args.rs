@@ -27,6 +27,14 @@ pub enum Command {
     Run(Run),
     /// Print configuration without starting anything
     Render(Render),
+    /// Tell everything that is wrong with rules: 0 good, 1 wrong
+    #[command(after_help = "Example:\n  egressctl check -f rules/ --output json")]
+    Check(Check),
+    /// Tell what becomes of a request, and why
+    #[command(
+        after_help = "Example:\n  egressctl explain -f rules.yaml http://edition.cnn.com/politics --label app=sleep"
+    )]
+    Explain(Explain),
 }
 
 /// `egressctl render`.
@@ -114,7 +122,7 @@ pub enum Authority {
 
 /// The arguments of every command that reads rules.
 #[derive(Debug, ClapArgs)]
-pub struct Rules {
+pub struct Input {
     /// Rules: a YAML or JSON file, a folder of them, or `-` for the standard input; may be repeated
     #[arg(short, long = "filename", value_name = "FILE", required = true)]
     pub files: Vec<String>,
@@ -127,18 +135,26 @@ pub struct Rules {
     /// What becomes of hosts that no ServiceEntry names
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Outbound::RegistryOnly, ignore_case = true)]
     pub outbound_traffic_policy: Outbound,
+    /// Connect to ADDRESS:PORT where HOST:PORT would be dialled; names stay those of HOST; may be repeated
+    #[arg(long, value_name = "HOST:PORT:ADDRESS:PORT", value_parser = connect_to)]
+    pub connect_to: Vec<ConnectTo>,
     /// What originated requests tell the server in `Host`
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
     pub authority: Authority,
+}
+
+/// The arguments of every command that makes configuration of rules.
+#[derive(Debug, ClapArgs)]
+pub struct Rules {
+    /// What every command with rules takes.
+    #[command(flatten)]
+    pub input: Input,
     /// The address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub listen: std::net::IpAddr,
     /// Listen on another port than the service's: SERVICE=PORT, 0 for any free one; may be repeated
     #[arg(long = "port", value_name = "SERVICE=PORT", value_parser = port_mapping)]
     pub ports: Vec<(PortNumber, u16)>,
-    /// Connect to ADDRESS:PORT where HOST:PORT would be dialled; names stay those of HOST; may be repeated
-    #[arg(long, value_name = "HOST:PORT:ADDRESS:PORT", value_parser = connect_to)]
-    pub connect_to: Vec<ConnectTo>,
     /// Ask this DNS server instead of the system's; may be repeated
     #[arg(long = "resolver", value_name = "ADDRESS:PORT")]
     pub resolvers: Vec<SocketAddr>,
@@ -154,6 +170,46 @@ pub struct Rules {
     /// The filter [default: egress-filter.wasm beside this program]
     #[arg(long, value_name = "PATH")]
     pub wasm: Option<PathBuf>,
+}
+
+/// How a report is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Report {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// `egressctl check`.
+#[derive(Debug, ClapArgs)]
+pub struct Check {
+    /// What every command with rules takes.
+    #[command(flatten)]
+    pub input: Input,
+    /// How to print what is found
+    #[arg(short, long, value_enum, default_value_t = Report::Text)]
+    pub output: Report,
+}
+
+/// `egressctl explain`.
+#[derive(Debug, ClapArgs)]
+pub struct Explain {
+    /// What every command with rules takes.
+    #[command(flatten)]
+    pub input: Input,
+    /// What the application calls: http://HOST/, https://HOST/, tcp://HOST:PORT or HOST:PORT
+    #[arg(value_name = "URL")]
+    pub url: String,
+    /// The name in the application's own ClientHello, when it is not the host
+    #[arg(long, value_name = "NAME")]
+    pub sni: Option<String>,
+    /// A subset of the host, as a VirtualService might choose it
+    #[arg(long, value_name = "NAME")]
+    pub subset: Option<String>,
+    /// How to print the answer
+    #[arg(short, long, value_enum, default_value_t = Report::Text)]
+    pub output: Report,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -3,8 +3,9 @@
 use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{Identity, OutboundMode, PolicyTable, Proxy, Settling, Trust};
 
-use super::args::{Authority, LogFormat, Outbound, Rules as Args};
+use super::args::{Authority, Input, LogFormat, Outbound, Rules as Args};
 use super::{ExitStatus, fail, refuse, tell};
+use crate::fs::Source;
 use crate::rules::{self, Rules};
 use crate::xds::{AccessLog, Admin, Options, Version};
 use crate::{fs, pinned_envoy};
@@ -20,6 +21,41 @@ pub struct Settled {
     pub version: String,
 }
 
+/// Reads the files and says how to compile what is in them.
+///
+/// # Errors
+/// With the status to exit with, when it has been told which file cannot be read.
+pub fn read(input: &Input) -> Result<(Vec<Source>, Settling), ExitStatus> {
+    let mut sources = Vec::new();
+    for name in &input.files {
+        sources.extend(fs::sources(name).map_err(|error| refuse(&error.to_string()))?);
+    }
+    let proxy = Proxy {
+        namespace: input.namespace.clone(),
+        labels: input.labels.iter().cloned().collect(),
+    };
+    let outbound = match input.outbound_traffic_policy {
+        Outbound::RegistryOnly => OutboundMode::RegistryOnly,
+        Outbound::AllowAny => OutboundMode::AllowAny,
+    };
+    Ok((
+        sources,
+        Settling {
+            proxy,
+            outbound,
+            connect_to: input.connect_to.clone(),
+        },
+    ))
+}
+
+/// Returns what upstream is to be told.
+pub fn authority(input: &Input) -> AuthorityMode {
+    match input.authority {
+        Authority::Rewrite => AuthorityMode::Rewrite,
+        Authority::Preserve => AuthorityMode::Preserve,
+    }
+}
+
 /// Reads and compiles the rules, and says what is wrong with them.
 ///
 /// `version` is that of the Envoy at hand; without it, the pinned one.
@@ -27,23 +63,7 @@ pub struct Settled {
 /// # Errors
 /// With the status to exit with, when everything that is wrong has been told.
 pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus> {
-    let mut sources = Vec::new();
-    for name in &args.files {
-        sources.extend(fs::sources(name).map_err(|error| refuse(&error.to_string()))?);
-    }
-    let proxy = Proxy {
-        namespace: args.namespace.clone(),
-        labels: args.labels.iter().cloned().collect(),
-    };
-    let outbound = match args.outbound_traffic_policy {
-        Outbound::RegistryOnly => OutboundMode::RegistryOnly,
-        Outbound::AllowAny => OutboundMode::AllowAny,
-    };
-    let settling = Settling {
-        proxy: proxy.clone(),
-        outbound,
-        connect_to: args.connect_to.clone(),
-    };
+    let (sources, settling) = read(&args.input)?;
     let rules = match rules::compile(&sources, &settling) {
         Ok(rules) => rules,
         Err(report) => {
@@ -80,11 +100,8 @@ pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus>
             LogFormat::Text => MetadataFormat::Text,
             LogFormat::Json => MetadataFormat::Json,
         },
-        authority: match args.authority {
-            Authority::Rewrite => AuthorityMode::Rewrite,
-            Authority::Preserve => AuthorityMode::Preserve,
-        },
-        proxy,
+        authority: authority(&args.input),
+        proxy: settling.proxy,
         admin: match args.admin {
             Some(address) => Admin::Tcp(address.ip().to_string(), address.port()),
             None => Admin::Pipe("admin.sock".to_owned()),

@@ -54,6 +54,7 @@
 mod cluster;
 mod decision;
 mod digest;
+mod explain;
 pub mod fields;
 mod host;
 mod merge;
@@ -67,6 +68,7 @@ mod tls;
 pub use cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
 pub use decision::{Action, Arrival, Decision, Query, Reason, Target};
 pub use digest::Digest;
+pub use explain::{Candidate, Outcome, candidates};
 pub use host::{Authority, HostName, HostPattern, InvalidAuthority, InvalidHost, MAX_HOST_BYTES};
 pub use merge::{PolicySource, Proxy, ROOT_NAMESPACE};
 pub use port::{PortNumber, Protocol, ProtocolClass};

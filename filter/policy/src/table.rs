@@ -867,7 +867,7 @@ impl<'r> Compiler<'r> {
 /// Says whether a later entry may add ports to a host of an earlier one.
 ///
 /// Source: istio/istio `pilot/pkg/model/sidecar.go`, `canMergeServices`.
-fn mergeable(first: &ServiceEntry, later: &ServiceEntry) -> bool {
+pub(crate) fn mergeable(first: &ServiceEntry, later: &ServiceEntry) -> bool {
     first.meta.id.namespace == later.meta.id.namespace
         && first.resolution == later.resolution
         && first.export_to == later.export_to

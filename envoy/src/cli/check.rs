@@ -1,0 +1,77 @@
+//! `egressctl check`: everything that is wrong with rules.
+
+use egress_policy::Severity;
+use serde_json::{Value, json};
+
+use super::args::{Check, Report as Output};
+use super::{ExitStatus, fail, print, settings};
+use crate::rules::{self, Report};
+
+/// Reads, parses and compiles, and prints what was found.
+pub(super) fn main(args: &Check) -> ExitStatus {
+    let (sources, settling) = match settings::read(&args.input) {
+        Ok(read) => read,
+        Err(status) => return status,
+    };
+    let (report, summary) = match rules::compile(&sources, &settling) {
+        Ok(rules) => {
+            let (entries, rest) = (
+                rules.parsed.service_entries.len(),
+                rules.parsed.destination_rules.len(),
+            );
+            (
+                rules.warnings,
+                format!(
+                    "{}, {}",
+                    many(entries, "ServiceEntry", "ServiceEntries"),
+                    many(rest, "DestinationRule", "DestinationRules")
+                ),
+            )
+        }
+        Err(report) => (report, "nothing would start".to_owned()),
+    };
+    let count = |severity: Severity| {
+        report
+            .0
+            .iter()
+            .filter(|finding| finding.severity == severity)
+            .count()
+    };
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let text = match args.output {
+        Output::Json => match serde_json::to_string_pretty(&findings(&report)) {
+            Ok(text) => format!("{text}\n"),
+            Err(error) => return fail(&format!("cannot write the report: {error}")),
+        },
+        Output::Text => {
+            let found = match (errors, warnings) {
+                (0, 0) => "no problems".to_owned(),
+                _ => format!(
+                    "{}, {}",
+                    many(errors, "error", "errors"),
+                    many(warnings, "warning", "warnings")
+                ),
+            };
+            let gap = if report.0.is_empty() { "" } else { "\n" };
+            format!("{report}{gap}{found}; {summary}\n")
+        }
+    };
+    match print(&text) {
+        ExitStatus::Success if errors > 0 => ExitStatus::Input,
+        status => status,
+    }
+}
+
+fn findings(report: &Report) -> Value {
+    json!(
+        report
+            .0
+            .iter()
+            .map(rules::Finding::to_json)
+            .collect::<Vec<_>>()
+    )
+}
+
+fn many(count: usize, one: &str, more: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { more })
+}

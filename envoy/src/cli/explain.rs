@@ -1,0 +1,335 @@
+//! `egressctl explain`: what becomes of a request, and why.
+
+use std::fmt::Write as _;
+
+use egress_filter::{AuthorityMode, contract};
+use egress_policy::{
+    Action, Arrival, Authority, Candidate, Cluster, Decision, Identity, NameSource, PolicyTable,
+    PortNumber, Query, Sni, Speaks, TlsIntent, Trust, candidates,
+};
+use serde_json::{Value, json};
+
+use super::args::{Explain, Report as Output};
+use super::{ExitStatus, fail, print, refuse, settings, tell};
+use crate::rules::{self, Rules};
+
+/// What was asked.
+struct Asked {
+    scheme: &'static str,
+    /// As it was written, for `authority`.
+    written: String,
+    host: String,
+    port: PortNumber,
+    arrival: Arrival,
+}
+
+/// Compiles the rules, decides, and prints the decision with all that led to it.
+pub(super) fn main(args: &Explain) -> ExitStatus {
+    let (sources, settling) = match settings::read(&args.input) {
+        Ok(read) => read,
+        Err(status) => return status,
+    };
+    let rules = match rules::compile(&sources, &settling) {
+        Ok(rules) => rules,
+        Err(report) => {
+            tell(report.to_string().trim_end());
+            return ExitStatus::Input;
+        }
+    };
+    let asked = match asked(&args.url, args.sni.as_deref(), &rules.table) {
+        Ok(asked) => asked,
+        Err(message) => return refuse(&message),
+    };
+    let query = Query {
+        host: &asked.host,
+        port: asked.port,
+        arrival: asked.arrival,
+        subset: args.subset.as_deref(),
+    };
+    let decision = rules.table.decide(&query);
+    let found = candidates(&rules.parsed, &settling, &rules.table, &query);
+    let answer = answer(&asked, &decision, &found, &rules, args);
+    let text = match args.output {
+        Output::Json => serde_json::to_string_pretty(&answer).map(|text| text + "\n"),
+        Output::Text => Ok(for_people(&answer, &decision)),
+    };
+    match text {
+        Ok(text) => print(&text),
+        Err(error) => fail(&format!("cannot write the answer: {error}")),
+    }
+}
+
+/// Reads a URL, or a host and a port.
+fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, String> {
+    let wrong = |why: &str| {
+        format!(
+            "`{url}` cannot be explained: {why}\nhint: write http://HOST/, https://HOST/, tcp://HOST:PORT or HOST:PORT"
+        )
+    };
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (Some(scheme.to_ascii_lowercase()), rest),
+        None => (None, url),
+    };
+    let written = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let authority = Authority::parse(written).map_err(|error| wrong(&error.to_string()))?;
+    let (scheme, arrival, default) = match scheme.as_deref() {
+        Some("http") => ("http", Arrival::Http, Some(PortNumber::HTTP)),
+        Some("https") => ("https", Arrival::Tls, Some(PortNumber::HTTPS)),
+        Some("tls") => ("https", Arrival::Tls, None),
+        Some("tcp") => ("tcp", Arrival::Tcp, None),
+        Some(_) => return Err(wrong("the scheme is none of http, https, tls and tcp")),
+        // The port's own protocol says how an application would speak to it.
+        None => {
+            let port = authority.port.unwrap_or(PortNumber::HTTP);
+            let service = table
+                .services()
+                .find(|service| service.host.matches(&authority.host) && service.port == port);
+            match service.map(|service| service.arrival) {
+                Some(Arrival::Tls) => ("https", Arrival::Tls, None),
+                Some(Arrival::Tcp) => ("tcp", Arrival::Tcp, None),
+                _ => ("http", Arrival::Http, Some(PortNumber::HTTP)),
+            }
+        }
+    };
+    let port = authority
+        .port
+        .or(default)
+        .ok_or_else(|| wrong("it has no port"))?;
+    let host = match (arrival, sni) {
+        (Arrival::Tls, Some(name)) => Authority::parse(name)
+            .map_err(|error| wrong(&format!("--sni: {error}")))?
+            .host
+            .into_owned(),
+        _ => authority.host.into_owned(),
+    };
+    Ok(Asked {
+        scheme,
+        written: written.to_owned(),
+        host,
+        port,
+        arrival,
+    })
+}
+
+fn answer(
+    asked: &Asked,
+    decision: &Decision<'_, '_>,
+    found: &[Candidate<'_>],
+    rules: &Rules,
+    args: &Explain,
+) -> Value {
+    let cluster = match decision.action {
+        Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster) => {
+            Some(cluster)
+        }
+        Action::Reject(_) | Action::LeaveAlone(_) => None,
+    };
+    let left_alone =
+        matches!(decision.action, Action::LeaveAlone(_)).then_some(contract::PASSTHROUGH_CLUSTER);
+    let labels: serde_json::Map<String, Value> = args
+        .input
+        .labels
+        .iter()
+        .map(|(key, value)| (key.clone(), json!(value)))
+        .collect();
+    let tls = match decision.action {
+        Action::Originate(cluster) => cluster
+            .tls
+            .as_ref()
+            .map(|tls| tls_answer(tls, cluster, decision)),
+        _ => None,
+    };
+    json!({
+        "query": {
+            "scheme": asked.scheme,
+            "host": asked.host,
+            "port": asked.port.get(),
+            "namespace": args.input.namespace,
+            "labels": labels,
+        },
+        "action": decision.action.as_str(),
+        "reason": decision.reason().map(|reason| reason.as_str()),
+        "serviceEntry": decision.service_entry.map(|id| id.qualified()),
+        "destinationRule": decision.rule.map(|id| id.qualified()),
+        "policySource": decision.policy_source.map(|source| source.path()),
+        "cluster": cluster.map(|cluster| cluster.name.as_str()).or(left_alone),
+        "transportSocket": cluster.map(contract::transport_socket),
+        "target": decision.target.map(|target| json!({"host": target.host, "port": target.port.get()})),
+        "authority": authority(asked, decision, settings::authority(&args.input)),
+        "tls": tls,
+        "candidates": found.iter().map(|candidate| candidate_answer(candidate, rules)).collect::<Vec<_>>(),
+    })
+}
+
+/// Returns what the server reads in `:authority`; nothing where no request of ours reaches one.
+fn authority(asked: &Asked, decision: &Decision<'_, '_>, mode: AuthorityMode) -> Option<String> {
+    let target = decision.target?;
+    match (asked.arrival, decision.action, mode) {
+        (Arrival::Http, Action::Originate(_), AuthorityMode::Rewrite)
+            if target.port == PortNumber::HTTPS =>
+        {
+            Some(target.host.to_owned())
+        }
+        (Arrival::Http, Action::Originate(_), AuthorityMode::Rewrite) => {
+            Some(format!("{}:{}", target.host, target.port))
+        }
+        (Arrival::Http, Action::Originate(_) | Action::Forward(_), _) => {
+            Some(asked.written.clone())
+        }
+        _ => None,
+    }
+}
+
+fn tls_answer(tls: &TlsIntent, cluster: &Cluster, decision: &Decision<'_, '_>) -> Value {
+    let host = decision.target.map(|target| target.host);
+    let (sni, sni_source) = match &tls.sni {
+        Sni::Authority => (host, "authority"),
+        Sni::Rule(name) => (Some(name.as_str()), "sni"),
+        Sni::Host(name) => (Some(name.as_str()), "host"),
+    };
+    let mut names: Vec<&str> = host.filter(|_| tls.names.authority).into_iter().collect();
+    names.extend(tls.names.any_of.iter().map(String::as_str));
+    let source = match tls.names.source {
+        NameSource::Host if tls.names.authority => "authority",
+        NameSource::Host => "host",
+        NameSource::Sni => "sni",
+        NameSource::DestinationRule => "DestinationRule",
+        NameSource::ServiceEntry => "ServiceEntry",
+        NameSource::Nowhere => "none",
+    };
+    let alpn = match cluster.speaks {
+        Speaks::Auto => json!(["h2", "http/1.1"]),
+        Speaks::Http1 => json!(["http/1.1"]),
+        Speaks::Http2 => json!(["h2"]),
+        // What the application speaks; known when it calls.
+        Speaks::AsReceived | Speaks::Bytes => json!([]),
+    };
+    json!({
+        "mode": tls.mode.as_str(),
+        "sni": sni,
+        "sniSource": sni_source,
+        "verify": if tls.trust == Trust::InsecureSkipVerify { "none" } else { "chain-and-name" },
+        "subjectAltNames": names,
+        "sanSource": source,
+        "trust": tls.trust.to_string(),
+        "clientCertificate": tls.identity.as_ref().map(|identity| match identity {
+            Identity::Files { certificate, .. } => certificate.as_str(),
+            Identity::Credential(name) => name.as_str(),
+        }),
+        "minVersion": "TLSv1.2",
+        "maxVersion": "TLSv1.3",
+        "alpn": alpn,
+    })
+}
+
+fn candidate_answer(candidate: &Candidate<'_>, rules: &Rules) -> Value {
+    let place = rules.place(candidate.origin);
+    json!({
+        "kind": candidate.id.kind,
+        "name": candidate.id.qualified(),
+        "host": candidate.host.to_string(),
+        "outcome": candidate.outcome.as_str(),
+        "why": candidate.outcome.explanation(),
+        "file": place.map(|(file, _)| file),
+        "line": place.map(|(_, place)| place.line),
+    })
+}
+
+/// Writes the same answer for people, so that the two cannot differ.
+fn for_people(answer: &Value, decision: &Decision<'_, '_>) -> String {
+    let text = |pointer: &str| match answer.pointer(pointer) {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(Value::Array(items)) => {
+            let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+            Some(if items.is_empty() {
+                "none".to_owned()
+            } else {
+                items.join(", ")
+            })
+        }
+        Some(other) => Some(other.to_string()),
+    };
+    let mut out = String::new();
+    let query = |pointer: &str| text(pointer).unwrap_or_default();
+    let _ = writeln!(
+        out,
+        "{}://{}:{}",
+        query("/query/scheme"),
+        query("/query/host"),
+        query("/query/port")
+    );
+    let mut line = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            let _ = writeln!(out, "  {name:<17} {value}");
+        }
+    };
+    line("action", text("/action"));
+    let reason = decision
+        .reason()
+        .map(|reason| format!("{}: {}", reason.as_str(), reason.explanation()));
+    line("reason", reason);
+    line("service entry", text("/serviceEntry"));
+    let source = text("/policySource")
+        .map(|source| format!(" ({source})"))
+        .unwrap_or_default();
+    line(
+        "destination rule",
+        text("/destinationRule").map(|rule| format!("{rule}{source}")),
+    );
+    line("cluster", text("/cluster"));
+    line("transport socket", text("/transportSocket"));
+    let target = text("/target/host")
+        .zip(text("/target/port"))
+        .map(|(host, port)| format!("{host}:{port}"));
+    line("dials", target);
+    line("authority", text("/authority"));
+    if answer.get("tls").is_some_and(|tls| !tls.is_null()) {
+        let with = |name: &str, source: &str| {
+            text(name)
+                .zip(text(source))
+                .map(|(value, source)| format!("{value} (from {source})"))
+        };
+        line(
+            "tls",
+            text("/tls/mode")
+                .zip(text("/tls/minVersion"))
+                .zip(text("/tls/maxVersion"))
+                .map(|((mode, min), max)| format!("{mode}, {min} to {max}")),
+        );
+        line("sni", with("/tls/sni", "/tls/sniSource"));
+        line("verifies", text("/tls/verify"));
+        line(
+            "verified names",
+            with("/tls/subjectAltNames", "/tls/sanSource"),
+        );
+        line("trust", text("/tls/trust"));
+        line(
+            "client cert",
+            text("/tls/clientCertificate").or_else(|| Some("none".to_owned())),
+        );
+        line("alpn", text("/tls/alpn"));
+        line("headers changed", Some(":scheme https, x-forwarded-proto https, host as above; x-egress-* and x-envoy-* removed".to_owned()));
+    }
+    let empty = Vec::new();
+    let found = answer
+        .get("candidates")
+        .and_then(Value::as_array)
+        .unwrap_or(&empty);
+    if !found.is_empty() {
+        out.push_str("candidates\n");
+    }
+    for candidate in found {
+        let field = |name: &str| candidate.get(name).and_then(Value::as_str).unwrap_or("-");
+        let line = candidate.get("line").and_then(Value::as_u64).unwrap_or(0);
+        let (kind, name, host, why, file) = (
+            field("kind"),
+            field("name"),
+            field("host"),
+            field("why"),
+            field("file"),
+        );
+        let _ = writeln!(out, "  {kind} {name} ({host}) {why}\n    --> {file}:{line}");
+    }
+    out
+}
