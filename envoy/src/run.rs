@@ -187,7 +187,7 @@ async fn supervise(
             _ = interrupt.recv() => return stop(&mut child).await,
             _ = terminate.recv() => return stop(&mut child).await,
             line = lines.recv() => match line {
-                Some(line) => tell(complaint::shortened(&line).trim_end()),
+                Some(line) => repeat(&line),
                 None => {
                     let status = child.wait().await;
                     return fail(&match status {
@@ -276,9 +276,7 @@ async fn ready(
             }
             () = sleep(Duration::from_millis(20)), if !told => {
                 if let Some(addresses) = admin::listening(&options.admin, admin_address).await {
-                    for line in said.drain(..) {
-                        tell(complaint::shortened(&line).trim_end());
-                    }
+                    said.drain(..).for_each(|line| repeat(&line));
                     return Ok(ready_line(&addresses));
                 }
                 if Instant::now() > deadline {
@@ -297,6 +295,14 @@ fn ready_line(addresses: &admin::Addresses) -> String {
     }
     let _ = writeln!(line, " admin={}", addresses.admin);
     line
+}
+
+/// Tells what Envoy tells, but for what we told already: the filter finds the same warnings in the rules, once
+/// in each of its VMs.
+fn repeat(line: &str) {
+    if !line.contains(": egress: warning: ") {
+        tell(complaint::shortened(line).trim_end());
+    }
 }
 
 /// Asks Envoy to end, and makes it if it does not.

@@ -112,7 +112,7 @@ pub fn candidates<'r>(
             let is = |other: &&DestinationRule| other.meta.id == rule.meta.id;
             let outcome = if Some(&rule.meta.id) == decision.rule {
                 Outcome::Chosen
-            } else if others.iter().any(|other| is(other)) {
+            } else if others.iter().any(is) {
                 Outcome::Merged
             } else {
                 destination_rule(rule, merged.as_ref().map(|merged| merged.first), settling)
