@@ -52,6 +52,7 @@ impl Report {
     }
 
     /// Adds a problem.
+    #[inline(never)]
     pub fn add(
         &self,
         severity: Severity,
@@ -119,12 +120,14 @@ pub struct Field<'a> {
 
 impl<'a> Field<'a> {
     /// Reports an error here.
+    #[inline(never)]
     pub fn error(&self, kind: ProblemKind) {
         self.report
             .add(Severity::Error, self.way.path(), kind, None);
     }
 
     /// Reports an error here, and how to mend it.
+    #[inline(never)]
     pub fn error_with_hint(&self, kind: ProblemKind, hint: impl Into<String>) {
         self.report
             .add(Severity::Error, self.way.path(), kind, Some(hint.into()));
@@ -136,6 +139,7 @@ impl<'a> Field<'a> {
             .add(Severity::Warning, self.way.path(), kind, Some(hint.into()));
     }
 
+    #[inline(never)]
     fn wrong_type(&self, expected: &'static str) {
         let (found, hint) = match self.value {
             Value::Null => ("nothing".to_owned(), None),
@@ -162,6 +166,7 @@ impl<'a> Field<'a> {
     }
 
     /// Reads a string.
+    #[inline(never)]
     pub fn text(&self) -> Option<&'a str> {
         match self.value {
             Value::String(text) => Some(text),
@@ -173,6 +178,7 @@ impl<'a> Field<'a> {
     }
 
     /// Reads `true` or `false`.
+    #[inline(never)]
     pub fn bool(&self) -> Option<bool> {
         match self.value {
             Value::Bool(word) => Some(*word),
@@ -184,6 +190,7 @@ impl<'a> Field<'a> {
     }
 
     /// Reads a whole number between two bounds, both allowed.
+    #[inline(never)]
     pub fn number(&self, min: u64, max: u64) -> Option<u64> {
         let Value::Number(number) = self.value else {
             self.wrong_type("a number");
@@ -212,6 +219,7 @@ impl<'a> Field<'a> {
     }
 
     /// Reads a number between two bounds, both allowed.
+    #[inline(never)]
     pub fn decimal(&self, min: f64, max: f64) -> Option<f64> {
         let Some(number) = self.value.as_f64() else {
             self.wrong_type("a number");
@@ -289,6 +297,7 @@ impl<'a> Field<'a> {
     }
 
     /// Reads a protobuf duration such as `10s`, `0.5s`, `1h30m` or `100ms`.
+    #[inline(never)]
     pub fn duration(&self) -> Option<Duration> {
         let text = self.text()?;
         let duration = parse_duration(text);
@@ -306,6 +315,7 @@ impl<'a> Field<'a> {
     }
 
     /// Reads an object.
+    #[inline(never)]
     pub fn fields(&self) -> Option<Fields<'a>> {
         match self.value {
             Value::Object(map) => Some(Fields {
@@ -356,6 +366,7 @@ impl<'a> Field<'a> {
     }
 
     /// Reads a list of strings; what is not a string is reported and left out.
+    #[inline(never)]
     pub fn texts(&self) -> Vec<String> {
         let mut texts = Vec::new();
         self.items(|item| texts.extend(item.text().map(str::to_owned)));
@@ -363,6 +374,7 @@ impl<'a> Field<'a> {
     }
 
     /// Reads an object whose keys are free and whose values are strings.
+    #[inline(never)]
     pub fn labels(&self) -> Vec<(String, String)> {
         let mut labels = Vec::new();
         self.entries(|key, field| {
@@ -388,15 +400,19 @@ impl<'a> Fields<'a> {
         name: &'static str,
         read: impl FnOnce(Field<'_>) -> Option<T>,
     ) -> Option<T> {
+        let value = self.find(name)?;
+        read(Field {
+            report: self.report,
+            way: Way::Key(&self.way, name),
+            value,
+        })
+    }
+
+    /// Looks a field up, and knows it from now on. Not inlined: each of a hundred fields would bring it along.
+    #[inline(never)]
+    fn find(&self, name: &'static str) -> Option<&'a Value> {
         self.known.borrow_mut().push(name);
-        match self.map.get(name) {
-            None | Some(Value::Null) => None,
-            Some(value) => read(Field {
-                report: self.report,
-                way: Way::Key(&self.way, name),
-                value,
-            }),
-        }
+        self.map.get(name).filter(|value| !value.is_null())
     }
 
     /// Reads a field that must be there.
@@ -405,20 +421,20 @@ impl<'a> Fields<'a> {
         name: &'static str,
         read: impl FnOnce(Field<'_>) -> Option<T>,
     ) -> Option<T> {
-        if matches!(self.map.get(name), None | Some(Value::Null)) {
-            self.known.borrow_mut().push(name);
+        if !self.has(name) {
             self.error_at(name, ProblemKind::Missing, None);
-            return None;
         }
         self.read(name, read)
     }
 
     /// Says whether the field is there, without reading it.
+    #[inline(never)]
     pub fn has(&self, name: &str) -> bool {
         !matches!(self.map.get(name), None | Some(Value::Null))
     }
 
     /// Reports a problem with one of the fields.
+    #[inline(never)]
     pub fn error_at(&self, name: &str, kind: ProblemKind, hint: Option<&str>) {
         self.report.add(
             Severity::Error,
@@ -487,6 +503,7 @@ impl<'a> Fields<'a> {
 
 impl Drop for Fields<'_> {
     /// Reports the fields that nobody asked for.
+    #[inline(never)]
     fn drop(&mut self) {
         if self.open.get() {
             return;

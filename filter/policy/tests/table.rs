@@ -128,7 +128,7 @@ fn the_rule_originates_on_its_port_and_passes_the_other_through() {
         (&Sni::Authority, &Trust::System, true)
     );
     let target = decision.target.unwrap();
-    assert_eq!((&*target.host, target.port.get()), ("edition.cnn.com", 443));
+    assert_eq!((target.host, target.port.get()), ("edition.cnn.com", 443));
     assert_eq!(decision.service_entry.unwrap().qualified(), "default/cnn");
     assert_eq!(decision.rule.unwrap().qualified(), "default/cnn");
     assert_eq!(
