@@ -138,11 +138,17 @@ impl<'t> Reader<'t> {
             None => Ok(None),
             Some(Ok(event)) => Ok(Some(event)),
             Some(Err(error)) => {
-                let what = format!("not valid YAML: {}", error.info());
-                let hint = error
-                    .info()
-                    .contains("tab")
-                    .then(|| "indent with spaces".to_owned());
+                let info = error.info();
+                let hint = if info.contains("tab") {
+                    "indent with spaces"
+                } else if info.contains("flow") {
+                    "close every `[` and `{`, and put a comma between what stands in them"
+                } else if info.contains("quoted") {
+                    "close every quotation mark"
+                } else {
+                    "see whether this line, or the one before it, is indented like its neighbours and quoted where it has a `:` or `#`"
+                };
+                let (what, hint) = (format!("not valid YAML: {info}"), Some(hint.to_owned()));
                 Err(InvalidYaml {
                     what,
                     at: (*error.marker()).into(),

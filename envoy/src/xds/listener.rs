@@ -269,7 +269,12 @@ fn connection_manager(
     let stripping = extension(
         "envoy.http.early_header_mutation.header_mutation",
         "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-        json!({"mutations": [prefix(contract::HEADER_PREFIX), prefix("x-envoy-")]}),
+        json!({"mutations": [
+            prefix(contract::HEADER_PREFIX),
+            prefix("x-envoy-"),
+            // Comes with an offer to upgrade, which is not taken up, and so ends here (RFC 9110, 7.6.1).
+            {"remove": "http2-settings"},
+        ]}),
     );
     extension(
         "envoy.filters.network.http_connection_manager",
