@@ -324,7 +324,8 @@ fn routes(port: PortNumber, default: Option<&str>, table: &PolicyTable) -> Value
         "header": {"key": "x-forwarded-proto", "value": "https"},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
     }]);
-    let retries = json!({"retry_on": "refused-stream,reset-before-request", "num_retries": 2});
+    // Only what the server says it has not looked at: trying a refused handshake again would change nothing.
+    let retries = json!({"retry_on": "refused-stream", "num_retries": 2});
     let by_header = |name: &str, header: &str| {
         json!({
             "name": name,
