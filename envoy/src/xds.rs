@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 mod access_log;
 mod bootstrap;
 mod cluster;
+mod guard;
 mod listener;
 
 pub use bootstrap::bootstrap;

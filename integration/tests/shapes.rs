@@ -121,7 +121,7 @@ async fn a_wildcard_has_all_names_below_it_and_not_its_own() -> Result<()> {
     let dns = dns().await?;
     let port = site.tls_addr().port();
     let spec = format!(
-        "resolution: DYNAMIC_DNS, location: MESH_EXTERNAL, \
+        "resolution: DYNAMIC_DNS, location: MESH_INTERNAL, \
          ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]"
     );
     let rules = entry_with("*.example.com", &spec) + &rule("*.example.com", common::SIMPLE);
@@ -182,7 +182,7 @@ async fn a_wildcard_can_have_names_and_trust_of_its_own() -> Result<()> {
         let (site, dns) = (trusted.site(["front.example"]).await?, dns().await?);
         let port = site.tls_addr().port();
         let spec = format!(
-            "resolution: DYNAMIC_DNS, location: MESH_EXTERNAL, \
+            "resolution: DYNAMIC_DNS, location: MESH_INTERNAL, \
              ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]"
         );
         let policy = format!("{{tls: {{{tls}}}}}");
@@ -201,7 +201,7 @@ async fn tls_below_a_wildcard_is_passed_through() -> Result<()> {
     let site = trusted.site(["*.example.com", "example.com"]).await?;
     let dns = dns().await?;
     let spec = format!(
-        "resolution: DYNAMIC_DNS, location: MESH_EXTERNAL, \
+        "resolution: DYNAMIC_DNS, location: MESH_INTERNAL, \
          ports: [{{number: 443, name: tls, protocol: TLS, targetPort: {}}}]",
         site.tls_addr().port()
     );

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use egress_filter::{PluginConfig, contract};
-use egress_policy::{Arrival, HostPattern, PolicyTable, PortNumber, Service};
+use egress_policy::{
+    Arrival, Cluster, HostPattern, OutboundMode, PolicyTable, PortNumber, Service,
+};
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::{Options, cluster, extension, service_ports};
+use super::{Options, cluster, extension, guard, service_ports};
 
 /// Renders all listeners, in the order of their ports.
 pub(super) fn listeners(table: &PolicyTable, resources: &[Value], options: &Options) -> Vec<Value> {
@@ -97,23 +99,36 @@ fn tls_chains(port: PortNumber, table: &PolicyTable, options: &Options) -> Vec<V
             .iter()
             .all(|service| service.cluster.endpoints == egress_policy::Endpoints::OfTheRequest);
         let mut filters = Vec::new();
+        let guarded = services.iter().any(|service| service.cluster.public_only);
         if dynamic {
             // Before the forward proxy, which looks up the address that is pinned and not the SNI.
             filters.extend(pinned.map(|(address, port)| pin(address, port)));
             filters.push(extension(
                 "envoy.filters.network.sni_dynamic_forward_proxy",
                 "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
-                json!({"port_value": target, "dns_cache_config": cluster::dns_cache(table, options)}),
+                json!({
+                    "port_value": target,
+                    "dns_cache_config": cluster::dns_cache(table, options),
+                    "save_upstream_address": guarded,
+                }),
             ));
+        }
+        if guarded {
+            filters.push(guard::network_filter(table));
         }
         let log = access_log(
             &Metadata::Known(&passthrough_entries(&services, target, cluster)),
             options,
         );
+        let mut proxy =
+            json!({"stat_prefix": listener_name(port), "cluster": cluster, "access_log": [log]});
+        if guarded {
+            guard::connect_later(&mut proxy, options);
+        }
         filters.push(extension(
             "envoy.filters.network.tcp_proxy",
             "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-            json!({"stat_prefix": listener_name(port), "cluster": cluster, "access_log": [log]}),
+            proxy,
         ));
         let names: Vec<String> = services
             .iter()
@@ -181,45 +196,65 @@ fn passthrough_entries(
     entries
 }
 
-/// Renders a route for each cluster that hashes requests: what they are hashed by is the route's to say.
-fn hashed(
+/// Renders a route for each cluster whose requests are hashed, or whose addresses are guarded: both are for a
+/// route to say.
+fn particular(
     port: PortNumber,
     table: &PolicyTable,
     by_header: &dyn Fn(&str, &str) -> Value,
     with_https: &dyn Fn(Value) -> Value,
 ) -> Vec<Value> {
-    let http = |service: &Service<'_>| service.port == port && service.arrival == Arrival::Http;
     let mut routes = BTreeMap::new();
-    for service in table
-        .services()
-        .filter(|service| http(service) && service.subset.is_none())
-    {
-        let Some(policy) = cluster::hash_policy(service.cluster) else {
-            continue;
-        };
-        let (name, header) = match service.cluster.tls {
-            Some(_) => ("originate", contract::ORIGINATE_HEADER),
-            None => ("forward", contract::FORWARD_HEADER),
+    let mut add = |cluster: &str, tls: bool, hash: Option<Value>, guarded: bool| {
+        let (name, header) = match tls {
+            true => ("originate", contract::ORIGINATE_HEADER),
+            false => ("forward", contract::FORWARD_HEADER),
         };
         let mut route = by_header(name, header);
-        let exact = json!({"exact": service.cluster.name.as_str()});
-        let headers = json!([{"name": header, "string_match": exact}]);
-        for (pointer, value) in [("/match/headers", headers), ("/route/hash_policy", policy)] {
-            let (parent, field) = pointer.rsplit_once('/').unwrap_or_default();
-            if let Some(Value::Object(fields)) = route.pointer_mut(parent) {
-                fields.insert(field.to_owned(), value);
-            }
+        if let Some(matches) = route.pointer_mut("/match/headers") {
+            *matches = json!([{"name": header, "string_match": {"exact": cluster}}]);
+        }
+        if let (Some(hash), Some(Value::Object(fields))) = (hash, route.pointer_mut("/route")) {
+            fields.insert("hash_policy".to_owned(), hash);
+        }
+        if guarded {
+            guard_route(&mut route, table);
         }
         routes.insert(
-            service.cluster.name.as_str(),
-            if name == "originate" {
-                with_https(route)
-            } else {
-                route
-            },
+            cluster.to_owned(),
+            if tls { with_https(route) } else { route },
         );
+    };
+    for service in http_services(port, table) {
+        let (cluster, hash) = (service.cluster, cluster::hash_policy(service.cluster));
+        if hash.is_some() || cluster.public_only {
+            add(
+                cluster.name.as_str(),
+                cluster.tls.is_some(),
+                hash,
+                cluster.public_only,
+            );
+        }
+    }
+    if table.outbound() == OutboundMode::AllowAny {
+        add(contract::PASSTHROUGH_CLUSTER, false, None, true);
     }
     routes.into_values().collect()
+}
+
+/// Returns what HTTP requests of a port may reach. Subsets are not among it: no request can name one.
+fn http_services(port: PortNumber, table: &PolicyTable) -> impl Iterator<Item = Service<'_>> {
+    let http =
+        move |service: &Service<'_>| service.port == port && service.arrival == Arrival::Http;
+    table
+        .services()
+        .filter(move |service| http(service) && service.subset.is_none())
+}
+
+fn guard_route(route: &mut Value, table: &PolicyTable) {
+    if let Some(fields) = route.as_object_mut() {
+        fields.insert("typed_per_filter_config".to_owned(), guard::route(table));
+    }
 }
 
 fn connection_manager(
@@ -235,7 +270,7 @@ fn connection_manager(
         outbound: table.outbound(),
         authority: options.authority,
         listener_port: Some(port),
-        default_cluster: default,
+        default_cluster: default.map(|cluster| cluster.name.as_str()),
         headers_stripped: true,
         connect_to: table.connect_tos(),
         metadata: options.format,
@@ -276,6 +311,12 @@ fn connection_manager(
             {"remove": "http2-settings"},
         ]}),
     );
+    let mut filters = vec![wasm];
+    let guarded = http_services(port, table).any(|service| service.cluster.public_only);
+    if guarded || table.outbound() == OutboundMode::AllowAny {
+        filters.extend(guard::http_filters(table, options));
+    }
+    filters.push(router);
     extension(
         "envoy.filters.network.http_connection_manager",
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -283,7 +324,7 @@ fn connection_manager(
             "stat_prefix": listener_name(port),
             // What clients send to steer us or Envoy is gone before a route is chosen.
             "early_header_mutation_extensions": [stripping],
-            "http_filters": [wasm, router],
+            "http_filters": filters,
             "route_config": routes(port, default, table),
             "access_log": [access_log(&Metadata::Filter, options)],
             // The server is told `https` where TLS is what it gets.
@@ -303,23 +344,23 @@ fn connection_manager(
 }
 
 /// Returns the shared cluster with TLS that most hosts of the port need: the one that needs no header.
-fn default_cluster(port: PortNumber, table: &PolicyTable) -> Option<&str> {
-    let mut counts = BTreeMap::<&str, usize>::new();
-    for service in table
-        .services()
-        .filter(|service| service.port == port && service.arrival == Arrival::Http)
-    {
+fn default_cluster(port: PortNumber, table: &PolicyTable) -> Option<&Cluster> {
+    let mut counts = BTreeMap::<&str, (usize, &Cluster)>::new();
+    for service in http_services(port, table) {
         if service.cluster.own.is_none() && service.cluster.tls.is_some() {
-            *counts.entry(service.cluster.name.as_str()).or_default() += 1;
+            counts
+                .entry(service.cluster.name.as_str())
+                .or_insert((0, service.cluster))
+                .0 += 1;
         }
     }
     counts
-        .into_iter()
-        .max_by_key(|(_, count)| *count)
-        .map(|(name, _)| name)
+        .into_values()
+        .max_by_key(|(count, _)| *count)
+        .map(|(_, cluster)| cluster)
 }
 
-fn routes(port: PortNumber, default: Option<&str>, table: &PolicyTable) -> Value {
+fn routes(port: PortNumber, default: Option<&Cluster>, table: &PolicyTable) -> Value {
     let https = json!([{
         "header": {"key": "x-forwarded-proto", "value": "https"},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
@@ -340,18 +381,24 @@ fn routes(port: PortNumber, default: Option<&str>, table: &PolicyTable) -> Value
         }
         route
     };
-    let mut routes = hashed(port, table, &by_header, &with_https);
+    let mut routes = particular(port, table, &by_header, &with_https);
     routes.push(with_https(by_header(
         "originate",
         contract::ORIGINATE_HEADER,
     )));
     routes.push(by_header("forward", contract::FORWARD_HEADER));
     routes.push(match default {
-        Some(cluster) => with_https(json!({
-            "name": "originate",
-            "match": {"prefix": "/"},
-            "route": {"cluster": cluster, "timeout": "0s", "retry_policy": retries},
-        })),
+        Some(cluster) => {
+            let mut route = with_https(json!({
+                "name": "originate",
+                "match": {"prefix": "/"},
+                "route": {"cluster": cluster.name.as_str(), "timeout": "0s", "retry_policy": retries},
+            }));
+            if cluster.public_only {
+                guard_route(&mut route, table);
+            }
+            route
+        }
         // Nothing is reached without a word of the filter.
         None => json!({
             "name": "block_all",

@@ -21,12 +21,13 @@ impl ClusterName {
     }
 
     /// The name of a cluster that hosts share: what they have in common, `shared|SIMPLE|system|auto`.
-    pub(crate) fn shared(tls: Option<&TlsIntent>, speaks: Speaks) -> Self {
+    pub(crate) fn shared(tls: Option<&TlsIntent>, speaks: Speaks, public_only: bool) -> Self {
         let (mode, common) = match tls {
             None => ("DISABLE", String::new()),
             Some(tls) => (tls.mode.as_str(), tls.common()),
         };
-        ClusterName(format!("shared|{mode}|{common}|{}", speaks.as_str()).into_boxed_str())
+        let public = if public_only { "|public" } else { "" };
+        ClusterName(format!("shared|{mode}|{common}|{}{public}", speaks.as_str()).into_boxed_str())
     }
 
     /// Returns the name as it is written everywhere.
@@ -111,6 +112,9 @@ pub struct Cluster {
     pub speaks: Speaks,
     /// Where it leads.
     pub endpoints: Endpoints,
+    /// It never connects to loopback, link-local, private or metadata addresses: its hosts are whatever
+    /// requests name, so whoever answers for a name in DNS chooses the address.
+    pub public_only: bool,
     /// `loadBalancer`.
     pub load_balancer: Option<LoadBalancer>,
     /// `connectionPool`.

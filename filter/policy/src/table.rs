@@ -714,9 +714,11 @@ impl<'r> Compiler<'r> {
             || proxy_protocol.is_some()
             || retry_budget.is_some()
             || tls.as_ref().is_some_and(|tls| !tls.follows_the_request());
+        // A wildcard lets DNS choose the address; only a service of the mesh may have a private one.
+        let public_only = host.exact().is_none() && !entry.has_own_endpoints() && !entry.internal;
         let name = match own {
             true => ClusterName::own(port.number, subset.map_or("", |subset| &subset.name), host),
-            false => ClusterName::shared(tls.as_ref(), speaks),
+            false => ClusterName::shared(tls.as_ref(), speaks, public_only),
         };
         if let Some(place) = self.names.get(&name) {
             return Some(*place);
@@ -735,6 +737,7 @@ impl<'r> Compiler<'r> {
             tls,
             speaks,
             endpoints,
+            public_only,
             load_balancer,
             connection_pool,
             outlier_detection,

@@ -29,6 +29,8 @@ pub struct ServiceEntry {
     pub endpoints: Vec<Endpoint>,
     /// The labels of the workloads that are its endpoints; `None` where `endpoints` says it.
     pub workload_selector: Option<Vec<(String, String)>>,
+    /// Whether it is part of the mesh: `location: MESH_INTERNAL`.
+    pub internal: bool,
     /// The namespaces that see it; empty means all.
     pub export_to: Vec<String>,
     /// The names that the server's certificate may have, when the DestinationRule gives none.
@@ -210,10 +212,16 @@ fn read_spec(field: Field<'_>, meta: Meta) -> Option<ServiceEntry> {
         list.items(|item| endpoints.extend(read_endpoint(item, resolution, &ports)));
         Some(())
     });
-    fields.read("location", |field| {
-        field.word("location", &["MESH_EXTERNAL", "MESH_INTERNAL"], |word| {
-            matches!(word, "MESH_EXTERNAL" | "MESH_INTERNAL").then_some(())
-        })
+    let internal = fields.read("location", |field| {
+        field.word(
+            "location",
+            &["MESH_EXTERNAL", "MESH_INTERNAL"],
+            |word| match word {
+                "MESH_EXTERNAL" => Some(false),
+                "MESH_INTERNAL" => Some(true),
+                _ => None,
+            },
+        )
     });
     let export_to = read_export_to(&fields, &meta.id.namespace, true);
     let mut subject_alt_names = Vec::new();
@@ -229,6 +237,7 @@ fn read_spec(field: Field<'_>, meta: Meta) -> Option<ServiceEntry> {
         resolution,
         endpoints,
         workload_selector,
+        internal: internal.unwrap_or(false),
         export_to,
         subject_alt_names,
     };

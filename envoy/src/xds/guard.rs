@@ -1,0 +1,124 @@
+//! Keeps connections whose address DNS chose away from loopback, private and metadata addresses.
+//!
+//! Behind a wildcard host, and behind `ALLOW_ANY`, a request names the host and whoever answers for that
+//! name in DNS names the address. Without a guard, `http://localhost.example.com` could reach Envoy's own
+//! neighbours, and `169.254.169.254` a cloud's credentials. So the forward proxy filter notes the address
+//! that it found, and a role-based access filter refuses these ranges before anything is dialled.
+//!
+//! What it cannot do: where a name has several addresses, only the first is looked at, and Envoy tries the
+//! others when that one does not answer. An originated request is safe all the same, because a private
+//! server has no certificate for the name; a plaintext one is not, so a firewall should stand behind
+//! `ALLOW_ANY` and behind wildcard hosts without TLS.
+
+use egress_policy::PolicyTable;
+use serde_json::{Value, json};
+
+use super::{Options, Version, cluster, extension};
+
+/// The version from which `tcp_proxy` can wait for the client's first bytes before it connects.
+const CONNECT_LATER: Version = Version {
+    major: 1,
+    minor: 37,
+};
+
+/// What an access log gives as the reason: `rbac_access_denied_matched_policy[private_address]`.
+const POLICY: &str = "private_address";
+
+/// The ranges that are refused.
+///
+/// Source: the special-purpose registries of RFC 6890, and RFC 4193 for `fc00::/7`, in which AWS has its
+/// metadata service too.
+const REFUSED: [(&str, u32); 16] = [
+    ("0.0.0.0", 8),
+    ("10.0.0.0", 8),
+    ("100.64.0.0", 10),
+    ("127.0.0.0", 8),
+    ("169.254.0.0", 16),
+    ("172.16.0.0", 12),
+    ("192.0.0.0", 24),
+    ("192.168.0.0", 16),
+    ("198.18.0.0", 15),
+    ("224.0.0.0", 4),
+    ("240.0.0.0", 4),
+    ("::", 127),
+    ("::ffff:0:0", 96),
+    ("fc00::", 7),
+    ("fe80::", 10),
+    ("ff00::", 8),
+];
+
+/// Renders the two HTTP filters. Alone they refuse nothing: [`route`] says where they do.
+pub(super) fn http_filters(table: &PolicyTable, options: &Options) -> [Value; 2] {
+    [
+        extension(
+            "envoy.filters.http.dynamic_forward_proxy",
+            "envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig",
+            json!({
+                "dns_cache_config": cluster::dns_cache(table, options),
+                "allow_dynamic_host_from_filter_state": true,
+                "save_upstream_address": true,
+            }),
+        ),
+        extension(
+            "envoy.filters.http.rbac",
+            "envoy.extensions.filters.http.rbac.v3.RBAC",
+            json!({}),
+        ),
+    ]
+}
+
+/// Renders what a route adds, so that the ranges are refused on it.
+pub(super) fn route(table: &PolicyTable) -> Value {
+    let kind = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
+    json!({"envoy.filters.http.rbac": {"@type": kind, "rbac": {"rules": rules(table)}}})
+}
+
+/// Renders the network filter for connections that are passed through.
+pub(super) fn network_filter(table: &PolicyTable) -> Value {
+    extension(
+        "envoy.filters.network.rbac",
+        "envoy.extensions.filters.network.rbac.v3.RBAC",
+        json!({"stat_prefix": "egress", "rules": rules(table)}),
+    )
+}
+
+/// Adds to a `tcp_proxy` that it connects only when the client has spoken, which is when the guard has too.
+pub(super) fn connect_later(proxy: &mut Value, options: &Options) {
+    if let Some(fields) = proxy
+        .as_object_mut()
+        .filter(|_| options.version >= CONNECT_LATER)
+    {
+        fields.insert(
+            "upstream_connect_mode".to_owned(),
+            json!("ON_DOWNSTREAM_DATA"),
+        );
+        fields.insert("max_early_data_bytes".to_owned(), json!(65_536));
+    }
+}
+
+fn rules(table: &PolicyTable) -> Value {
+    let refused: Vec<Value> = REFUSED
+        .iter()
+        .map(|(address, bits)| address_in(address, *bits))
+        .collect();
+    let mut all = vec![json!({"or_rules": {"rules": refused}})];
+    // An address that was given by hand was not chosen by DNS.
+    for to in table.connect_tos() {
+        if let Ok(address) = to.address.parse::<std::net::IpAddr>() {
+            let bits = if address.is_ipv4() { 32 } else { 128 };
+            all.push(json!({"not_rule": address_in(&to.address, bits)}));
+        }
+    }
+    let policy =
+        json!({"permissions": [{"and_rules": {"rules": all}}], "principals": [{"any": true}]});
+    json!({"action": "DENY", "policies": {POLICY: policy}})
+}
+
+fn address_in(address: &str, bits: u32) -> Value {
+    let matcher = extension(
+        "envoy.rbac.matchers.upstream_ip_port",
+        "envoy.extensions.rbac.matchers.upstream_ip_port.v3.UpstreamIpPortMatcher",
+        json!({"upstream_ip": {"address_prefix": address, "prefix_len": bits}}),
+    );
+    json!({"matcher": matcher})
+}
