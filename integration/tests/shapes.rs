@@ -179,7 +179,9 @@ async fn a_wildcard_can_have_names_and_trust_of_its_own() -> Result<()> {
         ("mode: SIMPLE, insecureSkipVerify: true", "sub.example.com"),
     ] {
         let trusted = Trusted::new()?;
-        let (site, dns) = (trusted.site(["front.example"]).await?, dns().await?);
+        // Below a wildcard the requested host is verified too.
+        let names = ["front.example", "sub.example.com"];
+        let (site, dns) = (trusted.site(names).await?, dns().await?);
         let port = site.tls_addr().port();
         let spec = format!(
             "resolution: DYNAMIC_DNS, location: MESH_INTERNAL, \

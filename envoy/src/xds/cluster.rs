@@ -177,9 +177,9 @@ pub(super) fn hash_policy(cluster: &Cluster) -> Option<Value> {
 ///
 /// Source: istio/istio `security/pkg/nodeagent/cache/secretcache.go`, `file-root:`.
 pub(super) fn trust_name(tls: &TlsIntent) -> String {
-    match &tls.crl {
-        Some(crl) => format!("file-root:{}+{crl}", tls.trust),
-        None => format!("file-root:{}", tls.trust),
+    match (&tls.trust, &tls.crl) {
+        (Trust::File(path), None) if path.starts_with('/') => format!("file-root:{path}"),
+        _ => format!("file-root:{}", tls.trust_id()),
     }
 }
 

@@ -61,6 +61,11 @@ impl Report {
         hint: Option<String>,
     ) {
         let resource = self.resource.borrow().clone();
+        let kind = match kind {
+            ProblemKind::Invalid(text) => ProblemKind::Invalid(shortened(text)),
+            ProblemKind::Conflict(text) => ProblemKind::Conflict(shortened(text)),
+            kind => kind,
+        };
         let problem = Problem {
             severity,
             origin: self.origin,
@@ -433,6 +438,16 @@ impl<'a> Fields<'a> {
         !matches!(self.map.get(name), None | Some(Value::Null))
     }
 
+    /// Says whether the field is there and says something: an empty string or list does not.
+    pub fn given(&self, name: &str) -> bool {
+        match self.map.get(name) {
+            None | Some(Value::Null) => false,
+            Some(Value::String(text)) => !text.is_empty(),
+            Some(Value::Array(items)) => !items.is_empty(),
+            Some(_) => true,
+        }
+    }
+
     /// Reports a problem with one of the fields.
     #[inline(never)]
     pub fn error_at(&self, name: &str, kind: ProblemKind, hint: Option<&str>) {
@@ -524,6 +539,14 @@ impl Drop for Fields<'_> {
                 );
             }
         }
+    }
+}
+
+/// Cuts a message that quotes more than people read.
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(400) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text,
     }
 }
 

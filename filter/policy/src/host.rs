@@ -212,7 +212,10 @@ impl<'a> Authority<'a> {
         if name.is_empty() {
             return Err(InvalidAuthority::Empty);
         }
-        if let Ok(address) = name.parse::<Ipv4Addr>() {
+        // Only what ends in a digit can be an address, and most names do not.
+        if name.ends_with(|c: char| c.is_ascii_digit())
+            && let Ok(address) = name.parse::<Ipv4Addr>()
+        {
             return Ok(Authority {
                 host: Cow::Borrowed(name),
                 port,

@@ -137,6 +137,8 @@ pub(crate) struct RuleIndex<'r> {
     local: BTreeMap<&'r str, HostIndex<Vec<&'r DestinationRule>>>,
     /// What each namespace offers to others.
     offered: BTreeMap<&'r str, HostIndex<Vec<&'r DestinationRule>>>,
+    /// What the root namespace keeps to itself. The rest of its rules are for everyone, and so asked last.
+    root: HostIndex<Vec<&'r DestinationRule>>,
 }
 
 impl<'r> RuleIndex<'r> {
@@ -151,6 +153,7 @@ impl<'r> RuleIndex<'r> {
         let mut index = RuleIndex {
             local: BTreeMap::new(),
             offered: BTreeMap::new(),
+            root: HostIndex::default(),
         };
         for rule in sorted {
             let owner = rule.meta.id.namespace.as_str();
@@ -168,6 +171,9 @@ impl<'r> RuleIndex<'r> {
                     .entry(owner)
                     .or_default()
                     .entry(&rule.host, Vec::new);
+                rules.into_iter().for_each(|rules| rules.push(rule));
+            } else if owner == ROOT_NAMESPACE {
+                let rules = index.root.entry(&rule.host, Vec::new);
                 rules.into_iter().for_each(|rules| rules.push(rule));
             }
         }
@@ -189,11 +195,11 @@ impl<'r> RuleIndex<'r> {
         host: &HostPattern,
     ) -> Option<Merged<'r>> {
         let namespace = proxy.namespace.as_str();
-        if let Some(rules) = self
-            .local
-            .get(namespace)
-            .and_then(|index| index.find_pattern(host))
-        {
+        let own = match namespace {
+            ROOT_NAMESPACE => Some(&self.root),
+            namespace => self.local.get(namespace),
+        };
+        if let Some(rules) = own.and_then(|index| index.find_pattern(host)) {
             return applicable(rules, proxy);
         }
         [owner, ROOT_NAMESPACE].into_iter().find_map(|offering| {

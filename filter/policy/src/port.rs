@@ -126,10 +126,13 @@ impl Protocol {
             | Protocol::GrpcWeb
             | Protocol::HttpProxy => ProtocolClass::Http,
             Protocol::Https | Protocol::Tls => ProtocolClass::Tls,
-            Protocol::Tcp | Protocol::Mongo | Protocol::Redis | Protocol::MySql => {
-                ProtocolClass::Tcp
-            }
-            Protocol::Udp | Protocol::Unset => ProtocolClass::None,
+            // Istio sniffs a port without a protocol; nothing is known of it beforehand, as of bytes.
+            Protocol::Tcp
+            | Protocol::Mongo
+            | Protocol::Redis
+            | Protocol::MySql
+            | Protocol::Unset => ProtocolClass::Tcp,
+            Protocol::Udp => ProtocolClass::None,
         }
     }
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::fields::{Field, Fields, Report, Way, listed};
 use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Severity, did_you_mean};
-use crate::resource::{DestinationRule, ResourceId, Resources, ServiceEntry};
+use crate::resource::{DestinationRule, Meta, ResourceId, Resources, ServiceEntry};
 
 /// The versions of `networking.istio.io` that are read.
 pub const API_VERSIONS: [&str; 3] = [
@@ -74,8 +74,47 @@ impl Parser {
     }
 
     /// Returns what was read, and what was wrong. Resources with an error are left out.
-    pub fn finish(self) -> (Resources, Problems) {
+    pub fn finish(mut self) -> (Resources, Problems) {
+        self.twice();
         (self.resources, Problems(self.problems))
+    }
+
+    /// Reports resources of one kind, namespace and name: the order of files must not decide between them.
+    fn twice(&mut self) {
+        let entries = self
+            .resources
+            .service_entries
+            .iter()
+            .map(|entry| &entry.meta);
+        let rules = self
+            .resources
+            .destination_rules
+            .iter()
+            .map(|rule| &rule.meta);
+        let mut metas: Vec<&Meta> = entries.chain(rules).collect();
+        metas.sort_by(|a, b| (&a.id, a.origin).cmp(&(&b.id, b.origin)));
+        let mut problems = Vec::new();
+        for pair in metas.windows(2) {
+            if let [first, later] = pair
+                && first.id == later.id
+            {
+                let text = format!(
+                    "{} is defined twice, first in document {}",
+                    later.id,
+                    first.origin.document + 1
+                );
+                let kind = ProblemKind::Conflict(text);
+                let hint = Some("remove one of the two, or give it another name".to_owned());
+                problems.push(problem_of(
+                    Severity::Error,
+                    later,
+                    FieldPath::keys("metadata.name"),
+                    kind,
+                    hint,
+                ));
+            }
+        }
+        self.problems.append(&mut problems);
     }
 
     fn lone(&mut self, document: usize, path: FieldPath, kind: ProblemKind) {

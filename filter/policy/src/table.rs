@@ -9,11 +9,11 @@ use crate::host::{HostName, HostPattern};
 use crate::merge::{
     Merged, PolicySource, Proxy, RuleIndex, Settings, exported, for_port, for_subset,
 };
-use crate::port::{PortNumber, ProtocolClass};
+use crate::port::{PortNumber, Protocol, ProtocolClass};
 use crate::problem::{FieldPath, Problem, ProblemKind, Problems, Segment, Severity};
 use crate::resource::{
-    H2UpgradePolicy, Meta, Resolution, ResourceId, Resources, ServiceEntry, ServicePort,
-    SimpleBalancer, Subset,
+    DestinationRule, H2UpgradePolicy, Meta, Resolution, ResourceId, Resources, ServiceEntry,
+    ServicePort, SimpleBalancer, Subset,
 };
 use crate::source::problem_of;
 use crate::table::index::HostIndex;
@@ -88,6 +88,8 @@ pub struct PolicyTable {
     resources: Vec<ResourceId>,
     outbound: OutboundMode,
     connect_to: Vec<ConnectTo>,
+    /// Addresses that stand for a host.
+    aliases: Vec<(HostName, usize)>,
 }
 
 #[derive(Debug, Clone)]
@@ -148,11 +150,7 @@ impl PolicyTable {
         resources: &Resources,
         settling: &Settling,
     ) -> Result<(PolicyTable, Problems), Problems> {
-        let mut compiler = Compiler {
-            settling,
-            rules: RuleIndex::of(&resources.destination_rules),
-            ..Compiler::new(settling)
-        };
+        let mut compiler = Compiler::new(resources, settling);
         let mut entries: Vec<&ServiceEntry> = resources.service_entries.iter().collect();
         entries.sort_by_key(|entry| entry.meta.order());
         for entry in entries {
@@ -166,17 +164,27 @@ impl PolicyTable {
 
     /// Says what becomes of a host and port. Its cost does not grow with the table, and nothing is allocated.
     pub fn decide<'t: 'q, 'q>(&'t self, query: &Query<'q>) -> Decision<'t, 'q> {
-        let Some(host) = self
+        // Ports are looked for behind the most specific host first. A host without the port hides no wider
+        // one that has it, as routes are per port in Istio.
+        let mut first = None;
+        let found = self
             .index
-            .find(query.host)
-            .and_then(|at| self.hosts.get(*at))
-        else {
-            return self.no_way(Reason::UnknownHost, None);
+            .find_all(query.host)
+            .filter_map(|at| self.hosts.get(*at))
+            .find_map(|host| {
+                first = first.or(Some(host));
+                host.ports
+                    .iter()
+                    .find(|port| port.number == query.port)
+                    .map(|port| (host, port))
+            });
+        let Some((host, port)) = found else {
+            return match first {
+                Some(host) => self.no_way(Reason::UnknownPort, self.resources.get(host.entry)),
+                None => self.no_way(Reason::UnknownHost, None),
+            };
         };
         let entry = self.resources.get(host.entry);
-        let Some(port) = host.ports.iter().find(|port| port.number == query.port) else {
-            return self.no_way(Reason::UnknownPort, entry);
-        };
         let refused = |reason| Decision {
             action: Action::Reject(reason),
             ..self.no_way(reason, entry)
@@ -304,6 +312,12 @@ impl PolicyTable {
                 .iter()
                 .map(|to| format!("{} {} {} {}", to.host, to.port, to.address, to.address_port)),
         );
+        // A host without a port refuses; an address stands for its host.
+        lines.extend(self.hosts.iter().map(|host| host.pattern.to_string()));
+        for (alias, at) in &self.aliases {
+            let host = self.hosts.get(*at).map(|host| host.pattern.to_string());
+            lines.push(format!("{alias} is {}", host.unwrap_or_default()));
+        }
         lines.push(self.outbound.as_str().to_owned());
         lines.sort_unstable();
         Digest::of(lines.iter().map(String::as_str))
@@ -344,25 +358,28 @@ struct Compiler<'r> {
     hosts: Vec<Host>,
     /// The entry that each host came from first.
     owners: Vec<&'r ServiceEntry>,
+    aliases: Vec<(HostName, usize)>,
     clusters: Vec<Cluster>,
     names: BTreeMap<ClusterName, usize>,
-    resources: Vec<ResourceId>,
-    places: BTreeMap<ResourceId, usize>,
+    resources: &'r Resources,
+    /// The clusters that hosts share: few, and looked for by what they are, so that no name is written to find one.
+    shared: Vec<usize>,
     problems: Vec<Problem>,
 }
 
 impl<'r> Compiler<'r> {
-    fn new(settling: &'r Settling) -> Self {
+    fn new(resources: &'r Resources, settling: &'r Settling) -> Self {
         Compiler {
             settling,
-            rules: RuleIndex::of(&[]),
+            rules: RuleIndex::of(&resources.destination_rules),
             index: HostIndex::default(),
             hosts: Vec::new(),
             owners: Vec::new(),
+            aliases: Vec::new(),
             clusters: Vec::new(),
             names: BTreeMap::new(),
-            resources: Vec::new(),
-            places: BTreeMap::new(),
+            resources,
+            shared: Vec::new(),
             problems: Vec::new(),
         }
     }
@@ -374,7 +391,7 @@ impl<'r> Compiler<'r> {
             let next = self.hosts.len();
             let place = self.index.entry(host, || next).map_or(next, |place| *place);
             if place == next {
-                let entry_at = self.resource(&entry.meta.id);
+                let entry_at = self.entry_place(entry);
                 self.hosts.push(Host {
                     pattern: host.clone(),
                     entry: entry_at,
@@ -411,8 +428,13 @@ impl<'r> Compiler<'r> {
                     .iter()
                     .filter(|address| address.prefix.is_none())
                 {
-                    self.index
-                        .entry(&HostPattern::Exact(HostName::address(address.ip)), || place);
+                    let alias = HostName::address(address.ip);
+                    let at = self
+                        .index
+                        .entry(&HostPattern::Exact(alias.clone()), || place);
+                    if at.is_some_and(|at| *at == place) {
+                        self.aliases.push((alias, place));
+                    }
                 }
             }
         }
@@ -497,7 +519,7 @@ impl<'r> Compiler<'r> {
             ]);
             match port.protocol.class() {
                 ProtocolClass::Http | ProtocolClass::Tls => {}
-                ProtocolClass::Tcp => {
+                ProtocolClass::Tcp if port.protocol != Protocol::Unset => {
                     let hint = "nothing listens on it yet; `explain` says what would become of it";
                     told(
                         Severity::Warning,
@@ -506,7 +528,7 @@ impl<'r> Compiler<'r> {
                         hint,
                     );
                 }
-                ProtocolClass::None => {
+                ProtocolClass::Tcp | ProtocolClass::None => {
                     let hint = "nothing listens on it; write HTTP, HTTPS, TLS, HTTP2, GRPC or TCP";
                     told(
                         Severity::Warning,
@@ -672,8 +694,7 @@ impl<'r> Compiler<'r> {
             }
         }
         let cluster = self.cluster(service, tls, settings, subset)?;
-        let rule =
-            settings.map(|settings| (self.resource(&settings.rule.meta.id), settings.source));
+        let rule = settings.map(|settings| (self.rule_place(settings.rule), settings.source));
         Some(Way { cluster, rule })
     }
 
@@ -716,6 +737,19 @@ impl<'r> Compiler<'r> {
             || tls.as_ref().is_some_and(|tls| !tls.follows_the_request());
         // A wildcard lets DNS choose the address; only a service of the mesh may have a private one.
         let public_only = host.exact().is_none() && !entry.has_own_endpoints() && !entry.internal;
+        if !own {
+            let alike = |place: &usize| {
+                self.clusters.get(*place).is_some_and(|cluster| {
+                    cluster.tls == tls
+                        && cluster.speaks == speaks
+                        && cluster.public_only == public_only
+                })
+            };
+            if let Some(place) = self.shared.iter().copied().find(alike) {
+                return Some(place);
+            }
+            self.shared.push(self.clusters.len());
+        }
         let name = match own {
             true => ClusterName::own(port.number, subset.map_or("", |subset| &subset.name), host),
             false => ClusterName::shared(tls.as_ref(), speaks, public_only),
@@ -818,14 +852,14 @@ impl<'r> Compiler<'r> {
         listed(places)
     }
 
-    fn resource(&mut self, id: &ResourceId) -> usize {
-        if let Some(place) = self.places.get(id) {
-            return *place;
-        }
-        let place = self.resources.len();
-        self.resources.push(id.clone());
-        self.places.insert(id.clone(), place);
-        place
+    /// Returns the place of an entry among all resources.
+    fn entry_place(&self, entry: &ServiceEntry) -> usize {
+        place_in(&self.resources.service_entries, entry)
+    }
+
+    /// Returns the place of a rule among all resources: behind the entries.
+    fn rule_place(&self, rule: &DestinationRule) -> usize {
+        self.resources.service_entries.len() + place_in(&self.resources.destination_rules, rule)
     }
 
     fn finish(self) -> Result<(PolicyTable, Problems), Problems> {
@@ -855,13 +889,25 @@ impl<'r> Compiler<'r> {
                 way.cluster = places.get(way.cluster).copied().unwrap_or(usize::MAX);
             }
         }
+        let entries = self
+            .resources
+            .service_entries
+            .iter()
+            .map(|entry| entry.meta.id.clone());
+        let rules = self
+            .resources
+            .destination_rules
+            .iter()
+            .map(|rule| rule.meta.id.clone());
+        let ids = entries.chain(rules).collect();
         let table = PolicyTable {
             index: self.index,
             hosts,
             clusters: sorted,
-            resources: self.resources,
+            resources: ids,
             outbound: self.settling.outbound,
             connect_to: self.settling.connect_to.clone(),
+            aliases: self.aliases,
         };
         Ok((table, problems))
     }
@@ -874,6 +920,14 @@ pub(crate) fn mergeable(first: &ServiceEntry, later: &ServiceEntry) -> bool {
     first.meta.id.namespace == later.meta.id.namespace
         && first.resolution == later.resolution
         && first.export_to == later.export_to
+}
+
+/// Returns the place of an item that is part of a slice.
+fn place_in<T>(slice: &[T], item: &T) -> usize {
+    let from = std::ptr::from_ref(item)
+        .addr()
+        .wrapping_sub(slice.as_ptr().addr());
+    from / size_of::<T>().max(1)
 }
 
 /// A port of a host, as a cluster is wanted for it.

@@ -170,6 +170,8 @@ impl TlsIntent {
             (None, _, Some(name)) => Sni::Host(name.as_str().to_owned()),
             (None, _, None) => return Err(InvalidTls::NoName),
         };
+        let dynamic =
+            arrival == Arrival::Http && host.exact().is_none() && !entry.has_own_endpoints();
         let identity = match (
             tls.mode,
             credential,
@@ -205,13 +207,15 @@ impl TlsIntent {
             &sni,
         ) {
             ([], [], Sni::Authority) => (Vec::new(), NameSource::Host),
+            ([], [], Sni::Rule(_)) if dynamic => (Vec::new(), NameSource::Host),
             ([], [], Sni::Host(name)) => (vec![name.clone()], NameSource::Host),
             ([], [], Sni::Rule(name)) => (vec![name.clone()], NameSource::Sni),
             ([], names, _) => (names.to_vec(), NameSource::ServiceEntry),
             (names, _, _) => (names.to_vec(), NameSource::DestinationRule),
         };
-        // As in Istio, the entry's names come on top of the host's, the rule's names in its place.
-        let authority = sni == Sni::Authority && tls.subject_alt_names.is_empty();
+        // Below a wildcard the requested host is verified, whatever else is. Elsewhere, as in Istio, the
+        // entry's names come on top of the host's, and the rule's names in its place.
+        let authority = dynamic || (sni == Sni::Authority && tls.subject_alt_names.is_empty());
         let trust = match (credential, &tls.ca_certificates) {
             (Some(name), _) => Trust::Credential(name.to_owned()),
             (None, Some(path)) => Trust::File(path.clone()),
@@ -234,17 +238,45 @@ impl TlsIntent {
         self.sni == Sni::Authority && self.names.any_of.is_empty()
     }
 
-    /// Returns the parts that do not follow from the request, as one word for the name of a shared cluster.
-    pub(crate) fn common(&self) -> String {
-        let mut word = self.trust.to_string();
+    /// Returns who is trusted and what is revoked, as a word that no other trust has: `system`,
+    /// `insecureSkipVerify`, `file:PATH`, `credential:NAME`, and `;crl:PATH` behind it.
+    pub fn trust_id(&self) -> String {
+        let mut word = match &self.trust {
+            Trust::System => "system".to_owned(),
+            Trust::InsecureSkipVerify => "insecureSkipVerify".to_owned(),
+            Trust::File(path) => format!("file:{}", escaped(path)),
+            Trust::Credential(name) => format!("credential:{}", escaped(name)),
+        };
         if let Some(crl) = &self.crl {
-            word = format!("{word}+{crl}");
+            word = format!("{word};crl:{}", escaped(crl));
         }
+        word
+    }
+
+    /// Returns the parts that do not follow from the request, as one word that no other intent has.
+    pub(crate) fn common(&self) -> String {
         match &self.identity {
-            Some(identity) => format!("{word}|{identity}"),
-            None => word,
+            None => self.trust_id(),
+            Some(identity @ Identity::Files { .. }) => {
+                format!("{}|file:{identity}", self.trust_id())
+            }
+            Some(Identity::Credential(name)) => {
+                format!("{}|credential:{}", self.trust_id(), escaped(name))
+            }
         }
     }
+}
+
+/// Writes the characters that separate parts of a word as `%` and their code, so that no path can pose as two.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '%' | '|' | ';' | '~' => out.push_str(&format!("%{:02X}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 impl fmt::Debug for TlsIntent {
@@ -273,7 +305,9 @@ impl fmt::Display for Identity {
     /// Writes the credential's name, or the two paths as Istio joins them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Identity::Files { certificate, key } => write!(f, "{certificate}~{key}"),
+            Identity::Files { certificate, key } => {
+                write!(f, "{}~{}", escaped(certificate), escaped(key))
+            }
             Identity::Credential(name) => f.write_str(name),
         }
     }

@@ -337,7 +337,7 @@ fn hosts_share_a_cluster_unless_their_rules_need_one() {
             "outbound|80||h4.example.com",
             "outbound|80||h5.example.com",
             "shared|DISABLE||bytes",
-            "shared|SIMPLE|/ca.pem|auto",
+            "shared|SIMPLE|file:/ca.pem|auto",
             "shared|SIMPLE|system|auto",
         ]
     );

@@ -151,7 +151,7 @@ fn check_together(fields: &Fields<'_>, mode: TlsMode, skip: bool) {
     let conflict = |name: &str, text: &str, hint: &str| {
         fields.error_at(name, ProblemKind::Conflict(text.to_owned()), Some(hint));
     };
-    let present = |names: &[&'static str]| names.iter().copied().find(|name| fields.has(name));
+    let present = |names: &[&'static str]| names.iter().copied().find(|name| fields.given(name));
     if skip {
         let found = match mode {
             TlsMode::Simple => present(&["caCertificates", "credentialName", "subjectAltNames"]),
@@ -173,7 +173,7 @@ fn check_together(fields: &Fields<'_>, mode: TlsMode, skip: bool) {
     if !matches!(mode, TlsMode::Simple | TlsMode::Mutual) {
         return;
     }
-    if fields.has("credentialName") {
+    if fields.given("credentialName") {
         if let Some(name) = present(&["clientCertificate", "privateKey", "caCertificates", "caCrl"])
         {
             let text = "cannot specify client certificates or CA certificate or CA CRL If credentialName is set";
@@ -189,7 +189,7 @@ fn check_together(fields: &Fields<'_>, mode: TlsMode, skip: bool) {
             ),
             ("privateKey", "private key required for mutual tls"),
         ] {
-            if !fields.has(name) {
+            if !fields.given(name) {
                 let hint = "give `clientCertificate` and `privateKey`, or `credentialName`";
                 fields.error_at(name, ProblemKind::Invalid(text.to_owned()), Some(hint));
             }

@@ -271,7 +271,7 @@ fn read_hosts(fields: &Fields<'_>) -> Vec<HostPattern> {
 fn read_ports(fields: &Fields<'_>) -> Vec<ServicePort> {
     let mut ports: Vec<ServicePort> = Vec::new();
     let mut index = 0;
-    fields.require("ports", |list| {
+    fields.read("ports", |list| {
         list.items(|item| {
             let port = read_port(item, index);
             index += 1;

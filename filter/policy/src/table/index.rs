@@ -24,18 +24,23 @@ impl<T> Default for HostIndex<T> {
 }
 
 impl<T> HostIndex<T> {
-    /// Returns the value of the most specific pattern that has `host`.
-    pub(crate) fn find(&self, host: &str) -> Option<&T> {
-        self.exact
-            .get(host)
-            .or_else(|| self.find_ending(host, host.len().saturating_sub(1)))
+    /// Returns the values of all patterns that have `host`, the most specific first.
+    pub(crate) fn find_all(&self, host: &str) -> impl Iterator<Item = &T> {
+        let exact = self.exact.get(host);
+        exact
+            .into_iter()
+            .chain(self.endings(host, host.len().saturating_sub(1)))
+            .chain(&self.any)
     }
 
     /// Returns the value of the most specific pattern that has every name of `pattern`.
     pub(crate) fn find_pattern(&self, pattern: &HostPattern) -> Option<&T> {
         match pattern {
-            HostPattern::Exact(name) => self.find(name.as_str()),
-            HostPattern::Suffix(suffix) => self.find_ending(suffix, suffix.len()),
+            HostPattern::Exact(name) => self.find_all(name.as_str()).next(),
+            HostPattern::Suffix(suffix) => self
+                .endings(suffix, suffix.len())
+                .next()
+                .or(self.any.as_ref()),
             HostPattern::Any => self.any.as_ref(),
         }
     }
@@ -61,16 +66,20 @@ impl<T> HostIndex<T> {
         }
     }
 
-    fn find_ending(&self, host: &str, longest: usize) -> Option<&T> {
-        for &length in &self.lengths {
-            if length <= longest
-                && let Some(ending) = host.get(host.len() - length..)
-                && let Some(value) = self.endings.get(ending)
-            {
-                return Some(value);
-            }
-        }
-        self.any.as_ref()
+    /// Returns the values of the endings of `host` that are no longer than `longest`, the longest first.
+    fn endings(&self, host: &str, longest: usize) -> impl Iterator<Item = &T> {
+        self.lengths
+            .iter()
+            .filter(move |length| **length <= longest)
+            .filter_map(move |length| {
+                let ending = host.get(host.len() - length..)?;
+                // An ending begins with one of these, which spares most look-ups.
+                if !ending.starts_with(['.', '-']) {
+                    None
+                } else {
+                    self.endings.get(ending)
+                }
+            })
     }
 }
 
@@ -163,13 +172,20 @@ impl<T> TextMap<T> {
 /// Mixes eight bytes at a time, then folds the high half into the low one, which picks the slot.
 fn hash(text: &str) -> usize {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mix = |state: u64, word: u64| (state.rotate_left(5) ^ word).wrapping_mul(ODD);
+    let mut chunks = text.as_bytes().chunks_exact(8);
     let mut state = text.len() as u64;
-    for chunk in text.as_bytes().chunks(8) {
-        let word = chunk
-            .iter()
-            .fold(0_u64, |word, byte| word << 8 | u64::from(*byte));
-        state = (state.rotate_left(5) ^ word).wrapping_mul(ODD);
+    for chunk in &mut chunks {
+        state = mix(
+            state,
+            <[u8; 8]>::try_from(chunk).map_or(0, u64::from_le_bytes),
+        );
     }
+    let mut last = [0; 8];
+    for (to, from) in last.iter_mut().zip(chunks.remainder()) {
+        *to = *from;
+    }
+    state = mix(state, u64::from_le_bytes(last));
     state ^= state >> 32;
     (state.wrapping_mul(ODD) >> 32) as usize
 }
@@ -204,7 +220,11 @@ mod tests {
             ("com", "*"),
             ("a.org", "*"),
         ] {
-            assert_eq!(index.find(host).map(String::as_str), Some(found), "{host}");
+            assert_eq!(
+                index.find_all(host).next().map(String::as_str),
+                Some(found),
+                "{host}"
+            );
         }
     }
 
@@ -233,8 +253,8 @@ mod tests {
                 .unwrap();
         }
         for (at, name) in names.iter().enumerate() {
-            assert_eq!(index.find(name), Some(&at));
+            assert_eq!(index.find_all(name).next(), Some(&at));
         }
-        assert_eq!(index.find("host-10000.example.com"), None);
+        assert_eq!(index.find_all("host-10000.example.com").next(), None);
     }
 }
