@@ -44,6 +44,10 @@ check: ## Format, lints, docs, each crate alone; and the tree is left as it was
 bless: host ## Rewrite the golden files; read the difference like code
 	UPDATE_GOLDENS=1 cargo test -p egress-envoy
 
+.PHONY: bench-engine
+bench-engine: host ## How fast the engine compiles and decides, by the number of hosts
+	@cargo bench -p egress-policy --bench engine
+
 # --- what build consists of ---
 
 .PHONY: host

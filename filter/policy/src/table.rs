@@ -17,7 +17,7 @@ use crate::resource::{
 };
 use crate::source::problem_of;
 use crate::table::index::HostIndex;
-use crate::tls::{TlsIntent, Trust};
+use crate::tls::{Identity, TlsIntent, Trust};
 
 pub(crate) mod index;
 
@@ -662,6 +662,16 @@ impl<'r> Compiler<'r> {
                     ProblemKind::Invalid(text),
                     hint,
                 );
+            }
+            if tls.as_ref().is_some_and(|tls| {
+                matches!(tls.trust, Trust::Credential(_))
+                    || matches!(tls.identity, Some(Identity::Credential(_)))
+            }) {
+                let hint = "nothing starts with it; give `clientCertificate`, `privateKey` and `caCertificates` as files";
+                let mut path = under("tls");
+                path.0.push(Segment::Key("credentialName".to_owned()));
+                let kind = ProblemKind::NotSupported("`credentialName`".to_owned());
+                self.report(Severity::Warning, meta, path, kind, hint);
             }
             if service.arrival == Arrival::Tls && tls.is_some() {
                 let (port, host) = (service.port.number, service.host);
