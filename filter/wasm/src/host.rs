@@ -21,6 +21,8 @@ const OK: u32 = 0;
 const NOT_FOUND: u32 = 1;
 const REQUEST_HEADERS: u32 = 0;
 
+// Since Rust 1.96 the linker takes no symbol for granted: where it is imported from must be said.
+#[link(wasm_import_module = "env")]
 unsafe extern "C" {
     fn proxy_get_header_map_value(
         map: u32,
