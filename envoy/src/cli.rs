@@ -8,6 +8,7 @@ use clap::Parser;
 pub mod args;
 mod check;
 mod explain;
+mod lint;
 pub mod settings;
 
 use args::{Args, Command, RenderTarget};
@@ -51,6 +52,7 @@ pub fn main() -> ExitStatus {
     match args.command {
         Command::Run(run) => crate::run::main(&run),
         Command::Check(check) => check::main(&check),
+        Command::Lint(lint) => lint::main(&lint),
         Command::Explain(explain) => explain::main(&explain),
         Command::Render(render) => match render.target {
             RenderTarget::Envoy(envoy) => self::envoy(&envoy),

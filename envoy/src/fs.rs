@@ -54,6 +54,9 @@ pub enum FileError {
     NoEnvoy(String),
 }
 
+/// What messages call the standard input.
+pub const STDIN: &str = "<stdin>";
+
 /// The name of the wasm module beside the CLI.
 pub const WASM_NAME: &str = "egress-filter.wasm";
 
@@ -211,6 +214,27 @@ pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
         .mode(0o600)
         .open(path)?;
     file.write_all(text.as_bytes())
+}
+
+/// Puts a text in place of a file's, as a whole or not at all. The file keeps its permissions, and a
+/// symbolic link to it stays one.
+///
+/// # Errors
+/// When it cannot be written, or is marked read-only; then it is as it was.
+pub fn replace(path: &Path, text: &str) -> io::Result<()> {
+    use std::io::Write;
+    let path = fs::canonicalize(path)?;
+    let permissions = fs::metadata(&path)?.permissions();
+    if permissions.readonly() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut new = tempfile::NamedTempFile::new_in(folder)?;
+    new.write_all(text.as_bytes())?;
+    new.as_file().set_permissions(permissions)?;
+    new.as_file().sync_all()?;
+    new.persist(&path).map_err(|error| error.error)?;
+    Ok(())
 }
 
 /// Reads a small text that may not be there yet.

@@ -12,6 +12,7 @@
 
 pub mod cli;
 pub mod fs;
+pub mod lint;
 pub mod rules;
 pub mod run;
 pub mod xds;

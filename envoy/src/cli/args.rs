@@ -30,6 +30,11 @@ pub enum Command {
     /// Tell everything that is wrong with rules: 0 good, 1 wrong
     #[command(after_help = "Example:\n  egressctl check -f rules/ --output json")]
     Check(Check),
+    /// Tell what Istio does with rules that their author did not mean: 0 nothing, 1 something
+    #[command(
+        after_help = "Example:\n  egressctl lint -f rules/\n  egressctl lint --explain sni-without-san"
+    )]
+    Lint(Lint),
     /// Tell what becomes of a request, and why
     #[command(
         after_help = "Example:\n  egressctl explain -f rules.yaml http://edition.cnn.com/politics --label app=sleep"
@@ -190,6 +195,43 @@ pub struct Check {
     /// How to print what is found
     #[arg(short, long, value_enum, default_value_t = Report::Text)]
     pub output: Report,
+}
+
+/// How findings are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LintOutput {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+    /// For code-scanning services: SARIF 2.1.0.
+    Sarif,
+}
+
+/// `egressctl lint`.
+#[derive(Debug, ClapArgs)]
+pub struct Lint {
+    /// Rules: a YAML or JSON file, a folder of them, or `-` for the standard input; may be repeated
+    #[arg(
+        short,
+        long = "filename",
+        value_name = "FILE",
+        required_unless_present = "explain"
+    )]
+    pub files: Vec<String>,
+    /// How to print what is found
+    #[arg(short, long, value_enum, default_value_t = LintOutput::Text)]
+    pub output: LintOutput,
+    /// Mend in the files what can be mended safely; the standard input is printed mended
+    #[arg(long)]
+    pub fix: bool,
+    /// Print the page of a rule
+    #[arg(long, value_name = "RULE", value_parser = lint_rules(), conflicts_with_all = ["files", "fix"])]
+    pub explain: Option<String>,
+}
+
+fn lint_rules() -> clap::builder::PossibleValuesParser {
+    crate::lint::RULES.iter().map(|rule| rule.id).into()
 }
 
 /// `egressctl explain`.

@@ -128,6 +128,14 @@ pub enum ProblemKind {
     /// A kind that this engine leaves out of account.
     #[error("`{0}` is not read")]
     IgnoredKind(String),
+    /// A second resource with the kind, namespace and name of another.
+    #[error("{id} is defined twice, first in document {first}")]
+    Duplicate {
+        /// Which resource it is.
+        id: ResourceId,
+        /// The document of the first, counted from one.
+        first: usize,
+    },
     /// Two fields, or two resources, that cannot stand together.
     #[error("{0}")]
     Conflict(String),

@@ -98,12 +98,10 @@ impl Parser {
             if let [first, later] = pair
                 && first.id == later.id
             {
-                let text = format!(
-                    "{} is defined twice, first in document {}",
-                    later.id,
-                    first.origin.document + 1
-                );
-                let kind = ProblemKind::Conflict(text);
+                let kind = ProblemKind::Duplicate {
+                    id: later.id.clone(),
+                    first: first.origin.document + 1,
+                };
                 let hint = Some("remove one of the two, or give it another name".to_owned());
                 problems.push(problem_of(
                     Severity::Error,

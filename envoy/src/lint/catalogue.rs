@@ -1,0 +1,103 @@
+//! The rules there are.
+
+use super::Severity;
+
+/// A rule of the linter.
+#[derive(Debug)]
+pub struct Rule {
+    /// Its name, which stays.
+    pub id: &'static str,
+    /// How much its findings matter.
+    pub severity: Severity,
+    /// What it finds, in one line.
+    pub title: &'static str,
+    /// The versions of Istio that it is true of.
+    pub versions: &'static str,
+    /// Where Istio documents the field.
+    pub reference: &'static str,
+    /// Its page, in Markdown.
+    pub page: &'static str,
+}
+
+impl Rule {
+    /// Returns the rule of this name.
+    pub fn find(id: &str) -> Option<&'static Rule> {
+        RULES.iter().find(|rule| rule.id == id).copied()
+    }
+}
+
+const ALL: &str = "all supported versions";
+
+const TLS: &str =
+    "https://istio.io/latest/docs/reference/config/networking/destination-rule/#ClientTLSSettings";
+const POLICY: &str =
+    "https://istio.io/latest/docs/reference/config/networking/destination-rule/#TrafficPolicy";
+const DESTINATION_RULE: &str =
+    "https://istio.io/latest/docs/reference/config/networking/destination-rule/#DestinationRule";
+const SERVICE_ENTRY: &str =
+    "https://istio.io/latest/docs/reference/config/networking/service-entry/#ServiceEntry";
+
+macro_rules! rules {
+    ($($name:ident: $id:literal, $severity:ident, $versions:expr, $reference:expr, $title:literal;)*) => {
+        $(pub(super) static $name: Rule = Rule {
+            id: $id,
+            severity: Severity::$severity,
+            title: $title,
+            versions: $versions,
+            reference: $reference,
+            page: include_str!(concat!("../../lint/", $id, ".md")),
+        };)*
+
+        /// All rules, in the order of their names.
+        pub static RULES: &[&Rule] = &[$(&$name),*];
+    };
+}
+
+rules! {
+    CLIENT_CERTIFICATE_IGNORED: "client-certificate-ignored", Warning, ALL, TLS,
+        "SIMPLE never shows a client certificate";
+    CREDENTIAL_WITHOUT_SELECTOR: "credential-without-selector", Error, ALL, TLS,
+        "Sidecars send plaintext where `credentialName` stands in a rule without `workloadSelector`";
+    CRL_WITHOUT_CA: "crl-without-ca", Warning, "versions that have `caCrl`", TLS,
+        "A list of revoked certificates without the authorities that it speaks for";
+    DOUBLE_TLS: "double-tls", Error, ALL, POLICY,
+        "TLS is originated on a port where the application speaks TLS itself";
+    DUPLICATE_PORT_SETTINGS: "duplicate-port-settings", Warning, ALL, POLICY,
+        "A second entry of `portLevelSettings` for a port is ignored";
+    DUPLICATE_RESOURCE: "duplicate-resource", Warning, ALL, DESTINATION_RULE,
+        "Two resources have the same kind, namespace and name";
+    HOST_NEVER_MATCHES: "host-never-matches", Warning, ALL, DESTINATION_RULE,
+        "A DestinationRule is for a host that no ServiceEntry has";
+    INSECURE_SKIP_VERIFY: "insecure-skip-verify", Error, ALL, TLS,
+        "Any certificate is taken, an attacker's too";
+    INVALID: "invalid", Error, ALL, SERVICE_ENTRY,
+        "Istio refuses the resource, or reads it otherwise than it is written";
+    ISTIO_MUTUAL_EXTERNAL: "istio-mutual-external", Warning, ALL, TLS,
+        "A server outside of the mesh is expected to have a certificate of the mesh";
+    MERGED_RULE_LOST: "merged-rule-lost", Error, "versions that merge by `exportTo`, so with ENABLE_ENHANCED_DESTINATIONRULE_MERGE, which is on unless turned off", DESTINATION_RULE,
+        "Istio merges rules of one host, and some workloads get none";
+    MODE_MISSING_IS_DISABLE: "mode-missing-is-disable", Error, ALL, TLS,
+        "`tls` without `mode` sends plaintext";
+    MUTUAL_WITHOUT_CREDENTIALS: "mutual-without-credentials", Error, ALL, TLS,
+        "MUTUAL without certificate and key is plaintext";
+    NO_HTTPS_PASSTHROUGH: "no-https-passthrough", Info, ALL, SERVICE_ENTRY,
+        "Applications that speak HTTPS to the host themselves find no port";
+    PLAINTEXT_TO_443: "plaintext-to-443", Warning, ALL, SERVICE_ENTRY,
+        "HTTP is sent to port 443, and no rule originates TLS";
+    PORT_NEVER_MATCHES: "port-never-matches", Warning, ALL, POLICY,
+        "`portLevelSettings` are for a port that the host has not";
+    PORT_SETTINGS_DROP_TLS: "port-settings-drop-tls", Error, ALL, POLICY,
+        "An entry of `portLevelSettings` without `tls` turns the rule's TLS off";
+    SHADOWED_RULE: "shadowed-rule", Warning, ALL, DESTINATION_RULE,
+        "Another resource for the same host always wins";
+    SNI_WITHOUT_SAN: "sni-without-san", Error, ALL, TLS,
+        "With `sni` and without `subjectAltNames` the server's name is not verified";
+    TCP_WITHOUT_SNI: "tcp-without-sni", Error, ALL, TLS,
+        "On a TCP port no SNI is sent and no name is verified unless both are written out";
+    TLS_TO_PORT_80: "tls-to-port-80", Error, ALL, SERVICE_ENTRY,
+        "TLS is originated towards port 80, where servers speak plaintext";
+    WILDCARD_NEEDS_DYNAMIC_DNS: "wildcard-needs-dynamic-dns", Warning, "all supported versions; DYNAMIC_DNS, the remedy, came for waypoints in October 2025 and for sidecars in March 2026", SERVICE_ENTRY,
+        "TLS for a wildcard host whose addresses Istio does not look up";
+    WILDCARD_SAN: "wildcard-san", Warning, ALL, TLS,
+        "A `*` in `subjectAltNames` matches only a certificate with the same `*`";
+}

@@ -1,0 +1,331 @@
+//! What there is to lint: documents with their places, and the resources in them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use egress_policy::{
+    FieldPath, HostPattern, KINDS, Meta, Origin, Parser, Problem, ProblemKind, Resources, Segment,
+};
+use serde_json::{Map, Value};
+
+use super::catalogue::{DUPLICATE_RESOURCE, INVALID};
+use super::{Finding, Severity, way};
+use crate::fs::Source;
+use crate::yaml::{self, Document, Place};
+
+/// Files, documents and resources.
+pub(super) struct Input {
+    documents: Vec<Read>,
+    /// What could be read. Of a resource that is given twice, the later.
+    pub(super) resources: Resources,
+    /// All resources of our kinds, also those that could not be read.
+    pub(super) bare: Vec<Bare>,
+    /// Whether anything could not even be looked at, so that nothing follows from what is not there.
+    pub(super) partial: bool,
+    found: Vec<Finding>,
+    files: BTreeMap<String, usize>,
+}
+
+struct Read {
+    source: usize,
+    file: String,
+    /// The number of the document in its file.
+    at: usize,
+    document: Document,
+}
+
+/// A resource as findings speak of it.
+#[derive(Clone)]
+pub(super) struct Subject {
+    pub(super) origin: Origin,
+    /// For example `DestinationRule default/api`.
+    pub(super) name: String,
+}
+
+/// A resource of our kinds, as it was written.
+pub(super) struct Bare {
+    pub(super) subject: Subject,
+    pub(super) kind: &'static str,
+    pub(super) spec: Map<String, Value>,
+    /// Whether the parser refused it.
+    pub(super) refused: bool,
+}
+
+impl Subject {
+    pub(super) fn of(meta: &Meta) -> Self {
+        Subject {
+            origin: meta.origin,
+            name: meta.id.to_string(),
+        }
+    }
+
+    /// Returns the path of a field from the root of the document.
+    pub(super) fn path(&self, path: &str) -> FieldPath {
+        let mut segments = Vec::new();
+        if let Some(item) = self.origin.item {
+            segments.extend([Segment::Key("items".to_owned()), Segment::Index(item)]);
+        }
+        segments.extend(way(path));
+        FieldPath(segments)
+    }
+}
+
+impl Bare {
+    /// Returns the hosts that it is for, as far as they are any.
+    pub(super) fn hosts(&self) -> Vec<HostPattern> {
+        let one = self.spec.get("host").into_iter();
+        let list = self.spec.get("hosts").and_then(Value::as_array);
+        one.chain(list.into_iter().flatten())
+            .filter_map(|host| HostPattern::parse(host.as_str()?).ok())
+            .collect()
+    }
+}
+
+impl Input {
+    /// Reads and parses all there is.
+    pub(super) fn read(sources: &[Source]) -> Self {
+        let mut input = Input {
+            documents: Vec::new(),
+            resources: Resources::default(),
+            bare: Vec::new(),
+            partial: false,
+            found: Vec::new(),
+            files: BTreeMap::new(),
+        };
+        for (at, source) in sources.iter().enumerate() {
+            input.files.insert(source.name.clone(), at);
+            match yaml::read(&source.text) {
+                Ok(documents) => {
+                    let read = documents
+                        .into_iter()
+                        .enumerate()
+                        .map(|(number, document)| Read {
+                            source: at,
+                            file: source.name.clone(),
+                            at: number,
+                            document,
+                        });
+                    input.documents.extend(read);
+                }
+                Err(error) => {
+                    input.partial = true;
+                    input.found.push(Finding {
+                        file: source.name.clone(),
+                        place: error.at,
+                        hint: error.hint,
+                        ..invalid(Severity::Error, Origin::default(), error.what)
+                    });
+                }
+            }
+        }
+        let mut parser = Parser::new();
+        for read in &input.documents {
+            parser.document(&read.document.value);
+        }
+        let (resources, problems) = parser.finish();
+        input.resources = resources;
+        let located = problems
+            .0
+            .iter()
+            .filter_map(|problem| input.located(problem));
+        let located: Vec<Finding> = located.collect();
+        input.found.extend(located);
+        input.bare = input.bare();
+        input.once();
+        input
+    }
+
+    fn located(&self, problem: &Problem) -> Option<Finding> {
+        // Other kinds are none of our business, and neither is what our filter does not honour. Duplicates have
+        // a rule of their own: see `once`.
+        if let ProblemKind::IgnoredKind(_)
+        | ProblemKind::NotSupported(_)
+        | ProblemKind::Duplicate { .. } = problem.kind
+        {
+            return None;
+        }
+        let read = self.documents.get(problem.origin.document)?;
+        let by_key = matches!(problem.kind, ProblemKind::UnknownField(_));
+        let severity = match problem.severity {
+            egress_policy::Severity::Error => Severity::Error,
+            egress_policy::Severity::Warning => Severity::Warning,
+        };
+        Some(Finding {
+            file: read.file.clone(),
+            place: read.document.place(&problem.path, by_key),
+            path: problem.path.clone(),
+            resource: problem.resource.as_ref().map(ToString::to_string),
+            hint: problem.hint.clone(),
+            ..invalid(severity, problem.origin, problem.kind.to_string())
+        })
+    }
+
+    fn bare(&self) -> Vec<Bare> {
+        let entries = self
+            .resources
+            .service_entries
+            .iter()
+            .map(|entry| &entry.meta);
+        let rules = self
+            .resources
+            .destination_rules
+            .iter()
+            .map(|rule| &rule.meta);
+        let parsed: BTreeSet<Origin> = entries.chain(rules).map(|meta| meta.origin).collect();
+        let mut bare = Vec::new();
+        for (document, read) in self.documents.iter().enumerate() {
+            let value = &read.document.value;
+            let is_list = value.get("kind").and_then(Value::as_str) == Some("List");
+            let items = match value.get("items") {
+                Some(Value::Array(items)) if is_list => items
+                    .iter()
+                    .enumerate()
+                    .map(|(at, item)| (Some(at), item))
+                    .collect(),
+                _ => vec![(None, value)],
+            };
+            for (item, value) in items {
+                let origin = Origin { document, item };
+                bare.extend(as_bare(value, origin, !parsed.contains(&origin)));
+            }
+        }
+        bare
+    }
+
+    /// Keeps the later of two resources with one name, as a cluster does, and tells of it.
+    fn once(&mut self) {
+        let mut last: BTreeMap<String, Origin> = BTreeMap::new();
+        let mut twice = Vec::new();
+        for bare in &self.bare {
+            let subject = &bare.subject;
+            if let Some(before) = last.insert(subject.name.clone(), subject.origin) {
+                let path = subject.path("metadata.name");
+                let (file, place) = self.place(subject.origin, &path);
+                let (other, first) = self.place(before, &FieldPath::default());
+                let message = format!(
+                    "the same resource stands at {other}:{}: a cluster keeps the one that is applied last",
+                    first.line
+                );
+                twice.push((
+                    before,
+                    Finding {
+                        rule: &DUPLICATE_RESOURCE,
+                        severity: DUPLICATE_RESOURCE.severity,
+                        file,
+                        place,
+                        path,
+                        resource: Some(subject.name.clone()),
+                        hint: Some("remove one of the two, or give it another name".to_owned()),
+                        ..invalid(Severity::Error, subject.origin, message)
+                    },
+                ));
+            }
+        }
+        for (origin, finding) in twice {
+            self.resources
+                .service_entries
+                .retain(|entry| entry.meta.origin != origin);
+            self.resources
+                .destination_rules
+                .retain(|rule| rule.meta.origin != origin);
+            self.found.push(finding);
+        }
+    }
+
+    /// Returns what parsing found.
+    pub(super) fn problems(&self) -> Vec<Finding> {
+        self.found.clone()
+    }
+
+    /// Returns the place of a field's name.
+    pub(super) fn place(&self, origin: Origin, path: &FieldPath) -> (String, Place) {
+        match self.documents.get(origin.document) {
+            Some(read) => (read.file.clone(), read.document.place(path, true)),
+            None => (String::new(), Place { line: 1, column: 1 }),
+        }
+    }
+
+    /// Returns the resource as it was written.
+    pub(super) fn spec(&self, origin: Origin) -> Option<&Map<String, Value>> {
+        let at = self
+            .bare
+            .partition_point(|bare| bare.subject.origin < origin);
+        let bare = self
+            .bare
+            .get(at)
+            .filter(|bare| bare.subject.origin == origin);
+        bare.map(|bare| &bare.spec)
+    }
+
+    /// Returns the value of a field, written as in `spec.ports[0].number`.
+    pub(super) fn value(&self, subject: &Subject, path: &str) -> Option<&Value> {
+        let mut value = &self.documents.get(subject.origin.document)?.document.value;
+        for segment in &subject.path(path).0 {
+            value = match segment {
+                Segment::Key(key) => value.get(key)?,
+                Segment::Index(index) => value.get(index)?,
+            };
+        }
+        Some(value)
+    }
+
+    /// Returns the number of the source and of the document in it.
+    pub(super) fn document(&self, origin: Origin) -> Option<(usize, usize)> {
+        let read = self.documents.get(origin.document)?;
+        Some((read.source, read.at))
+    }
+
+    /// Returns the place of a finding's file among the files.
+    pub(super) fn file_of(&self, finding: &Finding) -> usize {
+        self.files.get(&finding.file).copied().unwrap_or(usize::MAX)
+    }
+
+    /// Says whether a resource of a kind that could not be read speaks of any host that `host` covers, or
+    /// might.
+    pub(super) fn may_be_refused(&self, kind: &str, host: &HostPattern) -> bool {
+        let refused = |bare: &&Bare| bare.refused && bare.kind == kind;
+        self.bare.iter().filter(refused).any(|bare| {
+            let hosts = bare.hosts();
+            hosts.is_empty()
+                || hosts
+                    .iter()
+                    .any(|other| host.covers(other) || other.covers(host))
+        })
+    }
+}
+
+fn invalid(severity: Severity, origin: Origin, message: String) -> Finding {
+    Finding {
+        rule: &INVALID,
+        severity,
+        file: String::new(),
+        place: Place { line: 1, column: 1 },
+        path: FieldPath::default(),
+        message,
+        resource: None,
+        hint: None,
+        origin,
+        fix: None,
+        covers: Vec::new(),
+    }
+}
+
+fn as_bare(value: &Value, origin: Origin, refused: bool) -> Option<Bare> {
+    let kind = value.get("kind").and_then(Value::as_str)?;
+    let kind = KINDS.into_iter().find(|known| *known == kind)?;
+    let meta = |name: &str| value.get("metadata")?.get(name)?.as_str();
+    let namespace = meta("namespace").unwrap_or(egress_policy::DEFAULT_NAMESPACE);
+    let name = meta("name").unwrap_or_default();
+    Some(Bare {
+        subject: Subject {
+            origin,
+            name: format!("{kind} {namespace}/{name}"),
+        },
+        kind,
+        spec: value
+            .get("spec")
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default(),
+        refused,
+    })
+}

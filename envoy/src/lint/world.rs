@@ -1,0 +1,221 @@
+//! Blocks of TLS settings, and which ports of which hosts they reach.
+
+use std::collections::BTreeMap;
+
+use egress_policy::{
+    ClientTls, DestinationRule, HostPattern, PolicySource, PortNumber, ServiceEntry, ServicePort,
+    TlsMode, TrafficPolicy,
+};
+
+use super::input::Input;
+use super::scope::{Scope, Service};
+
+/// All that rules ask.
+pub(super) struct World<'i> {
+    pub(super) input: &'i Input,
+    pub(super) scope: Scope,
+    /// For each rule, the hosts for which some workload uses its policy.
+    used: Vec<Vec<Service>>,
+    hosts: BTreeMap<&'i HostPattern, Vec<Service>>,
+}
+
+/// A block of TLS settings.
+pub(super) struct Block<'i> {
+    /// The place of its rule.
+    pub(super) at: usize,
+    pub(super) rule: &'i DestinationRule,
+    pub(super) tls: &'i ClientTls,
+    pub(super) source: PolicySource,
+    port: Option<PortNumber>,
+    policy: &'i TrafficPolicy,
+}
+
+impl Block<'_> {
+    /// Returns the path of the block.
+    pub(super) fn path(&self) -> String {
+        format!("{}.tls", self.source.path())
+    }
+
+    /// Says whether the block settles TLS for a port.
+    fn settles(&self, port: PortNumber) -> bool {
+        match self.port {
+            Some(own) => own == port,
+            None => !self
+                .policy
+                .port_level
+                .iter()
+                .any(|entry| entry.port == port),
+        }
+    }
+}
+
+/// A port of a host that a block reaches.
+#[derive(Clone, Copy)]
+pub(super) struct Reach<'i> {
+    pub(super) service: Service,
+    pub(super) entry: &'i ServiceEntry,
+    pub(super) host: &'i HostPattern,
+    pub(super) port: &'i ServicePort,
+}
+
+/// Says whether TLS is originated at all.
+pub(super) fn originates(tls: &ClientTls) -> bool {
+    tls.mode != TlsMode::Disable
+}
+
+impl<'i> World<'i> {
+    pub(super) fn of(input: &'i Input) -> Self {
+        let scope = Scope::of(&input.resources);
+        let mut used = vec![Vec::new(); input.resources.destination_rules.len()];
+        for (service, policies) in &scope.policies {
+            for rule in policies.iter().flatten() {
+                if let Some(used) = used.get_mut(*rule) {
+                    used.push(*service);
+                }
+            }
+        }
+        let mut hosts: BTreeMap<&HostPattern, Vec<Service>> = BTreeMap::new();
+        for (at, entry) in input.resources.service_entries.iter().enumerate() {
+            for (host_at, host) in entry.hosts.iter().enumerate() {
+                hosts.entry(host).or_default().push((at, host_at));
+            }
+        }
+        World {
+            input,
+            scope,
+            used,
+            hosts,
+        }
+    }
+
+    pub(super) fn entries(&self) -> &'i [ServiceEntry] {
+        &self.input.resources.service_entries
+    }
+
+    pub(super) fn rules(&self) -> &'i [DestinationRule] {
+        &self.input.resources.destination_rules
+    }
+
+    /// Returns a rule's name, for messages.
+    pub(super) fn rule_name(&self, at: usize) -> String {
+        self.rules()
+            .get(at)
+            .map(|rule| rule.meta.id.to_string())
+            .unwrap_or_default()
+    }
+
+    /// Returns the hosts with one name.
+    pub(super) fn same_hosts(&self) -> impl Iterator<Item = (&'i HostPattern, &[Service])> {
+        self.hosts
+            .iter()
+            .map(|(host, services)| (*host, services.as_slice()))
+    }
+
+    /// Returns every block of every rule.
+    pub(super) fn blocks(&self) -> Vec<Block<'i>> {
+        let mut blocks = Vec::new();
+        for (at, rule) in self.rules().iter().enumerate() {
+            let whole = rule
+                .policy
+                .iter()
+                .map(|policy| (PolicySource::Rule, policy));
+            let subsets = rule.subsets.iter().filter_map(|subset| {
+                Some((PolicySource::Subset(subset.index), subset.policy.as_ref()?))
+            });
+            for (source, policy) in whole.chain(subsets) {
+                let block = |tls, source, port| Block {
+                    at,
+                    rule,
+                    tls,
+                    source,
+                    port,
+                    policy,
+                };
+                blocks.extend(policy.tls.as_ref().map(|tls| block(tls, source, None)));
+                for (number, entry) in policy.port_level.iter().enumerate() {
+                    let earlier = policy.port_level.iter().take(number);
+                    let first = !earlier.clone().any(|other| other.port == entry.port);
+                    let source = match source {
+                        PolicySource::Subset(subset) => {
+                            PolicySource::SubsetPort(subset, entry.index)
+                        }
+                        _ => PolicySource::Port(entry.index),
+                    };
+                    let tls = entry.policy.tls.as_ref().filter(|_| first);
+                    blocks.extend(tls.map(|tls| block(tls, source, Some(entry.port))));
+                }
+            }
+        }
+        blocks
+    }
+
+    /// Returns the hosts that a rule is for, whether or not another rule speaks for them.
+    pub(super) fn covered(&self, rule: &DestinationRule) -> Vec<Service> {
+        match rule.host {
+            HostPattern::Exact(_) => self.hosts.get(&rule.host).cloned().unwrap_or_default(),
+            _ => {
+                let covered = self.hosts.iter().filter(|(host, _)| rule.host.covers(host));
+                covered
+                    .flat_map(|(_, services)| services.iter().copied())
+                    .collect()
+            }
+        }
+    }
+
+    /// Returns the hosts that a block is used for; where its rule never is, those it was meant for.
+    pub(super) fn services(&self, block: &Block<'i>) -> Vec<Service> {
+        let used = self.used.get(block.at).filter(|used| !used.is_empty());
+        match (block.source, used) {
+            (PolicySource::Rule | PolicySource::Port(_), Some(used)) => used.clone(),
+            _ => self.covered(block.rule),
+        }
+    }
+
+    /// Returns the ports that a block reaches.
+    pub(super) fn reach(&self, block: &Block<'i>) -> Vec<Reach<'i>> {
+        let mut reach = Vec::new();
+        for service in self.services(block) {
+            let Some((entry, host)) = self.service(service) else {
+                continue;
+            };
+            let ports = entry.ports.iter().filter(|port| block.settles(port.number));
+            reach.extend(ports.map(|port| Reach {
+                service,
+                entry,
+                host,
+                port,
+            }));
+        }
+        reach
+    }
+
+    /// Returns the ServiceEntry and the host of it.
+    pub(super) fn service(&self, service: Service) -> Option<(&'i ServiceEntry, &'i HostPattern)> {
+        let entry = self.entries().get(service.0)?;
+        Some((entry, entry.hosts.get(service.1)?))
+    }
+
+    /// Says of a port whether those workloads originate TLS that use the rules given by their places.
+    ///
+    /// Returns whether any does, and whether all do.
+    pub(super) fn originated(&self, service: Service, port: PortNumber) -> (bool, bool) {
+        let Some(policies) = self.scope.policies.get(&service) else {
+            return (false, false);
+        };
+        let on = |rule: &Option<usize>| {
+            rule.and_then(|at| self.rules().get(at))
+                .and_then(|rule| tls_of(rule.policy.as_ref()?, port))
+                .is_some_and(originates)
+        };
+        let any = policies.iter().any(on);
+        (any, any && policies.iter().all(on))
+    }
+}
+
+/// Returns the settings of TLS for a port.
+fn tls_of(policy: &TrafficPolicy, port: PortNumber) -> Option<&ClientTls> {
+    match policy.port_level.iter().find(|entry| entry.port == port) {
+        Some(entry) => entry.policy.tls.as_ref(),
+        None => policy.tls.as_ref(),
+    }
+}
