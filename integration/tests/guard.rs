@@ -11,7 +11,7 @@ use egress_integration::{
     stand_in::Listener,
 };
 
-use common::{Trusted, dns, entry_with, log_of, rule};
+use common::{Trusted, by_dns, dns, entry_with, log_of, rule};
 
 const NAME: &str = "sub.example.com";
 
@@ -30,14 +30,7 @@ async fn an_originated_request_below_a_wildcard_reaches_nothing_private() -> Res
     let (site, dns) = (trusted.site(["*.example.com"]).await?, dns().await?);
     let port = site.tls_addr().port();
     let rules = wildcard(80, "HTTP", port, "") + &rule("*.example.com", "{tls: {mode: SIMPLE}}");
-    let resolver = dns.addr().to_string();
-    let proxy = trusted
-        .egressctl(&rules)
-        .port(80, 0)
-        .arg("--resolver")
-        .arg(&resolver)
-        .start()
-        .await?;
+    let proxy = by_dns(&trusted, &rules, &dns).await?;
     let answer = probe::get(proxy.listener(80)?, NAME, "/private").await?;
     assert_eq!(answer.status, 403, "{}", answer.body);
     let log = log_of(&proxy, "/private").await?;
@@ -73,14 +66,7 @@ async fn a_forwarded_request_below_a_wildcard_reaches_nothing_private() -> Resul
     let trusted = Trusted::new()?;
     let (silent, dns) = (SilentPort::start().await?, dns().await?);
     let rules = wildcard(80, "HTTP", silent.addr().port(), "");
-    let resolver = dns.addr().to_string();
-    let proxy = trusted
-        .egressctl(&rules)
-        .port(80, 0)
-        .arg("--resolver")
-        .arg(&resolver)
-        .start()
-        .await?;
+    let proxy = by_dns(&trusted, &rules, &dns).await?;
     let answer = probe::get(proxy.listener(80)?, NAME, "/private").await?;
     assert_eq!(answer.status, 403, "{}", answer.body);
     silent.assert_silent().await
@@ -91,14 +77,7 @@ async fn tls_below_a_wildcard_reaches_nothing_private() -> Result<()> {
     let trusted = Trusted::new()?;
     let (site, dns) = (trusted.site(["*.example.com"]).await?, dns().await?);
     let rules = wildcard(443, "TLS", site.tls_addr().port(), "");
-    let resolver = dns.addr().to_string();
-    let proxy = trusted
-        .egressctl(&rules)
-        .port(443, 0)
-        .arg("--resolver")
-        .arg(&resolver)
-        .start()
-        .await?;
+    let proxy = by_dns(&trusted, &rules, &dns).await?;
     let answer = probe::get_tls(proxy.listener(443)?, NAME, NAME, "/", &trusted.ca.pem()).await;
     ensure!(answer.is_err(), "{answer:?}");
     assert_eq!(site.counts(Listener::Tls).connections, 0);
@@ -140,14 +119,7 @@ async fn a_wildcard_of_the_mesh_may_be_private() -> Result<()> {
     let port = site.tls_addr().port();
     let rules = wildcard(80, "HTTP", port, "location: MESH_INTERNAL, ")
         + &rule("*.example.com", "{tls: {mode: SIMPLE}}");
-    let resolver = dns.addr().to_string();
-    let proxy = trusted
-        .egressctl(&rules)
-        .port(80, 0)
-        .arg("--resolver")
-        .arg(&resolver)
-        .start()
-        .await?;
+    let proxy = by_dns(&trusted, &rules, &dns).await?;
     assert_eq!(
         probe::get(proxy.listener(80)?, NAME, "/").await?.status,
         200
@@ -165,9 +137,7 @@ async fn a_private_address_behind_a_public_one_gets_no_request() -> Result<()> {
     let dns = DnsServer::start(Zone::new().name(NAME, both)).await?;
     let rules = wildcard(80, "HTTP", site.tls_addr().port(), "")
         + &rule("*.example.com", "{tls: {mode: SIMPLE}}");
-    let resolver = dns.addr().to_string();
-    let builder = trusted.egressctl(&rules).port(80, 0);
-    let proxy = builder.arg("--resolver").arg(&resolver).start().await?;
+    let proxy = by_dns(&trusted, &rules, &dns).await?;
     let answer = probe::get(proxy.listener(80)?, NAME, "/both").await?;
     assert_eq!(answer.status, 503, "{}", answer.body);
     ensure!(site.seen().is_empty(), "{:?}", site.seen());

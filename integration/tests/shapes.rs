@@ -15,19 +15,9 @@ use egress_integration::{
 };
 
 use common::{
-    HOST, LogLine, SHARED, SOON, Stage, Trusted, assert_no_leak, assert_originated, dns, entry,
-    entry_with, log_of, only, originated, route, rule,
+    HOST, LogLine, SHARED, SOON, Stage, Trusted, assert_no_leak, assert_originated, by_dns, dns,
+    entry, entry_with, log_of, only, originated, route, rule,
 };
-
-/// A run whose names are all looked up.
-async fn by_dns(trusted: &Trusted, rules: &str, dns: &DnsServer) -> Result<Running> {
-    let builder = trusted.egressctl(rules).port(80, 0).port(443, 0);
-    builder
-        .arg("--resolver")
-        .arg(dns.addr().to_string())
-        .start()
-        .await
-}
 
 async fn site_of(trusted: &Trusted, http: HttpVersions) -> Result<StandIn> {
     let certificate = trusted.ca.issue(&Leaf::for_names([HOST]))?;

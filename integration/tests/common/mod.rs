@@ -98,6 +98,16 @@ pub(crate) async fn dns() -> Result<DnsServer> {
     DnsServer::start(Zone::new().every_name([std::net::Ipv4Addr::LOCALHOST])).await
 }
 
+/// A run whose names are all looked up.
+pub(crate) async fn by_dns(trusted: &Trusted, rules: &str, dns: &DnsServer) -> Result<Running> {
+    let builder = trusted.egressctl(rules).port(80, 0).port(443, 0);
+    builder
+        .arg("--resolver")
+        .arg(dns.addr().to_string())
+        .start()
+        .await
+}
+
 /// `--connect-to` for a host and port.
 pub(crate) fn route(host: &str, port: u16, to: SocketAddr) -> String {
     format!("{host}:{port}:{}:{}", to.ip(), to.port())
