@@ -24,7 +24,7 @@ pub struct Scratch {
 /// Returns what should happen to an HTTP request.
 ///
 /// The effects lead an originated request to a cluster with TLS, or to an answer of our own; there is no
-/// third way. A typical one costs the host two calls besides reading the authority: see
+/// third way. A typical one costs the host two calls, reading the authority and writing the metadata: see
 /// `integration/tests/hostcalls.rs`.
 pub fn plan_http<'e>(
     config: &'e Loaded,
