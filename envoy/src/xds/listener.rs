@@ -9,7 +9,7 @@ use egress_policy::{
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::{Options, cluster, extension, guard, service_ports};
+use super::{Options, cluster, duration, extension, guard, service_ports};
 
 /// Renders all listeners, in the order of their ports.
 pub(super) fn listeners(table: &PolicyTable, resources: &[Value], options: &Options) -> Vec<Value> {
@@ -122,6 +122,22 @@ fn tls_chains(port: PortNumber, table: &PolicyTable, options: &Options) -> Vec<V
         );
         let mut proxy =
             json!({"stat_prefix": listener_name(port), "cluster": cluster, "access_log": [log]});
+        let pool = services
+            .first()
+            .and_then(|service| service.cluster.connection_pool.as_ref());
+        if let (Some(pool), Some(fields)) = (pool, proxy.as_object_mut()) {
+            // Zero is never, for Envoy as for Istio.
+            let idle = pool.tcp.idle_timeout.map(|time| json!(duration(time)));
+            let lifetime = pool
+                .tcp
+                .max_connection_duration
+                .map(|time| json!(duration(time)));
+            fields.extend(idle.map(|idle| ("idle_timeout".to_owned(), idle)));
+            fields.extend(
+                lifetime
+                    .map(|lifetime| ("max_downstream_connection_duration".to_owned(), lifetime)),
+            );
+        }
         if guarded {
             guard::connect_later(&mut proxy, options);
         }
