@@ -10,13 +10,15 @@ use tokio::{net::TcpListener, process::Command, time::timeout};
 
 use egress_integration::{
     egressctl::{Builder, Egressctl, EndedEarly},
-    envoy, probe,
+    envoy,
+    pki::Leaf,
+    probe,
     silent_port::SilentPort,
 };
 
 use common::{
     HOST, SIMPLE, SOON, Stage, Trusted, assert_originated, egressctl, entry, entry_with, only,
-    originated, route, rule, scenario,
+    originated, rendered, route, rule, scenario,
 };
 
 /// What `egressctl run` says when it does not come up.
@@ -455,5 +457,42 @@ async fn envoy_takes_what_is_rendered() -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// The golden case with a value in every field that is honoured, on files that exist.
+#[tokio::test]
+async fn envoy_accepts_what_is_rendered_of_every_field() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let client = trusted.ca.issue(&Leaf::for_names(["client.example"]))?;
+    let certificate = trusted.file("client.pem", client.chain_pem())?;
+    let key = trusted.file("client.key", client.key_pem())?;
+    let golden = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../envoy/tests/cli/everything.yaml"
+    );
+    let rules = std::fs::read_to_string(golden)?
+        // The test authority revokes nothing.
+        .replace(", caCrl: crl.pem", "")
+        .replace("ca.pem", &trusted.bundle().display().to_string())
+        .replace("client.pem", &certificate.display().to_string())
+        .replace("client.key", &key.display().to_string());
+    let bootstrap = rendered(&trusted, &rules, &[]).await?;
+    ensure!(
+        bootstrap.to_string().contains("file-cert:"),
+        "no client certificate is rendered"
+    );
+    let bootstrap = trusted.file("everything.json", &bootstrap.to_string())?;
+    let mut command = Command::new(envoy::binary()?);
+    command
+        .args(["--mode", "validate", "-c"])
+        .arg(bootstrap)
+        .kill_on_drop(true);
+    let output = timeout(SOON, command.output()).await??;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }
