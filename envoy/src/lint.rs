@@ -16,6 +16,7 @@ use egress_policy::{FieldPath, Origin, Segment};
 use serde_json::{Value, json};
 
 use crate::fs::Source;
+use crate::rules::Notice;
 use crate::yaml::Place;
 
 mod catalogue;
@@ -114,22 +115,16 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: [{}] ", self.severity.as_str(), self.rule.id)?;
-        if !self.path.0.is_empty() {
-            write!(f, "{}: ", self.path)?;
-        }
-        write!(
-            f,
-            "{}\n  --> {}:{}:{}",
-            self.message, self.file, self.place.line, self.place.column
-        )?;
-        if let Some(resource) = &self.resource {
-            write!(f, "   ({resource})")?;
-        }
-        if let Some(hint) = &self.hint {
-            write!(f, "\nhint: {hint}")?;
-        }
-        writeln!(f)
+        let notice = Notice {
+            label: format!("{}: [{}]", self.severity.as_str(), self.rule.id),
+            path: &self.path.to_string(),
+            what: &self.message,
+            file: &self.file,
+            place: self.place,
+            resource: self.resource.as_deref(),
+            hint: self.hint.as_deref(),
+        };
+        notice.fmt(f)
     }
 }
 

@@ -85,19 +85,43 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.severity.as_str())?;
+        let notice = Notice {
+            label: format!("{}:", self.severity.as_str()),
+            path: &self.path,
+            what: &self.what,
+            file: &self.file,
+            place: self.place,
+            resource: self.resource.as_deref(),
+            hint: self.hint.as_deref(),
+        };
+        notice.fmt(f)
+    }
+}
+
+/// The look that every finding has for people, those of the linter too.
+pub(crate) struct Notice<'n> {
+    /// What it begins with: the severity, a colon, and from the linter the rule.
+    pub(crate) label: String,
+    pub(crate) path: &'n str,
+    pub(crate) what: &'n str,
+    pub(crate) file: &'n str,
+    pub(crate) place: Place,
+    pub(crate) resource: Option<&'n str>,
+    pub(crate) hint: Option<&'n str>,
+}
+
+impl fmt::Display for Notice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.label)?;
         if !self.path.is_empty() {
             write!(f, "{}: ", self.path)?;
         }
-        write!(
-            f,
-            "{}\n  --> {}:{}:{}",
-            self.what, self.file, self.place.line, self.place.column
-        )?;
-        if let Some(resource) = &self.resource {
+        let Place { line, column } = self.place;
+        write!(f, "{}\n  --> {}:{line}:{column}", self.what, self.file)?;
+        if let Some(resource) = self.resource {
             write!(f, "   ({resource})")?;
         }
-        if let Some(hint) = &self.hint {
+        if let Some(hint) = self.hint {
             write!(f, "\nhint: {hint}")?;
         }
         writeln!(f)

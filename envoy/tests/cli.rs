@@ -18,10 +18,16 @@ fn outputs_are_as_they_were() {
     cases.retain(|path| path.extension().is_some_and(|ending| ending == "yaml"));
     cases.sort();
     assert!(!cases.is_empty());
+    // A bootstrap names a trust store and a module, and rendering opens neither; but they must be there.
+    let stage = tempfile::tempdir().unwrap();
+    for name in ["trusted.pem", "filter.wasm"] {
+        fs::write(stage.path().join(name), "").unwrap();
+    }
     let mut differences = Vec::new();
     for case in &cases {
         let name = case.file_name().unwrap().to_str().unwrap();
         let text = fs::read_to_string(case).unwrap();
+        fs::write(stage.path().join(name), &text).unwrap();
         let Some(arguments) = text
             .lines()
             .next()
@@ -35,15 +41,14 @@ fn outputs_are_as_they_were() {
                     .split_whitespace()
                     .map(|word| if word == "@" { name } else { word }),
             )
-            .current_dir(&folder)
-            // The bootstrap names these two and opens neither.
+            .current_dir(&stage)
             .env("SSL_CERT_FILE", "trusted.pem")
             .env_remove("RUST_BACKTRACE")
             .output()
             .unwrap();
-        // Where the checkout lies is no part of what was promised.
+        // Where the case was run is no part of what was promised.
         let portable = |bytes: &[u8]| {
-            String::from_utf8_lossy(bytes).replace(folder.to_str().unwrap(), "[FOLDER]")
+            String::from_utf8_lossy(bytes).replace(stage.path().to_str().unwrap(), "[FOLDER]")
         };
         let error = format!(
             "{}exit code {}\n",
