@@ -13,6 +13,8 @@ use super::{Options, cluster, duration, extension, guard, service_ports};
 
 /// Renders all listeners, in the order of their ports.
 pub(super) fn listeners(table: &PolicyTable, resources: &[Value], options: &Options) -> Vec<Value> {
+    // Once for all ports: it reads the whole table.
+    let digest = table.digest().to_string();
     service_ports(table)
         .into_iter()
         .map(|(port, arrivals)| {
@@ -28,7 +30,7 @@ pub(super) fn listeners(table: &PolicyTable, resources: &[Value], options: &Opti
                 } else {
                     json!({})
                 };
-                let filters = [connection_manager(port, table, resources, options)];
+                let filters = [connection_manager(port, table, &digest, resources, options)];
                 chains.push(
                     json!({"name": "http", "filter_chain_match": matches, "filters": filters}),
                 );
@@ -276,12 +278,13 @@ fn guard_route(route: &mut Value, table: &PolicyTable) {
 fn connection_manager(
     port: PortNumber,
     table: &PolicyTable,
+    digest: &str,
     resources: &[Value],
     options: &Options,
 ) -> Value {
     let default = default_cluster(port, table);
     let plugin = PluginConfig {
-        digest: table.digest().to_string(),
+        digest: digest.to_owned(),
         proxy: &options.proxy,
         outbound: table.outbound(),
         authority: options.authority,

@@ -77,13 +77,6 @@ pub struct Resources {
     pub destination_rules: Vec<DestinationRule>,
 }
 
-impl Resources {
-    /// Says whether there is nothing in it.
-    pub fn is_empty(&self) -> bool {
-        self.service_entries.is_empty() && self.destination_rules.is_empty()
-    }
-}
-
 /// Reads `metadata`. What Kubernetes adds to it is let pass. Where the name is missing, which is reported,
 /// it is empty, so that the rest is read all the same.
 fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Meta {
