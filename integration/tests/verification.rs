@@ -202,6 +202,11 @@ async fn a_ca_of_the_rules_own_takes_the_place_of_the_systems() -> Result<()> {
     let good = site(&own, &Leaf::for_names([HOST])).await?;
     let good = Stage::start(trusted.egressctl(&rules), good, [HOST]).await?;
     assert_reached(&good, HOST).await?;
+    let log = good.log("/reached").await?;
+    assert_eq!(
+        log.egress("secrets"),
+        format!("file-root:{}", file.display())
+    );
 
     let systems = stage(&trusted, &rules, [HOST]).await?;
     assert_refused(&systems, "/system", "CERTIFICATE_VERIFY_FAILED").await?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use egress_filter::contract;
 use egress_policy::{Arrival, Cluster, Identity, OutboundMode, PolicyTable, TlsIntent, Trust};
 use serde_json::{Value, json};
 
@@ -68,7 +69,7 @@ fn trust(tls: &TlsIntent, options: &Options) -> Option<(String, Value)> {
     if let (Some(crl), Some(fields)) = (&tls.crl, context.as_object_mut()) {
         fields.insert("crl".to_owned(), json!({"filename": crl}));
     }
-    let name = cluster::trust_name(tls);
+    let name = contract::trust_secret(tls)?.to_string();
     Some((
         name.clone(),
         json!({"name": name, "validation_context": context}),
@@ -80,7 +81,7 @@ fn identity(identity: &Identity) -> Option<(String, Value)> {
     let Identity::Files { certificate, key } = identity else {
         return None;
     };
-    let name = cluster::identity_name(identity);
+    let name = contract::identity_secret(identity).to_string();
     let files =
         json!({"certificate_chain": {"filename": certificate}, "private_key": {"filename": key}});
     Some((

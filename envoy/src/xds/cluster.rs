@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use egress_filter::contract;
 use egress_policy::{
-    Cluster, ConnectionPool, Endpoints, HashKey, HashRing, Identity, LoadBalancer,
-    OutlierDetection, Place, PolicyTable, ProxyProtocol, SimpleBalancer, Sni, Speaks, TlsIntent,
-    Trust,
+    Cluster, ConnectionPool, Endpoints, HashKey, HashRing, LoadBalancer, OutlierDetection, Place,
+    PolicyTable, ProxyProtocol, SimpleBalancer, Sni, Speaks, TlsIntent,
 };
 use serde_json::{Map, Value, json};
 
@@ -171,26 +170,6 @@ pub(super) fn hash_policy(cluster: &Cluster) -> Option<Value> {
         }
     };
     Some(json!([policy]))
-}
-
-/// The name of a trust store among Envoy's secrets, as Istio's agent calls it.
-///
-/// Source: istio/istio `security/pkg/nodeagent/cache/secretcache.go`, `file-root:`.
-pub(super) fn trust_name(tls: &TlsIntent) -> String {
-    match (&tls.trust, &tls.crl) {
-        (Trust::File(path), None) if path.starts_with('/') => format!("file-root:{path}"),
-        _ => format!("file-root:{}", tls.trust_id()),
-    }
-}
-
-/// The name of a client certificate among Envoy's secrets.
-///
-/// Source: istio/istio `pilot/pkg/security/model/authentication.go`, and `security.SdsCertificateConfig`.
-pub(super) fn identity_name(identity: &Identity) -> String {
-    match identity {
-        Identity::Files { .. } => format!("file-cert:{identity}"),
-        Identity::Credential(name) => format!("kubernetes://{name}"),
-    }
 }
 
 fn set(fields: &mut Map<String, Value>, name: &str, value: Value) {
@@ -558,20 +537,20 @@ fn transport_socket(
         Speaks::Http2 => set(&mut common, "alpn_protocols", json!(["h2"])),
     }
     if let Some(identity) = &tls.identity {
-        let name = json!([{"name": identity_name(identity)}]);
+        let name = json!([{"name": contract::identity_secret(identity).to_string()}]);
         set(&mut common, "tls_certificate_sds_secret_configs", name);
     }
-    match (&tls.trust, &tls.names.any_of[..]) {
-        (Trust::InsecureSkipVerify, _) => {}
-        (_, []) => {
-            let name = json!({"name": trust_name(tls)});
+    match (contract::trust_secret(tls), &tls.names.any_of[..]) {
+        (None, _) => {}
+        (Some(trust), []) => {
+            let name = json!({"name": trust.to_string()});
             set(&mut common, "validation_context_sds_secret_config", name);
         }
-        (_, names) => {
+        (Some(trust), names) => {
             let names: Vec<Value> = names.iter().map(|name| san(name)).collect();
             let combined = json!({
                 "default_validation_context": {"match_typed_subject_alt_names": names},
-                "validation_context_sds_secret_config": {"name": trust_name(tls)},
+                "validation_context_sds_secret_config": {"name": trust.to_string()},
             });
             set(&mut common, "combined_validation_context", combined);
         }

@@ -1,6 +1,8 @@
 //! Every name that Envoy and we both spell. The filter and the renderer take them from here.
 
-use egress_policy::Cluster;
+use std::fmt;
+
+use egress_policy::{Cluster, Identity, TlsIntent, Trust};
 
 /// The request header that names the cluster of an originated request. Always ours, never the client's.
 pub const ORIGINATE_HEADER: &str = "x-egress-originate";
@@ -60,5 +62,66 @@ pub fn transport_socket(cluster: &Cluster) -> &'static str {
     match cluster.tls {
         Some(_) => "envoy.transport_sockets.tls",
         None => "envoy.transport_sockets.raw_buffer",
+    }
+}
+
+/// Returns the name of a client certificate among Envoy's secrets: `file-cert:CERTIFICATE~KEY`, or
+/// `kubernetes://NAME`.
+///
+/// A credential that says where it is, `kubernetes://` or `configmap://`, keeps that beginning.
+///
+/// Source: istio/istio `pilot/pkg/security/model/authentication.go`, and `security.SdsCertificateConfig`.
+pub fn identity_secret(identity: &Identity) -> impl fmt::Display + '_ {
+    match identity {
+        Identity::Files { .. } => SecretName::IdentityFiles(identity),
+        Identity::Credential(name) => SecretName::Credential { name, suffix: "" },
+    }
+}
+
+/// Returns the name of a trust store among Envoy's secrets; `None` when nothing is verified.
+///
+/// It is `file-root:system`, `file-root:PATH` or `kubernetes://NAME-cacert`; see [`identity_secret`] for
+/// credentials that say where they are. Where there is a list of revoked certificates, it is part of
+/// the name.
+///
+/// Source: istio/istio `security/pkg/nodeagent/cache/secretcache.go`, `file-root:`, and
+/// `pilot/pkg/security/model/authentication.go`.
+pub fn trust_secret(tls: &TlsIntent) -> Option<impl fmt::Display + '_> {
+    Some(match (&tls.trust, &tls.crl) {
+        (Trust::InsecureSkipVerify, _) => return None,
+        (Trust::Credential(name), _) => SecretName::Credential {
+            name,
+            suffix: "-cacert",
+        },
+        (Trust::File(path), None) if path.starts_with('/') => SecretName::RootFile(path),
+        (Trust::System | Trust::File(_), _) => SecretName::Root(tls),
+    })
+}
+
+/// A name, written where it is needed; that of a credential without taking memory.
+enum SecretName<'n> {
+    IdentityFiles(&'n Identity),
+    Credential { name: &'n str, suffix: &'static str },
+    RootFile(&'n str),
+    Root(&'n TlsIntent),
+}
+
+impl fmt::Display for SecretName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SecretName::IdentityFiles(identity) => write!(f, "file-cert:{identity}"),
+            SecretName::Credential { name, suffix } => {
+                if !["kubernetes://", "configmap://"]
+                    .iter()
+                    .any(|scheme| name.starts_with(scheme))
+                {
+                    f.write_str("kubernetes://")?;
+                }
+                f.write_str(name)?;
+                f.write_str(suffix)
+            }
+            SecretName::RootFile(path) => write!(f, "file-root:{path}"),
+            SecretName::Root(tls) => write!(f, "file-root:{}", tls.trust_id()),
+        }
     }
 }

@@ -1,8 +1,11 @@
-//! The metadata of a request for the access log: eleven entries, in one property.
+//! The metadata of a request for the access log: twelve entries, in one property.
+
+use std::fmt::Write;
 
 use egress_policy::{ResourceId, Target, TlsIntent, Trust};
 
 use crate::config::MetadataFormat;
+use crate::contract;
 use crate::plan::itoa;
 
 /// One entry of the metadata.
@@ -26,6 +29,9 @@ pub enum Entry {
     Sni,
     /// The names that were verified, separated by commas; both kinds where both hold.
     Verify,
+    /// The names of the secrets that the connection uses: the client certificate's, then the trust
+    /// store's unless it is the system's, separated by a comma.
+    Secrets,
     /// Host and port really dialled.
     Target,
     /// The authority as the client sent it.
@@ -33,7 +39,7 @@ pub enum Entry {
 }
 
 /// All entries with their keys, in the order of the log.
-pub const FIELDS: [(Entry, &str); 11] = [
+pub const FIELDS: [(Entry, &str); 12] = [
     (Entry::Action, "action"),
     (Entry::Reason, "reason"),
     (Entry::Rule, "rule"),
@@ -43,6 +49,7 @@ pub const FIELDS: [(Entry, &str); 11] = [
     (Entry::TlsMode, "tls_mode"),
     (Entry::Sni, "sni"),
     (Entry::Verify, "verify"),
+    (Entry::Secrets, "secrets"),
     (Entry::Target, "target"),
     (Entry::Authority, "authority"),
 ];
@@ -106,6 +113,25 @@ impl<'o> Writer<'o> {
                 self.text(Entry::Verify, Some(&all.join(",")));
             }
         }
+    }
+
+    /// Uses `room` for the names, so that a request takes no memory for them.
+    pub(crate) fn secrets(&mut self, tls: Option<&TlsIntent>, room: &mut String) {
+        room.clear();
+        let identity = tls.and_then(|tls| tls.identity.as_ref());
+        if let Some(identity) = identity {
+            // A `String` takes whatever is written.
+            let _ = write!(room, "{}", contract::identity_secret(identity));
+        }
+        let trust = tls.filter(|tls| tls.trust != Trust::System || tls.crl.is_some());
+        if let Some(trust) = trust.and_then(contract::trust_secret) {
+            let comma = if room.is_empty() { "" } else { "," };
+            let _ = write!(room, "{comma}{trust}");
+        }
+        self.text(
+            Entry::Secrets,
+            Some(room.as_str()).filter(|names| !names.is_empty()),
+        );
     }
 
     fn parts(&mut self, entry: Entry, parts: &[&str]) {
@@ -188,7 +214,7 @@ mod tests {
         let mut writer = Writer {
             format: MetadataFormat::Text,
             out: &mut out,
-            next: 10,
+            next: 11,
         };
         writer.text(Entry::Authority, Some("a b\naction=\"x\\"));
         assert_eq!(

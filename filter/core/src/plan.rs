@@ -18,6 +18,7 @@ pub struct Scratch {
     authority: String,
     dial_port: String,
     metadata: Vec<u8>,
+    secrets: String,
     body: String,
 }
 
@@ -47,8 +48,7 @@ pub fn plan_http<'e>(
         (Err(InvalidAuthority::Empty), _) => refused(Reason::NoHost),
         (Err(InvalidAuthority::Malformed), _) => refused(Reason::InvalidHost),
     };
-    scratch.metadata.clear();
-    write_metadata(config, facts, &decision, &mut scratch.metadata);
+    write_metadata(config, facts, &decision, scratch);
 
     match decision.action {
         Action::Originate(cluster) => {
@@ -292,9 +292,10 @@ fn write_metadata(
     config: &Loaded,
     facts: &Facts<'_>,
     decision: &Decision<'_, '_>,
-    out: &mut Vec<u8>,
+    scratch: &mut Scratch,
 ) {
-    let mut writer = Writer::new(config.metadata, out);
+    scratch.metadata.clear();
+    let mut writer = Writer::new(config.metadata, &mut scratch.metadata);
     let cluster = match decision.action {
         Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster) => {
             Some(cluster)
@@ -321,6 +322,7 @@ fn write_metadata(
         }),
     );
     writer.verify(tls, target.map(|target| target.host));
+    writer.secrets(tls, &mut scratch.secrets);
     writer.target(target);
     writer.text(
         Entry::Authority,

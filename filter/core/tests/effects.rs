@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 
 use egress_filter::{
     AuthorityMode, Effect, FIELDS, Facts, InvalidConfig, Loaded, MetadataFormat, PluginConfig,
-    Scratch, load, plan_http,
+    Scratch, contract, load, plan_http,
 };
 use egress_policy::{
-    ConnectTo, HostName, OutboundMode, Parser, PolicyTable, PortNumber, Proxy, Settling,
+    ConnectTo, HostName, Identity, NameSource, OutboundMode, Parser, PolicyTable, PortNumber,
+    Proxy, Settling, Sni, TlsIntent, TlsMode, Trust, VerifiedNames,
 };
 use serde_json::{Value, json};
 
@@ -43,6 +44,27 @@ fn resources() -> Vec<Value> {
             "own",
             "own.example.com",
             json!({"tls": {"mode": "SIMPLE", "sni": "sni.example.com"}}),
+        ),
+        entry(
+            "files",
+            json!({"hosts": ["files.example.com"], "resolution": "DNS", "ports": port(443)}),
+        ),
+        rule(
+            "files",
+            "files.example.com",
+            json!({"tls": {
+                "mode": "MUTUAL", "clientCertificate": "/c.pem", "privateKey": "/k.pem",
+                "caCertificates": "/ca.pem",
+            }}),
+        ),
+        entry(
+            "crl",
+            json!({"hosts": ["crl.example.com"], "resolution": "DNS", "ports": port(443)}),
+        ),
+        rule(
+            "crl",
+            "crl.example.com",
+            json!({"tls": {"mode": "SIMPLE", "caCrl": "/crl.pem"}}),
         ),
         entry(
             "plain",
@@ -153,6 +175,7 @@ fn a_host_of_the_shared_cluster_needs_nothing_but_its_metadata() {
         ("tls_mode", "SIMPLE"),
         ("sni", "edition.cnn.com"),
         ("verify", "edition.cnn.com"),
+        ("secrets", "-"),
         ("target", "edition.cnn.com:443"),
         ("authority", "edition.cnn.com"),
     ];
@@ -163,6 +186,48 @@ fn a_host_of_the_shared_cluster_needs_nothing_but_its_metadata() {
             .into()
     );
     assert_eq!(FIELDS.map(|(_, key)| key), expected.map(|(key, _)| key));
+}
+
+#[test]
+fn the_metadata_names_the_secrets_of_a_connection() {
+    let config = loaded(&With::default());
+    for (authority, secrets) in [
+        ("plain.example.com", "-"),
+        (
+            "files.example.com",
+            "file-cert:/c.pem~/k.pem,file-root:/ca.pem",
+        ),
+        ("crl.example.com", "file-root:system;crl:/crl.pem"),
+    ] {
+        let (_, metadata) = planned(&config, authority);
+        assert_eq!(metadata["secrets"], secrets, "{authority}");
+    }
+}
+
+#[test]
+fn a_credential_that_says_where_it_is_keeps_its_beginning() {
+    for (credential, identity) in [
+        ("cnn", "kubernetes://cnn"),
+        ("kubernetes://shop/cnn", "kubernetes://shop/cnn"),
+        ("configmap://shop/cnn", "configmap://shop/cnn"),
+    ] {
+        let tls = TlsIntent {
+            mode: TlsMode::Mutual,
+            sni: Sni::Authority,
+            names: VerifiedNames {
+                authority: true,
+                any_of: Vec::new(),
+                source: NameSource::Host,
+            },
+            trust: Trust::Credential(credential.to_owned()),
+            crl: None,
+            identity: Some(Identity::Credential(credential.to_owned())),
+        };
+        let name = contract::identity_secret(tls.identity.as_ref().unwrap());
+        assert_eq!(name.to_string(), identity);
+        let name = contract::trust_secret(&tls).unwrap();
+        assert_eq!(name.to_string(), format!("{identity}-cacert"));
+    }
 }
 
 #[test]

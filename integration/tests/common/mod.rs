@@ -352,7 +352,7 @@ const WORDS: [&str; 22] = [
 ];
 
 /// The metadata keys, in the order in which they follow Istio's words.
-pub(crate) const METADATA: [&str; 11] = [
+pub(crate) const METADATA: [&str; 12] = [
     "action",
     "reason",
     "rule",
@@ -362,6 +362,7 @@ pub(crate) const METADATA: [&str; 11] = [
     "tls_mode",
     "sni",
     "verify",
+    "secrets",
     "target",
     "authority",
 ];
