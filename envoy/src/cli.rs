@@ -9,6 +9,8 @@ pub mod args;
 mod check;
 mod explain;
 mod lint;
+mod render;
+mod secrets;
 pub mod settings;
 
 use args::{Args, Command, RenderTarget};
@@ -54,43 +56,10 @@ pub fn main() -> ExitStatus {
         Command::Check(check) => check::main(&check),
         Command::Lint(lint) => lint::main(&lint),
         Command::Explain(explain) => explain::main(&explain),
+        Command::Secrets(secrets) => secrets::main(&secrets),
         Command::Render(render) => match render.target {
-            RenderTarget::Envoy(envoy) => self::envoy(&envoy),
+            RenderTarget::Envoy(envoy) => render::envoy(&envoy),
         },
-    }
-}
-
-/// Prints the bootstrap that `run` would use.
-fn envoy(args: &args::RenderEnvoy) -> ExitStatus {
-    let settled = match settings::settle(&args.rules, None) {
-        Ok(settled) => settled,
-        Err(status) => return status,
-    };
-    let bootstrap = crate::xds::bootstrap(
-        &settled.rules.table,
-        &settled.rules.resources(),
-        &settled.options,
-    );
-    let text = match args.output {
-        args::Format::Json => {
-            serde_json::to_string_pretty(&bootstrap).map_err(|error| error.to_string())
-        }
-        args::Format::Yaml => {
-            serde_saphyr::to_string(&bootstrap).map_err(|error| error.to_string())
-        }
-    };
-    let comment = match args.output {
-        args::Format::Json => String::new(),
-        args::Format::Yaml => format!(
-            "# Rendered by egressctl {} for Envoy {}; rules digest {}\n",
-            env!("CARGO_PKG_VERSION"),
-            settled.version,
-            settled.rules.table.digest()
-        ),
-    };
-    match text {
-        Ok(text) => print(&format!("{comment}{}\n", text.trim_end())),
-        Err(error) => fail(&format!("cannot write the bootstrap: {error}")),
     }
 }
 

@@ -5,12 +5,14 @@
 //! ```
 //!
 //! [`rules`] reads YAML and JSON and tells every problem at its line; [`xds`] walks the same table that
-//! the filter decides by; [`run`] starts Envoy with what was rendered and stops it again.
+//! the filter decides by; [`credentials`] reads the certificates and keys that rules name; [`run`] starts
+//! Envoy with what was rendered and stops it again.
 //!
 //! What it does not do: it decides nothing. That is `egress-policy`, here as in the filter.
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod credentials;
 pub mod fs;
 pub mod lint;
 pub mod rules;

@@ -8,6 +8,7 @@ use egress_policy::{
 };
 use serde_json::{Value, json};
 
+use crate::credentials::{Documents, Need, Taken};
 use crate::fs::Source;
 use crate::yaml::{self, Document, Place};
 
@@ -20,6 +21,8 @@ pub struct Rules {
     pub parsed: Resources,
     /// What was noticed and prevents nothing.
     pub warnings: Report,
+    /// The Secrets and ConfigMaps that stood among the rules.
+    pub credentials: Documents,
     documents: Vec<(String, Document)>,
 }
 
@@ -31,6 +34,16 @@ impl Rules {
             .flat_map(|(_, document)| ours(&document.value))
             .map(bare)
             .collect()
+    }
+
+    /// Compiles the same rules for another workload.
+    ///
+    /// # Errors
+    /// With every problem that this workload has with them.
+    pub fn compile_for(&self, settling: &Settling) -> Result<PolicyTable, Report> {
+        PolicyTable::compile(&self.parsed, settling)
+            .map(|(table, _)| table)
+            .map_err(|problems| Report(located(&problems, &self.documents)))
     }
 
     /// Returns the file and the line at which a resource begins.
@@ -164,15 +177,24 @@ pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report>
             }),
         }
     }
+    let mut taken = Taken::default();
+    for (index, (file, document)) in documents.iter_mut().enumerate() {
+        taken.take(index, file, document);
+    }
+    taken.twice();
     let mut parser = Parser::new();
     for (_, document) in &documents {
         parser.document(&document.value);
     }
-    let (resources, problems) = parser.finish();
+    let (resources, mut problems) = parser.finish();
+    // Secrets decide nothing, and are read all the same.
+    let is_secret = |problem: &Problem| taken.secrets.contains(&problem.origin);
+    problems.0.retain(|problem| !is_secret(problem));
+    findings.append(&mut taken.findings);
     let unreadable = !findings.is_empty();
     let failed = unreadable || problems.has_errors();
-    findings.extend(located(&problems, &documents));
     if failed {
+        findings.extend(located(&problems, &documents));
         return Err(Report(findings));
     }
     if resources.service_entries.is_empty() {
@@ -180,6 +202,7 @@ pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report>
             .first()
             .map(|source| source.name.clone())
             .unwrap_or_default();
+        findings.extend(located(&problems, &documents));
         findings.push(Finding {
             severity: Severity::Error,
             file,
@@ -193,16 +216,23 @@ pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report>
     }
     match PolicyTable::compile(&resources, settling) {
         Ok((table, warnings)) => {
+            let needed = taken.documents.config_maps(&Need::of(&table));
+            problems
+                .0
+                .retain(|problem| !needed.contains(&problem.origin));
+            findings.extend(located(&problems, &documents));
             findings.extend(located(&warnings, &documents));
             Ok(Rules {
                 table,
                 parsed: resources,
                 warnings: Report(findings),
+                credentials: taken.documents,
                 documents,
             })
         }
-        Err(problems) => {
+        Err(more) => {
             findings.extend(located(&problems, &documents));
+            findings.extend(located(&more, &documents));
             Err(Report(findings))
         }
     }

@@ -21,8 +21,10 @@ use crate::cli::{ExitStatus, fail, print, refuse, tell};
 use crate::xds::{self, Admin, Options};
 use crate::{fs, pinned_envoy};
 
-mod admin;
+pub(crate) mod admin;
 mod complaint;
+mod discovery;
+mod secrets;
 
 /// How long Envoy may take to start. Loading a module takes a second or two on a slow machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -61,13 +63,15 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         return refuse(&message);
     }
     // Private to this user: the bootstrap names files, and whoever reaches the admin socket rules Envoy.
-    let folder = match tempfile::Builder::new().prefix("egressctl-").tempdir() {
+    let folder = match tempfile::Builder::new().prefix(fs::RUN_PREFIX).tempdir() {
         Ok(folder) => folder,
         Err(error) => return fail(&format!("cannot make a folder for this run: {error}")),
     };
     if let Admin::Pipe(path) = &mut settled.options.admin {
-        *path = folder.path().join("admin.sock").display().to_string();
+        *path = folder.path().join(fs::ADMIN_SOCKET).display().to_string();
     }
+    let socket = folder.path().join("discovery.sock");
+    settled.options.secrets = xds::Secrets::Served(socket.display().to_string());
     let bootstrap = xds::bootstrap(
         &settled.rules.table,
         &settled.rules.resources(),
@@ -84,7 +88,13 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start: {error}")),
     };
-    runtime.block_on(supervise(&envoy, &file, &settled, args.concurrency))
+    runtime.block_on(async {
+        // Before Envoy, which asks for its secrets first of all.
+        if let Err(error) = secrets::keep(settled.store.clone(), settled.needs(), &socket) {
+            return fail(&format!("cannot serve secrets to Envoy: {error}"));
+        }
+        supervise(&envoy, &file, &settled, args.concurrency).await
+    })
 }
 
 /// Asks an Envoy for its version, such as `1.40.0`.
@@ -149,7 +159,7 @@ async fn supervise(
     ) else {
         return fail("cannot listen for signals");
     };
-    let admin_address = bootstrap.with_file_name("admin.txt");
+    let admin_address = bootstrap.with_file_name(fs::ADMIN_ADDRESS);
     let mut child = match start(envoy, bootstrap, &admin_address, concurrency) {
         Ok(child) => child,
         Err(error) => return fail(&format!("cannot start `{}`: {error}", envoy.display())),

@@ -18,8 +18,11 @@ mod bootstrap;
 mod cluster;
 mod guard;
 mod listener;
+mod secrets;
+mod variants;
 
 pub use bootstrap::bootstrap;
+pub use secrets::{Secrets, file_name, watched_documents};
 
 /// What rendering takes besides the table.
 #[derive(Debug, Clone)]
@@ -40,12 +43,16 @@ pub struct Options {
     pub authority: AuthorityMode,
     /// For whom the rules were compiled; the filter compiles them again.
     pub proxy: Proxy,
+    /// The tables for other labels of the workload. If there is any, the filter takes the labels of Envoy's node.
+    pub workloads: Vec<PolicyTable>,
     /// Where Envoy's admin interface listens.
     pub admin: Admin,
     /// DNS servers to ask instead of the system's.
     pub dns: Vec<(String, u16)>,
     /// The Envoy that is to read the bootstrap.
     pub version: Version,
+    /// How it comes by certificates and keys.
+    pub secrets: Secrets,
 }
 
 /// Where requests are logged.

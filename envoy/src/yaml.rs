@@ -3,6 +3,7 @@
 //! JSON is YAML, so one reader serves both. The meaning of what is read is the engine's business.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use egress_policy::{FieldPath, Segment};
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span};
@@ -33,7 +34,7 @@ impl From<Marker> for Place {
 }
 
 /// One document of a text.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Document {
     /// What it says.
     pub value: Value,
@@ -69,6 +70,15 @@ pub struct InvalidYaml {
     pub at: Place,
     /// How to mend it.
     pub hint: Option<String>,
+}
+
+impl fmt::Debug for Document {
+    /// Leaves out what it says: it may be a Secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Document")
+            .field("at", &self.marks.at)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Document {

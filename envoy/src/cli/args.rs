@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use egress_policy::{ConnectTo, HostName, PortNumber};
+
+use crate::xds::Admin;
 
 /// TLS origination for plain HTTP, from Istio's ServiceEntry and DestinationRule, in any Envoy.
 #[derive(Debug, Parser)]
@@ -40,6 +43,9 @@ pub enum Command {
         after_help = "Example:\n  egressctl explain -f rules.yaml http://edition.cnn.com/politics --label app=sleep"
     )]
     Explain(Explain),
+    /// Show the certificates that a running Envoy holds: 0 good, 1 missing or expired
+    #[command(after_help = "Example:\n  egressctl secrets --within 30d")]
+    Secrets(Secrets),
 }
 
 /// `egressctl render`.
@@ -69,6 +75,9 @@ pub struct RenderEnvoy {
     /// The language to print
     #[arg(short, long, value_enum, default_value_t = Format::Yaml)]
     pub output: Format,
+    /// Write the bootstrap to this folder, with secrets that Envoy watches: it then sees certificates change
+    #[arg(long, value_name = "DIR")]
+    pub output_folder: Option<PathBuf>,
 }
 
 /// `egressctl run`.
@@ -148,12 +157,23 @@ pub struct Input {
     pub authority: Authority,
 }
 
+/// Where credentials come from, beside the Secrets among the rules.
+#[derive(Debug, ClapArgs)]
+pub struct Credentials {
+    /// A folder that has a folder for each credentialName, with tls.crt, tls.key and ca.crt; may be repeated
+    #[arg(long = "credentials", value_name = "DIR")]
+    pub folders: Vec<PathBuf>,
+}
+
 /// The arguments of every command that makes configuration of rules.
 #[derive(Debug, ClapArgs)]
 pub struct Rules {
     /// What every command with rules takes.
     #[command(flatten)]
     pub input: Input,
+    /// Where certificates come from.
+    #[command(flatten)]
+    pub credentials: Credentials,
     /// The address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub listen: std::net::IpAddr,
@@ -172,6 +192,9 @@ pub struct Rules {
     /// How requests are logged
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     pub access_log_format: LogFormat,
+    /// Let the filter take the labels from Envoy's node (`metadata.LABELS`): one configuration for all workloads
+    #[arg(long)]
+    pub labels_from_node: bool,
     /// The filter [default: egress-filter.wasm beside this program]
     #[arg(long, value_name = "PATH")]
     pub wasm: Option<PathBuf>,
@@ -192,6 +215,9 @@ pub struct Check {
     /// What every command with rules takes.
     #[command(flatten)]
     pub input: Input,
+    /// Where certificates come from.
+    #[command(flatten)]
+    pub credentials: Credentials,
     /// How to print what is found
     #[arg(short, long, value_enum, default_value_t = Report::Text)]
     pub output: Report,
@@ -252,6 +278,33 @@ pub struct Explain {
     /// How to print the answer
     #[arg(short, long, value_enum, default_value_t = Report::Text)]
     pub output: Report,
+}
+
+/// `egressctl secrets`.
+#[derive(Debug, ClapArgs)]
+pub struct Secrets {
+    /// Envoy's admin interface, as `egressctl run` prints it [default: that of the one run on this machine]
+    #[arg(long, value_name = "SOCKET|ADDRESS:PORT", value_parser = admin)]
+    pub admin: Option<Admin>,
+    /// Also exit with 1 when a certificate expires within this time, for example 30d
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub within: Option<Duration>,
+    /// How to print them
+    #[arg(short, long, value_enum, default_value_t = Report::Text)]
+    pub output: Report,
+}
+
+fn admin(text: &str) -> Result<Admin, String> {
+    if text.contains('/') {
+        return Ok(Admin::Pipe(text.to_owned()));
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) => Ok(Admin::Tcp(address.ip().to_string(), address.port())),
+        Err(_) => Err(
+            "write it as the path of a socket or as ADDRESS:PORT, for example 127.0.0.1:9901"
+                .to_owned(),
+        ),
+    }
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -1,13 +1,16 @@
 //! The settings as meant: files read, rules compiled, places found.
 
-use egress_filter::{AuthorityMode, MetadataFormat};
-use egress_policy::{Identity, OutboundMode, PolicyTable, Proxy, Settling, Trust};
+use std::collections::BTreeMap;
 
-use super::args::{Authority, Input, LogFormat, Outbound, Rules as Args};
+use egress_filter::{AuthorityMode, MetadataFormat};
+use egress_policy::{OutboundMode, PolicyTable, Proxy, Settling};
+
+use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as Args};
 use super::{ExitStatus, fail, refuse, tell};
+use crate::credentials::{Need, Store};
 use crate::fs::Source;
 use crate::rules::{self, Rules};
-use crate::xds::{AccessLog, Admin, Options, Version};
+use crate::xds::{AccessLog, Admin, Options, Secrets, Version};
 use crate::{fs, pinned_envoy};
 
 /// All that rendering needs.
@@ -19,6 +22,34 @@ pub struct Settled {
     pub options: Options,
     /// The version of Envoy they are rendered for, for people.
     pub version: String,
+    /// Where the certificates come from that they need.
+    pub store: Store,
+}
+
+impl Settled {
+    /// Returns all secrets that Envoy will ask for, one for each name, in the order of the names.
+    pub fn needs(&self) -> Vec<Need> {
+        let tables = std::iter::once(&self.rules.table).chain(&self.options.workloads);
+        let needs: BTreeMap<String, Need> = tables
+            .flat_map(Need::of)
+            .map(|need| (need.name(), need))
+            .collect();
+        needs.into_values().collect()
+    }
+}
+
+/// Says where credentials come from; the Secrets among the rules move to the store.
+///
+/// # Errors
+/// With the status to exit with, when a folder that was named is none.
+pub fn store(args: &Credentials, rules: &mut Rules, namespace: &str) -> Result<Store, ExitStatus> {
+    for folder in &args.folders {
+        if !folder.is_dir() {
+            return Err(refuse(&format!("`{}` is not a folder", folder.display())));
+        }
+    }
+    let documents = std::mem::take(&mut rules.credentials);
+    Ok(Store::new(args.folders.clone(), documents, namespace))
 }
 
 /// Reads the files and says how to compile what is in them.
@@ -63,8 +94,12 @@ pub fn authority(input: &Input) -> AuthorityMode {
 /// # Errors
 /// With the status to exit with, when everything that is wrong has been told.
 pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus> {
-    let (sources, settling) = read(&args.input)?;
-    let rules = match rules::compile(&sources, &settling) {
+    let (sources, mut settling) = read(&args.input)?;
+    let labels = match args.labels_from_node {
+        true => std::mem::take(&mut settling.proxy.labels),
+        false => settling.proxy.labels.clone(),
+    };
+    let mut rules = match rules::compile(&sources, &settling) {
         Ok(rules) => rules,
         Err(report) => {
             tell(report.to_string().trim_end());
@@ -74,14 +109,11 @@ pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus>
     if !rules.warnings.0.is_empty() {
         tell(rules.warnings.to_string().trim_end());
     }
-    if let Some(name) = missing_credential(&rules.table) {
-        let text = format!(
-            "`credentialName: {name}` is not supported yet, and without it the server would refuse us"
-        );
-        return Err(refuse(&format!(
-            "{text}\nhint: give `clientCertificate`, `privateKey` and `caCertificates` as files"
-        )));
-    }
+    let workloads = match args.labels_from_node {
+        true => other_workloads(&rules, &settling)?,
+        false => Vec::new(),
+    };
+    let store = store(&args.credentials, &mut rules, &settling.proxy.namespace)?;
     let version = version.unwrap_or(pinned_envoy());
     let found = Version::find(version)
         .ok_or_else(|| fail(&format!("`{version}` is not a version of Envoy")))?;
@@ -101,7 +133,10 @@ pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus>
             LogFormat::Json => MetadataFormat::Json,
         },
         authority: authority(&args.input),
-        proxy: settling.proxy,
+        proxy: Proxy {
+            labels,
+            ..settling.proxy
+        },
         admin: match args.admin {
             Some(address) => Admin::Tcp(address.ip().to_string(), address.port()),
             None => Admin::Pipe("admin.sock".to_owned()),
@@ -112,23 +147,31 @@ pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus>
             .map(|address| (address.ip().to_string(), address.port()))
             .collect(),
         version: found,
+        workloads,
+        secrets: Secrets::AtStart(BTreeMap::new()),
     };
     Ok(Settled {
         rules,
         options,
         version: version.to_owned(),
+        store,
     })
 }
 
-/// Returns the name of a credential that a cluster would need.
-fn missing_credential(table: &PolicyTable) -> Option<&str> {
-    table
-        .clusters()
-        .filter_map(|cluster| cluster.tls.as_ref())
-        .find_map(|tls| match (&tls.identity, &tls.trust) {
-            (Some(Identity::Credential(name)), _) | (_, Trust::Credential(name)) => {
-                Some(name.as_str())
-            }
-            _ => None,
-        })
+/// Compiles the rules for every workload that they may select: which one it is, Envoy's node tells the filter.
+fn other_workloads(rules: &Rules, settling: &Settling) -> Result<Vec<PolicyTable>, ExitStatus> {
+    let kinds = Proxy::kinds(&settling.proxy.namespace, &rules.parsed.destination_rules);
+    let mut tables = Vec::new();
+    for proxy in kinds.into_iter().filter(|proxy| !proxy.labels.is_empty()) {
+        let settling = Settling {
+            proxy,
+            ..settling.clone()
+        };
+        let table = rules.compile_for(&settling).map_err(|report| {
+            tell(report.to_string().trim_end());
+            ExitStatus::Input
+        })?;
+        tables.push(table);
+    }
+    Ok(tables)
 }

@@ -1,4 +1,4 @@
-//! Envoy's admin interface, as far as `run` asks it.
+//! Envoy's admin interface, as far as we ask it.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -63,6 +63,16 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
         Admin::Pipe(path) => path.clone(),
     };
     Some(Addresses { listeners, admin })
+}
+
+/// Asks once, for commands that do nothing else meanwhile; `None` when there is no good answer.
+pub(crate) fn get_once(admin: &Admin, path: &str) -> Option<Bytes> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .ok()?;
+    let (status, body) = runtime.block_on(get(admin, path))?;
+    (status == 200).then_some(body)
 }
 
 async fn get(admin: &Admin, path: &str) -> Option<(u16, Bytes)> {

@@ -1,12 +1,10 @@
 //! The bootstrap as a whole.
 
-use std::collections::BTreeMap;
-
-use egress_filter::contract;
-use egress_policy::{Arrival, Cluster, Identity, OutboundMode, PolicyTable, TlsIntent, Trust};
+use egress_filter::Variants;
+use egress_policy::{OutboundMode, PolicyTable};
 use serde_json::{Value, json};
 
-use super::{Admin, Options, cluster, extension, listener};
+use super::{Admin, Options, cluster, extension, listener, secrets, variants};
 
 /// Renders the bootstrap of an Envoy that does what `table` says. `resources` are the documents it was
 /// compiled from; the filter is given the same.
@@ -17,22 +15,27 @@ pub fn bootstrap(table: &PolicyTable, resources: &[Value], options: &Options) ->
             json!({"socket_address": {"address": address, "port_value": port}})
         }
     };
-    let rendered: Vec<&Cluster> = rendered(table);
-    let mut secrets = BTreeMap::new();
-    for tls in rendered.iter().filter_map(|cluster| cluster.tls.as_ref()) {
-        secrets.extend(trust(tls, options));
-        secrets.extend(tls.identity.as_ref().and_then(identity));
-    }
-    let secrets: Vec<Value> = secrets.into_values().collect();
-    let mut clusters: Vec<Value> = rendered
-        .into_iter()
-        .map(|cluster| cluster::cluster(cluster, table, options))
-        .collect();
+    let reached = variants::reached(table, options);
+    let all = || reached.groups.iter().flatten();
+    let tls = || all().filter_map(|cluster| cluster.tls.as_ref());
+    let statics = secrets::statics(tls(), options);
+    let mut clusters: Vec<Value> = match reached.kind {
+        Variants::Clusters => all()
+            .map(|it| cluster::cluster(&[it], variants::name(it, table), table, options))
+            .collect(),
+        Variants::None | Variants::Sockets => reached
+            .groups
+            .iter()
+            .map(|group| cluster::cluster(group, None, table, options))
+            .collect(),
+    };
+    clusters.extend(secrets::server(tls(), options));
     if table.outbound() == OutboundMode::AllowAny {
         clusters.push(cluster::passthrough(table, options));
     }
     json!({
-        "node": {"id": "egress", "cluster": "egress"},
+        // Envoy takes secrets from files or servers only where it has a name.
+        "node": {"id": "egress", "cluster": "egress", "metadata": {"LABELS": options.proxy.labels}},
         "admin": {"address": admin},
         // Envoy warns of a missing limit at every start; files run out long before this one.
         "overload_manager": {"resource_monitors": [extension(
@@ -41,51 +44,9 @@ pub fn bootstrap(table: &PolicyTable, resources: &[Value], options: &Options) ->
             json!({"max_active_downstream_connections": 1_000_000}),
         )]},
         "static_resources": {
-            "listeners": listener::listeners(table, resources, options),
+            "listeners": listener::listeners(table, resources, reached.kind, options),
             "clusters": clusters,
-            "secrets": secrets,
+            "secrets": statics,
         },
     })
-}
-
-/// Returns the clusters that a listener leads to: all but those of ports that nothing listens on yet.
-fn rendered(table: &PolicyTable) -> Vec<&Cluster> {
-    let reached: BTreeMap<&str, &Cluster> = table
-        .services()
-        .filter(|service| service.arrival != Arrival::Tcp)
-        .map(|service| (service.cluster.name.as_str(), service.cluster))
-        .collect();
-    reached.into_values().collect()
-}
-
-/// Renders a trust store, once for all clusters that go by it, under its name.
-fn trust(tls: &TlsIntent, options: &Options) -> Option<(String, Value)> {
-    let file = match &tls.trust {
-        Trust::System => &options.trust_store,
-        Trust::File(path) => path,
-        Trust::Credential(_) | Trust::InsecureSkipVerify => return None,
-    };
-    let mut context = json!({"trusted_ca": {"filename": file}});
-    if let (Some(crl), Some(fields)) = (&tls.crl, context.as_object_mut()) {
-        fields.insert("crl".to_owned(), json!({"filename": crl}));
-    }
-    let name = contract::trust_secret(tls)?.to_string();
-    Some((
-        name.clone(),
-        json!({"name": name, "validation_context": context}),
-    ))
-}
-
-/// Renders a client certificate, once for all clusters that show it, under its name.
-fn identity(identity: &Identity) -> Option<(String, Value)> {
-    let Identity::Files { certificate, key } = identity else {
-        return None;
-    };
-    let name = contract::identity_secret(identity).to_string();
-    let files =
-        json!({"certificate_chain": {"filename": certificate}, "private_key": {"filename": key}});
-    Some((
-        name.clone(),
-        json!({"name": name, "tls_certificate": files}),
-    ))
 }

@@ -1,6 +1,7 @@
 //! Clusters, shared and own, and their transport sockets.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use egress_filter::contract;
 use egress_policy::{
@@ -9,7 +10,7 @@ use egress_policy::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{Options, Version, duration, extension};
+use super::{Options, Version, duration, extension, secrets, variants};
 
 /// The time that opening a connection may take, as in Istio's mesh defaults.
 const CONNECT_TIMEOUT: &str = "10s";
@@ -23,6 +24,11 @@ const SESSIONS_BY_NAME: Version = Version {
     minor: 40,
 };
 
+/// How long a connection with TLS lives at most, about: what is revoked or replaced is out of use after it.
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
+
+const LIFETIME_JITTER: Duration = Duration::from_secs(360);
+
 /// The TLS sessions that one context keeps at most; one is about two kilobytes.
 const MAX_SESSIONS: usize = 4096;
 
@@ -30,8 +36,18 @@ const DNS_FAMILY: &str = "V4_PREFERRED";
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
-/// Renders a cluster of the table.
-pub(super) fn cluster(cluster: &Cluster, table: &PolicyTable, options: &Options) -> Value {
+/// Renders a cluster of the table, under its name or another. If there is more than one, they differ in their
+/// transport sockets alone, and the filter chooses.
+pub(super) fn cluster(
+    clusters: &[&Cluster],
+    name: Option<String>,
+    table: &PolicyTable,
+    options: &Options,
+) -> Value {
+    let [cluster, ..] = clusters else {
+        return Value::Null;
+    };
+    let name = name.unwrap_or_else(|| cluster.name.to_string());
     let mut fields = match &cluster.endpoints {
         Endpoints::OfTheRequest => dynamic(cluster.tls.as_ref(), table, options),
         Endpoints::Listed {
@@ -39,7 +55,7 @@ pub(super) fn cluster(cluster: &Cluster, table: &PolicyTable, options: &Options)
             fixed,
             one_at_a_time,
         } => {
-            let mut fields = listed(cluster.name.as_str(), places);
+            let mut fields = listed(&name, places);
             if *fixed {
                 set(&mut fields, "type", json!("STATIC"));
             } else {
@@ -50,7 +66,7 @@ pub(super) fn cluster(cluster: &Cluster, table: &PolicyTable, options: &Options)
         }
     };
     let pool = cluster.connection_pool.as_ref();
-    set(&mut fields, "name", json!(cluster.name.as_str()));
+    set(&mut fields, "name", json!(name));
     let connect_timeout = pool.and_then(|pool| pool.tcp.connect_timeout).map(duration);
     set(
         &mut fields,
@@ -95,32 +111,58 @@ pub(super) fn cluster(cluster: &Cluster, table: &PolicyTable, options: &Options)
         "typed_extension_protocol_options",
         protocol_options(cluster),
     );
+    if let [_] = clusters {
+        set_some(
+            &mut fields,
+            "transport_socket",
+            socket(cluster, table, options),
+        );
+    } else {
+        let sockets: Vec<(String, Value)> = clusters
+            .iter()
+            .filter_map(|it| Some((contract::variant(it), socket(it, table, options)?)))
+            .collect();
+        set(
+            &mut fields,
+            "transport_socket_matcher",
+            variants::matcher(&sockets),
+        );
+        let matches: Vec<Value> = sockets
+            .into_iter()
+            .map(|(name, socket)| json!({"name": name, "match": {}, "transport_socket": socket}))
+            .collect();
+        set(&mut fields, "transport_socket_matches", json!(matches));
+        set(&mut fields, "transport_socket", variants::closed(options));
+    }
+    Value::Object(fields)
+}
+
+/// Renders the transport socket of a cluster; `None` is Envoy's own, which sends what it is given.
+fn socket(cluster: &Cluster, table: &PolicyTable, options: &Options) -> Option<Value> {
     let tls = cluster
         .tls
         .as_ref()
         .map(|tls| transport_socket(tls, cluster.speaks, table, options));
-    match (cluster.proxy_protocol, tls) {
-        (None, tls) => set_some(&mut fields, "transport_socket", tls),
-        (Some(version), tls) => {
-            let raw = || {
-                let kind = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
-                extension("envoy.transport_sockets.raw_buffer", kind, json!({}))
-            };
-            let version = match version {
-                ProxyProtocol::V1 => "V1",
-                ProxyProtocol::V2 => "V2",
-            };
-            let wrapped = json!({"config": {"version": version}, "transport_socket": tls.unwrap_or_else(raw)});
-            let kind = "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
-            let socket = extension(
-                "envoy.transport_sockets.upstream_proxy_protocol",
-                kind,
-                wrapped,
-            );
-            set(&mut fields, "transport_socket", socket);
-        }
-    }
-    Value::Object(fields)
+    let Some(version) = cluster.proxy_protocol else {
+        return tls;
+    };
+    let raw = || {
+        let kind = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+        extension("envoy.transport_sockets.raw_buffer", kind, json!({}))
+    };
+    let version = match version {
+        ProxyProtocol::V1 => "V1",
+        ProxyProtocol::V2 => "V2",
+    };
+    let wrapped =
+        json!({"config": {"version": version}, "transport_socket": tls.unwrap_or_else(raw)});
+    let kind =
+        "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
+    Some(extension(
+        "envoy.transport_sockets.upstream_proxy_protocol",
+        kind,
+        wrapped,
+    ))
 }
 
 /// Renders the cluster for hosts that are left alone: plain, to wherever the request says.
@@ -467,32 +509,31 @@ fn protocol_options(cluster: &Cluster) -> Option<Value> {
         "upstream_http_protocol_options",
         Some(Value::Object(upstream)).filter(|u| *u != json!({})),
     );
-    if let Some(pool) = pool {
-        let mut common = Map::new();
-        set_some(
-            &mut common,
-            "idle_timeout",
-            pool.http
-                .idle_timeout
-                .or(pool.tcp.idle_timeout)
-                .map(duration),
-        );
-        set_some(
-            &mut common,
-            "max_connection_duration",
-            pool.tcp.max_connection_duration.map(duration),
-        );
-        set_some(
-            &mut common,
-            "max_requests_per_connection",
-            pool.http.max_requests_per_connection,
-        );
-        set(
-            fields,
-            "common_http_protocol_options",
-            Value::Object(common),
-        );
-    }
+    let mut common = Map::new();
+    set_some(
+        &mut common,
+        "idle_timeout",
+        pool.and_then(|pool| pool.http.idle_timeout.or(pool.tcp.idle_timeout))
+            .map(duration),
+    );
+    let lifetime = pool.and_then(|pool| pool.tcp.max_connection_duration);
+    set_some(
+        &mut common,
+        "max_connection_duration",
+        lifetime
+            .or(cluster.tls.as_ref().map(|_| default_lifetime(cluster)))
+            .map(duration),
+    );
+    set_some(
+        &mut common,
+        "max_requests_per_connection",
+        pool.and_then(|pool| pool.http.max_requests_per_connection),
+    );
+    set_some(
+        fields,
+        "common_http_protocol_options",
+        Some(Value::Object(common)).filter(|common| *common != json!({})),
+    );
     let codes = cluster
         .outlier_detection
         .as_ref()
@@ -519,6 +560,21 @@ fn protocol_options(cluster: &Cluster) -> Option<Value> {
     Some(Value::Object(by_name))
 }
 
+/// Returns how long a connection with TLS lives where no rule says so: an hour, and up to a tenth more or less.
+/// Each cluster has a time of its own, so that a proxy does not make all its connections anew at once.
+fn default_lifetime(cluster: &Cluster) -> Duration {
+    // FNV-1a: the same name has the same time in every rendering.
+    let hash = cluster
+        .name
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    DEFAULT_LIFETIME - LIFETIME_JITTER
+        + Duration::from_secs((hash >> 32) % (2 * LIFETIME_JITTER.as_secs() + 1))
+}
+
 /// Renders TLS towards a server. Envoy verifies nothing unless told to, and speaks at most TLS 1.2 unless
 /// told otherwise; so both are always said.
 fn transport_socket(
@@ -537,20 +593,23 @@ fn transport_socket(
         Speaks::Http2 => set(&mut common, "alpn_protocols", json!(["h2"])),
     }
     if let Some(identity) = &tls.identity {
-        let name = json!([{"name": contract::identity_secret(identity).to_string()}]);
-        set(&mut common, "tls_certificate_sds_secret_configs", name);
+        let reference = json!([secrets::certificate(identity, options)]);
+        set(&mut common, "tls_certificate_sds_secret_configs", reference);
     }
-    match (contract::trust_secret(tls), &tls.names.any_of[..]) {
+    match (secrets::validation(tls, options), &tls.names.any_of[..]) {
         (None, _) => {}
-        (Some(trust), []) => {
-            let name = json!({"name": trust.to_string()});
-            set(&mut common, "validation_context_sds_secret_config", name);
+        (Some(reference), []) => {
+            set(
+                &mut common,
+                "validation_context_sds_secret_config",
+                reference,
+            );
         }
-        (Some(trust), names) => {
+        (Some(reference), names) => {
             let names: Vec<Value> = names.iter().map(|name| san(name)).collect();
             let combined = json!({
                 "default_validation_context": {"match_typed_subject_alt_names": names},
-                "validation_context_sds_secret_config": {"name": trust.to_string()},
+                "validation_context_sds_secret_config": reference,
             });
             set(&mut common, "combined_validation_context", combined);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_filter::{PluginConfig, contract};
+use egress_filter::{PluginConfig, Variants, contract};
 use egress_policy::{
     Arrival, Cluster, HostPattern, OutboundMode, PolicyTable, PortNumber, Service,
 };
@@ -12,7 +12,12 @@ use super::access_log::{Metadata, access_log};
 use super::{Options, cluster, duration, extension, guard, service_ports};
 
 /// Renders all listeners, in the order of their ports.
-pub(super) fn listeners(table: &PolicyTable, resources: &[Value], options: &Options) -> Vec<Value> {
+pub(super) fn listeners(
+    table: &PolicyTable,
+    resources: &[Value],
+    variants: Variants,
+    options: &Options,
+) -> Vec<Value> {
     // Once for all ports: it reads the whole table.
     let digest = table.digest().to_string();
     service_ports(table)
@@ -30,7 +35,9 @@ pub(super) fn listeners(table: &PolicyTable, resources: &[Value], options: &Opti
                 } else {
                     json!({})
                 };
-                let filters = [connection_manager(port, table, &digest, resources, options)];
+                let filters = [connection_manager(
+                    port, table, &digest, resources, variants, options,
+                )];
                 chains.push(
                     json!({"name": "http", "filter_chain_match": matches, "filters": filters}),
                 );
@@ -219,6 +226,8 @@ fn passthrough_entries(
 fn particular(
     port: PortNumber,
     table: &PolicyTable,
+    variants: Variants,
+    options: &Options,
     by_header: &dyn Fn(&str, &str) -> Value,
     with_https: &dyn Fn(Value) -> Value,
 ) -> Vec<Value> {
@@ -243,11 +252,15 @@ fn particular(
             if tls { with_https(route) } else { route },
         );
     };
-    for service in http_services(port, table) {
+    for service in all_http_services(port, table, options) {
         let (cluster, hash) = (service.cluster, cluster::hash_policy(service.cluster));
         if hash.is_some() || cluster.public_only {
+            let name = match variants {
+                Variants::Clusters => super::variants::name(cluster, table),
+                Variants::None | Variants::Sockets => None,
+            };
             add(
-                cluster.name.as_str(),
+                name.as_deref().unwrap_or(cluster.name.as_str()),
                 cluster.tls.is_some(),
                 hash,
                 cluster.public_only,
@@ -258,6 +271,15 @@ fn particular(
         add(contract::PASSTHROUGH_CLUSTER, false, None, true);
     }
     routes.into_values().collect()
+}
+
+/// As [`http_services`], for all workloads that there may be.
+fn all_http_services<'t>(
+    port: PortNumber,
+    table: &'t PolicyTable,
+    options: &'t Options,
+) -> impl Iterator<Item = Service<'t>> {
+    super::variants::tables(table, options).flat_map(move |table| http_services(port, table))
 }
 
 /// Returns what HTTP requests of a port may reach. Subsets are not among it: no request can name one.
@@ -280,12 +302,18 @@ fn connection_manager(
     table: &PolicyTable,
     digest: &str,
     resources: &[Value],
+    variants: Variants,
     options: &Options,
 ) -> Value {
     let default = default_cluster(port, table);
     let plugin = PluginConfig {
         digest: digest.to_owned(),
-        proxy: &options.proxy,
+        namespace: &options.proxy.namespace,
+        labels: options
+            .workloads
+            .is_empty()
+            .then_some(&options.proxy.labels),
+        variants,
         outbound: table.outbound(),
         authority: options.authority,
         listener_port: Some(port),
@@ -331,7 +359,11 @@ fn connection_manager(
         ]}),
     );
     let mut filters = vec![wasm];
-    let guarded = http_services(port, table).any(|service| service.cluster.public_only);
+    if variants == Variants::Sockets {
+        filters.push(super::variants::http_filter());
+    }
+    let guarded =
+        all_http_services(port, table, options).any(|service| service.cluster.public_only);
     if guarded || table.outbound() == OutboundMode::AllowAny {
         filters.extend(guard::http_filters(table, options));
     }
@@ -344,7 +376,7 @@ fn connection_manager(
             // What clients send to steer us or Envoy is gone before a route is chosen.
             "early_header_mutation_extensions": [stripping],
             "http_filters": filters,
-            "route_config": routes(port, default, table),
+            "route_config": routes(port, default, table, variants, options),
             "access_log": [access_log(&Metadata::Filter, options)],
             // The server is told `https` where TLS is what it gets.
             "scheme_header_transformation": {"match_upstream": true},
@@ -379,7 +411,13 @@ fn default_cluster(port: PortNumber, table: &PolicyTable) -> Option<&Cluster> {
         .map(|(_, cluster)| cluster)
 }
 
-fn routes(port: PortNumber, default: Option<&Cluster>, table: &PolicyTable) -> Value {
+fn routes(
+    port: PortNumber,
+    default: Option<&Cluster>,
+    table: &PolicyTable,
+    variants: Variants,
+    options: &Options,
+) -> Value {
     let https = json!([{
         "header": {"key": "x-forwarded-proto", "value": "https"},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
@@ -400,7 +438,7 @@ fn routes(port: PortNumber, default: Option<&Cluster>, table: &PolicyTable) -> V
         }
         route
     };
-    let mut routes = particular(port, table, &by_header, &with_https);
+    let mut routes = particular(port, table, variants, options, &by_header, &with_https);
     routes.push(with_https(by_header(
         "originate",
         contract::ORIGINATE_HEADER,

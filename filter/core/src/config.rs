@@ -12,7 +12,9 @@
 //!
 //! The renderer writes a [`PluginConfig`]; the filter reads it back with [`load`](crate::load()).
 
-use egress_policy::{ConnectTo, PortNumber, Proxy};
+use std::collections::BTreeMap;
+
+use egress_policy::{ConnectTo, PortNumber};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -83,13 +85,53 @@ impl MetadataFormat {
     }
 }
 
+/// How rules that differ by workload are told apart where one configuration serves all workloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Variants {
+    /// They need not be.
+    #[default]
+    None,
+    /// By a transport socket each, in one cluster.
+    Sockets,
+    /// By a cluster each.
+    Clusters,
+}
+
+impl Variants {
+    /// The words that the configuration uses.
+    pub const NAMES: [&'static str; 3] = ["NONE", "SOCKETS", "CLUSTERS"];
+
+    /// Reads the word.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "NONE" => Some(Variants::None),
+            "SOCKETS" => Some(Variants::Sockets),
+            "CLUSTERS" => Some(Variants::Clusters),
+            _ => None,
+        }
+    }
+
+    /// Returns the word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Variants::None => "NONE",
+            Variants::Sockets => "SOCKETS",
+            Variants::Clusters => "CLUSTERS",
+        }
+    }
+}
+
 /// The plugin configuration as the renderer writes it.
 #[derive(Debug, Clone)]
 pub struct PluginConfig<'c> {
     /// The fingerprint of the table that the renderer compiled; the filter refuses to decide by another.
     pub digest: String,
-    /// For whom the rules are compiled.
-    pub proxy: &'c Proxy,
+    /// The namespace whose rules are compiled.
+    pub namespace: &'c str,
+    /// The labels of the workload; `None` takes those of Envoy's node.
+    pub labels: Option<&'c BTreeMap<String, String>>,
+    /// How rules for several workloads are told apart.
+    pub variants: Variants,
     /// `REGISTRY_ONLY` or `ALLOW_ANY`.
     pub outbound: egress_policy::OutboundMode,
     /// What upstream is told.
@@ -127,12 +169,15 @@ impl PluginConfig<'_> {
             #[serde(skip_serializing_if = "<[To<'_>]>::is_empty")]
             connect_to: &'w [To<'w>],
             metadata: &'w str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            workload_variants: Option<&'w str>,
             resources: &'w [Value],
         }
         #[derive(Serialize)]
         struct WireProxy<'w> {
             namespace: &'w str,
-            labels: &'w std::collections::BTreeMap<String, String>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            labels: Option<&'w BTreeMap<String, String>>,
         }
         #[derive(Serialize)]
         struct Mode<'w> {
@@ -164,8 +209,8 @@ impl PluginConfig<'_> {
             schema: SCHEMA,
             digest: &self.digest,
             proxy: WireProxy {
-                namespace: &self.proxy.namespace,
-                labels: &self.proxy.labels,
+                namespace: self.namespace,
+                labels: self.labels,
             },
             outbound_traffic_policy: Mode {
                 mode: self.outbound.as_str(),
@@ -180,6 +225,8 @@ impl PluginConfig<'_> {
             default_cluster: self.default_cluster,
             connect_to: &connect_to,
             metadata: self.metadata.as_str(),
+            workload_variants: Some(self.variants.as_str())
+                .filter(|_| self.variants != Variants::None),
             resources: self.resources,
         };
         // Only maps with keys that are no strings could fail, and there is none.

@@ -1,6 +1,6 @@
 //! Every name that Envoy and we both spell. The filter and the renderer take them from here.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use egress_policy::{Cluster, Identity, TlsIntent, Trust};
 
@@ -49,6 +49,21 @@ pub const METADATA_TYPE: &str = "type.googleapis.com/google.protobuf.Struct";
 /// The property with the port that the application dialled.
 pub const DESTINATION_PORT: [&str; 2] = ["destination", "port"];
 
+/// The property that names the transport socket of a request, where a cluster has several; Envoy keeps it as
+/// [`SOCKET_STATE`].
+pub const SOCKET_PROPERTY: &str = "egress_socket";
+
+/// The filter state that [`SOCKET_PROPERTY`] becomes. Upstream connections do not see it.
+pub const SOCKET_STATE: &str = "wasm.egress_socket";
+
+/// The filter state that upstream connections see, by which a cluster finds the transport socket.
+pub const UPSTREAM_SOCKET_STATE: &str = "egress.transport_socket";
+
+/// Where Envoy's node has the labels of its workload, as Istio fills it in.
+///
+/// Source: istio/istio `pkg/model/proxy.go`, `NodeMetadata.Labels`.
+pub const NODE_LABELS: [&str; 4] = ["xds", "node", "metadata", "LABELS"];
+
 /// The name of the filter in Envoy's configuration and statistics.
 pub const FILTER_NAME: &str = "egress";
 
@@ -56,6 +71,13 @@ pub const FILTER_NAME: &str = "egress";
 ///
 /// Source: istio/istio `pilot/pkg/networking/util/util.go`, `PassthroughCluster`.
 pub const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
+
+/// Returns a name that no other cluster has, one of the same [`Cluster::name`] included: that of a transport
+/// socket, or of the cluster where Envoy can choose no transport socket.
+pub fn variant(cluster: &Cluster) -> String {
+    let print = cluster.fingerprint().to_string();
+    format!("{}~{}", cluster.name, print.get(..8).unwrap_or(&print))
+}
 
 /// Returns the name of the transport socket that a cluster's connections use.
 pub fn transport_socket(cluster: &Cluster) -> &'static str {
@@ -65,63 +87,106 @@ pub fn transport_socket(cluster: &Cluster) -> &'static str {
     }
 }
 
-/// Returns the name of a client certificate among Envoy's secrets: `file-cert:CERTIFICATE~KEY`, or
-/// `kubernetes://NAME`.
+/// Returns the name of a client certificate among Envoy's secrets: `file-cert:CERTIFICATE~KEY`,
+/// `kubernetes://NAME` or `configmap://NAMESPACE/NAME`.
 ///
-/// A credential that says where it is, `kubernetes://` or `configmap://`, keeps that beginning.
+/// Things that differ have different names. So characters that separate parts are written as `%` and their
+/// code, and a certificate whose credential ends like the name of authorities is written
+/// `kubernetes://NAME%2Dcacert`; Istio would answer with authorities there.
 ///
-/// Source: istio/istio `pilot/pkg/security/model/authentication.go`, and `security.SdsCertificateConfig`.
+/// Source: istio/istio `pilot/pkg/security/model/authentication.go`, `ApplyCustomSDSToClientCommonTLSContext`,
+/// and `security.SdsCertificateConfig`.
 pub fn identity_secret(identity: &Identity) -> impl fmt::Display + '_ {
     match identity {
-        Identity::Files { .. } => SecretName::IdentityFiles(identity),
-        Identity::Credential(name) => SecretName::Credential { name, suffix: "" },
+        Identity::Files { .. } => SecretName::Files(identity),
+        Identity::Credential(name) => SecretName::Certificate(name),
     }
 }
 
-/// Returns the name of a trust store among Envoy's secrets; `None` when nothing is verified.
+/// Returns the name of those whom a connection trusts among Envoy's secrets; `None` when nothing is verified.
 ///
-/// It is `file-root:system`, `file-root:PATH` or `kubernetes://NAME-cacert`; see [`identity_secret`] for
-/// credentials that say where they are. Where there is a list of revoked certificates, it is part of
-/// the name.
-///
-/// Source: istio/istio `security/pkg/nodeagent/cache/secretcache.go`, `file-root:`, and
-/// `pilot/pkg/security/model/authentication.go`.
+/// See [`trust_name`].
 pub fn trust_secret(tls: &TlsIntent) -> Option<impl fmt::Display + '_> {
-    Some(match (&tls.trust, &tls.crl) {
-        (Trust::InsecureSkipVerify, _) => return None,
-        (Trust::Credential(name), _) => SecretName::Credential {
-            name,
-            suffix: "-cacert",
-        },
-        (Trust::File(path), None) if path.starts_with('/') => SecretName::RootFile(path),
-        (Trust::System | Trust::File(_), _) => SecretName::Root(tls),
-    })
+    trust_name(&tls.trust, tls.crl.as_deref())
 }
 
-/// A name, written where it is needed; that of a credential without taking memory.
+/// Returns the name of authorities, with what they revoked, among Envoy's secrets: `file-root:system`,
+/// `file-root:PATH`, `kubernetes://NAME-cacert` or `configmap://NAMESPACE/NAME-cacert`, and `;crl:PATH` behind it.
+///
+/// Source: istio/istio `security/pkg/nodeagent/cache/secretcache.go`, `file-root:`, and
+/// `pilot/pkg/security/model/authentication.go`, `SdsCaSuffix`.
+pub fn trust_name<'t>(
+    trust: &'t Trust,
+    crl: Option<&'t str>,
+) -> Option<impl fmt::Display + use<'t>> {
+    (*trust != Trust::InsecureSkipVerify).then_some(SecretName::Authorities(trust, crl))
+}
+
+/// What Istio puts behind a credential's name to ask for its authorities.
+const CA_SUFFIX: &str = "-cacert";
+
+/// A name, written where it is needed without taking memory.
 enum SecretName<'n> {
-    IdentityFiles(&'n Identity),
-    Credential { name: &'n str, suffix: &'static str },
-    RootFile(&'n str),
-    Root(&'n TlsIntent),
+    Files(&'n Identity),
+    Certificate(&'n str),
+    Authorities(&'n Trust, Option<&'n str>),
 }
 
 impl fmt::Display for SecretName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SecretName::IdentityFiles(identity) => write!(f, "file-cert:{identity}"),
-            SecretName::Credential { name, suffix } => {
-                if !["kubernetes://", "configmap://"]
-                    .iter()
-                    .any(|scheme| name.starts_with(scheme))
-                {
-                    f.write_str("kubernetes://")?;
+            SecretName::Files(identity) => write!(f, "file-cert:{identity}"),
+            SecretName::Certificate(name) => match name.strip_suffix(CA_SUFFIX) {
+                Some(stem) => {
+                    credential(stem, f)?;
+                    f.write_str("%2Dcacert")
                 }
-                f.write_str(name)?;
-                f.write_str(suffix)
+                None => credential(name, f),
+            },
+            SecretName::Authorities(trust, crl) => {
+                match trust {
+                    Trust::Credential(name) => {
+                        credential(name, f)?;
+                        f.write_str(CA_SUFFIX)?;
+                    }
+                    // A file of that name is not the system's bundle.
+                    Trust::File(path) if path == "system" => f.write_str("file-root:./system")?,
+                    Trust::File(path) => {
+                        f.write_str("file-root:")?;
+                        escape(path, f)?;
+                    }
+                    Trust::System | Trust::InsecureSkipVerify => write!(f, "file-root:{trust}")?,
+                }
+                if let Some(crl) = crl {
+                    f.write_str(";crl:")?;
+                    escape(crl, f)?;
+                }
+                Ok(())
             }
-            SecretName::RootFile(path) => write!(f, "file-root:{path}"),
-            SecretName::Root(tls) => write!(f, "file-root:{}", tls.trust_id()),
         }
     }
+}
+
+/// Writes a credential's name behind what it is of.
+fn credential(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let (scheme, rest) = match name.strip_prefix("configmap://") {
+        Some(rest) => ("configmap://", rest),
+        None => (
+            "kubernetes://",
+            name.strip_prefix("kubernetes://").unwrap_or(name),
+        ),
+    };
+    f.write_str(scheme)?;
+    escape(rest, f)
+}
+
+/// Writes the characters that separate parts of a name as `%` and their code, so that no path can pose as two.
+fn escape(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for c in text.chars() {
+        match c {
+            '%' | '|' | ';' | '~' => write!(f, "%{:02X}", u32::from(c))?,
+            c => f.write_char(c)?,
+        }
+    }
+    Ok(())
 }

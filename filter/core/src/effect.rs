@@ -13,6 +13,8 @@ pub enum Effect<'e> {
     ChooseRouteAgain,
     /// Set one of Envoy's own filter-state objects.
     FilterState(&'static str, &'e str),
+    /// Name the transport socket, where the cluster has several.
+    TransportSocket(&'e str),
     /// Give the access log its metadata.
     Metadata(&'e [u8]),
     /// Answer the request here.
@@ -26,17 +28,17 @@ pub enum Effect<'e> {
     },
 }
 
-/// Effects in the order in which they are applied. There are never more than eight, so they need no heap.
+/// Effects in the order in which they are applied. There are never more than nine, so they need no heap.
 #[derive(Debug, Clone, Copy)]
 pub struct Effects<'e> {
-    list: [Option<Effect<'e>>; 8],
+    list: [Option<Effect<'e>>; 9],
     len: usize,
 }
 
 impl<'e> Effects<'e> {
     pub(crate) fn new() -> Self {
         Effects {
-            list: [None; 8],
+            list: [None; 9],
             len: 0,
         }
     }

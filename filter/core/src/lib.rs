@@ -39,13 +39,15 @@ pub mod config;
 pub mod contract;
 mod effect;
 mod facts;
+mod labels;
 mod load;
 mod metadata;
 mod plan;
 
-pub use config::{AuthorityMode, MetadataFormat, PluginConfig};
+pub use config::{AuthorityMode, MetadataFormat, PluginConfig, Variants};
 pub use effect::{Effect, Effects};
 pub use facts::Facts;
-pub use load::{InvalidConfig, Loaded, load};
+pub use labels::labels;
+pub use load::{InvalidConfig, Loaded, load, load_for};
 pub use metadata::{Entry, FIELDS, varint};
 pub use plan::{Scratch, plan_http};

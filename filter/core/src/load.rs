@@ -5,13 +5,14 @@ use std::fmt;
 
 use egress_policy::fields::{Field, Report, Way};
 use egress_policy::{
-    ConnectTo, HostName, Origin, OutboundMode, Parser, PolicyTable, PortNumber, Problem,
-    ProblemKind, Problems, Proxy, Settling,
+    Arrival, Cluster, ConnectTo, HostName, Origin, OutboundMode, Parser, PolicyTable, PortNumber,
+    Problem, ProblemKind, Problems, Proxy, Settling,
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use crate::config::{AuthorityMode, MetadataFormat, SCHEMA};
+use crate::config::{AuthorityMode, MetadataFormat, SCHEMA, Variants};
+use crate::contract;
 
 /// A configuration that was read and compiled whole.
 #[derive(Debug)]
@@ -28,6 +29,10 @@ pub struct Loaded {
     pub headers_stripped: bool,
     /// How metadata is written.
     pub metadata: MetadataFormat,
+    /// The names by which Envoy tells clusters of one name apart, by [`Cluster::name`]; empty where none needs it.
+    variants: BTreeMap<Box<str>, String>,
+    /// Whether they name transport sockets, or clusters.
+    variant_kind: Variants,
     /// What was noticed and does not prevent anything.
     pub warnings: Problems,
 }
@@ -41,6 +46,11 @@ pub enum InvalidConfig {
     /// It is, and this is wrong with it.
     #[error("{0}")]
     Problems(Problems),
+    /// The labels that would decide cannot be read.
+    #[error(
+        "the labels of Envoy's node are not a map of texts (`node.metadata.LABELS`), and `proxy.labels` is not given"
+    )]
+    NodeLabels,
     /// It was made for another table than this filter compiles.
     #[error(
         "the rules compile to digest {found}, the configuration was made for {wanted}: use the egressctl and the filter of one version"
@@ -53,11 +63,23 @@ pub enum InvalidConfig {
     },
 }
 
-/// Reads a plugin configuration.
+/// Reads a plugin configuration, for a node without labels.
 ///
 /// # Errors
 /// With everything that is wrong; then nothing of the configuration is in use.
 pub fn load(json: &[u8]) -> Result<Loaded, InvalidConfig> {
+    load_for(json, Some(BTreeMap::new()))
+}
+
+/// Reads a plugin configuration; `node_labels` count where it does not say the labels of the workload. `None`
+/// are labels that cannot be read.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_for(
+    json: &[u8],
+    node_labels: Option<BTreeMap<String, String>>,
+) -> Result<Loaded, InvalidConfig> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     let read = reader
         .deserialize_map(Reader)
@@ -79,19 +101,41 @@ pub fn load(json: &[u8]) -> Result<Loaded, InvalidConfig> {
         return Err(InvalidConfig::Problems(problems));
     };
 
-    let (table, mut warnings) = match PolicyTable::compile(&resources, &settings.settling) {
-        Ok(compiled) => compiled,
+    let compile = |settling: &Settling| match PolicyTable::compile(&resources, settling) {
+        Ok(compiled) => Ok(compiled),
         Err(mut more) => {
-            more.0.splice(0..0, problems.0);
-            return Err(InvalidConfig::Problems(more));
+            more.0.splice(0..0, problems.0.iter().cloned());
+            Err(InvalidConfig::Problems(more))
         }
     };
-    warnings.0.splice(0..0, problems.0);
+    let (mut table, mut warnings) = compile(&settings.settling)?;
     let found = table.digest().to_string();
     if let Some(wanted) = settings.digest.filter(|wanted| *wanted != found) {
         return Err(InvalidConfig::Skew { found, wanted });
     }
+    if settings.labels_of_the_node {
+        // The renderer knew of no labels, so the digest is that of none.
+        let mut settling = settings.settling;
+        settling.proxy.labels = node_labels.ok_or(InvalidConfig::NodeLabels)?;
+        if !settling.proxy.labels.is_empty() {
+            (table, warnings) = compile(&settling)?;
+        }
+    }
+    warnings.0.splice(0..0, problems.0);
+    let variants = match settings.variants {
+        Variants::None => BTreeMap::new(),
+        kind => table
+            .services()
+            .filter(|service| service.arrival == Arrival::Http)
+            .map(|service| service.cluster)
+            .filter(|cluster| cluster.own.is_some())
+            .filter(|cluster| kind == Variants::Clusters || cluster.tls.is_some())
+            .map(|cluster| (cluster.name.as_str().into(), contract::variant(cluster)))
+            .collect(),
+    };
     Ok(Loaded {
+        variants,
+        variant_kind: settings.variants,
         table,
         listener_port: settings.listener_port,
         authority: settings.authority,
@@ -102,7 +146,28 @@ pub fn load(json: &[u8]) -> Result<Loaded, InvalidConfig> {
     })
 }
 
+impl Loaded {
+    /// Returns the transport socket that a request to a cluster must name, where the cluster has several.
+    pub(crate) fn transport_socket(&self, cluster: &Cluster) -> Option<&str> {
+        let named = self.variant_kind == Variants::Sockets;
+        named
+            .then(|| self.variants.get(cluster.name.as_str()))?
+            .map(String::as_str)
+    }
+
+    /// Returns what Envoy calls a cluster.
+    pub(crate) fn cluster_name<'l>(&'l self, cluster: &'l Cluster) -> &'l str {
+        let own = match self.variant_kind {
+            Variants::Clusters => self.variants.get(cluster.name.as_str()),
+            Variants::None | Variants::Sockets => None,
+        };
+        own.map_or(cluster.name.as_str(), String::as_str)
+    }
+}
+
 struct Settings {
+    variants: Variants,
+    labels_of_the_node: bool,
     digest: Option<String>,
     settling: Settling,
     listener_port: Option<PortNumber>,
@@ -120,10 +185,17 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         let fields = field.fields()?;
         let namespace = fields.read("namespace", |field| field.text().map(str::to_owned));
         let labels = fields.read("labels", |field| Some(BTreeMap::from_iter(field.labels())));
-        Some(Proxy {
-            namespace: namespace.unwrap_or_else(|| egress_policy::DEFAULT_NAMESPACE.to_owned()),
-            labels: labels.unwrap_or_default(),
-        })
+        let namespace = namespace.unwrap_or_else(|| egress_policy::DEFAULT_NAMESPACE.to_owned());
+        Some((namespace, labels))
+    });
+    let (namespace, labels) = proxy.unwrap_or_else(|| (Proxy::default().namespace, None));
+    let labels_of_the_node = labels.is_none();
+    let proxy = Proxy {
+        namespace,
+        labels: labels.unwrap_or_default(),
+    };
+    let variants = fields.read("workloadVariants", |field| {
+        field.word("word", &Variants::NAMES, Variants::parse)
     });
     let outbound = fields.read("outboundTrafficPolicy", |field| {
         let fields = field.fields()?;
@@ -165,11 +237,13 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         Some(())
     });
     let settling = Settling {
-        proxy: proxy.unwrap_or_default(),
+        proxy,
         outbound: outbound.unwrap_or_default(),
         connect_to,
     };
     Some(Settings {
+        variants: variants.unwrap_or_default(),
+        labels_of_the_node,
         digest,
         settling,
         listener_port,

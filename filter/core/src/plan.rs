@@ -70,6 +70,9 @@ pub fn plan_http<'e>(
             if let (Sends::AsWritten { canonical: false }, Some(tls)) = (sends, &cluster.tls) {
                 push_names(&mut effects, tls, scratch);
             }
+            if let Some(socket) = config.transport_socket(cluster) {
+                effects.push(Effect::TransportSocket(socket));
+            }
             effects.push(Effect::Metadata(&scratch.metadata));
             effects
         }
@@ -251,7 +254,7 @@ fn route<'e>(
     other: &'static str,
     cluster: &'e Cluster,
 ) {
-    let name = cluster.name.as_str();
+    let name = config.cluster_name(cluster);
     if config.headers_stripped && config.default_cluster.as_deref() == Some(name) {
         return;
     }
@@ -308,11 +311,13 @@ fn write_metadata(
     writer.text(Entry::Reason, decision.reason().map(Reason::as_str));
     writer.resource(Entry::Rule, decision.rule);
     writer.resource(Entry::ServiceEntry, decision.service_entry);
-    writer.text(Entry::Cluster, cluster.map(|cluster| cluster.name.as_str()));
-    writer.text(
-        Entry::TransportSocket,
-        cluster.map(contract::transport_socket),
-    );
+    writer.text(Entry::Cluster, cluster.map(|it| config.cluster_name(it)));
+    let socket = |it| {
+        config
+            .transport_socket(it)
+            .unwrap_or_else(|| contract::transport_socket(it))
+    };
+    writer.text(Entry::TransportSocket, cluster.map(socket));
     writer.text(Entry::TlsMode, tls.map(|tls| tls.mode.as_str()));
     writer.text(
         Entry::Sni,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use egress_filter::{
     AuthorityMode, Effect, FIELDS, Facts, InvalidConfig, Loaded, MetadataFormat, PluginConfig,
-    Scratch, contract, load, plan_http,
+    Scratch, Variants, contract, load, load_for, plan_http,
 };
 use egress_policy::{
     ConnectTo, HostName, Identity, NameSource, OutboundMode, Parser, PolicyTable, PortNumber,
@@ -105,7 +105,9 @@ fn loaded(with: &With) -> Loaded {
     let (table, _) = PolicyTable::compile(&parser.finish().0, &settling).unwrap();
     let config = PluginConfig {
         digest: table.digest().to_string(),
-        proxy: &proxy,
+        namespace: &proxy.namespace,
+        labels: Some(&proxy.labels),
+        variants: Variants::None,
         outbound: with.outbound,
         authority: with.authority,
         listener_port: Some(PortNumber::HTTP),
@@ -141,6 +143,7 @@ fn planned(config: &Loaded, authority: &str) -> (Vec<String>, BTreeMap<String, S
             Effect::FilterState(key, value) => {
                 format!("{} = {value}", key.rsplit('.').next().unwrap())
             }
+            Effect::TransportSocket(name) => format!("socket {name}"),
             Effect::Answer {
                 status, details, ..
             } => format!("answer {status} {details}"),
@@ -475,5 +478,121 @@ fn what_is_not_a_configuration_is_refused() {
             .unwrap_err()
             .to_string()
             .contains("controlHeaders")
+    );
+}
+
+/// Two rules for selected workloads and one for the rest, all with a cluster of their own.
+fn by_node(variants: &str) -> String {
+    let selected = |name: &str, app: Option<&str>| {
+        let mut spec = json!({
+            "host": "api.example.com",
+            "trafficPolicy": {"tls": {
+                "mode": "MUTUAL",
+                "clientCertificate": format!("/{name}.pem"),
+                "privateKey": format!("/{name}.key"),
+                "sni": "api.example.com",
+            }},
+        });
+        if let (Some(app), Some(spec)) = (app, spec.as_object_mut()) {
+            spec.insert(
+                "workloadSelector".to_owned(),
+                json!({"matchLabels": {"app": app}}),
+            );
+        }
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": name}, "spec": spec})
+    };
+    let ports = json!([{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 443}]);
+    let spec = json!({"hosts": ["api.example.com"], "resolution": "DNS", "ports": ports});
+    json!({
+        "proxy": {"namespace": "default"},
+        "listener": {"port": 80},
+        "controlHeaders": "STRIPPED",
+        "workloadVariants": variants,
+        "resources": [
+            {"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": "api"}, "spec": spec},
+            selected("shop", Some("shop")),
+            selected("bank", Some("bank")),
+            selected("rest", None),
+        ],
+    })
+    .to_string()
+}
+
+fn node(app: &str) -> Option<BTreeMap<String, String>> {
+    Some(BTreeMap::from([("app".to_owned(), app.to_owned())]))
+}
+
+#[test]
+fn the_labels_of_the_node_choose_the_transport_socket() {
+    const CLUSTER: &str = "outbound|80||api.example.com";
+    let mut sockets = Vec::new();
+    for (app, rule) in [
+        ("shop", "default/shop"),
+        ("bank", "default/bank"),
+        ("none", "default/rest"),
+    ] {
+        let config = load_for(by_node("SOCKETS").as_bytes(), node(app)).unwrap();
+        let (words, metadata) = planned(&config, "api.example.com");
+        assert_eq!(metadata["rule"], rule);
+        assert_eq!(metadata["cluster"], CLUSTER);
+        let socket = metadata["transport_socket"].clone();
+        assert!(
+            socket.starts_with("outbound|80||api.example.com~"),
+            "{socket}"
+        );
+        assert_eq!(
+            words,
+            [
+                format!("x-egress-originate: {CLUSTER}"),
+                "choose route".to_owned(),
+                format!("socket {socket}")
+            ]
+        );
+        sockets.push(socket);
+    }
+    sockets.sort();
+    sockets.dedup();
+    assert_eq!(sockets.len(), 3, "one for each certificate: {sockets:?}");
+}
+
+#[test]
+fn where_sockets_cannot_be_chosen_clusters_are() {
+    let config = load_for(by_node("CLUSTERS").as_bytes(), node("shop")).unwrap();
+    let (words, metadata) = planned(&config, "api.example.com");
+    let cluster = &metadata["cluster"];
+    assert!(
+        cluster.starts_with("outbound|80||api.example.com~"),
+        "{cluster}"
+    );
+    assert_eq!(
+        words,
+        [
+            format!("x-egress-originate: {cluster}"),
+            "choose route".to_owned()
+        ]
+    );
+}
+
+#[test]
+fn labels_that_cannot_be_read_load_nothing() {
+    let error = load_for(by_node("SOCKETS").as_bytes(), None).unwrap_err();
+    assert!(
+        error.to_string().contains("node.metadata.LABELS"),
+        "{error}"
+    );
+    // Where the configuration says the labels, those of the node do not matter.
+    let said = by_node("NONE").replace(
+        r#""namespace":"default""#,
+        r#""namespace":"default","labels":{"app":"bank"}"#,
+    );
+    let config = load_for(said.as_bytes(), None).unwrap();
+    assert_eq!(
+        planned(&config, "api.example.com").1["rule"],
+        "default/bank"
+    );
+    let config = load_for(said.as_bytes(), node("shop")).unwrap();
+    assert_eq!(
+        planned(&config, "api.example.com").1["rule"],
+        "default/bank"
     );
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::digest::Digest;
 use crate::host::HostPattern;
 use crate::port::PortNumber;
 use crate::resource::{ConnectionPool, LoadBalancer, OutlierDetection, ProxyProtocol, RetryBudget};
@@ -125,4 +126,25 @@ pub struct Cluster {
     pub proxy_protocol: Option<ProxyProtocol>,
     /// `retryBudget`.
     pub retry_budget: Option<RetryBudget>,
+}
+
+impl Cluster {
+    /// Returns all of it in one line, for fingerprints.
+    pub(crate) fn line(&self) -> String {
+        let tls = self
+            .tls
+            .as_ref()
+            .map(|tls| (&tls.sni, &tls.names, tls.mode, tls.common()));
+        // The rest holds no secret, and its `Debug` shows all of it.
+        let rest = Cluster {
+            tls: None,
+            ..self.clone()
+        };
+        format!("{tls:?} {rest:?}")
+    }
+
+    /// Returns a fingerprint that tells clusters of one name apart: rules for several workloads may make more than one.
+    pub fn fingerprint(&self) -> Digest {
+        Digest::of(std::iter::once(self.line().as_str()))
+    }
 }

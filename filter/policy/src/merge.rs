@@ -39,6 +39,32 @@ impl Default for Proxy {
     }
 }
 
+impl Proxy {
+    /// Returns proxies of one namespace, unlabelled and with the labels of each selector there: whatever a rule
+    /// does for any workload of the namespace, it does for one of them.
+    ///
+    /// For each host the first rule that selects a workload counts. So if a rule counts for any workload, it
+    /// counts for one that has the rule's own labels and no other: that one is selected by no rule before it that
+    /// does not select the first workload too.
+    pub fn kinds(namespace: &str, rules: &[DestinationRule]) -> Vec<Proxy> {
+        let mut labels = std::collections::BTreeSet::from([BTreeMap::new()]);
+        for rule in rules {
+            if rule.meta.id.namespace == namespace {
+                labels.extend(
+                    rule.selector
+                        .iter()
+                        .map(|selector| selector.iter().cloned().collect()),
+                );
+            }
+        }
+        let proxy = |labels| Proxy {
+            namespace: namespace.to_owned(),
+            labels,
+        };
+        labels.into_iter().map(proxy).collect()
+    }
+}
+
 /// Says whether a resource of `owner` with this `exportTo` is seen from `namespace`.
 pub(crate) fn exported(export_to: &[String], owner: &str, namespace: &str) -> bool {
     export_to.is_empty()

@@ -17,7 +17,7 @@ use crate::resource::{
 };
 use crate::source::problem_of;
 use crate::table::index::HostIndex;
-use crate::tls::{Identity, TlsIntent, Trust};
+use crate::tls::{TlsIntent, Trust};
 
 pub(crate) mod index;
 
@@ -295,18 +295,7 @@ impl PolicyTable {
                 )
             })
             .collect();
-        lines.extend(self.clusters.iter().map(|cluster| {
-            let tls = cluster
-                .tls
-                .as_ref()
-                .map(|tls| (&tls.sni, &tls.names, tls.mode, tls.common()));
-            // The rest holds no secret, and its `Debug` shows all of it.
-            let rest = Cluster {
-                tls: None,
-                ..cluster.clone()
-            };
-            format!("{tls:?} {rest:?}")
-        }));
+        lines.extend(self.clusters.iter().map(Cluster::line));
         lines.extend(
             self.connect_to
                 .iter()
@@ -662,16 +651,6 @@ impl<'r> Compiler<'r> {
                     ProblemKind::Invalid(text),
                     hint,
                 );
-            }
-            if tls.as_ref().is_some_and(|tls| {
-                matches!(tls.trust, Trust::Credential(_))
-                    || matches!(tls.identity, Some(Identity::Credential(_)))
-            }) {
-                let hint = "nothing starts with it; give `clientCertificate`, `privateKey` and `caCertificates` as files";
-                let mut path = under("tls");
-                path.0.push(Segment::Key("credentialName".to_owned()));
-                let kind = ProblemKind::NotSupported("`credentialName`".to_owned());
-                self.report(Severity::Warning, meta, path, kind, hint);
             }
             if service.arrival == Arrival::Tls && tls.is_some() {
                 let (port, host) = (service.port.number, service.host);

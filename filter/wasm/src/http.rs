@@ -77,6 +77,9 @@ fn apply(effect: Effect<'_>) -> Result<(), HostError> {
         Effect::FilterState(key, value) => {
             host::call(contract::SET_FILTER_STATE, &filter_state(key, value))
         }
+        Effect::TransportSocket(name) => {
+            host::set_property(contract::SOCKET_PROPERTY, name.as_bytes())
+        }
         Effect::Metadata(value) => host::set_property(contract::METADATA_PROPERTY, value),
         Effect::Answer {
             status,

@@ -1,5 +1,6 @@
 //! The configuration of the plugin: loaded whole, then swapped in.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use egress_filter::{MetadataFormat, contract, varint};
@@ -25,7 +26,7 @@ impl RootContext for Root {
                 return false;
             }
         };
-        match egress_filter::load(&json) {
+        match egress_filter::load_for(&json, node_labels()) {
             Ok(loaded) => {
                 for warning in &loaded.warnings.0 {
                     warn!("egress: {warning}");
@@ -58,6 +59,13 @@ impl RootContext for Root {
     fn get_type(&self) -> Option<ContextType> {
         Some(ContextType::HttpContext)
     }
+}
+
+/// Reads the labels that Envoy's node has. `None` where it has some that cannot be read: to take it for a
+/// node without labels would pass over the rules that select it.
+fn node_labels() -> Option<BTreeMap<String, String>> {
+    let bytes = host::property(&contract::NODE_LABELS).ok()?;
+    egress_filter::labels(&bytes.unwrap_or_default())
 }
 
 /// Tells the host that the metadata is an object, so that a JSON access log shows it as one.

@@ -1,0 +1,187 @@
+//! `egressctl render`: configuration for an Envoy that somebody else starts.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::args::{Format, RenderEnvoy};
+use super::settings::{self, Settled};
+use super::{ExitStatus, fail, print, refuse, tell};
+use crate::credentials::{Files, Material, Missing, Need};
+use crate::xds::{self, Secrets};
+use crate::{fs, xds::watched_documents};
+
+/// The folders beside the bootstrap.
+const SECRETS: &str = "secrets";
+const CREDENTIALS: &str = "credentials";
+
+/// Prints the bootstrap that `run` would use, or writes it with the secrets that it refers to.
+pub(super) fn envoy(args: &RenderEnvoy) -> ExitStatus {
+    let mut settled = match settings::settle(&args.rules, None) {
+        Ok(settled) => settled,
+        Err(status) => return status,
+    };
+    match &args.output_folder {
+        Some(folder) => match written(folder, &mut settled, args.output) {
+            Ok(()) => ExitStatus::Success,
+            Err(status) => status,
+        },
+        None => {
+            match files(&settled) {
+                Ok(files) => {
+                    if !files.is_empty() {
+                        tell(
+                            "note: Envoy reads these certificates when it starts and not again; with `--output-folder DIR` it watches them",
+                        );
+                    }
+                    settled.options.secrets = Secrets::AtStart(files);
+                }
+                Err(text) => return refuse(&text),
+            }
+            match text(&settled, args.output) {
+                Ok(text) => print(&text),
+                Err(error) => fail(&error),
+            }
+        }
+    }
+}
+
+/// Finds the files of all secrets, for a bootstrap that stands alone.
+fn files(settled: &Settled) -> Result<BTreeMap<String, Files>, String> {
+    let mut all = BTreeMap::new();
+    for need in settled.needs() {
+        match settled
+            .store
+            .files(&need)
+            .map_err(|missing| told(&missing))?
+        {
+            Some(files) => all.insert(need.name(), files),
+            None => {
+                return Err(format!(
+                    "the secret `{}` stands among the rules, and a bootstrap is no place for keys\nhint: `--output-folder DIR` writes it to a file that only you can read",
+                    need.name()
+                ));
+            }
+        };
+    }
+    Ok(all)
+}
+
+fn told(missing: &Missing) -> String {
+    match &missing.hint {
+        Some(hint) => format!("{}\nhint: {hint}", missing.what),
+        None => missing.what.clone(),
+    }
+}
+
+/// Writes the bootstrap, what it refers to, and the keys that stand among the rules, to a folder.
+fn written(folder: &Path, settled: &mut Settled, format: Format) -> Result<(), ExitStatus> {
+    let failed = |path: &Path, error: std::io::Error| {
+        fail(&format!("cannot write `{}`: {error}", path.display()))
+    };
+    let folder = fs::absolute(folder).map_err(|error| refuse(&error.to_string()))?;
+    let mut all = BTreeMap::new();
+    let mut keys = Vec::new();
+    for need in settled.needs() {
+        let found = settled.store.files(&need);
+        let files = match found.map_err(|missing| refuse(&told(&missing)))? {
+            Some(files) => files,
+            None => {
+                let name = xds::file_name(&need.name());
+                let (files, parts) = copied(settled, &need, &folder.join(CREDENTIALS).join(name))?;
+                keys.extend(parts);
+                files
+            }
+        };
+        let files = rooted(files).map_err(|error| refuse(&error.to_string()))?;
+        all.insert(need.name(), files);
+    }
+    let secrets = folder.join(SECRETS);
+    settled.options.secrets = Secrets::Watched(secrets.display().to_string());
+    let bootstrap = text(settled, format).map_err(|error| fail(&error))?;
+
+    // Nothing is written before all of it is known to be right.
+    fs::make_private_folder(&folder).map_err(|error| failed(&folder, error))?;
+    let name = match format {
+        Format::Yaml => "bootstrap.yaml",
+        Format::Json => "bootstrap.json",
+    };
+    for (path, bytes) in keys {
+        fs::replace_private(&path, &bytes).map_err(|error| failed(&path, error))?;
+    }
+    for (name, document) in watched_documents(&all) {
+        let path = secrets.join(format!("{name}.json"));
+        let text = document.to_string();
+        fs::replace_private(&path, text.as_bytes()).map_err(|error| failed(&path, error))?;
+    }
+    let path = folder.join(name);
+    fs::replace_private(&path, bootstrap.as_bytes()).map_err(|error| failed(&path, error))?;
+    match print(&format!("{}\n", path.display())) {
+        ExitStatus::Success => Ok(()),
+        status => Err(status),
+    }
+}
+
+/// What is to be written where.
+type Parts = Vec<(std::path::PathBuf, Vec<u8>)>;
+
+/// Lays out a secret that stands among the rules as Kubernetes would mount it.
+fn copied(settled: &Settled, need: &Need, folder: &Path) -> Result<(Files, Parts), ExitStatus> {
+    let material = settled.store.load(need);
+    Ok(match material.map_err(|missing| refuse(&told(&missing)))? {
+        Material::Certificate { chain, key } => {
+            let files = (folder.join("tls.crt"), folder.join("tls.key"));
+            let parts = vec![
+                (files.0.clone(), chain),
+                (files.1.clone(), key.pem().to_vec()),
+            ];
+            let (chain, key) = files;
+            (Files::Certificate { chain, key }, parts)
+        }
+        Material::Validation { ca, crl } => {
+            let mut parts = vec![(folder.join("ca.crt"), ca)];
+            parts.extend(crl.map(|crl| (folder.join("ca.crl"), crl)));
+            let crl = parts.get(1).map(|(path, _)| path.clone());
+            let ca = folder.join("ca.crt");
+            (Files::Validation { ca, crl }, parts)
+        }
+    })
+}
+
+/// Makes the paths such that they do not depend on where Envoy is started.
+fn rooted(files: Files) -> Result<Files, fs::FileError> {
+    Ok(match files {
+        Files::Certificate { chain, key } => Files::Certificate {
+            chain: fs::absolute(&chain)?,
+            key: fs::absolute(&key)?,
+        },
+        Files::Validation { ca, crl } => Files::Validation {
+            ca: fs::absolute(&ca)?,
+            crl: crl.map(|crl| fs::absolute(&crl)).transpose()?,
+        },
+    })
+}
+
+fn text(settled: &Settled, format: Format) -> Result<String, String> {
+    let bootstrap: Value = xds::bootstrap(
+        &settled.rules.table,
+        &settled.rules.resources(),
+        &settled.options,
+    );
+    let text = match format {
+        Format::Json => serde_json::to_string_pretty(&bootstrap).map_err(|error| error.to_string()),
+        Format::Yaml => serde_saphyr::to_string(&bootstrap).map_err(|error| error.to_string()),
+    };
+    let comment = match format {
+        Format::Json => String::new(),
+        Format::Yaml => format!(
+            "# Rendered by egressctl {} for Envoy {}; rules digest {}\n",
+            env!("CARGO_PKG_VERSION"),
+            settled.version,
+            settled.rules.table.digest()
+        ),
+    };
+    text.map(|text| format!("{comment}{}\n", text.trim_end()))
+        .map_err(|error| format!("cannot write the bootstrap: {error}"))
+}

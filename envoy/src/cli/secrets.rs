@@ -1,0 +1,352 @@
+//! `egressctl secrets`: what certificates a running Envoy holds.
+
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+use x509_parser::pem::Pem;
+use x509_parser::time::ASN1Time;
+
+use super::args::{Report as Output, Secrets};
+use super::{ExitStatus, fail, print, refuse};
+use crate::run::admin;
+use crate::{fs, xds::Admin};
+
+/// What the columns are called, as `istioctl proxy-config secret` has them.
+///
+/// Source: istio/istio `istioctl/pkg/writer/compare/sds/writer.go`, `secretItemColumns`.
+const COLUMNS: [&str; 7] = [
+    "RESOURCE NAME",
+    "TYPE",
+    "STATUS",
+    "VALID CERT",
+    "SERIAL NUMBER",
+    "NOT AFTER",
+    "NOT BEFORE",
+];
+
+/// Asks Envoy and prints what it holds.
+pub(super) fn main(args: &Secrets) -> ExitStatus {
+    let admin = match args.admin.clone().map_or_else(only_run, Ok) {
+        Ok(admin) => admin,
+        Err(text) => return refuse(&text),
+    };
+    let Some(dump) = admin::get_once(&admin, "/config_dump") else {
+        return fail(&format!(
+            "no Envoy answers at {}\nhint: `egressctl run` prints where its admin interface is, behind `admin=`",
+            place(&admin)
+        ));
+    };
+    let Ok(dump) = serde_json::from_slice::<Value>(&dump) else {
+        return fail("Envoy's configuration is not JSON");
+    };
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let rows = rows(&dump, now, args.within.unwrap_or_default());
+    let text = match args.output {
+        Output::Text => table(&rows),
+        Output::Json => {
+            let rows: Vec<Value> = rows.iter().map(Row::to_json).collect();
+            match serde_json::to_string_pretty(&rows) {
+                Ok(text) => text + "\n",
+                Err(error) => return fail(&format!("cannot write the report: {error}")),
+            }
+        }
+    };
+    let problems: Vec<&Row> = rows.iter().filter(|row| row.problem.is_some()).collect();
+    match print(&text) {
+        ExitStatus::Success if problems.is_empty() => ExitStatus::Success,
+        ExitStatus::Success => {
+            let mut text = String::new();
+            for row in problems {
+                let problem = row.problem.as_deref().unwrap_or_default();
+                let _ = writeln!(text, "`{}` {problem}", row.name);
+            }
+            refuse(text.trim_end())
+        }
+        status => status,
+    }
+}
+
+fn place(admin: &Admin) -> String {
+    match admin {
+        Admin::Pipe(path) => path.clone(),
+        Admin::Tcp(address, port) => format!("{address}:{port}"),
+    }
+}
+
+/// Finds the one Envoy that `egressctl run` has started here.
+fn only_run() -> Result<Admin, String> {
+    let mut running: Vec<Admin> = fs::runs()
+        .into_iter()
+        .filter(|admin| admin::get_once(admin, "/ready").is_some())
+        .collect();
+    match (running.pop(), running.len()) {
+        (Some(admin), 0) => Ok(admin),
+        (None, _) => Err(
+            "no running Envoy was found\nhint: name its admin interface: --admin SOCKET or --admin ADDRESS:PORT"
+                .to_owned(),
+        ),
+        (Some(last), _) => {
+            running.push(last);
+            let places: Vec<String> = running
+                .iter()
+                .map(|admin| format!("--admin {}", place(admin)))
+                .collect();
+            Err(format!(
+                "more than one Envoy runs here; choose one:\n{}",
+                places.join("\n")
+            ))
+        }
+    }
+}
+
+/// One certificate of one secret, or a secret without any.
+#[derive(Debug)]
+struct Row {
+    name: String,
+    kind: &'static str,
+    status: &'static str,
+    certificate: Option<Certificate>,
+    valid: bool,
+    problem: Option<String>,
+}
+
+/// What is shown of a certificate.
+#[derive(Debug)]
+struct Certificate {
+    serial: String,
+    not_after: i64,
+    not_before: i64,
+}
+
+impl Row {
+    fn cells(&self) -> [String; 7] {
+        let certificate = |of: &dyn Fn(&Certificate) -> String| {
+            self.certificate.as_ref().map_or_else(String::new, of)
+        };
+        [
+            self.name.clone(),
+            self.kind.to_owned(),
+            self.status.to_owned(),
+            self.valid.to_string(),
+            certificate(&|it| it.serial.clone()),
+            certificate(&|it| date(it.not_after)),
+            certificate(&|it| date(it.not_before)),
+        ]
+    }
+
+    fn to_json(&self) -> Value {
+        let certificate = self.certificate.as_ref();
+        json!({
+            "name": self.name,
+            "type": self.kind,
+            "status": self.status,
+            "valid": self.valid,
+            "serialNumber": certificate.map(|it| it.serial.as_str()),
+            "notAfter": certificate.map(|it| date(it.not_after)),
+            "notBefore": certificate.map(|it| date(it.not_before)),
+            "problem": self.problem,
+        })
+    }
+}
+
+/// Reads the secrets of a configuration dump, in the order of their names.
+fn rows(dump: &Value, now: Duration, within: Duration) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let configs = dump.get("configs").and_then(Value::as_array);
+    for config in configs.into_iter().flatten() {
+        for (list, status) in [
+            ("static_secrets", "ACTIVE"),
+            ("dynamic_active_secrets", "ACTIVE"),
+            ("dynamic_warming_secrets", "WARMING"),
+        ] {
+            let secrets = config.get(list).and_then(Value::as_array);
+            for secret in secrets.into_iter().flatten() {
+                rows.extend(rows_of(secret, status, now, within));
+            }
+        }
+    }
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    rows
+}
+
+fn rows_of(entry: &Value, status: &'static str, now: Duration, within: Duration) -> Vec<Row> {
+    let name = entry
+        .get("name")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
+    let secret = entry.get("secret").unwrap_or(&Value::Null);
+    let (kind, source) = match (
+        secret.get("tls_certificate"),
+        secret.get("validation_context"),
+    ) {
+        (Some(certificate), _) => ("Cert Chain", certificate.get("certificate_chain")),
+        (None, Some(context)) => ("CA", context.get("trusted_ca")),
+        (None, None) if is_trust(&name) => ("CA", None),
+        (None, None) => ("Cert Chain", None),
+    };
+    let mut certificates = source
+        .and_then(bytes)
+        .map(|pem| read(&pem))
+        .unwrap_or_default();
+    if kind == "Cert Chain" {
+        certificates.truncate(1);
+    }
+    if certificates.is_empty() || certificates.len() > 16 {
+        // A system's bundle is no list that anyone would read, and nobody here renews what is in it.
+        let missing = certificates.is_empty();
+        let problem = missing.then(|| "is missing: hosts that need it are answered 503".to_owned());
+        return vec![Row {
+            name,
+            kind,
+            status,
+            certificate: None,
+            valid: !missing,
+            problem,
+        }];
+    }
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let soon = now.saturating_add(i64::try_from(within.as_secs()).unwrap_or(i64::MAX));
+    let problem_of = |certificate: &Certificate| {
+        if certificate.not_after <= now {
+            Some(format!("has expired at {}", date(certificate.not_after)))
+        } else if certificate.not_before > now {
+            Some(format!(
+                "is not valid before {}",
+                date(certificate.not_before)
+            ))
+        } else if certificate.not_after <= soon {
+            Some(format!("expires at {}", date(certificate.not_after)))
+        } else {
+            None
+        }
+    };
+    // While authorities are replaced, the old one stands beside the new one: one that is good is enough.
+    let one_is_good = certificates
+        .iter()
+        .any(|certificate| problem_of(certificate).is_none());
+    certificates
+        .into_iter()
+        .map(|certificate| Row {
+            name: name.clone(),
+            kind,
+            status,
+            valid: certificate.not_before <= now && now < certificate.not_after,
+            problem: problem_of(&certificate).filter(|_| !one_is_good),
+            certificate: Some(certificate),
+        })
+        .collect()
+}
+
+/// Says what a secret that never came would have been.
+fn is_trust(name: &str) -> bool {
+    name.starts_with("file-root:") || name.ends_with("-cacert")
+}
+
+/// Returns what a data source holds, or the file that it names.
+fn bytes(source: &Value) -> Option<Vec<u8>> {
+    let text = |key: &str| source.get(key).and_then(Value::as_str);
+    match (
+        text("inline_bytes"),
+        text("inline_string"),
+        text("filename"),
+    ) {
+        (Some(encoded), ..) => BASE64_STANDARD.decode(encoded).ok(),
+        (_, Some(text), _) => Some(text.as_bytes().to_owned()),
+        (.., Some(path)) => fs::read_bytes(path.as_ref()),
+        _ => None,
+    }
+}
+
+fn read(pem: &[u8]) -> Vec<Certificate> {
+    Pem::iter_from_buffer(pem)
+        .filter_map(Result::ok)
+        .filter_map(|block| {
+            let certificate = block.parse_x509().ok()?;
+            Some(Certificate {
+                serial: format!("{:x}", certificate.tbs_certificate.serial),
+                not_after: certificate.validity().not_after.timestamp(),
+                not_before: certificate.validity().not_before.timestamp(),
+            })
+        })
+        .collect()
+}
+
+/// Writes `2026-01-02T03:04:05Z`.
+fn date(seconds: i64) -> String {
+    let Ok(time) = ASN1Time::from_timestamp(seconds) else {
+        return seconds.to_string();
+    };
+    let time = time.to_datetime();
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        time.year(),
+        u8::from(time.month()),
+        time.day(),
+        time.hour(),
+        time.minute(),
+        time.second()
+    )
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut lines = vec![COLUMNS.map(str::to_owned)];
+    lines.extend(rows.iter().map(Row::cells));
+    let mut widths = [0; COLUMNS.len()];
+    for line in &lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = (*width).max(cell.len());
+        }
+    }
+    let mut text = String::new();
+    for line in &lines {
+        let mut row = String::new();
+        for (width, cell) in widths.iter().zip(line) {
+            let _ = write!(row, "{cell:width$}     ");
+        }
+        text.push_str(row.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_that_never_came_is_missing() {
+        let dump = json!({"configs": [{"dynamic_warming_secrets": [
+            {"name": "kubernetes://a", "secret": {"name": "kubernetes://a"}},
+            {"name": "kubernetes://a-cacert", "secret": {"name": "kubernetes://a-cacert"}},
+        ]}]});
+        let rows = rows(&dump, Duration::ZERO, Duration::ZERO);
+        let shown: Vec<_> = rows
+            .iter()
+            .map(|row| (row.kind, row.status, row.valid))
+            .collect();
+        assert_eq!(
+            shown,
+            [("Cert Chain", "WARMING", false), ("CA", "WARMING", false)]
+        );
+        assert!(rows.iter().all(|row| row.problem.is_some()));
+    }
+
+    #[test]
+    fn dates_are_those_of_istioctl() {
+        assert_eq!(date(1_717_503_320), "2024-06-04T12:15:20Z");
+    }
+
+    #[test]
+    fn the_table_has_a_header_and_no_loose_ends() {
+        assert_eq!(
+            table(&[]),
+            "RESOURCE NAME     TYPE     STATUS     VALID CERT     SERIAL NUMBER     NOT AFTER     NOT BEFORE\n"
+        );
+    }
+}

@@ -1,0 +1,230 @@
+//! Does a key belong to a certificate?
+//!
+//! Public parts are compared where the key has them (RSA, and P-521, which `ring` has not); elsewhere the
+//! public part is computed anew, so that a key whose own parts disagree is noticed too.
+
+use ring::rand::SystemRandom;
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
+    EcdsaSigningAlgorithm, Ed25519KeyPair,
+};
+use rustls_pki_types::pem::SectionKind;
+use x509_parser::asn1_rs::{Any, FromDer as _, Oid, oid};
+use x509_parser::prelude::X509Certificate;
+use x509_parser::public_key::PublicKey;
+use zeroize::Zeroizing;
+
+use super::pem::PrivateKey;
+
+const RSA: Oid<'static> = oid!(1.2.840.113549.1.1.1);
+const ELLIPTIC: Oid<'static> = oid!(1.2.840.10045.2.1);
+const ED25519: Oid<'static> = oid!(1.3.101.112);
+const P256: Oid<'static> = oid!(1.2.840.10045.3.1.7);
+const P384: Oid<'static> = oid!(1.3.132.0.34);
+const P521: Oid<'static> = oid!(1.3.132.0.35);
+
+/// What kind of key a certificate has, as far as Envoy cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyKind {
+    /// With the bits of its modulus.
+    Rsa(usize),
+    P256,
+    P384,
+    P521,
+    Ed25519,
+    Other,
+}
+
+/// Returns the kind of a certificate's key.
+pub(crate) fn kind(certificate: &X509Certificate<'_>) -> KeyKind {
+    let info = certificate.public_key();
+    let algorithm = &info.algorithm;
+    if algorithm.algorithm == RSA {
+        return match info.parsed() {
+            Ok(PublicKey::RSA(key)) => KeyKind::Rsa(bits(key.modulus)),
+            _ => KeyKind::Other,
+        };
+    }
+    if algorithm.algorithm == ED25519 {
+        return KeyKind::Ed25519;
+    }
+    let curve = algorithm
+        .parameters
+        .as_ref()
+        .and_then(|any| any.as_oid().ok());
+    match curve {
+        Some(curve) if algorithm.algorithm == ELLIPTIC && curve == P256 => KeyKind::P256,
+        Some(curve) if algorithm.algorithm == ELLIPTIC && curve == P384 => KeyKind::P384,
+        Some(curve) if algorithm.algorithm == ELLIPTIC && curve == P521 => KeyKind::P521,
+        _ => KeyKind::Other,
+    }
+}
+
+fn bits(number: &[u8]) -> usize {
+    let number = trimmed(number);
+    let first = number
+        .first()
+        .map_or(8, |byte| byte.leading_zeros() as usize);
+    (number.len() * 8).saturating_sub(first)
+}
+
+/// Returns the bytes of a number without zeros before it.
+fn trimmed(number: &[u8]) -> &[u8] {
+    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    number.get(zeros..).unwrap_or_default()
+}
+
+/// Says whether a key is the certificate's; `None` when the key cannot be read.
+pub(crate) fn belongs(key: &PrivateKey, certificate: &X509Certificate<'_>) -> Option<bool> {
+    let public = certificate.public_key();
+    let public_bits: &[u8] = &public.subject_public_key.data;
+    Some(match taken_apart(key)? {
+        Parts::Rsa { modulus, exponent } => match public.parsed() {
+            Ok(PublicKey::RSA(of)) => {
+                trimmed(of.modulus) == trimmed(modulus) && trimmed(of.exponent) == trimmed(exponent)
+            }
+            _ => false,
+        },
+        Parts::Elliptic {
+            curve,
+            secret,
+            public: own,
+        } => {
+            let (expected, algorithm, bytes): (_, Option<&'static EcdsaSigningAlgorithm>, _) =
+                match kind(certificate) {
+                    KeyKind::P256 => (P256, Some(&ECDSA_P256_SHA256_ASN1_SIGNING), 32),
+                    KeyKind::P384 => (P384, Some(&ECDSA_P384_SHA384_ASN1_SIGNING), 48),
+                    KeyKind::P521 => (P521, None, 66),
+                    _ => return Some(false),
+                };
+            if curve.is_some_and(|curve| curve != expected) {
+                return Some(false);
+            }
+            match algorithm {
+                Some(algorithm) => {
+                    let secret = widened(secret, bytes)?;
+                    let random = SystemRandom::new();
+                    EcdsaKeyPair::from_private_key_and_public_key(
+                        algorithm,
+                        &secret,
+                        public_bits,
+                        &random,
+                    )
+                    .is_ok()
+                }
+                // Every tool writes the public part into the key; Envoy checks those that have none.
+                None => own.is_none_or(|own| own == public_bits),
+            }
+        }
+        Parts::Ed25519 { seed } => {
+            kind(certificate) == KeyKind::Ed25519
+                && Ed25519KeyPair::from_seed_and_public_key(seed, public_bits).is_ok()
+        }
+        Parts::Other => return None,
+    })
+}
+
+/// Fills a number up with zeros in front, to the length of its curve.
+fn widened(number: &[u8], bytes: usize) -> Option<Zeroizing<Vec<u8>>> {
+    let number = trimmed(number);
+    let missing = bytes.checked_sub(number.len())?;
+    let mut wide = Zeroizing::new(vec![0; missing]);
+    wide.extend_from_slice(number);
+    Some(wide)
+}
+
+/// A key taken apart as far as it takes to compare it.
+enum Parts<'k> {
+    Rsa {
+        modulus: &'k [u8],
+        exponent: &'k [u8],
+    },
+    Elliptic {
+        curve: Option<Oid<'k>>,
+        secret: &'k [u8],
+        public: Option<&'k [u8]>,
+    },
+    Ed25519 {
+        seed: &'k [u8],
+    },
+    Other,
+}
+
+fn taken_apart(key: &PrivateKey) -> Option<Parts<'_>> {
+    match key.kind {
+        SectionKind::RsaPrivateKey => rsa(&key.der),
+        SectionKind::EcPrivateKey => elliptic(&key.der, None),
+        _ => pkcs8(&key.der),
+    }
+}
+
+/// Source: RFC 5958 section 2, `OneAsymmetricKey`.
+fn pkcs8(der: &[u8]) -> Option<Parts<'_>> {
+    let mut fields = fields(der)?.into_iter();
+    let (_version, algorithm, inner) = (fields.next()?, fields.next()?, fields.next()?);
+    let mut algorithm = items(algorithm.data)?.into_iter();
+    let name = algorithm.next()?.oid().ok()?;
+    if name == RSA {
+        rsa(inner.data)
+    } else if name == ELLIPTIC {
+        elliptic(
+            inner.data,
+            algorithm.next().and_then(|curve| curve.oid().ok()),
+        )
+    } else if name == ED25519 {
+        let (_, seed) = Any::from_der(inner.data).ok()?;
+        Some(Parts::Ed25519 { seed: seed.data })
+    } else {
+        Some(Parts::Other)
+    }
+}
+
+/// Source: RFC 8017 appendix A.1.2, `RSAPrivateKey`.
+fn rsa(der: &[u8]) -> Option<Parts<'_>> {
+    let mut fields = fields(der)?.into_iter();
+    let (_version, modulus, exponent) = (fields.next()?, fields.next()?, fields.next()?);
+    Some(Parts::Rsa {
+        modulus: modulus.data,
+        exponent: exponent.data,
+    })
+}
+
+/// Source: RFC 5915 section 3, `ECPrivateKey`.
+fn elliptic<'k>(der: &'k [u8], curve: Option<Oid<'k>>) -> Option<Parts<'k>> {
+    let mut fields = fields(der)?.into_iter();
+    let (_version, secret) = (fields.next()?, fields.next()?);
+    let (mut named, mut public) = (None, None);
+    for field in fields {
+        let (_, inner) = Any::from_der(field.data).ok()?;
+        match field.tag().0 {
+            0 => named = Some(inner.oid().ok()?),
+            // The first byte of a bit string counts the bits that are not used.
+            1 => public = inner.data.get(1..),
+            _ => {}
+        }
+    }
+    Some(Parts::Elliptic {
+        curve: named.or(curve),
+        secret: secret.data,
+        public,
+    })
+}
+
+/// Returns the fields of a SEQUENCE.
+fn fields(der: &[u8]) -> Option<Vec<Any<'_>>> {
+    let (rest, sequence) = Any::from_der(der).ok()?;
+    if !rest.is_empty() {
+        return None;
+    }
+    items(sequence.data)
+}
+
+fn items(mut der: &[u8]) -> Option<Vec<Any<'_>>> {
+    let mut found = Vec::new();
+    while !der.is_empty() {
+        let (rest, item) = Any::from_der(der).ok()?;
+        found.push(item);
+        der = rest;
+    }
+    Some(found)
+}

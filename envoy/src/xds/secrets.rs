@@ -1,0 +1,180 @@
+//! Certificates and keys under names, which clusters refer to and share.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use egress_filter::contract;
+use egress_policy::{Identity, TlsIntent, Trust};
+use serde_json::{Value, json};
+
+use super::Options;
+use crate::credentials::Files;
+
+/// The name of the cluster that leads to the discovery server.
+const SERVER: &str = "egressctl";
+
+/// How long a cluster waits for a secret before it goes on without and answers 503. It comes from the same machine.
+const FIRST: &str = "2s";
+
+/// How Envoy comes by certificates and keys. No form puts a key into the bootstrap.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Secrets {
+    /// From these files, when it starts and never again.
+    AtStart(BTreeMap<String, Files>),
+    /// From the discovery server on a socket, again whenever they change.
+    Served(String),
+    /// From files that the documents in a folder name, again whenever they are replaced.
+    Watched(String),
+}
+
+/// Renders how a cluster refers to its client certificate.
+pub(super) fn certificate(identity: &Identity, options: &Options) -> Value {
+    reference(contract::identity_secret(identity).to_string(), options)
+}
+
+/// Renders how a cluster refers to those it trusts; `None` where it verifies nothing.
+pub(super) fn validation(tls: &TlsIntent, options: &Options) -> Option<Value> {
+    let name = contract::trust_secret(tls)?.to_string();
+    Some(match is_the_systems(tls) {
+        true => json!({"name": name}),
+        false => reference(name, options),
+    })
+}
+
+/// Says whether a cluster trusts whom the system trusts, and nothing more: that is always in the bootstrap.
+fn is_the_systems(tls: &TlsIntent) -> bool {
+    tls.trust == Trust::System && tls.crl.is_none()
+}
+
+fn reference(name: String, options: &Options) -> Value {
+    let source = match &options.secrets {
+        Secrets::AtStart(_) => return json!({"name": name}),
+        Secrets::Served(_) => json!({"api_config_source": {
+            "api_type": "GRPC",
+            "transport_api_version": "V3",
+            "grpc_services": [{"envoy_grpc": {"cluster_name": SERVER}}],
+        }}),
+        Secrets::Watched(folder) => {
+            json!({"path_config_source": {"path": format!("{folder}/{}.json", file_name(&name))}})
+        }
+    };
+    let mut config = json!({"resource_api_version": "V3", "initial_fetch_timeout": FIRST});
+    if let (Some(config), Value::Object(source)) = (config.as_object_mut(), source) {
+        config.extend(source);
+    }
+    json!({"name": name, "sds_config": config})
+}
+
+/// Renders the secrets that stand in the bootstrap.
+pub(super) fn statics<'t>(
+    all: impl Iterator<Item = &'t TlsIntent>,
+    options: &Options,
+) -> Vec<Value> {
+    let mut secrets = BTreeMap::new();
+    for tls in all {
+        if let (true, Some(name)) = (is_the_systems(tls), contract::trust_secret(tls)) {
+            let name = name.to_string();
+            let context = json!({"trusted_ca": {"filename": options.trust_store}});
+            secrets.insert(
+                name.clone(),
+                json!({"name": name, "validation_context": context}),
+            );
+        }
+    }
+    if let Secrets::AtStart(files) = &options.secrets {
+        secrets.extend(
+            files
+                .iter()
+                .map(|(name, files)| (name.clone(), secret(name, files, None))),
+        );
+    }
+    secrets.into_values().collect()
+}
+
+/// Renders the way to the discovery server, where there is something to discover.
+pub(super) fn server<'t>(
+    mut all: impl Iterator<Item = &'t TlsIntent>,
+    options: &Options,
+) -> Option<Value> {
+    let Secrets::Served(socket) = &options.secrets else {
+        return None;
+    };
+    let needed = all.any(|tls| {
+        tls.identity.is_some() || !(is_the_systems(tls) || tls.trust == Trust::InsecureSkipVerify)
+    });
+    if !needed {
+        return None;
+    }
+    let kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let protocol = json!({kind: {
+        "@type": format!("type.googleapis.com/{kind}"),
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }});
+    let endpoint = json!({"endpoint": {"address": {"pipe": {"path": socket}}}});
+    Some(json!({
+        "name": SERVER,
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "typed_extension_protocol_options": protocol,
+        "load_assignment": {"cluster_name": SERVER, "endpoints": [{"lb_endpoints": [endpoint]}]},
+    }))
+}
+
+/// Renders the documents of [`Secrets::Watched`]: the name of each file in the folder, `.json` left out, and what it
+/// holds.
+pub fn watched_documents(files: &BTreeMap<String, Files>) -> Vec<(String, Value)> {
+    files
+        .iter()
+        .map(|(name, files)| {
+            let folder = |path: &Path| path.parent().map(Path::to_path_buf);
+            let (first, second) = match files {
+                Files::Certificate { chain, key } => (folder(chain), Some(folder(key))),
+                Files::Validation { ca, crl } => (folder(ca), crl.as_deref().map(folder)),
+            };
+            // Files of one folder are read together when anything in it is replaced; those of several
+            // folders Envoy watches one by one.
+            let watched =
+                first.filter(|first| second.is_none_or(|second| second.as_ref() == Some(first)));
+            let mut secret = secret(name, files, watched.as_deref());
+            if let Some(fields) = secret.as_object_mut() {
+                let kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+                fields.insert("@type".to_owned(), json!(kind));
+            }
+            (file_name(name), json!({"resources": [secret]}))
+        })
+        .collect()
+}
+
+fn secret(name: &str, files: &Files, watched: Option<&Path>) -> Value {
+    let (kind, mut body) = match files {
+        Files::Certificate { chain, key } => (
+            "tls_certificate",
+            json!({"certificate_chain": {"filename": chain}, "private_key": {"filename": key}}),
+        ),
+        Files::Validation { ca, crl } => {
+            let mut body = json!({"trusted_ca": {"filename": ca}});
+            if let (Some(crl), Some(fields)) = (crl, body.as_object_mut()) {
+                fields.insert("crl".to_owned(), json!({"filename": crl}));
+            }
+            ("validation_context", body)
+        }
+    };
+    if let (Some(folder), Some(fields)) = (watched, body.as_object_mut()) {
+        fields.insert("watched_directory".to_owned(), json!({"path": folder}));
+    }
+    json!({"name": name, kind: body})
+}
+
+/// Returns a file name that no other secret has: letters and digits stay, the rest becomes `%` and its code.
+pub fn file_name(secret: &str) -> String {
+    let mut name = String::with_capacity(secret.len() + 5);
+    for byte in secret.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                name.push(char::from(byte))
+            }
+            byte => name.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    name
+}

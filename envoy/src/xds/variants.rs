@@ -1,0 +1,145 @@
+//! Clusters for more than one workload: where rules select workloads by labels that only Envoy's node knows, the
+//! filter chooses when it is configured, and all that it may choose is rendered.
+
+use std::collections::BTreeMap;
+
+use egress_filter::{Variants, contract};
+use egress_policy::{Arrival, Cluster, PolicyTable, Service, Sni};
+use serde_json::{Value, json};
+
+use super::{Options, Version, extension};
+
+/// The version from which a cluster can choose its transport socket by filter state.
+const SOCKET_BY_STATE: Version = Version {
+    major: 1,
+    minor: 37,
+};
+
+/// The clusters that listeners lead to.
+pub(super) struct Reached<'t> {
+    /// How those of one name are told apart.
+    pub(super) kind: Variants,
+    /// They, those of one name together.
+    pub(super) groups: Vec<Vec<&'t Cluster>>,
+}
+
+/// Returns the tables by which requests may be decided: that for the labels that are known, and those for all others.
+pub(super) fn tables<'t>(
+    table: &'t PolicyTable,
+    options: &'t Options,
+) -> impl Iterator<Item = &'t PolicyTable> {
+    std::iter::once(table).chain(&options.workloads)
+}
+
+/// Collects the clusters that are led to: all but those of ports that nothing listens on yet.
+pub(super) fn reached<'t>(table: &'t PolicyTable, options: &'t Options) -> Reached<'t> {
+    let mut groups = BTreeMap::<&str, Vec<&Cluster>>::new();
+    let passed_through = |service: &Service<'_>| service.arrival == Arrival::Tls;
+    let http = |table: &'t PolicyTable| {
+        table
+            .services()
+            .filter(|service| service.arrival == Arrival::Http)
+    };
+    let services = table
+        .services()
+        .filter(passed_through)
+        .chain(tables(table, options).flat_map(http));
+    for service in services {
+        let group = groups.entry(service.cluster.name.as_str()).or_default();
+        if !group.contains(&service.cluster) {
+            group.push(service.cluster);
+        }
+    }
+    let groups: Vec<Vec<&Cluster>> = groups.into_values().collect();
+    let kind = if groups.iter().all(|group| group.len() == 1) {
+        Variants::None
+    } else if options.version >= SOCKET_BY_STATE && groups.iter().all(|group| differ_in_tls(group))
+    {
+        Variants::Sockets
+    } else {
+        Variants::Clusters
+    };
+    Reached { kind, groups }
+}
+
+/// Returns what Envoy calls a cluster where those of one name are clusters each: the filter names all of its own.
+pub(super) fn name(cluster: &Cluster, table: &PolicyTable) -> Option<String> {
+    let (_, port) = cluster.own.as_ref()?;
+    let passed_through = table.services().any(|service| {
+        service.port == *port && service.arrival == Arrival::Tls && service.cluster == cluster
+    });
+    (!passed_through).then(|| contract::variant(cluster))
+}
+
+/// Says whether clusters of one name differ in nothing that is not the transport socket's.
+fn differ_in_tls(group: &[&Cluster]) -> bool {
+    let rest = |cluster: &Cluster| {
+        let tls = cluster.tls.as_ref();
+        // The names that follow the request are the cluster's to say.
+        let following = tls.map(|tls| (tls.sni == Sni::Authority, tls.names.authority));
+        let rest = Cluster {
+            tls: None,
+            ..cluster.clone()
+        };
+        (following, rest)
+    };
+    let [first, others @ ..] = group else {
+        return true;
+    };
+    let first = rest(first);
+    others
+        .iter()
+        .all(|other| first.0.is_some() && rest(other) == first)
+}
+
+/// Renders how a cluster finds the transport socket that the filter named. Where it finds none it takes the
+/// cluster's own, which must then be [`closed`].
+pub(super) fn matcher(sockets: &[(String, Value)]) -> Value {
+    let action = |name: &str| {
+        extension(
+            "envoy.matching.action.transport_socket.name",
+            "envoy.extensions.matching.common_inputs.transport_socket.v3.TransportSocketNameAction",
+            json!({"name": name}),
+        )
+    };
+    let map: serde_json::Map<String, Value> = sockets
+        .iter()
+        .map(|(name, _)| (name.clone(), json!({"action": action(name)})))
+        .collect();
+    let input = extension(
+        "envoy.matching.inputs.transport_socket_filter_state",
+        "envoy.extensions.matching.common_inputs.transport_socket.v3.FilterStateInput",
+        json!({"key": contract::UPSTREAM_SOCKET_STATE}),
+    );
+    json!({"matcher_tree": {"input": input, "exact_match_map": {"map": map}}})
+}
+
+/// Renders a transport socket that connects to nobody: no certificate has the name that it asks for.
+pub(super) fn closed(options: &Options) -> Value {
+    let context = json!({
+        "trusted_ca": {"filename": options.trust_store},
+        "match_typed_subject_alt_names": [
+            {"san_type": "DNS", "matcher": {"exact": "no-transport-socket-was-chosen.invalid"}},
+        ],
+    });
+    extension(
+        "envoy.transport_sockets.tls",
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        json!({"common_tls_context": {"validation_context": context}}),
+    )
+}
+
+/// Renders the HTTP filter that lets upstream connections see which transport socket our filter named.
+pub(super) fn http_filter() -> Value {
+    let value = json!({
+        "object_key": contract::UPSTREAM_SOCKET_STATE,
+        "factory_key": "envoy.string",
+        "format_string": {"text_format_source": {"inline_string": format!("%FILTER_STATE({}:PLAIN)%", contract::SOCKET_STATE)}},
+        "shared_with_upstream": "ONCE",
+    });
+    extension(
+        "envoy.filters.http.set_filter_state",
+        "envoy.extensions.filters.http.set_filter_state.v3.Config",
+        json!({"on_request_headers": [value]}),
+    )
+}
