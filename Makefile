@@ -21,13 +21,14 @@ help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo 'ENVOY=/path/to/envoy          instead of the pinned one'
+	@echo 'NGINX=/path/to/nginx          instead of the one that is found or unpacked'
 	@echo 'WASM_TOOLCHAIN=rustup|debian  instead of the one that is found'
 
 .PHONY: build
 build: native wasm envoy ## The CLI, the wasm module beside it, and Envoy
 
 .PHONY: run
-run: build ## The demo: plain HTTP before and after; KEEP=1 leaves it running
+run: build nginx ## The demo: plain HTTP before and after; KEEP=1 leaves it running
 	@$(release)/demo $(if $(KEEP),--keep)
 
 .PHONY: test
@@ -75,10 +76,14 @@ wasm: host ## Only the wasm module
 envoy: ## Only the pinned Envoy, under .tools/
 	@binary=$$(.setup/envoy.sh) && echo "==> envoy: $$binary"
 
+.PHONY: nginx
+nginx: ## Only the nginx that demos and tests talk to, and openssl
+	@binary=$$(.setup/nginx.sh) && echo "==> nginx: $$binary"
+
 # --- what test consists of ---
 
 .PHONY: test-native
-test-native: build # in one go: chosen apart, the crates would get other features and compile twice
+test-native: build nginx # in one go: chosen apart, the crates would get other features and compile twice
 	@echo '==> test: this machine, and a real Envoy'
 	@CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast
 
@@ -91,7 +96,7 @@ test-wasm: host
 	  $(wasm-cargo) test -p egress-policy --tests --no-fail-fast
 
 .PHONY: integration
-integration: build ## Only the tests on a real Envoy
+integration: build nginx ## Only the tests on a real Envoy
 	@CARGO_TERM_QUIET=false cargo test -p egress-integration --no-fail-fast
 
 # --- what check consists of ---

@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
 # Installs those of the named Debian packages that are missing; silent when none is.
+# `.setup/apt.sh --update` installs nothing: it fetches the package lists.
 set -euo pipefail
 
 missing=()
 for package in "$@"; do
+  [ "$package" != --update ] || continue
   state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
   [ "$state" = installed ] || missing+=("$package")
 done
-[ "${#missing[@]}" -gt 0 ] || exit 0
+[ "${#missing[@]}" -gt 0 ] || [ "${1:-}" = --update ] || exit 0
 
 by_hand() {
-  echo "error: $1; please install by hand: apt-get install ${missing[*]}" >&2
+  local what=update
+  [ "${#missing[@]}" -eq 0 ] || what="install ${missing[*]}"
+  echo "error: $1; please do by hand: apt-get $what" >&2
   exit 1
 }
 
@@ -30,6 +34,11 @@ apt() {
     apt-get -q -y --no-remove --no-install-recommends \
     -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" </dev/null >&2
 }
+
+if [ "${#missing[@]}" -eq 0 ]; then
+  apt update || by_hand "apt-get failed"
+  exit 0
+fi
 
 echo "installing Debian packages: ${missing[*]}" >&2
 # An image without package lists knows no package; lists that are old name versions that are gone.
