@@ -6,7 +6,8 @@
 //! - the proxy: [`egressctl`] runs the product, [`envoy`] runs Envoy on a bootstrap written by hand;
 //! - the web site, [`stand_in`]: redirects over HTTP and answers over HTTPS, with certificates from
 //!   a throw-away [`pki`]. Beside it a [`silent_port`] hears whatever was sent without TLS, and
-//!   [`dns`] leads names to the test machine.
+//!   [`dns`] leads names to the test machine. [`nginx`] is the site of the page's second half, with
+//!   certificates made by the page's [`openssl`] commands.
 //!
 //! Everything lives on 127.0.0.1, on ports that the kernel chose, and ends when its value is
 //! dropped. Nothing here knows a rule of the engine: a harness that did could only agree with it.
@@ -37,6 +38,8 @@
 pub mod dns;
 pub mod egressctl;
 pub mod envoy;
+pub mod nginx;
+pub mod openssl;
 pub mod pki;
 pub mod probe;
 pub mod silent_port;
