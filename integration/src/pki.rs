@@ -3,14 +3,19 @@
 use std::{
     fmt,
     path::Path,
-    sync::Arc,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PKCS_ECDSA_P384_SHA384, PKCS_ED25519, RevokedCertParams, SerialNumber,
 };
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
@@ -21,9 +26,14 @@ use crate::tls;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The serial number of the next certificate, so that no two of a process have the same.
+static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
+
 /// A throw-away certification authority with an ECDSA P-256 key, valid from a year ago for two years.
 pub struct Ca {
     issuer: CertifiedIssuer<'static, KeyPair>,
+    /// What a server sends below its own certificate: this authority, and those above it but the root.
+    intermediates: Vec<(CertificateDer<'static>, String)>,
 }
 
 impl Ca {
@@ -35,20 +45,41 @@ impl Ca {
     ///
     /// When the key cannot be made.
     pub fn new(common_name: &str) -> Result<Self> {
-        let now = SystemTime::now();
-        let mut params = CertificateParams::default();
-        params.distinguished_name = common_name_only(common_name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.not_before = (now - 365 * DAY).into();
-        params.not_after = (now + 365 * DAY).into();
-        let issuer = CertifiedIssuer::self_signed(params, new_key()?)?;
-        Ok(Self { issuer })
+        let issuer =
+            CertifiedIssuer::self_signed(ca_params(common_name), new_key(Key::EcdsaP256)?)?;
+        Ok(Self {
+            issuer,
+            intermediates: Vec::new(),
+        })
+    }
+
+    /// Makes an authority that this one certifies. What it issues comes with its certificate, as a
+    /// server should send it; [`Issued::alone`] leaves that out.
+    ///
+    /// # Errors
+    ///
+    /// When the key cannot be made.
+    pub fn intermediate(&self, common_name: &str) -> Result<Self> {
+        let mut params = ca_params(common_name);
+        params.use_authority_key_identifier_extension = true;
+        let key = new_key(Key::EcdsaP256)?;
+        let issuer = CertifiedIssuer::signed_by(params, key, &self.issuer)?;
+        let mut intermediates = vec![(issuer.der().clone(), issuer.pem())];
+        intermediates.extend(self.intermediates.iter().cloned());
+        Ok(Self {
+            issuer,
+            intermediates,
+        })
     }
 
     /// The authority's own certificate, as a trust store file holds it.
     pub fn pem(&self) -> String {
         self.issuer.pem()
+    }
+
+    /// The authority's own certificate.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        self.issuer.der()
     }
 
     /// Writes [`Ca::pem`] to a file, for `SSL_CERT_FILE` and for `caCertificates`.
@@ -67,33 +98,50 @@ impl Ca {
     ///
     /// When a name is neither an IP address nor ASCII, or the key cannot be made.
     pub fn issue(&self, leaf: &Leaf) -> Result<Issued> {
-        let (not_before, not_after) = leaf.validity.window(SystemTime::now());
-        let mut params = CertificateParams::new(leaf.names.clone())
-            .with_context(|| format!("cannot certify the names {:?}", leaf.names))?;
-        params.distinguished_name = match leaf.names.first() {
-            Some(name) => common_name_only(name),
-            None => rcgen::DistinguishedName::new(),
-        };
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![match leaf.usage {
-            Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
-            Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
-        }];
+        let mut params = leaf.params()?;
         params.use_authority_key_identifier_extension = true;
-        params.not_before = not_before.into();
-        params.not_after = not_after.into();
-
-        let key = new_key()?;
+        let key = new_key(leaf.key)?;
         let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Issued {
-            names: leaf.names.clone(),
-            chain_pem: certificate.pem(),
-            chain: vec![certificate.into()],
-            key_pem: key.serialize_pem(),
-            key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        })
+        Issued::new(leaf, &params, &certificate, &key, &self.intermediates)
     }
+
+    /// The list of certificates that this authority has revoked, as PEM.
+    ///
+    /// An [`Expired`](Validity::Expired) list should have been followed by another yesterday.
+    ///
+    /// # Errors
+    ///
+    /// When the list cannot be signed.
+    pub fn crl(&self, revoked: &[&Issued], validity: Validity) -> Result<String> {
+        let (this_update, next_update) = validity.window(SystemTime::now());
+        let revoked = revoked.iter().map(|issued| RevokedCertParams {
+            serial_number: SerialNumber::from(issued.serial),
+            revocation_time: this_update.into(),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: this_update.into(),
+            next_update: next_update.into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(params.signed_by(&self.issuer)?.pem()?)
+    }
+}
+
+/// Makes a certificate that its own key has signed.
+///
+/// # Errors
+///
+/// As [`Ca::issue`].
+pub fn self_signed(leaf: &Leaf) -> Result<Issued> {
+    let params = leaf.params()?;
+    let key = new_key(leaf.key)?;
+    let certificate = params.self_signed(&key)?;
+    Issued::new(leaf, &params, &certificate, &key, &[])
 }
 
 /// What a certificate should say.
@@ -106,16 +154,37 @@ pub struct Leaf {
     pub validity: Validity,
     /// Which end of a connection may present it.
     pub usage: Usage,
+    /// The common name, where it is not the first name.
+    pub common_name: Option<String>,
+    /// What kind of key it has.
+    pub key: Key,
 }
 
 impl Leaf {
-    /// A server's certificate that is valid now.
+    /// A server's certificate that is valid now, with an ECDSA P-256 key.
     pub fn for_names<N: Into<String>>(names: impl IntoIterator<Item = N>) -> Self {
         Self {
             names: names.into_iter().map(Into::into).collect(),
             validity: Validity::Valid,
             usage: Usage::Server,
+            common_name: None,
+            key: Key::EcdsaP256,
         }
+    }
+
+    /// A client's certificate, valid now, with a common name and no subject alternative name.
+    pub fn client(common_name: &str) -> Self {
+        Self {
+            usage: Usage::Client,
+            common_name: Some(common_name.to_owned()),
+            ..Self::for_names([""; 0])
+        }
+    }
+
+    /// The same certificate with another kind of key.
+    #[must_use]
+    pub fn key(self, key: Key) -> Self {
+        Self { key, ..self }
     }
 
     /// The same certificate with another time of validity.
@@ -129,6 +198,39 @@ impl Leaf {
     pub fn usage(self, usage: Usage) -> Self {
         Self { usage, ..self }
     }
+
+    fn params(&self) -> Result<CertificateParams> {
+        let (not_before, not_after) = self.validity.window(SystemTime::now());
+        let mut params = CertificateParams::new(self.names.clone())
+            .with_context(|| format!("cannot certify the names {:?}", self.names))?;
+        params.distinguished_name = match self.common_name.as_ref().or(self.names.first()) {
+            Some(name) => common_name_only(name),
+            None => rcgen::DistinguishedName::new(),
+        };
+        params.serial_number = Some(next_serial().into());
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![match self.usage {
+            Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
+            Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
+        }];
+        params.not_before = not_before.into();
+        params.not_after = not_after.into();
+        Ok(params)
+    }
+}
+
+/// A kind of key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// ECDSA on the curve P-256.
+    EcdsaP256,
+    /// ECDSA on the curve P-384.
+    EcdsaP384,
+    /// Ed25519.
+    Ed25519,
+    /// RSA with this many bits, made by the `openssl` command.
+    Rsa(u16),
 }
 
 /// When a certificate is valid. Each edge is at least a day away, so that no clock is too wrong.
@@ -164,6 +266,7 @@ pub enum Usage {
 /// A certificate with its key.
 pub struct Issued {
     names: Vec<String>,
+    serial: u64,
     chain: Vec<CertificateDer<'static>>,
     chain_pem: String,
     key: PrivateKeyDer<'static>,
@@ -171,12 +274,74 @@ pub struct Issued {
 }
 
 impl Issued {
+    fn new(
+        leaf: &Leaf,
+        params: &CertificateParams,
+        certificate: &rcgen::Certificate,
+        key: &KeyPair,
+        intermediates: &[(CertificateDer<'static>, String)],
+    ) -> Result<Self> {
+        let serial = params.serial_number.as_ref().context("no serial number")?;
+        let serial = serial.to_bytes().into_iter();
+        let mut chain = vec![certificate.der().clone()];
+        let mut chain_pem = certificate.pem();
+        for (der, pem) in intermediates {
+            chain.push(der.clone());
+            chain_pem.push_str(pem);
+        }
+        Ok(Self {
+            names: leaf.names.clone(),
+            serial: serial.fold(0, |sum, byte| (sum << 8) | u64::from(byte)),
+            chain,
+            chain_pem,
+            key_pem: key.serialize_pem(),
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        })
+    }
+
+    /// The same certificate without those of the intermediate authorities.
+    ///
+    /// # Errors
+    ///
+    /// When there is no certificate, which [`Ca::issue`] rules out.
+    pub fn alone(&self) -> Result<Self> {
+        let end = "-----END CERTIFICATE-----";
+        let (own, _) = self.chain_pem.split_once(end).context("no certificate")?;
+        let mut alone = self.clone();
+        alone.chain.truncate(1);
+        alone.chain_pem = format!("{own}{end}\n");
+        Ok(alone)
+    }
+
+    /// The serial number.
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// Writes chain and key to `NAME.crt` and `NAME.key` in a folder, and returns their paths.
+    ///
+    /// # Errors
+    ///
+    /// When one of them cannot be written.
+    pub fn write(
+        &self,
+        folder: &Path,
+        name: &str,
+    ) -> Result<(std::path::PathBuf, std::path::PathBuf)> {
+        let chain = folder.join(format!("{name}.crt"));
+        let key = folder.join(format!("{name}.key"));
+        std::fs::write(&chain, &self.chain_pem)?;
+        std::fs::write(&key, &self.key_pem)?;
+        Ok((chain, key))
+    }
+
     /// The names that were asked for.
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
-    /// The chain as a server sends it: the certificate without the authority that issued it.
+    /// The chain as a server sends it: the certificate, then the intermediate authorities, without
+    /// the root.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
     }
@@ -212,6 +377,7 @@ impl Clone for Issued {
     fn clone(&self) -> Self {
         Self {
             names: self.names.clone(),
+            serial: self.serial,
             chain: self.chain.clone(),
             chain_pem: self.chain_pem.clone(),
             key: self.key.clone_key(),
@@ -229,8 +395,43 @@ impl fmt::Debug for Issued {
     }
 }
 
-fn new_key() -> Result<KeyPair> {
-    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).context("cannot make a key")
+fn ca_params(common_name: &str) -> CertificateParams {
+    let now = SystemTime::now();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = common_name_only(common_name);
+    params.serial_number = Some(next_serial().into());
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = (now - 365 * DAY).into();
+    params.not_after = (now + 365 * DAY).into();
+    params
+}
+
+fn next_serial() -> u64 {
+    NEXT_SERIAL.fetch_add(1, Ordering::Relaxed)
+}
+
+fn new_key(kind: Key) -> Result<KeyPair> {
+    let algorithm = match kind {
+        Key::EcdsaP256 => &PKCS_ECDSA_P256_SHA256,
+        Key::EcdsaP384 => &PKCS_ECDSA_P384_SHA384,
+        Key::Ed25519 => &PKCS_ED25519,
+        Key::Rsa(bits) => return new_rsa_key(bits),
+    };
+    KeyPair::generate_for(algorithm).context("cannot make a key")
+}
+
+/// `ring` cannot make RSA keys.
+fn new_rsa_key(bits: u16) -> Result<KeyPair> {
+    let made = Command::new("openssl")
+        .args(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt"])
+        .arg(format!("rsa_keygen_bits:{bits}"))
+        .env_remove("OPENSSL_CONF")
+        .output()
+        .context("cannot start `openssl`; type `make nginx`")?;
+    let said = String::from_utf8_lossy(&made.stderr);
+    ensure!(made.status.success(), "no key from `openssl`: {said}");
+    KeyPair::from_pem(&String::from_utf8(made.stdout)?).context("a key that rcgen does not take")
 }
 
 fn common_name_only(name: &str) -> rcgen::DistinguishedName {
@@ -249,6 +450,34 @@ mod tests {
         let shown = format!("{issued:?}");
         assert!(shown.contains("a.example"), "{shown}");
         assert!(!shown.contains("PRIVATE KEY"), "{shown}");
+        Ok(())
+    }
+
+    #[test]
+    fn an_intermediate_is_sent_unless_it_is_left_out() -> Result<()> {
+        let root = Ca::new("root")?;
+        let ca = root.intermediate("intermediate")?;
+        let issued = ca.issue(&Leaf::for_names(["a.example"]))?;
+        assert_eq!(issued.chain().len(), 2);
+        assert_eq!(issued.chain().last(), Some(ca.certificate()));
+        let alone = issued.alone()?;
+        assert_eq!(alone.chain(), issued.chain().split_at(1).0);
+        let lines = |pem: &str| pem.matches("BEGIN CERTIFICATE").count();
+        assert_eq!(
+            (lines(issued.chain_pem()), lines(alone.chain_pem())),
+            (2, 1)
+        );
+        assert!(issued.chain_pem().starts_with(alone.chain_pem()));
+        Ok(())
+    }
+
+    #[test]
+    fn every_kind_of_key_can_be_used() -> Result<()> {
+        let ca = Ca::new("test")?;
+        for key in [Key::EcdsaP256, Key::EcdsaP384, Key::Ed25519, Key::Rsa(2048)] {
+            let issued = ca.issue(&Leaf::client("client").key(key))?;
+            issued.certified_key().with_context(|| format!("{key:?}"))?;
+        }
         Ok(())
     }
 

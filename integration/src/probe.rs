@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use crate::tls;
+use crate::{pki::Issued, tls};
 
 /// How long a request may take; longer than any timeout that Envoy has by default.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -109,12 +109,33 @@ pub async fn get_tls(
     path: &str,
     ca_pem: &str,
 ) -> Result<TlsAnswer> {
+    get_tls_as(None, addr, name, host, path, ca_pem).await
+}
+
+/// As [`get_tls`], by a client that shows this certificate where it is asked for one.
+///
+/// # Errors
+///
+/// As [`get_tls`], and when the server refuses the certificate.
+pub async fn get_tls_as(
+    client: Option<&Issued>,
+    addr: SocketAddr,
+    name: &str,
+    host: &str,
+    path: &str,
+    ca_pem: &str,
+) -> Result<TlsAnswer> {
     let server_name = ServerName::try_from(name.to_owned())
         .with_context(|| format!("no server name: `{name}`"))?;
-    let mut config = ClientConfig::builder_with_provider(tls::provider())
+    let config = ClientConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(trust(ca_pem)?)
-        .with_no_client_auth();
+        .with_root_certificates(trust(ca_pem)?);
+    let mut config = match client {
+        Some(client) => {
+            config.with_client_auth_cert(client.chain().to_vec(), client.key().clone_key())?
+        }
+        None => config.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![tls::H2.to_vec(), tls::HTTP_1_1.to_vec()];
 
     let exchange = async {

@@ -28,8 +28,11 @@ use hyper_util::{
     server::conn::auto,
 };
 use rustls::{
-    ServerConfig, SupportedProtocolVersion,
-    server::{Acceptor, ClientHello, ResolvesServerCert},
+    RootCertStore, ServerConfig, SupportedProtocolVersion,
+    pki_types::CertificateDer,
+    server::{
+        Acceptor, ClientHello, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier,
+    },
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
@@ -41,6 +44,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::LazyConfigAcceptor;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{pki::Issued, tls};
 
@@ -55,6 +59,19 @@ pub struct StandInConfig {
     pub http: HttpVersions,
     /// The TLS versions of the TLS listener.
     pub tls: TlsVersions,
+    /// Whether clients have to say who they are.
+    pub clients: Clients,
+}
+
+/// What the TLS listener wants of its clients.
+#[derive(Clone, Debug)]
+pub enum Clients {
+    /// No certificate is asked for.
+    Ignored,
+    /// A certificate of one of these authorities is asked for; none at all is good too.
+    Requested(Vec<CertificateDer<'static>>),
+    /// A certificate of one of these authorities is required.
+    Required(Vec<CertificateDer<'static>>),
 }
 
 impl StandInConfig {
@@ -65,6 +82,7 @@ impl StandInConfig {
             by_sni: Vec::new(),
             http: HttpVersions::Both,
             tls: TlsVersions::Both,
+            clients: Clients::Ignored,
         }
     }
 
@@ -85,6 +103,12 @@ impl StandInConfig {
     #[must_use]
     pub fn tls(self, tls: TlsVersions) -> Self {
         Self { tls, ..self }
+    }
+
+    /// The same site with other wants of its clients.
+    #[must_use]
+    pub fn clients(self, clients: Clients) -> Self {
+        Self { clients, ..self }
     }
 }
 
@@ -140,6 +164,25 @@ impl TlsVersions {
     }
 }
 
+impl Clients {
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>> {
+        let roots = match self {
+            Self::Ignored => return Ok(WebPkiClientVerifier::no_client_auth()),
+            Self::Requested(roots) | Self::Required(roots) => roots,
+        };
+        let mut store = RootCertStore::empty();
+        for root in roots {
+            store.add(root.clone())?;
+        }
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(store), tls::provider());
+        Ok(match self {
+            Self::Required(_) => verifier.build()?,
+            _ => verifier.allow_unauthenticated().build()?,
+        })
+    }
+}
+
 /// One of the two listeners of a stand-in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listener {
@@ -162,6 +205,8 @@ pub struct Seen {
     pub sni: Option<String>,
     /// The protocol that ALPN settled on, `h2` or `http/1.1`.
     pub alpn: Option<String>,
+    /// The client's certificate, when it showed one; it was verified.
+    pub client: Option<Client>,
     /// `HTTP/1.0`, `HTTP/1.1` or `HTTP/2.0`.
     pub http_version: String,
     /// The request method.
@@ -176,6 +221,15 @@ pub struct Seen {
     pub x_forwarded_proto: Option<String>,
     /// All headers in the order of arrival, names in lower case. Pseudo-headers are not among them.
     pub headers: Vec<(String, String)>,
+}
+
+/// A client's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// The common name of its subject, empty without one.
+    pub common_name: String,
+    /// The serial number, in hexadecimal digits without leading zeros.
+    pub serial: String,
 }
 
 impl Seen {
@@ -196,11 +250,16 @@ impl fmt::Display for Seen {
         if let Some(version) = &self.tls_version {
             write!(f, " {version}")?;
         }
+        let client = self
+            .client
+            .as_ref()
+            .map(|client| client.common_name.clone());
         let optional = [
             ("sni", &self.sni),
             ("alpn", &self.alpn),
             ("scheme", &self.scheme),
             ("x-forwarded-proto", &self.x_forwarded_proto),
+            ("client", &client),
         ];
         for (name, value) in optional {
             if let Some(value) = value {
@@ -398,6 +457,7 @@ struct Connection {
     tls_version: Option<String>,
     sni: Option<String>,
     alpn: Option<String>,
+    client: Option<Client>,
 }
 
 fn server_config(config: &StandInConfig) -> Result<ServerConfig> {
@@ -414,7 +474,7 @@ fn server_config(config: &StandInConfig) -> Result<ServerConfig> {
     };
     let mut server = ServerConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&config.tls.supported())?
-        .with_no_client_auth()
+        .with_client_cert_verifier(config.clients.verifier()?)
         .with_cert_resolver(Arc::new(resolver));
     server.alpn_protocols = config.http.alpn();
     Ok(server)
@@ -463,6 +523,7 @@ async fn serve_plain(stream: TcpStream, id: u64, shared: Arc<Shared>) {
         tls_version: None,
         sni: None,
         alpn: None,
+        client: None,
     };
     serve(stream, HttpVersions::Both, connection, shared).await;
 }
@@ -490,9 +551,23 @@ async fn serve_tls(stream: TcpStream, id: u64, shared: Arc<Shared>) {
         tls_version: session.protocol_version().map(tls::version_name),
         sni,
         alpn: session.alpn_protocol().map(tls::alpn_name),
+        client: session
+            .peer_certificates()
+            .and_then(|chain| client(chain.first()?)),
     };
     let http = shared.http;
     serve(stream, http, connection, shared).await;
+}
+
+/// Who a certificate says that the client is; rustls has verified it.
+fn client(certificate: &CertificateDer<'_>) -> Option<Client> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let mut names = parsed.subject().iter_common_name();
+    let common_name = names.next().and_then(|name| name.as_str().ok());
+    Some(Client {
+        common_name: common_name.unwrap_or_default().to_owned(),
+        serial: format!("{:X}", parsed.tbs_certificate.serial),
+    })
 }
 
 /// Shakes hands, and leaves the server name in `sni` even when that fails later.
@@ -550,6 +625,7 @@ async fn answer(
         tls_version: connection.tls_version,
         sni: connection.sni,
         alpn: connection.alpn,
+        client: connection.client,
         http_version: format!("{:?}", head.version),
         method: head.method.to_string(),
         scheme: head.uri.scheme_str().map(str::to_owned),
@@ -637,6 +713,10 @@ mod tests {
             tls_version: Some("TLSv1.3".into()),
             sni: Some("edition.cnn.com".into()),
             alpn: Some("h2".into()),
+            client: Some(Client {
+                common_name: "client.example.com".into(),
+                serial: "1".into(),
+            }),
             http_version: "HTTP/2.0".into(),
             method: "GET".into(),
             scheme: Some("https".into()),
@@ -648,7 +728,7 @@ mod tests {
         assert_eq!(
             seen.to_string(),
             "#3 tls TLSv1.3 sni=edition.cnn.com alpn=h2 scheme=https \
-             host=\"edition.cnn.com\" \"GET /politics HTTP/2.0\""
+             client=client.example.com host=\"edition.cnn.com\" \"GET /politics HTTP/2.0\""
         );
     }
 }

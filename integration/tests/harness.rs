@@ -19,10 +19,12 @@ use tokio::{
 
 use egress_integration::{
     dns::{DnsServer, Zone},
-    pki::{Ca, Leaf, Usage, Validity},
+    pki::{self, Ca, Key, Leaf, Usage, Validity},
     probe,
     silent_port::SilentPort,
-    stand_in::{HttpVersions, Listener, Seen, StandIn, StandInConfig, TlsVersions},
+    stand_in::{
+        Client, Clients, HttpVersions, Listener, Seen, StandIn, StandInConfig, TlsVersions,
+    },
 };
 
 const HOST: &str = "edition.cnn.com";
@@ -229,6 +231,87 @@ async fn a_clients_certificate_is_no_servers() -> Result<()> {
     let leaf = Leaf::for_names([HOST]).usage(Usage::Client);
     let site = site(&ca, &leaf).await?;
     refused(&site, &ca, "invalid peer certificate", "fatal alert").await
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_is_rejected() -> Result<()> {
+    let ca = Ca::new("test CA")?;
+    let certificate = pki::self_signed(&Leaf::for_names([HOST]))?;
+    let site = StandIn::start(StandInConfig::new(certificate)).await?;
+    refused(&site, &ca, "invalid peer certificate", "fatal alert").await
+}
+
+#[tokio::test]
+async fn an_intermediate_has_to_be_sent() -> Result<()> {
+    let root = Ca::new("root")?;
+    let issued = root.intermediate("intermediate")?;
+    let issued = issued.issue(&Leaf::for_names([HOST]))?;
+    let site = StandIn::start(StandInConfig::new(issued.alone()?)).await?;
+    refused(&site, &root, "UnknownIssuer", "UnknownCA").await?;
+
+    let site = StandIn::start(StandInConfig::new(issued)).await?;
+    let got = probe::get_tls(site.tls_addr(), HOST, HOST, "/", &root.pem()).await?;
+    ensure!(got.answer.status == 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn keys_of_every_kind_serve() -> Result<()> {
+    let ca = Ca::new("test CA")?;
+    for key in [Key::EcdsaP384, Key::Ed25519, Key::Rsa(2048)] {
+        let site = site(&ca, &Leaf::for_names([HOST]).key(key)).await?;
+        let got = probe::get_tls(site.tls_addr(), HOST, HOST, "/", &ca.pem()).await?;
+        ensure!(got.answer.status == 200, "{key:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_is_known_by_its_certificate() -> Result<()> {
+    let (ca, stranger) = (Ca::new("clients")?, Ca::new("stranger")?);
+    let own = ca.issue(&Leaf::client("client.example.com"))?;
+    let wrong = stranger.issue(&Leaf::client("client.example.com"))?;
+    let expired = Leaf::client("client.example.com").validity(Validity::Expired);
+    let expired = ca.issue(&expired)?;
+    let roots = vec![ca.certificate().clone()];
+    let server = Ca::new("servers")?;
+    let config = StandInConfig::new(server.issue(&Leaf::for_names([HOST]))?);
+    let expected = Some(Client {
+        common_name: "client.example.com".into(),
+        serial: format!("{:X}", own.serial()),
+    });
+
+    for (clients, own_is_seen, refuses) in [
+        (Clients::Ignored, false, &[][..]),
+        (
+            Clients::Requested(roots.clone()),
+            true,
+            &[Some(&wrong), Some(&expired)],
+        ),
+        (
+            Clients::Required(roots),
+            true,
+            &[Some(&wrong), Some(&expired), None],
+        ),
+    ] {
+        let site = StandIn::start(config.clone().clients(clients.clone())).await?;
+        let pem = server.pem();
+        for client in [Some(&own), Some(&wrong), Some(&expired), None] {
+            let got = probe::get_tls_as(client, site.tls_addr(), HOST, HOST, "/", &pem).await;
+            let refused = refuses
+                .iter()
+                .any(|one| one.map(pki::Issued::serial) == client.map(pki::Issued::serial));
+            ensure!(got.is_err() == refused, "{clients:?} {client:?}: {got:?}");
+            if !refused {
+                let seen = only(site.take_seen())?;
+                let shown = own_is_seen && client.is_some();
+                let expected = expected.clone().filter(|_| shown);
+                ensure!(seen.client == expected, "{seen:?}");
+            }
+        }
+        ensure!(site.seen().is_empty());
+    }
+    Ok(())
 }
 
 #[tokio::test]
