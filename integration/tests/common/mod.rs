@@ -276,6 +276,15 @@ pub(crate) fn originated(host: &str, target: u16) -> String {
     entry(host, target) + &rule(host, SIMPLE)
 }
 
+/// A traffic policy with a client certificate by files, and more fields of `tls` in YAML's flow style.
+pub(crate) fn mutual(chain: &Path, key: &Path, ca: &Path, more: &str) -> String {
+    let (chain, key, ca) = (chain.display(), key.display(), ca.display());
+    format!(
+        "{{tls: {{mode: MUTUAL, clientCertificate: \"{chain}\", privateKey: \"{key}\", \
+         caCertificates: \"{ca}\", {more}}}}}"
+    )
+}
+
 fn name_of(host: &str) -> String {
     host.replace('*', "any").replace('.', "-").to_lowercase()
 }
