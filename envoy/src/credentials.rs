@@ -9,8 +9,8 @@
 //! among the rules. What [`Store::load`] returns is PEM that Envoy takes; a pair of which only one half
 //! has been replaced is not.
 //!
-//! What it does not do: it judges no dates and no signers, as a certificate may expire while it is in use.
-//! `egressctl check` does, by the same reading.
+//! What [`Store::load`] does not do: it judges no dates and no signers, as a certificate may expire while it is
+//! in use. [`inspect()`] does, by the same reading, for `egressctl check`.
 
 use std::fmt;
 use std::io;
@@ -27,17 +27,19 @@ use crate::yaml::Place;
 
 mod documents;
 mod files;
+mod inspect;
 mod need;
 mod pair;
 mod pem;
 
 pub use documents::Documents;
 pub use files::Files;
+pub use inspect::inspect;
 pub use need::Need;
 
 use documents::Held;
 pub(crate) use documents::Taken;
-use need::{CA_SUFFIX, Reference};
+use need::{Reference, names_of};
 use pair::KeyKind;
 use pem::{Der, Flaw, PrivateKey};
 
@@ -47,13 +49,6 @@ use pem::{Der, Flaw, PrivateKey};
 const PAIR_KEYS: [&str; 4] = ["cert", "key", "tls.crt", "tls.key"];
 /// What the authorities are called.
 const TRUST_KEYS: [&str; 4] = ["cacert", "crl", "ca.crt", "ca.crl"];
-
-/// How large a certificate with its chain, or a key, may be, in MiB; a Secret of Kubernetes is no larger.
-const MAX_PAIR_MIB: u64 = 1;
-/// How large a bundle of authorities may be, in MiB. Distributions' have less than half of one.
-const MAX_BUNDLE_MIB: u64 = 8;
-/// How large a revocation list may be, in MiB. Public authorities have some of ten.
-const MAX_CRL_MIB: u64 = 64;
 
 /// How long after a file was written it is looked at twice with a pause between: its neighbour may follow.
 const FRESH: Duration = Duration::from_millis(200);
@@ -139,6 +134,8 @@ pub struct Missing {
     pub(crate) at: Option<Box<At>>,
     /// Whether it is only that a credential's place is unknown here.
     pub(crate) absent: bool,
+    /// Which part it is about.
+    pub(crate) role: Role,
 }
 
 impl fmt::Display for Missing {
@@ -163,6 +160,7 @@ impl Missing {
             hint: Some(hint.into()),
             at: None,
             absent: false,
+            role: Role::Whole,
         }
     }
 }
@@ -178,9 +176,33 @@ pub(crate) struct At {
     pub(crate) resource: String,
 }
 
+/// Which part of a credential a text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Certificate,
+    Key,
+    Authorities,
+    Crl,
+    /// None of them alone.
+    Whole,
+}
+
+impl Role {
+    /// Returns how large it may be, in MiB. A Secret of Kubernetes is no larger than one, a distribution's
+    /// bundle has less than half of that; public authorities have revocation lists of ten.
+    fn max_mib(self) -> u64 {
+        match self {
+            Role::Certificate | Role::Key | Role::Whole => 1,
+            Role::Authorities => 8,
+            Role::Crl => 64,
+        }
+    }
+}
+
 /// A text that was read, and where it stood.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Part {
+    pub(crate) role: Role,
     /// What messages call it.
     pub(crate) name: String,
     pub(crate) bytes: Zeroizing<Vec<u8>>,
@@ -204,6 +226,7 @@ impl Part {
                 PartOrigin::Document(at) => Some(Box::new(at.clone())),
             },
             absent: false,
+            role: self.role,
         }
     }
 }
@@ -342,15 +365,15 @@ impl Store {
     fn read_once(&self, need: &Need) -> Result<Parts, Missing> {
         match need {
             Need::Certificate(Identity::Files { certificate, key }) => Ok(Parts::Pair {
-                certificate: file(Path::new(certificate), MAX_PAIR_MIB)?,
-                key: file(Path::new(key), MAX_PAIR_MIB)?,
+                certificate: file(Path::new(certificate), Role::Certificate)?,
+                key: file(Path::new(key), Role::Key)?,
             }),
             Need::Certificate(Identity::Credential(name)) => self.pair(name),
             Need::Validation { trust, crl } => {
                 let mut parts = match trust {
                     Trust::Credential(name) => self.trust(name)?,
                     Trust::File(path) => Parts::Trust {
-                        ca: file(Path::new(path), MAX_BUNDLE_MIB)?,
+                        ca: file(Path::new(path), Role::Authorities)?,
                         crl: None,
                     },
                     Trust::System | Trust::InsecureSkipVerify => {
@@ -359,15 +382,16 @@ impl Store {
                             hint: None,
                             at: None,
                             absent: false,
+                            role: Role::Whole,
                         })?;
                         Parts::Trust {
-                            ca: file(Path::new(&path), MAX_BUNDLE_MIB)?,
+                            ca: file(Path::new(&path), Role::Authorities)?,
                             crl: None,
                         }
                     }
                 };
                 if let (Parts::Trust { crl, .. }, Some(path)) = (&mut parts, crl) {
-                    *crl = Some(file(Path::new(path), MAX_CRL_MIB)?);
+                    *crl = Some(file(Path::new(path), Role::Crl)?);
                 }
                 Ok(parts)
             }
@@ -394,8 +418,8 @@ impl Store {
         let mut half = None;
         for (certificate, key) in [("cert", "key"), ("tls.crt", "tls.key")] {
             let found = (
-                holder.part(certificate, MAX_PAIR_MIB)?,
-                holder.part(key, MAX_PAIR_MIB)?,
+                holder.part(certificate, Role::Certificate)?,
+                holder.part(key, Role::Key)?,
             );
             match found {
                 (Some(certificate), Some(key)) => {
@@ -437,7 +461,7 @@ impl Store {
             };
             let mut empty = None;
             for (ca, crl) in [("cacert", "crl"), ("ca.crt", "ca.crl")] {
-                let Some(ca) = holder.part(ca, MAX_BUNDLE_MIB)? else {
+                let Some(ca) = holder.part(ca, Role::Authorities)? else {
                     continue;
                 };
                 if ca.is_empty() {
@@ -445,7 +469,7 @@ impl Store {
                     continue;
                 }
                 // An empty list stands for none, as in Istio.
-                let crl = holder.part(crl, MAX_CRL_MIB)?.filter(|crl| !crl.is_empty());
+                let crl = holder.part(crl, Role::Crl)?.filter(|crl| !crl.is_empty());
                 return Ok(Parts::Trust { ca, crl });
             }
             return Err(empty.unwrap_or_else(|| {
@@ -460,7 +484,7 @@ impl Store {
 
     fn reference(&self, credential: &str) -> Result<Reference, Missing> {
         Reference::parse(credential, &self.namespace)
-            .map_err(|error| Missing::new(format!("credentialName: {error}"), error.hint()))
+            .map_err(|error| Missing::new(format!("credential {error}"), error.hint()))
     }
 
     /// Finds what holds a name: one folder or one document. More than one is a mistake, for which of them is
@@ -559,15 +583,6 @@ impl fmt::Debug for Store {
     }
 }
 
-/// Returns the names to look for, the first that is there counts: that of the authorities alone before that of all.
-fn names_of(reference: &Reference, is_pair: bool) -> Vec<String> {
-    match reference {
-        Reference::Secret(name) if is_pair => vec![name.clone()],
-        Reference::Secret(name) => vec![format!("{name}{CA_SUFFIX}"), name.clone()],
-        Reference::ConfigMap { name, .. } => vec![name.clone()],
-    }
-}
-
 fn held<'d>(all: &'d [Held], namespace: &str, name: &str) -> impl Iterator<Item = Holder<'d>> {
     all.iter()
         .filter(move |held| held.namespace == namespace && held.name == name)
@@ -589,16 +604,17 @@ impl Holder<'_> {
     }
 
     /// Reads one of its texts; `None` when it has none of that name.
-    fn part(&self, key: &str, limit_mib: u64) -> Result<Option<Part>, Missing> {
+    fn part(&self, key: &str, role: Role) -> Result<Option<Part>, Missing> {
         match self {
             Holder::Folder(folder) => {
                 let path = folder.join(key);
                 if !fs::is_there(&path) {
                     return Ok(None);
                 }
-                file(&path, limit_mib).map(Some)
+                file(&path, role).map(Some)
             }
             Holder::Document(held) => Ok(held.parts.get(key).map(|part| Part {
+                role,
                 name: format!("`{key}` of {}", held.id()),
                 bytes: part.bytes.clone(),
                 origin: PartOrigin::Document(At {
@@ -654,10 +670,11 @@ impl Parts {
     }
 }
 
-fn file(path: &Path, limit_mib: u64) -> Result<Part, Missing> {
+fn file(path: &Path, role: Role) -> Result<Part, Missing> {
     let name = format!("`{}`", path.display());
-    match fs::read_private(path, limit_mib) {
+    match fs::read_private(path, role.max_mib()) {
         Ok((bytes, standing)) => Ok(Part {
+            role,
             name,
             bytes,
             origin: PartOrigin::File(standing),
@@ -673,7 +690,10 @@ fn file(path: &Path, limit_mib: u64) -> Result<Part, Missing> {
                 Unreadable::TooLarge(_) => "is it what the rule means?",
                 _ => "give a file",
             };
-            Err(Missing::new(format!("{name} {error}"), hint))
+            Err(Missing {
+                role,
+                ..Missing::new(format!("{name} {error}"), hint)
+            })
         }
     }
 }

@@ -55,6 +55,14 @@ impl Rules {
         };
         Some((file, document.place(&path, false)))
     }
+
+    /// Returns the file and the place of a resource's field; of what is around it when it is not there.
+    pub(crate) fn field(&self, origin: Origin, path: &FieldPath) -> (String, Place) {
+        match self.documents.get(origin.document) {
+            Some((file, document)) => (file.clone(), document.place(path, false)),
+            None => (String::new(), Place { line: 1, column: 1 }),
+        }
+    }
 }
 
 /// Problems with the places where they stand.

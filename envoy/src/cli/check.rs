@@ -1,10 +1,13 @@
 //! `egressctl check`: everything that is wrong with rules.
 
+use std::time::SystemTime;
+
 use egress_policy::Severity;
 use serde_json::{Value, json};
 
 use super::args::{Check, Report as Output};
 use super::{ExitStatus, fail, print, settings};
+use crate::credentials;
 use crate::rules::{self, Report};
 
 /// Reads, parses and compiles, and prints what was found.
@@ -14,7 +17,14 @@ pub(super) fn main(args: &Check) -> ExitStatus {
         Err(status) => return status,
     };
     let (report, summary) = match rules::compile(&sources, &settling) {
-        Ok(rules) => {
+        Ok(mut rules) => {
+            let namespace = &settling.proxy.namespace;
+            let store = match settings::store(&args.credentials, &mut rules, namespace) {
+                Ok(store) => store,
+                Err(status) => return status,
+            };
+            let found = credentials::inspect(&rules, &store, SystemTime::now());
+            rules.warnings.0.extend(found);
             let (entries, rest) = (
                 rules.parsed.service_entries.len(),
                 rules.parsed.destination_rules.len(),

@@ -182,7 +182,10 @@ impl Taken {
                     severity: Severity::Error,
                     file: later.file.clone(),
                     place: later.at,
-                    path: "metadata.name".to_owned(),
+                    path: match later.origin.item {
+                        Some(item) => format!("items[{item}].metadata.name"),
+                        None => "metadata.name".to_owned(),
+                    },
                     what: format!(
                         "{} is defined twice, first at {}:{}",
                         later.id(),
@@ -278,7 +281,7 @@ impl Reader<'_> {
                         let hint = if text.trim_start().starts_with("-----BEGIN") {
                             "PEM as it is stands under `stringData`; under `data` it is base64 of that"
                         } else {
-                            "make it with `kubectl create secret … --dry-run=client -o yaml`, or with `base64 -w0`"
+                            "make it with `base64 -w0 FILE`, or let `kubectl get secret -o yaml` print it"
                         };
                         self.error(&[field, key], "is not base64", hint);
                         continue;

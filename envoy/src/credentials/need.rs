@@ -9,7 +9,7 @@ use egress_policy::{Identity, PolicyTable, TlsIntent, Trust};
 /// What Istio puts behind a credential's name to ask for its authorities.
 ///
 /// Source: istio/istio `pilot/pkg/security/model/authentication.go`, `SdsCaSuffix`.
-pub(crate) const CA_SUFFIX: &str = "-cacert";
+const CA_SUFFIX: &str = "-cacert";
 
 /// How long the name of a Secret may be, in bytes.
 ///
@@ -162,6 +162,15 @@ impl Reference {
             }),
             _ => Ok(Reference::Secret(name.to_owned())),
         }
+    }
+}
+
+/// Returns the names to look for, the first that is there counts: that of the authorities alone before that of all.
+pub(crate) fn names_of(reference: &Reference, is_pair: bool) -> Vec<String> {
+    match reference {
+        Reference::Secret(name) if is_pair => vec![name.clone()],
+        Reference::Secret(name) => vec![format!("{name}{CA_SUFFIX}"), name.clone()],
+        Reference::ConfigMap { name, .. } => vec![name.clone()],
     }
 }
 

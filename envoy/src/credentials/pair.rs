@@ -197,7 +197,8 @@ fn elliptic<'k>(der: &'k [u8], curve: Option<Oid<'k>>) -> Option<Parts<'k>> {
     for field in fields {
         let (_, inner) = Any::from_der(field.data).ok()?;
         match field.tag().0 {
-            0 => named = Some(inner.oid().ok()?),
+            // Where the curve is spelt out in numbers, it is taken to be the certificate's.
+            0 => named = inner.oid().ok(),
             // The first byte of a bit string counts the bits that are not used.
             1 => public = inner.data.get(1..),
             _ => {}

@@ -40,7 +40,7 @@ pub(crate) struct PrivateKey {
 
 /// Reads the certificates of a text, in their order.
 pub(crate) fn certificates(text: &[u8]) -> Result<Vec<Der>, Flaw> {
-    let sections = sections(text, "a certificate")?;
+    let sections = sections(text)?;
     let found: Vec<Der> = sections
         .into_iter()
         .filter(|(kind, _)| *kind == SectionKind::Certificate)
@@ -66,7 +66,7 @@ pub(crate) fn certificates(text: &[u8]) -> Result<Vec<Der>, Flaw> {
 
 /// Reads the revocation lists of a text, in their order; there may be none.
 pub(crate) fn revocation_lists(text: &[u8]) -> Result<Vec<Der>, Flaw> {
-    let sections = sections(text, "a revocation list")?;
+    let sections = sections(text)?;
     let found: Vec<Der> = sections
         .into_iter()
         .filter(|(kind, _)| *kind == SectionKind::Crl)
@@ -101,9 +101,7 @@ pub(crate) fn private_key(text: &[u8]) -> Result<PrivateKey, Flaw> {
             ),
         );
     }
-    let found = sections(text, "a key")?
-        .into_iter()
-        .find(|(kind, _)| is_key(*kind));
+    let found = sections(text)?.into_iter().find(|(kind, _)| is_key(*kind));
     found
         .map(|(kind, der)| PrivateKey { kind, der })
         .ok_or_else(|| {
@@ -141,7 +139,7 @@ pub(crate) fn key_label(kind: SectionKind) -> &'static str {
     }
 }
 
-fn sections(text: &[u8], wanted: &str) -> Result<Vec<(SectionKind, Zeroizing<Der>)>, Flaw> {
+fn sections(text: &[u8]) -> Result<Vec<(SectionKind, Zeroizing<Der>)>, Flaw> {
     if text.iter().all(u8::is_ascii_whitespace) {
         return Err(Flaw::new("is empty"));
     }
@@ -200,7 +198,7 @@ fn sections(text: &[u8], wanted: &str) -> Result<Vec<(SectionKind, Zeroizing<Der
         );
     }
     if found.is_empty() && known == 0 && labels(text).next().is_none() {
-        let flaw = Flaw::new(format!("is not PEM, so there is not {wanted} in it"));
+        let flaw = Flaw::new("is not PEM");
         return Err(if text.starts_with(b"\xef\xbb\xbf") {
             flaw.hint("save it as UTF-8 without a byte order mark")
         } else {

@@ -35,17 +35,30 @@ impl Authority {
     }
 
     pub(super) fn with(name: &str, change: impl FnOnce(&mut CertificateParams)) -> Authority {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
+        let (params, key) = (
+            Authority::params(name, change),
+            KeyPair::generate().unwrap(),
+        );
         let pem = params.self_signed(&key).unwrap().pem();
         Authority {
             pem,
             issuer: Issuer::new(params, key),
         }
+    }
+
+    /// Returns another certificate of the same name and key.
+    pub(super) fn again(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> String {
+        let params = Authority::params(name, change);
+        params.self_signed(self.issuer.key()).unwrap().pem()
+    }
+
+    fn params(name: &str, change: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        change(&mut params);
+        params
     }
 
     pub(super) fn sign(&self, name: &str) -> Pair {
@@ -371,7 +384,7 @@ fn files_that_are_none_are_refused() {
     assert!(refused(&store, &trust_of("client")).contains("ca.crt` is not there"));
     for name in ["../x", "/etc/ssl", "..", "a/b", "kubernetes://other/client"] {
         assert!(
-            refused(&store, &pair_of(name)).starts_with("credentialName: `"),
+            refused(&store, &pair_of(name)).starts_with("credential `"),
             "{name}"
         );
     }
