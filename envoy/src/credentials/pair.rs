@@ -9,7 +9,7 @@ use ring::signature::{
     EcdsaSigningAlgorithm, Ed25519KeyPair,
 };
 use rustls_pki_types::pem::SectionKind;
-use x509_parser::asn1_rs::{Any, FromDer as _, Oid, oid};
+use x509_parser::asn1_rs::{Any, FromDer as _, Oid, Tag, oid};
 use x509_parser::prelude::X509Certificate;
 use x509_parser::public_key::PublicKey;
 use zeroize::Zeroizing;
@@ -181,8 +181,10 @@ fn pkcs8(der: &[u8]) -> Option<Parts<'_>> {
 
 /// Source: RFC 8017 appendix A.1.2, `RSAPrivateKey`.
 fn rsa(der: &[u8]) -> Option<Parts<'_>> {
-    let mut fields = fields(der)?.into_iter();
-    let (_version, modulus, exponent) = (fields.next()?, fields.next()?, fields.next()?);
+    let fields = fields(der)?;
+    let [_version, modulus, exponent, _, _, _, _, _, _, ..] = &fields[..] else {
+        return None;
+    };
     Some(Parts::Rsa {
         modulus: modulus.data,
         exponent: exponent.data,
@@ -197,8 +199,8 @@ fn elliptic<'k>(der: &'k [u8], curve: Option<Oid<'k>>) -> Option<Parts<'k>> {
     for field in fields {
         let (_, inner) = Any::from_der(field.data).ok()?;
         match field.tag().0 {
-            // Where the curve is spelt out in numbers, it is taken to be the certificate's.
-            0 => named = inner.oid().ok(),
+            // Where the curve is spelt out in numbers instead, it is taken to be the certificate's.
+            0 if inner.tag() == Tag::Oid => named = inner.oid().ok(),
             // The first byte of a bit string counts the bits that are not used.
             1 => public = inner.data.get(1..),
             _ => {}
@@ -228,4 +230,95 @@ fn items(mut der: &[u8]) -> Option<Vec<Any<'_>>> {
         der = rest;
     }
     Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        CertificateParams, Issuer, KeyPair, PKCS_RSA_SHA256, PublicKeyData, SignatureAlgorithm,
+    };
+    use x509_parser::prelude::FromDer as _;
+
+    use super::*;
+
+    /// An RSA key that nobody could sign with: only its public numbers matter here, and `ring` makes none.
+    struct Rsa(Vec<u8>);
+
+    impl PublicKeyData for Rsa {
+        fn der_bytes(&self) -> &[u8] {
+            &self.0
+        }
+
+        fn algorithm(&self) -> &'static SignatureAlgorithm {
+            &PKCS_RSA_SHA256
+        }
+    }
+
+    fn tagged(tag: u8, data: &[u8]) -> Vec<u8> {
+        let mut out = vec![tag, 0x82];
+        out.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
+        out.extend(data);
+        out
+    }
+
+    /// Returns a certificate for an RSA key of so many bits, and the key in each of its two forms.
+    fn rsa_of(bits: usize, last: u8) -> (Vec<u8>, [PrivateKey; 2]) {
+        let mut modulus = vec![0x5a; bits.div_ceil(8)];
+        let spare = modulus.len() * 8 - bits;
+        modulus[0] = 0xff >> spare;
+        *modulus.last_mut().unwrap() = last;
+        if spare == 0 {
+            modulus.insert(0, 0);
+        }
+        let numbers = [tagged(2, &modulus), tagged(2, &[1, 0, 1])].concat();
+        let inner = tagged(
+            0x30,
+            &[&[2, 1, 0], &numbers[..], &[2, 1, 7].repeat(6)].concat(),
+        );
+        // The algorithm is rsaEncryption, without parameters worth the name.
+        let name = [0x30, 13, 6, 9, 42, 134, 72, 134, 247, 13, 1, 1, 1, 5, 0];
+        let outer = tagged(0x30, &[&[2, 1, 0], &name[..], &tagged(4, &inner)].concat());
+        let issuer = Issuer::new(CertificateParams::default(), KeyPair::generate().unwrap());
+        let certificate = CertificateParams::default()
+            .signed_by(&Rsa(tagged(0x30, &numbers)), &issuer)
+            .unwrap();
+        let key = |kind, der| PrivateKey {
+            kind,
+            der: Zeroizing::new(der),
+        };
+        let keys = [
+            key(SectionKind::RsaPrivateKey, inner),
+            key(SectionKind::PrivateKey, outer),
+        ];
+        (certificate.der().to_vec(), keys)
+    }
+
+    #[test]
+    fn rsa_keys_are_told_apart_by_their_numbers() {
+        for bits in [1024, 2047, 2048, 3072, 4096, 8192] {
+            let ((one, own), (_, other)) = (rsa_of(bits, 1), rsa_of(bits, 3));
+            let (_, certificate) = X509Certificate::from_der(&one).unwrap();
+            assert_eq!(kind(&certificate), KeyKind::Rsa(bits));
+            for (own, other) in own.iter().zip(&other) {
+                assert_eq!(belongs(own, &certificate), Some(true), "{bits}");
+                assert_eq!(belongs(other, &certificate), Some(false), "{bits}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_key_is_no_key() {
+        let (certificate, [key, _]) = rsa_of(2048, 1);
+        let (_, certificate) = X509Certificate::from_der(&certificate).unwrap();
+        for kind in [
+            SectionKind::RsaPrivateKey,
+            SectionKind::EcPrivateKey,
+            SectionKind::PrivateKey,
+        ] {
+            for length in [0, 1, 4, 20, key.der.len() - 1] {
+                let der = Zeroizing::new(key.der[..length].to_vec());
+                assert_ne!(belongs(&PrivateKey { kind, der }, &certificate), Some(true));
+            }
+        }
+    }
 }
