@@ -64,6 +64,13 @@ pub const UPSTREAM_SOCKET_STATE: &str = "egress.transport_socket";
 /// Source: istio/istio `pkg/model/proxy.go`, `NodeMetadata.Labels`.
 pub const NODE_LABELS: [&str; 4] = ["xds", "node", "metadata", "LABELS"];
 
+/// The property with Envoy's word on how a response came about.
+pub const RESPONSE_DETAILS: [&str; 2] = ["response", "code_details"];
+
+/// The most headers that an answer of Envoy's own has where a connection failed: the status, the content's
+/// type and length; or the status and three of gRPC's. Servers' answers have more, or are looked at.
+pub const LOCAL_REPLY_HEADERS: usize = 4;
+
 /// The name of the filter in Envoy's configuration and statistics.
 pub const FILTER_NAME: &str = "egress";
 

@@ -1,5 +1,7 @@
 //! What should happen to a request, as data. An adapter applies each effect, one hostcall apiece.
 
+use crate::failure::Failure;
+
 /// One thing that the host is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect<'e> {
@@ -26,6 +28,12 @@ pub enum Effect<'e> {
         /// A sentence for the one who sent the request.
         body: &'e str,
     },
+    /// Count a failed connection.
+    Count(Failure),
+    /// Set a response header, in place of all that were there.
+    ResponseHeader(&'static str, &'e str),
+    /// Replace the body of the response once it comes; a response without one keeps none.
+    ResponseBody(&'static str),
 }
 
 /// Effects in the order in which they are applied. There are never more than nine, so they need no heap.

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! [`load()`] reads what the renderer wrote with [`PluginConfig`]. [`plan_http`] says, for the [`Facts`]
-//! of one request, which [`Effects`] an adapter is to apply. [`contract`] holds every name that Envoy
+//! of one request, which [`Effects`] an adapter is to apply; where its connection [`failed`],
+//! [`plan_failure`] says what is told of that. [`contract`] holds every name that Envoy
 //! and we both spell.
 //!
 //! What it does not do: it calls no host and knows no SDK. It decides nothing either: that is
@@ -39,6 +40,7 @@ pub mod config;
 pub mod contract;
 mod effect;
 mod facts;
+mod failure;
 mod labels;
 mod load;
 mod metadata;
@@ -47,7 +49,8 @@ mod plan;
 pub use config::{AuthorityMode, MetadataFormat, PluginConfig, Variants};
 pub use effect::{Effect, Effects};
 pub use facts::Facts;
+pub use failure::{Failure, FailureFacts};
 pub use labels::labels;
 pub use load::{InvalidConfig, Loaded, load, load_for};
 pub use metadata::{Entry, FIELDS, varint};
-pub use plan::{Scratch, plan_http};
+pub use plan::{Scratch, failed, plan_failure, plan_http};

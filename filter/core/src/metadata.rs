@@ -13,7 +13,7 @@ use crate::plan::itoa;
 pub enum Entry {
     /// `originate`, `forward`, `passthrough` or `reject`.
     Action,
-    /// Why it was rejected or left alone.
+    /// Why it was rejected or left alone, or why its connection failed.
     Reason,
     /// The DestinationRule that decided, `namespace/name`.
     Rule,

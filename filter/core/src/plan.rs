@@ -9,6 +9,7 @@ use crate::config::AuthorityMode;
 use crate::contract;
 use crate::effect::{Effect, Effects};
 use crate::facts::Facts;
+use crate::failure::{Failure, FailureFacts};
 use crate::load::Loaded;
 use crate::metadata::{Entry, Writer};
 
@@ -33,22 +34,8 @@ pub fn plan_http<'e>(
     scratch: &'e mut Scratch,
 ) -> Effects<'e> {
     let parsed = Authority::parse(facts.authority);
-    let port = config.listener_port.or(facts.port);
-    let decision = match (&parsed, port) {
-        (Ok(authority), Some(port)) => {
-            let query = Query {
-                host: &authority.host,
-                port,
-                arrival: Arrival::Http,
-                subset: None,
-            };
-            config.table.decide(&query)
-        }
-        (Ok(_), None) => refused(Reason::UnknownPort),
-        (Err(InvalidAuthority::Empty), _) => refused(Reason::NoHost),
-        (Err(InvalidAuthority::Malformed), _) => refused(Reason::InvalidHost),
-    };
-    write_metadata(config, facts, &decision, scratch);
+    let decision = decide(config, facts, &parsed);
+    write_metadata(config, facts, &decision, None, scratch);
 
     match decision.action {
         Action::Originate(cluster) => {
@@ -112,6 +99,85 @@ pub fn plan_http<'e>(
         // TLS does not come in where requests can be read.
         Action::Passthrough(_) => answer(Reason::OtherProtocol, scratch),
         Action::Reject(reason) => answer(reason, scratch),
+    }
+}
+
+/// Says why the connection of a request failed; `None` when it did not, as far as Envoy's answer tells.
+///
+/// `facts` are those that the request was planned by, `details` is `%RESPONSE_CODE_DETAILS%`.
+pub fn failed(config: &Loaded, facts: &Facts<'_>, details: &str) -> Option<Failure> {
+    let parsed = Authority::parse(facts.authority);
+    let cluster = match decide(config, facts, &parsed).action {
+        Action::Originate(cluster) | Action::Forward(cluster) => Some(cluster),
+        Action::LeaveAlone(_) => None,
+        Action::Passthrough(_) | Action::Reject(_) => return None,
+    };
+    let tls = cluster.and_then(|cluster| cluster.tls.as_ref());
+    Failure::of(&FailureFacts {
+        details,
+        shows_certificate: tls.is_some_and(|tls| tls.identity.is_some()),
+        // Hosts can be out of service for what they answered as well, where a rule looks at that.
+        found_by_name: cluster.is_some_and(|cluster| {
+            matches!(cluster.endpoints, Endpoints::Listed { fixed: false, .. })
+                && cluster.outlier_detection.is_none()
+        }),
+    })
+}
+
+/// Returns what should happen to Envoy's answer to a request whose connection failed: it is counted and
+/// logged, and the application is told the reason without Envoy's text.
+///
+/// `facts` are those that the request was planned by; `grpc` says that the answer is one to gRPC, which
+/// has no body.
+pub fn plan_failure<'e>(
+    config: &'e Loaded,
+    facts: &Facts<'_>,
+    failure: Failure,
+    grpc: bool,
+    scratch: &'e mut Scratch,
+) -> Effects<'e> {
+    let parsed = Authority::parse(facts.authority);
+    let decision = decide(config, facts, &parsed);
+    write_metadata(config, facts, &decision, Some(failure), scratch);
+    let length = u16::try_from(failure.body().len()).unwrap_or(0);
+    scratch.body.clear();
+    scratch.body.push_str(itoa(length, &mut [0; 5]));
+    let scratch: &'e Scratch = scratch;
+
+    let mut effects = Effects::new();
+    // What the application sees comes first: should the host refuse a call, it is the log that lacks.
+    if grpc {
+        effects.push(Effect::ResponseHeader("grpc-message", failure.message()));
+    } else {
+        effects.push(Effect::ResponseBody(failure.body()));
+        effects.push(Effect::ResponseHeader("content-length", &scratch.body));
+        effects.push(Effect::ResponseHeader("content-type", "text/plain"));
+    }
+    effects.push(Effect::Count(failure));
+    effects.push(Effect::Metadata(&scratch.metadata));
+    effects
+}
+
+/// Decides about a request.
+fn decide<'t: 'q, 'q>(
+    config: &'t Loaded,
+    facts: &Facts<'_>,
+    parsed: &'q Result<Authority<'_>, InvalidAuthority>,
+) -> Decision<'t, 'q> {
+    let port = config.listener_port.or(facts.port);
+    match (parsed, port) {
+        (Ok(authority), Some(port)) => {
+            let query = Query {
+                host: &authority.host,
+                port,
+                arrival: Arrival::Http,
+                subset: None,
+            };
+            config.table.decide(&query)
+        }
+        (Ok(_), None) => refused(Reason::UnknownPort),
+        (Err(InvalidAuthority::Empty), _) => refused(Reason::NoHost),
+        (Err(InvalidAuthority::Malformed), _) => refused(Reason::InvalidHost),
     }
 }
 
@@ -295,6 +361,7 @@ fn write_metadata(
     config: &Loaded,
     facts: &Facts<'_>,
     decision: &Decision<'_, '_>,
+    failure: Option<Failure>,
     scratch: &mut Scratch,
 ) {
     scratch.metadata.clear();
@@ -308,7 +375,11 @@ fn write_metadata(
     let tls = cluster.and_then(|cluster| cluster.tls.as_ref());
     let target = decision.target.as_ref();
     writer.text(Entry::Action, Some(decision.action.as_str()));
-    writer.text(Entry::Reason, decision.reason().map(Reason::as_str));
+    let reason = failure.map(Failure::as_str);
+    writer.text(
+        Entry::Reason,
+        reason.or_else(|| decision.reason().map(Reason::as_str)),
+    );
     writer.resource(Entry::Rule, decision.rule);
     writer.resource(Entry::ServiceEntry, decision.service_entry);
     writer.text(Entry::Cluster, cluster.map(|it| config.cluster_name(it)));

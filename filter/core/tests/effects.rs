@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use egress_filter::{
-    AuthorityMode, Effect, FIELDS, Facts, InvalidConfig, Loaded, MetadataFormat, PluginConfig,
-    Scratch, Variants, contract, load, load_for, plan_http,
+    AuthorityMode, Effect, Effects, FIELDS, Facts, Failure, InvalidConfig, Loaded, MetadataFormat,
+    PluginConfig, Scratch, Variants, contract, failed, load, load_for, plan_failure, plan_http,
 };
 use egress_policy::{
     ConnectTo, HostName, Identity, NameSource, OutboundMode, Parser, PolicyTable, PortNumber,
@@ -56,6 +56,26 @@ fn resources() -> Vec<Value> {
                 "mode": "MUTUAL", "clientCertificate": "/c.pem", "privateKey": "/k.pem",
                 "caCertificates": "/ca.pem",
             }}),
+        ),
+        entry(
+            "named",
+            json!({"hosts": ["named.example.com"], "resolution": "DNS", "ports": port(443),
+                "endpoints": [{"address": "a.example.com"}]}),
+        ),
+        entry(
+            "numbered",
+            json!({"hosts": ["numbered.example.com"], "resolution": "STATIC", "ports": port(443),
+                "endpoints": [{"address": "192.0.2.1"}]}),
+        ),
+        entry(
+            "ejected",
+            json!({"hosts": ["ejected.example.com"], "resolution": "DNS", "ports": port(443),
+                "endpoints": [{"address": "a.example.com"}]}),
+        ),
+        rule(
+            "ejected",
+            "ejected.example.com",
+            json!({"outlierDetection": {"consecutive5xxErrors": 1}}),
         ),
         entry(
             "crl",
@@ -123,18 +143,17 @@ fn loaded(with: &With) -> Loaded {
 /// Returns the effects as short words, and the metadata by key.
 fn planned(config: &Loaded, authority: &str) -> (Vec<String>, BTreeMap<String, String>) {
     let mut scratch = Scratch::default();
+    let facts = Facts {
+        authority,
+        port: None,
+    };
+    shown(&plan_http(config, &facts, &mut scratch))
+}
+
+fn shown(effects: &Effects<'_>) -> (Vec<String>, BTreeMap<String, String>) {
     let mut words = Vec::new();
     let mut metadata = BTreeMap::new();
-    for effect in plan_http(
-        config,
-        &Facts {
-            authority,
-            port: None,
-        },
-        &mut scratch,
-    )
-    .iter()
-    {
+    for effect in effects.iter() {
         words.push(match effect {
             Effect::Authority(value) => format!("authority {value}"),
             Effect::Header(name, value) => format!("{name}: {value}"),
@@ -147,6 +166,9 @@ fn planned(config: &Loaded, authority: &str) -> (Vec<String>, BTreeMap<String, S
             Effect::Answer {
                 status, details, ..
             } => format!("answer {status} {details}"),
+            Effect::Count(failure) => format!("count {failure}"),
+            Effect::ResponseHeader(name, value) => format!("answer with {name}: {value}"),
+            Effect::ResponseBody(body) => format!("answer with {body}"),
             Effect::Metadata(bytes) => {
                 for entry in std::str::from_utf8(bytes).unwrap().split(' ') {
                     let (key, value) = entry.split_once('=').unwrap();
@@ -431,6 +453,98 @@ fn the_port_of_the_listener_or_else_of_the_connection_decides() {
     assert_eq!(first(Some(80)).as_deref(), Some(SHARED));
     assert_eq!(first(Some(81)).as_deref(), Some("egress_unknown_port"));
     assert_eq!(first(None).as_deref(), Some("egress_unknown_port"));
+}
+
+#[test]
+fn a_failed_connection_is_told_without_envoys_words() {
+    let config = loaded(&With::default());
+    let facts = Facts {
+        authority: "EDITION.cnn.com:80",
+        port: None,
+    };
+    let (_, before) = planned(&config, facts.authority);
+    let mut scratch = Scratch::default();
+    let details = "upstream_reset_before_response_started{connection_timeout}";
+    let failure = failed(&config, &facts, details).unwrap();
+    assert_eq!(failure, Failure::Timeout);
+
+    let effects = plan_failure(&config, &facts, failure, false, &mut scratch);
+    let (words, metadata) = shown(&effects);
+    let body = "egress_timeout: the connection to the server was not ready in time\n";
+    assert_eq!(
+        words,
+        [
+            format!("answer with {body}"),
+            format!("answer with content-length: {}", body.len()),
+            "answer with content-type: text/plain".to_owned(),
+            "count timeout".to_owned(),
+        ]
+    );
+    // The log says what it said, and why.
+    let mut expected = before;
+    expected.insert("reason".to_owned(), "timeout".to_owned());
+    assert_eq!(metadata, expected);
+
+    let effects = plan_failure(&config, &facts, failure, true, &mut scratch);
+    let (words, _) = shown(&effects);
+    assert_eq!(
+        words,
+        [
+            format!("answer with grpc-message: {}", body.trim_end()),
+            "count timeout".to_owned(),
+        ]
+    );
+}
+
+#[test]
+fn only_what_was_sent_can_fail() {
+    let config = loaded(&With {
+        outbound: OutboundMode::AllowAny,
+        ..With::default()
+    });
+    let failure = |config: &Loaded, authority: &str, details: &str| {
+        let facts = Facts {
+            authority,
+            port: None,
+        };
+        failed(config, &facts, details)
+    };
+    let refused = "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}";
+    for authority in [
+        "edition.cnn.com",
+        "plain.example.com",
+        "unknown.example.com",
+    ] {
+        assert_eq!(
+            failure(&config, authority, refused),
+            Some(Failure::Refused),
+            "{authority}"
+        );
+        assert_eq!(failure(&config, authority, "via_upstream"), None);
+    }
+    assert_eq!(
+        failure(&loaded(&With::default()), "unknown.example.com", refused),
+        None
+    );
+    // The same alert, without and with a certificate that the server could mean.
+    let alert = "upstream_reset_before_response_started{remote_connection_failure|TLS_error:|268436498:SSL_routines:OPENSSL_internal:SSLV3_ALERT_BAD_CERTIFICATE:TLS_error_end}";
+    assert_eq!(
+        failure(&config, "edition.cnn.com", alert),
+        Some(Failure::ClientCertificateRequired)
+    );
+    assert_eq!(
+        failure(&config, "files.example.com", alert),
+        Some(Failure::ClientCertificateRejected)
+    );
+    // Names that are looked up anew for each request are told otherwise.
+    let nobody = "no_healthy_upstream";
+    assert_eq!(failure(&config, "edition.cnn.com", nobody), None);
+    assert_eq!(
+        failure(&config, "named.example.com", nobody),
+        Some(Failure::Dns)
+    );
+    assert_eq!(failure(&config, "numbered.example.com", nobody), None);
+    assert_eq!(failure(&config, "ejected.example.com", nobody), None);
 }
 
 #[test]

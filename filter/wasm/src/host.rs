@@ -20,6 +20,8 @@ pub(crate) struct HostError;
 const OK: u32 = 0;
 const NOT_FOUND: u32 = 1;
 const REQUEST_HEADERS: u32 = 0;
+const RESPONSE_HEADERS: u32 = 2;
+const COUNTER: u32 = 0;
 
 // Since Rust 1.96 the linker takes no symbol for granted: where it is imported from must be said.
 #[link(wasm_import_module = "env")]
@@ -76,6 +78,15 @@ unsafe extern "C" {
         value: *mut *mut u8,
         value_len: *mut usize,
     ) -> u32;
+    fn proxy_set_buffer_bytes(
+        buffer: u32,
+        start: usize,
+        size: usize,
+        value: *const u8,
+        value_len: usize,
+    ) -> u32;
+    fn proxy_define_metric(kind: u32, name: *const u8, name_len: usize, id: *mut u32) -> u32;
+    fn proxy_increment_metric(id: u32, by: i64) -> u32;
 }
 
 /// Takes over bytes that the host put into memory it asked our allocator for.
@@ -96,31 +107,36 @@ fn done(status: u32) -> Result<(), HostError> {
 
 /// Reads a request header; `None` when it is not there.
 pub(crate) fn request_header(name: &str) -> Result<Option<Vec<u8>>, HostError> {
+    header(REQUEST_HEADERS, name)
+}
+
+/// Reads a response header; `None` when it is not there.
+pub(crate) fn response_header(name: &str) -> Result<Option<Vec<u8>>, HostError> {
+    header(RESPONSE_HEADERS, name)
+}
+
+fn header(map: u32, name: &str) -> Result<Option<Vec<u8>>, HostError> {
     let (mut value, mut len) = (null_mut(), 0);
     // SAFETY: the name lives through the call, and the host writes the two out-parameters only.
-    let status = unsafe {
-        proxy_get_header_map_value(
-            REQUEST_HEADERS,
-            name.as_ptr(),
-            name.len(),
-            &mut value,
-            &mut len,
-        )
-    };
+    let status =
+        unsafe { proxy_get_header_map_value(map, name.as_ptr(), name.len(), &mut value, &mut len) };
     take(status, value, len)
 }
 
 /// Sets a request header in place of all that were there.
 pub(crate) fn set_request_header(name: &str, value: &str) -> Result<(), HostError> {
+    set_header(REQUEST_HEADERS, name, value)
+}
+
+/// Sets a response header in place of all that were there.
+pub(crate) fn set_response_header(name: &str, value: &str) -> Result<(), HostError> {
+    set_header(RESPONSE_HEADERS, name, value)
+}
+
+fn set_header(map: u32, name: &str, value: &str) -> Result<(), HostError> {
     // SAFETY: the host reads both texts during the call only.
     done(unsafe {
-        proxy_replace_header_map_value(
-            REQUEST_HEADERS,
-            name.as_ptr(),
-            name.len(),
-            value.as_ptr(),
-            value.len(),
-        )
+        proxy_replace_header_map_value(map, name.as_ptr(), name.len(), value.as_ptr(), value.len())
     })
 }
 
@@ -134,7 +150,7 @@ pub(crate) fn remove_request_header(name: &str) -> Result<(), HostError> {
 pub(crate) fn property(path: &[&str]) -> Result<Option<Vec<u8>>, HostError> {
     let path = path.join("\0");
     let (mut value, mut len) = (null_mut(), 0);
-    // SAFETY: as in `request_header`.
+    // SAFETY: as in `header`.
     let status = unsafe { proxy_get_property(path.as_ptr(), path.len(), &mut value, &mut len) };
     take(status, value, len)
 }
@@ -148,7 +164,7 @@ pub(crate) fn set_property(name: &str, value: &[u8]) -> Result<(), HostError> {
 /// Calls one of the host's own functions and drops what it returns.
 pub(crate) fn call(name: &str, argument: &[u8]) -> Result<(), HostError> {
     let (mut value, mut len) = (null_mut(), 0);
-    // SAFETY: as in `request_header`.
+    // SAFETY: as in `header`.
     let status = unsafe {
         proxy_call_foreign_function(
             name.as_ptr(),
@@ -186,9 +202,30 @@ pub(crate) fn answer(status: u32, details: &str, body: &str) -> Result<(), HostE
 pub(crate) fn plugin_configuration() -> Result<Vec<u8>, HostError> {
     const PLUGIN_CONFIGURATION: u32 = 7;
     let (mut value, mut len) = (null_mut(), 0);
-    // SAFETY: as in `request_header`.
+    // SAFETY: as in `header`.
     let status = unsafe {
         proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, usize::MAX, &mut value, &mut len)
     };
     take(status, value, len).map(Option::unwrap_or_default)
+}
+
+/// Puts `body` in place of the part of the response's body that has come.
+pub(crate) fn set_response_body(body: &str) -> Result<(), HostError> {
+    const RESPONSE_BODY: u32 = 1;
+    // SAFETY: the host reads the text during the call only.
+    done(unsafe { proxy_set_buffer_bytes(RESPONSE_BODY, 0, usize::MAX, body.as_ptr(), body.len()) })
+}
+
+/// Defines a counter, or finds the one of this name, and returns its number in this VM.
+pub(crate) fn counter(name: &str) -> Result<u32, HostError> {
+    let mut id = 0;
+    // SAFETY: the host reads the name during the call only, and writes the number only.
+    done(unsafe { proxy_define_metric(COUNTER, name.as_ptr(), name.len(), &mut id) })?;
+    Ok(id)
+}
+
+/// Adds one to a counter.
+pub(crate) fn increment(counter: u32) -> Result<(), HostError> {
+    // SAFETY: nothing is passed but numbers.
+    done(unsafe { proxy_increment_metric(counter, 1) })
 }

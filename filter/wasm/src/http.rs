@@ -1,15 +1,15 @@
-//! One HTTP request: read facts, plan, apply.
+//! One HTTP request: read facts, plan, apply; and when its connection failed, say why.
 
 use std::cell::RefCell;
 
-use egress_filter::{Effect, Facts, Scratch, contract, plan_http, varint};
+use egress_filter::{Effect, Facts, Scratch, contract, failed, plan_failure, plan_http, varint};
 use egress_policy::PortNumber;
 use log::error;
 use proxy_wasm::traits::HttpContext;
 use proxy_wasm::types::Action;
 
-use crate::Shared;
 use crate::host::{self, HostError};
+use crate::{Shared, counters};
 
 thread_local! {
     /// One VM handles one request at a time, so all of them share the room for their texts.
@@ -19,32 +19,83 @@ thread_local! {
 /// A request and the configuration it began with.
 pub struct Request {
     loaded: Option<Shared>,
+    /// What it was planned by, once it was let go; its response is looked at then only.
+    sent: Option<Sent>,
+    /// What takes the place of the response's body.
+    body: Option<&'static str>,
+}
+
+/// The facts of a request, kept for its response.
+struct Sent {
+    authority: Vec<u8>,
+    port: Option<PortNumber>,
+}
+
+impl Sent {
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            // What is not text names no host that could be in the table.
+            authority: std::str::from_utf8(&self.authority).unwrap_or("\u{fffd}"),
+            port: self.port,
+        }
+    }
 }
 
 impl Request {
     pub(crate) fn new(loaded: Option<Shared>) -> Self {
-        Request { loaded }
+        Request {
+            loaded,
+            sent: None,
+            body: None,
+        }
     }
 
     /// Says whether the request goes on; `Ok(false)` when it was answered here.
-    fn handle(&self) -> Result<bool, HostError> {
+    fn handle(&mut self) -> Result<bool, HostError> {
         let Some(loaded) = &self.loaded else {
             return Err(HostError);
         };
-        let authority = host::request_header(":authority")?.unwrap_or_default();
-        // What is not text names no host that could be in the table.
-        let authority = std::str::from_utf8(&authority).unwrap_or("\u{fffd}");
-        let port = match loaded.listener_port {
-            Some(_) => None,
-            None => destination_port()?,
+        let sent = Sent {
+            authority: host::request_header(":authority")?.unwrap_or_default(),
+            port: match loaded.listener_port {
+                Some(_) => None,
+                None => destination_port()?,
+            },
         };
-        SCRATCH.with_borrow_mut(|scratch| {
+        let goes_on = SCRATCH.with_borrow_mut(|scratch| {
             let mut goes_on = true;
-            for effect in plan_http(loaded, &Facts { authority, port }, scratch).iter() {
+            for effect in plan_http(loaded, &sent.facts(), scratch).iter() {
                 goes_on &= !matches!(effect, Effect::Answer { .. });
                 apply(effect)?;
             }
             Ok(goes_on)
+        })?;
+        self.sent = goes_on.then_some(sent);
+        Ok(goes_on)
+    }
+
+    /// Looks at a response that could be Envoy's own, and says why the connection failed if it did.
+    fn explain(&mut self) -> Result<(), HostError> {
+        let (Some(loaded), Some(sent)) = (&self.loaded, self.sent.take()) else {
+            return Ok(());
+        };
+        let details = host::property(&contract::RESPONSE_DETAILS)?.unwrap_or_default();
+        let details = std::str::from_utf8(&details).unwrap_or_default();
+        let facts = sent.facts();
+        let Some(failure) = failed(loaded, &facts, details) else {
+            return Ok(());
+        };
+        let content = host::response_header("content-type")?.unwrap_or_default();
+        let grpc = content.starts_with(b"application/grpc");
+        SCRATCH.with(|scratch| {
+            let mut scratch = scratch.try_borrow_mut().map_err(|_| HostError)?;
+            for effect in plan_failure(loaded, &facts, failure, grpc, &mut scratch).iter() {
+                match effect {
+                    Effect::ResponseBody(body) => self.body = Some(body),
+                    effect => apply(effect)?,
+                }
+            }
+            Ok(())
         })
     }
 }
@@ -66,6 +117,23 @@ impl HttpContext for Request {
             }
         }
     }
+
+    fn on_http_response_headers(&mut self, count: usize, _end_of_stream: bool) -> Action {
+        // Of the answers that count, those of servers have more headers: they cost no call.
+        if count <= contract::LOCAL_REPLY_HEADERS && self.explain().is_err() {
+            error!("egress: the host refused a call; a failure is not told whole");
+        }
+        Action::Continue
+    }
+
+    fn on_http_response_body(&mut self, _size: usize, _end_of_stream: bool) -> Action {
+        if let Some(body) = self.body.take()
+            && host::set_response_body(body).is_err()
+        {
+            error!("egress: the host refused a call; a failure is told in Envoy's words");
+        }
+        Action::Continue
+    }
 }
 
 fn apply(effect: Effect<'_>) -> Result<(), HostError> {
@@ -86,6 +154,10 @@ fn apply(effect: Effect<'_>) -> Result<(), HostError> {
             details,
             body,
         } => host::answer(status, details, body),
+        Effect::Count(failure) => counters::count(failure),
+        Effect::ResponseHeader(name, value) => host::set_response_header(name, value),
+        // Comes when the body does.
+        Effect::ResponseBody(_) => Ok(()),
     }
 }
 

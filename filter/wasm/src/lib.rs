@@ -14,6 +14,7 @@ use std::rc::Rc;
 use proxy_wasm::traits::{Context, RootContext};
 use proxy_wasm::types::LogLevel;
 
+mod counters;
 mod host;
 pub mod http;
 pub mod root;

@@ -9,7 +9,7 @@ use proxy_wasm::traits::{HttpContext, RootContext};
 use proxy_wasm::types::ContextType;
 
 use crate::http::Request;
-use crate::{Shared, host};
+use crate::{Shared, counters, host};
 
 /// The plugin, once in each VM. Until it has a configuration it refuses every request.
 #[derive(Default)]
@@ -35,6 +35,7 @@ impl RootContext for Root {
                     error!("egress: this Envoy cannot log an object; use metadata TEXT");
                     return false;
                 }
+                counters::define();
                 info!(
                     "egress: {} hosts, digest {}",
                     loaded.table.len(),

@@ -1,0 +1,250 @@
+//! Why a connection to a server failed, as one word of a closed set.
+//!
+//! Envoy tells it in the details of its answer, a text of its own that quotes BoringSSL. What is
+//! recognised here is written down for operators in `filter/core/failures.md`, and a test keeps the two
+//! together. A text that is not recognised is never given a specific reason: a connection that failed
+//! is [`Failure::Reset`] then, and what is no failed connection is none of ours.
+
+use std::fmt;
+
+/// Why a connection failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    /// A certificate of the server's chain is past its time.
+    Expired,
+    /// A certificate of the server's chain is before its time.
+    NotYetValid,
+    /// No authority that is trusted vouches for the server.
+    UnknownCa,
+    /// The server's certificate is for other names.
+    NameMismatch,
+    /// The server's certificate is revoked, or the list that would tell is missing or too old.
+    Revoked,
+    /// The server wants a certificate of us, and the rule has none.
+    ClientCertificateRequired,
+    /// The server does not accept the certificate of the rule.
+    ClientCertificateRejected,
+    /// The server speaks no version of TLS that we do.
+    ProtocolVersion,
+    /// The server accepts nothing of what we offer, ciphers, groups and SNI together.
+    NoSharedCipher,
+    /// What came back is not TLS.
+    NotTls,
+    /// There was no connection, or no TLS session, in time.
+    Timeout,
+    /// Nobody listens, or there is no way there.
+    Refused,
+    /// The connection broke before an answer, or TLS failed in a way that no other word is for.
+    Reset,
+    /// The name has no address.
+    Dns,
+    /// Envoy has not got a certificate that the connection needs.
+    SecretMissing,
+}
+
+/// What is known of a connection that may have failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FailureFacts<'f> {
+    /// Envoy's `%RESPONSE_CODE_DETAILS%`.
+    pub details: &'f str,
+    /// A client certificate would have been shown to a server that asks.
+    pub shows_certificate: bool,
+    /// A cluster without a healthy host can only be one whose names have no address.
+    pub found_by_name: bool,
+}
+
+/// One macro for the three texts, so that all of them are known when this is compiled.
+macro_rules! failures {
+    ($($failure:ident $word:literal $sentence:literal;)*) => {
+        impl Failure {
+            /// All of them, in the order of their counters.
+            pub const ALL: [Failure; [$($word),*].len()] = [$(Failure::$failure),*];
+
+            /// Returns the word that logs, answers and counters share.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Failure::$failure => $word,)*
+                }
+            }
+
+            /// Returns what the application is told: a line of text that says nothing of names,
+            /// addresses and certificates.
+            pub fn body(self) -> &'static str {
+                match self {
+                    $(Failure::$failure => concat!("egress_", $word, ": ", $sentence, "\n"),)*
+                }
+            }
+
+            /// Returns the counter's name in Envoy's statistics, where `wasmcustom.` stands before it.
+            pub fn counter(self) -> &'static str {
+                match self {
+                    $(Failure::$failure => concat!("egress.failure.", $word),)*
+                }
+            }
+        }
+    };
+}
+
+failures! {
+    Expired "expired" "a certificate in the server's chain has expired";
+    NotYetValid "not_yet_valid" "a certificate in the server's chain is not valid yet";
+    UnknownCa "unknown_ca" "no authority that the proxy trusts vouches for the server";
+    NameMismatch "name_mismatch" "the server's certificate is for another name";
+    Revoked "revoked" "the server did not pass the check against the list of revoked certificates";
+    ClientCertificateRequired "client_certificate_required" "the server asks for a client certificate and there is none";
+    ClientCertificateRejected "client_certificate_rejected" "the server does not accept the client certificate";
+    ProtocolVersion "protocol_version" "the server does not speak a version of TLS that the proxy speaks";
+    NoSharedCipher "no_shared_cipher" "the server accepts none of the TLS settings that the proxy offers";
+    NotTls "not_tls" "the server does not speak TLS";
+    Timeout "timeout" "the connection to the server was not ready in time";
+    Refused "refused" "the server refused the connection or cannot be reached";
+    Reset "reset" "the connection to the server failed before there was an answer";
+    Dns "dns" "the server's name has no address";
+    SecretMissing "secret_missing" "the proxy lacks a certificate that the connection needs";
+}
+
+impl Failure {
+    /// Classifies an answer; `None` when it is the server's, or Envoy's for another reason.
+    ///
+    /// Source: envoyproxy/envoy `source/common/router/router.cc`, `Filter::onUpstreamReset`, and
+    /// `source/common/http/utility.cc`, `resetReasonToString`.
+    pub fn of(facts: &FailureFacts<'_>) -> Option<Failure> {
+        let details = facts.details;
+        if details.starts_with("dns_resolution_failure") {
+            return Some(Failure::Dns);
+        }
+        if details.starts_with("no_healthy_upstream") {
+            return facts.found_by_name.then_some(Failure::Dns);
+        }
+        let inner = details.strip_prefix("upstream_reset_before_response_started")?;
+        let inner = inner.strip_prefix('{').unwrap_or(inner);
+        let inner = inner.strip_suffix('}').unwrap_or(inner);
+        let (kind, transport) = inner.split_once('|').unwrap_or((inner, ""));
+        match kind {
+            // A limit of ours.
+            "overflow" => None,
+            "connection_timeout" => Some(Failure::Timeout),
+            "connection_failure" | "local_connection_failure" | "remote_connection_failure" => {
+                Some(of_transport(transport, facts.shows_certificate).unwrap_or(Failure::Reset))
+            }
+            _ => Some(Failure::Reset),
+        }
+    }
+
+    /// Returns the position of the failure in [`Failure::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Returns [`Failure::body`] without the end of the line, as gRPC has it.
+    pub fn message(self) -> &'static str {
+        self.body().trim_end()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Classifies why a transport socket failed. Spaces are underscores in the details.
+fn of_transport(reason: &str, shows_certificate: bool) -> Option<Failure> {
+    let Some(errors) = reason.strip_prefix("TLS_error:") else {
+        // Source: envoyproxy/envoy `source/common/network/connection_impl.cc`, "delayed connect error".
+        let (_, error) = reason.split_once("connect_error:_")?;
+        return match error {
+            "Connection_refused"
+            | "No_route_to_host"
+            | "Network_is_unreachable"
+            | "Host_is_unreachable"
+            | "Host_is_down"
+            | "No_such_file_or_directory" => Some(Failure::Refused),
+            "Connection_timed_out" => Some(Failure::Timeout),
+            _ => None,
+        };
+    };
+    // Source: envoyproxy/envoy `source/common/tls/ssl_socket.cc`, `NotReadySslSocket`.
+    if errors == "_Secret_is_not_supplied_by_SDS" {
+        return Some(Failure::SecretMissing);
+    }
+    let mut errors = errors
+        .split('|')
+        .filter_map(|error| error.split_once(":OPENSSL_internal:"))
+        .map(|(_, error)| error);
+    let error = errors.next()?;
+    let (name, rest) = error.split_once(':').unwrap_or((error, ""));
+    match name {
+        "CERTIFICATE_VERIFY_FAILED" => of_verification(rest),
+        "TLSV1_ALERT_PROTOCOL_VERSION" | "UNSUPPORTED_PROTOCOL" => Some(Failure::ProtocolVersion),
+        "TLSV1_ALERT_INSUFFICIENT_SECURITY" => Some(Failure::NoSharedCipher),
+        "WRONG_VERSION_NUMBER" => Some(Failure::NotTls),
+        "TLSV1_ALERT_CERTIFICATE_REQUIRED" => Some(Failure::ClientCertificateRequired),
+        // BoringSSL adds this to the alert when it answers the first message. Later than that a server
+        // has nothing left to refuse but what it was shown.
+        "SSLV3_ALERT_HANDSHAKE_FAILURE"
+            if errors.any(|error| error.starts_with("HANDSHAKE_FAILURE_ON_CLIENT_HELLO")) =>
+        {
+            Some(Failure::NoSharedCipher)
+        }
+        // What servers say that were shown nothing: before TLS 1.3 there was no word for it.
+        "SSLV3_ALERT_HANDSHAKE_FAILURE"
+        | "SSLV3_ALERT_BAD_CERTIFICATE"
+        | "SSLV3_ALERT_NO_CERTIFICATE"
+            if !shows_certificate =>
+        {
+            Some(Failure::ClientCertificateRequired)
+        }
+        "SSLV3_ALERT_HANDSHAKE_FAILURE"
+        | "SSLV3_ALERT_BAD_CERTIFICATE"
+        | "SSLV3_ALERT_NO_CERTIFICATE"
+        | "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE"
+        | "SSLV3_ALERT_CERTIFICATE_REVOKED"
+        | "SSLV3_ALERT_CERTIFICATE_EXPIRED"
+        | "SSLV3_ALERT_CERTIFICATE_UNKNOWN"
+        | "TLSV1_ALERT_UNKNOWN_CA"
+        | "TLSV1_ALERT_ACCESS_DENIED"
+            if shows_certificate =>
+        {
+            Some(Failure::ClientCertificateRejected)
+        }
+        _ => None,
+    }
+}
+
+/// Classifies why a certificate does not hold. The text is read from its beginning only, for the names in
+/// the certificate stand behind it, and those are the server's to choose.
+///
+/// Source: envoyproxy/envoy `source/common/tls/cert_validator/default_validator.cc`, and BoringSSL
+/// `crypto/x509/x509_txt.cc`, `X509_verify_cert_error_string`.
+fn of_verification(text: &str) -> Option<Failure> {
+    // Envoy 1.36 says no more than that it failed.
+    let text = text.strip_prefix("verify_cert_failed:_")?;
+    if text.starts_with("verify_SAN_list") || text.starts_with("SAN_matcher") {
+        return Some(Failure::NameMismatch);
+    }
+    let text = text.strip_prefix("X509_verify_cert:_certificate_verification_error_at_depth_")?;
+    let (_, error) = text.split_once(":_")?;
+    if error.starts_with("certificate_revocation_check_against_provided_CRLs_failed") {
+        return Some(Failure::Revoked);
+    }
+    match error.split_once(':').map_or(error, |(error, _)| error) {
+        "certificate_has_expired" => Some(Failure::Expired),
+        "certificate_is_not_yet_valid" => Some(Failure::NotYetValid),
+        "unable_to_get_issuer_certificate"
+        | "unable_to_get_local_issuer_certificate"
+        | "unable_to_verify_the_first_certificate"
+        | "self_signed_certificate"
+        | "self-signed_certificate"
+        | "self_signed_certificate_in_certificate_chain"
+        | "self-signed_certificate_in_certificate_chain" => Some(Failure::UnknownCa),
+        // Envoy 1.37 does not say what they are about, as later ones do.
+        "certificate_revoked"
+        | "unable_to_get_certificate_CRL"
+        | "unable_to_get_CRL_issuer_certificate"
+        | "CRL_has_expired"
+        | "CRL_is_not_yet_valid"
+        | "CRL_signature_failure" => Some(Failure::Revoked),
+        _ => None,
+    }
+}

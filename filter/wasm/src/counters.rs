@@ -1,0 +1,39 @@
+//! The counters of failed connections, one set in each VM.
+
+use std::cell::Cell;
+
+use egress_filter::Failure;
+use log::error;
+
+use crate::host::{self, HostError};
+
+/// A counter's number for each failure; `None` where the host did not give one.
+type Counters = [Option<u32>; Failure::ALL.len()];
+
+thread_local! {
+    static COUNTERS: Cell<Option<Counters>> = const { Cell::new(None) };
+}
+
+/// Defines all counters, so that all of them show as zero from the start. Once in each VM: a configuration
+/// that comes later counts on.
+///
+/// A host that does not count takes nothing else from the filter.
+pub(crate) fn define() {
+    if COUNTERS.get().is_some() {
+        return;
+    }
+    let counters = Failure::ALL.map(|failure| host::counter(failure.counter()).ok());
+    if counters.contains(&None) {
+        error!("egress: the host did not define the counters; failures are logged, not counted");
+    }
+    COUNTERS.set(Some(counters));
+}
+
+/// Counts a failure.
+pub(crate) fn count(failure: Failure) -> Result<(), HostError> {
+    let counters = COUNTERS.get();
+    match counters.and_then(|counters| counters.get(failure.index()).copied().flatten()) {
+        Some(counter) => host::increment(counter),
+        None => Ok(()),
+    }
+}
