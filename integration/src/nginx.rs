@@ -153,12 +153,13 @@ impl NginxConfig {
         };
         let directives = self.directives.join("\n    ");
         let mut text = PAGE.to_owned();
+        // The server first: added blocks may say the same.
         for (page, ours) in [
-            ("http {\n", format!("http {{\n{}\n", more.join("\n"))),
             (
                 "ssl_verify_client on;",
                 format!("{verify}\n    {directives}"),
             ),
+            ("http {\n", format!("http {{\n{}\n", more.join("\n"))),
         ] {
             ensure!(text.contains(page), "the page's nginx.conf has no `{page}`");
             text = text.replacen(page, &ours, 1);
@@ -458,14 +459,14 @@ mod tests {
         let config = NginxConfig::new("", "", "")
             .verify_client(VerifyClient::Off)
             .directive("ssl_protocols TLSv1.1;")
-            .block("server { listen 443 ssl; ssl_certificate /etc/nginx-server-certs/tls.crt; }");
+            .block("server { listen 443 ssl; ssl_certificate /etc/nginx-server-certs/tls.crt; ssl_verify_client on; }");
         let addr = SocketAddr::from(([127, 0, 0, 1], 8443));
         let text = config.text(Path::new("/own"), Path::new("/html"), addr)?;
         assert!(
             text.contains("ssl_verify_client off;\n    ssl_protocols TLSv1.1;"),
             "{text}"
         );
-        let block = "server { listen 127.0.0.1:8443 ssl; ssl_certificate /own/nginx-server-certs/tls.crt; }";
+        let block = "server { listen 127.0.0.1:8443 ssl; ssl_certificate /own/nginx-server-certs/tls.crt; ssl_verify_client on; }";
         assert!(text.contains(block), "{text}");
         Ok(())
     }
