@@ -67,11 +67,11 @@ struct Rules {
 
 const ACCESS: Rules = Rules {
     file: "integration/scenarios/cnn-access.yaml",
-    text: include_str!("../../scenarios/cnn-access.yaml"),
+    text: include_str!("../../../scenarios/cnn-access.yaml"),
 };
 const ORIGINATION: Rules = Rules {
     file: "integration/scenarios/cnn-origination.yaml",
-    text: include_str!("../../scenarios/cnn-origination.yaml"),
+    text: include_str!("../../../scenarios/cnn-origination.yaml"),
 };
 
 /// A request of the page, and what has to come of it.
