@@ -22,7 +22,7 @@ use tokio::{process::Command, time::timeout};
 use egress_integration::{
     dns::{DnsServer, Zone},
     egressctl::{self, Builder, Egressctl, Running},
-    pki::{Ca, Leaf},
+    pki::{Ca, Issued, Leaf},
     probe::{self, Answer},
     silent_port::SilentPort,
     stand_in::{Listener, Seen, StandIn, StandInConfig},
@@ -283,6 +283,50 @@ pub(crate) fn mutual(chain: &Path, key: &Path, ca: &Path, more: &str) -> String 
         "{{tls: {{mode: MUTUAL, clientCertificate: \"{chain}\", privateKey: \"{key}\", \
          caCertificates: \"{ca}\", {more}}}}}"
     )
+}
+
+/// A DestinationRule for workloads with the label `app=sleep`, as on the page: mutual TLS by a credential.
+pub(crate) fn selected(host: &str, credential: &str) -> String {
+    let name = name_of(host);
+    format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: {name}}}
+spec:
+  host: \"{host}\"
+  workloadSelector: {{matchLabels: {{app: sleep}}}}
+  trafficPolicy: {{tls: {{mode: MUTUAL, credentialName: {credential}}}}}
+"
+    )
+}
+
+/// The ServiceEntry for it as well.
+pub(crate) fn by_credential(host: &str, target: u16, credential: &str) -> String {
+    entry(host, target) + &selected(host, credential)
+}
+
+/// Lays out a credential as Kubernetes mounts it.
+pub(crate) fn credential(folder: &Path, name: &str, client: &Issued, ca: &str) -> Result<()> {
+    let folder = folder.join(name);
+    std::fs::create_dir(&folder)?;
+    std::fs::write(folder.join("tls.crt"), client.chain_pem())?;
+    std::fs::write(folder.join("tls.key"), client.key_pem())?;
+    std::fs::write(folder.join("ca.crt"), ca)?;
+    Ok(())
+}
+
+/// Waits until something holds that another process is about to do.
+pub(crate) async fn eventually(what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
+    let trying = async {
+        while !holds().await? {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    };
+    timeout(SOON, trying)
+        .await
+        .with_context(|| format!("not within {SOON:?}: {what}"))?
 }
 
 fn name_of(host: &str) -> String {
