@@ -216,6 +216,10 @@ impl Reader<'_> {
             .filter(|text| !text.is_empty())
             .unwrap_or(DEFAULT_NAMESPACE);
         let Some(name) = text(meta, "name").filter(|text| !text.is_empty()) else {
+            // Kubernetes will give it a name, and no rule can know which.
+            if text(meta, "generateName").is_some() {
+                return None;
+            }
             self.error(
                 &["metadata", "name"],
                 "is required",
