@@ -87,7 +87,8 @@ pub enum Material {
     },
 }
 
-/// A private key as PEM. It is not shown by `Debug`, and wiped when it is dropped.
+/// A private key as PEM. It is not shown by `Debug`, and wiped when it is dropped; copies that parsers made of its
+/// text on the way are not.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(Zeroizing<Vec<u8>>);
 

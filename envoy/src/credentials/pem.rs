@@ -32,7 +32,7 @@ impl Flaw {
 /// The DER in a PEM section.
 pub(crate) type Der = Vec<u8>;
 
-/// A private key. It is wiped when it is dropped, as far as this program goes: what it was read from is not.
+/// A private key. It is wiped when it is dropped; copies that parsers made of its text on the way are not.
 pub(crate) struct PrivateKey {
     pub(crate) kind: SectionKind,
     pub(crate) der: Zeroizing<Der>,
