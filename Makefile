@@ -31,6 +31,10 @@ build: native wasm envoy ## The CLI, the wasm module beside it, and Envoy
 run: build nginx ## The demo: plain HTTP before and after; KEEP=1 leaves it running
 	@$(release)/demo $(if $(KEEP),--keep)
 
+.PHONY: mtls
+mtls: build nginx ## The demo's second half: mutual TLS with a real nginx; KEEP=1 leaves it running
+	@$(release)/demo --mutual $(if $(KEEP),--keep)
+
 .PHONY: test
 test: ## All tests: this machine's, wasm under Node, and on a real Envoy
 	@MAKE='$(MAKE)' .setup/tally.sh test-native test-wasm

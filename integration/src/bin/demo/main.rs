@@ -1,4 +1,5 @@
-//! The first half of Istio's task "Egress TLS Origination", played on this machine.
+//! Istio's task "Egress TLS Origination", played on this machine: the first half here, the second
+//! half in [`mutual`].
 //!
 //! It starts a stand-in for `edition.cnn.com`, gives the page's own YAML to `egressctl run`, and is
 //! the application that sends the page's requests. What it prints is what happened, and each line
@@ -8,7 +9,7 @@ use std::{
     fmt,
     io::{ErrorKind, Write},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -25,12 +26,14 @@ use tokio::{
 };
 
 use egress_integration::{
-    egressctl::{self, Egressctl, EndedEarly, Running},
+    egressctl::{self, Builder, Egressctl, EndedEarly, Running},
     pki::{Ca, Leaf},
     probe::{self, Answer},
     silent_port::SilentPort,
     stand_in::{Listener, Seen, StandIn, StandInConfig},
 };
+
+mod mutual;
 
 const HOST: &str = "edition.cnn.com";
 const HTTP_URL: &str = "http://edition.cnn.com/politics";
@@ -148,11 +151,14 @@ const PASSED_THROUGH: (Listener, &[&str]) = (
     &["action=passthrough", "tls_mode=-", "sni=edition.cnn.com"],
 );
 
-/// Play the page "Egress TLS Origination" with a stand-in for edition.cnn.com
+/// Play the page "Egress TLS Origination" with stand-ins for its servers
 #[derive(Parser)]
 #[command(name = "demo", version)]
 struct Args {
-    /// Leave Envoy and the stand-in up, and print what to type
+    /// Play the second half, mutual TLS, with a real nginx
+    #[arg(long)]
+    mutual: bool,
+    /// Leave Envoy and the server up, and print what to type
     #[arg(long)]
     keep: bool,
 }
@@ -163,14 +169,21 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error.into()),
     };
-    match runtime.block_on(demo(args.keep)) {
+    match runtime.block_on(demo(&args)) {
         Ok(code) => code,
         Err(error) => complain(&error),
     }
 }
 
-async fn demo(keep: bool) -> Result<ExitCode> {
+async fn demo(args: &Args) -> Result<ExitCode> {
     let mut signals = Signals::new()?;
+    match args.mutual {
+        true => mutual::demo(args.keep, &mut signals).await,
+        false => first_half(args.keep, &mut signals).await,
+    }
+}
+
+async fn first_half(keep: bool, signals: &mut Signals) -> Result<ExitCode> {
     let stage = Stage::set().await?;
     // Nothing that was started outlives the future that is dropped.
     let proxy = tokio::select! {
@@ -324,23 +337,15 @@ impl Stage {
 
     /// Starts Envoy with the rules; `port_80` is where port 80 of the site is.
     async fn start(&self, rules: &Rules, port_80: SocketAddr) -> Result<Running> {
-        let mut run = Egressctl::builder()
+        let run = Egressctl::builder()
             .binary(&self.egressctl)
             .rules_text(rules.text)
             .port(80, 0)
             .port(443, 0)
             .connect_to(&format!("{HOST}:80:{port_80}"))
             .connect_to(&format!("{HOST}:443:{}", self.site.tls_addr()))
-            // One worker starts fastest, and logs in the order of the requests.
-            .arg("--concurrency=1")
-            .env("SSL_CERT_FILE", self.ca_file())
-            // What it leaves when it is killed goes with our own folder.
-            .env("TMPDIR", self.folder.path());
-        // As in `make run ENVOY=/path/to/envoy`.
-        if let Some(envoy) = std::env::var_os("ENVOY").filter(|envoy| !envoy.is_empty()) {
-            run = run.arg("--envoy").arg(envoy);
-        }
-        run.start().await
+            .env("SSL_CERT_FILE", self.ca_file());
+        run_here(run, self.folder.path()).start().await
     }
 
     /// Sends the request of a step, prints what came of it, and compares it with what should have.
@@ -405,6 +410,20 @@ impl Stage {
             site,
             log: log_after(proxy, logged, step.log.len()).await?,
         })
+    }
+}
+
+/// What every run of the demo has; it leaves nothing outside of `folder`.
+fn run_here(run: Builder, folder: &Path) -> Builder {
+    let run = run
+        // One worker starts fastest, and logs in the order of the requests.
+        .arg("--concurrency=1")
+        // What it leaves when it is killed goes with our own folder.
+        .env("TMPDIR", folder);
+    // As in `make run ENVOY=/path/to/envoy`.
+    match std::env::var_os("ENVOY").filter(|envoy| !envoy.is_empty()) {
+        Some(envoy) => run.arg("--envoy").arg(envoy),
+        None => run,
     }
 }
 
