@@ -193,7 +193,7 @@ impl Nginx {
         let html = welcome_folder(&binary)?;
         let mut taken = String::new();
         for _ in 0..PORTS {
-            match Self::try_port(&binary, &html, config).await? {
+            match Self::try_port(&binary, &html, config, free_port().await?).await? {
                 Ok(nginx) => return Ok(nginx),
                 Err(stderr) => taken = stderr,
             }
@@ -201,11 +201,12 @@ impl Nginx {
         bail!("{PORTS} ports that were free were taken a moment later: {taken}")
     }
 
-    /// Starts it on some port; the inner error is that the port was taken.
+    /// Starts it on this port; the inner error is that the port is taken.
     async fn try_port(
         binary: &Path,
         html: &Path,
         config: &NginxConfig,
+        addr: SocketAddr,
     ) -> Result<Result<Self, String>> {
         let folder = tempfile::Builder::new().prefix("nginx-").tempdir()?;
         let root = folder.path();
@@ -218,7 +219,6 @@ impl Nginx {
             std::fs::create_dir_all(path.parent().context("no folder")?)?;
             std::fs::write(path, content)?;
         }
-        let addr = free_port().await?;
         std::fs::write(root.join("nginx.conf"), config.text(root, html, addr)?)?;
 
         let mut command = Command::new(binary);
@@ -475,6 +475,21 @@ mod tests {
     fn a_path_that_would_end_a_directive_is_refused() {
         assert!(quotable(Path::new("/a; b")).is_err());
         assert!(quotable(Path::new("/a/nginx-1.22.1-9+deb12u10")).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_told_apart() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let made = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=a -keyout key -out crt";
+        crate::openssl::run(made, folder.path()).await?;
+        let read = |name: &str| std::fs::read(folder.path().join(name));
+        let config = NginxConfig::new(read("crt")?, read("key")?, read("crt")?);
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let (binary, addr) = (binary()?, taken.local_addr()?);
+        let tried = Nginx::try_port(&binary, &welcome_folder(&binary)?, &config, addr).await?;
+        let said = tried.err().context("it listens on a port that is taken")?;
+        assert!(said.contains("Address already in use"), "{said}");
+        Ok(())
     }
 
     #[tokio::test]

@@ -32,6 +32,7 @@ static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
 /// A throw-away certification authority with an ECDSA P-256 key, valid from a year ago for two years.
 pub struct Ca {
     issuer: CertifiedIssuer<'static, KeyPair>,
+    serial: u64,
     /// What a server sends below its own certificate: this authority, and those above it but the root.
     intermediates: Vec<(CertificateDer<'static>, String)>,
 }
@@ -45,10 +46,11 @@ impl Ca {
     ///
     /// When the key cannot be made.
     pub fn new(common_name: &str) -> Result<Self> {
-        let issuer =
-            CertifiedIssuer::self_signed(ca_params(common_name), new_key(Key::EcdsaP256)?)?;
+        let serial = next_serial();
+        let params = ca_params(common_name, serial);
         Ok(Self {
-            issuer,
+            issuer: CertifiedIssuer::self_signed(params, new_key(Key::EcdsaP256)?)?,
+            serial,
             intermediates: Vec::new(),
         })
     }
@@ -60,7 +62,8 @@ impl Ca {
     ///
     /// When the key cannot be made.
     pub fn intermediate(&self, common_name: &str) -> Result<Self> {
-        let mut params = ca_params(common_name);
+        let serial = next_serial();
+        let mut params = ca_params(common_name, serial);
         params.use_authority_key_identifier_extension = true;
         let key = new_key(Key::EcdsaP256)?;
         let issuer = CertifiedIssuer::signed_by(params, key, &self.issuer)?;
@@ -68,6 +71,7 @@ impl Ca {
         intermediates.extend(self.intermediates.iter().cloned());
         Ok(Self {
             issuer,
+            serial,
             intermediates,
         })
     }
@@ -105,17 +109,22 @@ impl Ca {
         Issued::new(leaf, &params, &certificate, &key, &self.intermediates)
     }
 
-    /// The list of certificates that this authority has revoked, as PEM.
+    /// The serial number of the authority's own certificate.
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// The list of certificates that this authority has revoked, by their serial numbers, as PEM.
     ///
     /// An [`Expired`](Validity::Expired) list should have been followed by another yesterday.
     ///
     /// # Errors
     ///
     /// When the list cannot be signed.
-    pub fn crl(&self, revoked: &[&Issued], validity: Validity) -> Result<String> {
+    pub fn crl(&self, revoked: &[u64], validity: Validity) -> Result<String> {
         let (this_update, next_update) = validity.window(SystemTime::now());
-        let revoked = revoked.iter().map(|issued| RevokedCertParams {
-            serial_number: SerialNumber::from(issued.serial),
+        let revoked = revoked.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
             revocation_time: this_update.into(),
             reason_code: None,
             invalidity_date: None,
@@ -395,11 +404,11 @@ impl fmt::Debug for Issued {
     }
 }
 
-fn ca_params(common_name: &str) -> CertificateParams {
+fn ca_params(common_name: &str, serial: u64) -> CertificateParams {
     let now = SystemTime::now();
     let mut params = CertificateParams::default();
     params.distinguished_name = common_name_only(common_name);
-    params.serial_number = Some(next_serial().into());
+    params.serial_number = Some(serial.into());
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.not_before = (now - 365 * DAY).into();

@@ -421,7 +421,7 @@ impl Pki {
     }
 
     /// Writes what all rules verify servers by: the root, and a list of each authority's.
-    fn write_trust(&self, revoked: &[&Issued]) -> Result<()> {
+    fn write_trust(&self, revoked: &[u64]) -> Result<()> {
         self.root.write_pem(&self.path("root.pem"))?;
         let lists = [
             self.root.crl(&[], Validity::Valid)?,
@@ -478,7 +478,7 @@ impl Sites {
             };
             let issued = pki.server(row.server, &row.host())?;
             if row.server == Server::Revoked {
-                revoked.push(issued.clone());
+                revoked.push(issued.serial());
             }
             let clients = match row.wants {
                 Wants::Requires => Clients::Required(vec![pki.clients.certificate().clone()]),
@@ -487,7 +487,7 @@ impl Sites {
             let site = StandInConfig::new(issued).tls(tls).clients(clients);
             own.insert(row, StandIn::start(site).await?);
         }
-        pki.write_trust(&revoked.iter().collect::<Vec<_>>())?;
+        pki.write_trust(&revoked)?;
 
         let page = pki.server(Server::Valid, "page.example")?;
         let mut old = NginxConfig::new(page.chain_pem(), page.key_pem(), pki.clients.pem())
