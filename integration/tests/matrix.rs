@@ -210,6 +210,8 @@ async fn every_combination_ends_as_it_should() -> Result<()> {
 async fn assert_seen(row: Row, site: &StandIn) -> Result<()> {
     let plain = site.counts(Listener::Plain);
     ensure!(plain.connections == 0, "{row}: {plain:?}");
+    let counts = site.counts(Listener::Tls);
+    ensure!(counts.connections == 1, "{row} was tried again: {counts:?}");
     let (status, _) = expected(row);
     if status != 200 {
         let failed = site.wait_for_failed_handshakes(1, SOON).await?;
