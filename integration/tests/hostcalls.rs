@@ -21,27 +21,41 @@ const READ: &str = "proxy_get_header_map_value";
 const WRITE: &str = "proxy_replace_header_map_value";
 const FOREIGN: &str = "proxy_call_foreign_function";
 const METADATA: &str = "proxy_set_property";
+const PROPERTY: &str = "proxy_get_property";
+const COUNT: &str = "proxy_increment_metric";
+const BODY: &str = "proxy_set_buffer_bytes";
 
-/// What the filter called while it handled each request, by Envoy's own trace.
+/// What the filter called for one request.
+#[derive(Debug, Default)]
+struct Calls {
+    /// Before the request went on.
+    request: Vec<String>,
+    /// When the answer came.
+    response: Vec<String>,
+}
+
+/// What the filter called for each request, by Envoy's own trace.
 ///
 /// Source: proxy-wasm-cpp-host `src/v8/v8.cc`, which writes `[host->vm] f(..)`, `[vm->host] env.g(..)`
 /// and the returns of both.
-fn calls_of_requests(log: &[String]) -> Vec<Vec<String>> {
-    let mut requests = Vec::new();
-    let mut current: Option<Vec<String>> = None;
+fn calls_of_requests(log: &[String]) -> Vec<Calls> {
+    let mut requests: Vec<Calls> = Vec::new();
+    let mut running = "";
     for line in log {
-        if line.contains("[host->vm] proxy_on_request_headers(") {
-            current = Some(Vec::new());
-        } else if line.contains("[host<-vm] proxy_on_request_headers return") {
-            requests.extend(current.take());
-        } else if let (Some(calls), Some((_, call))) =
-            (&mut current, line.split_once("[vm->host] env."))
+        // What else the host calls is room for what a call of ours returns, in its midst.
+        if let Some((_, callback)) = line.split_once("[host->vm] proxy_on_") {
+            running = callback.split_once('(').map_or(callback, |(name, _)| name);
+            if running == "request_headers" {
+                requests.push(Calls::default());
+            }
+        } else if let (Some(current), Some((_, call))) =
+            (requests.last_mut(), line.split_once("[vm->host] env."))
         {
-            calls.push(
-                call.split_once('(')
-                    .map_or(call, |(name, _)| name)
-                    .to_owned(),
-            );
+            let call = call.split_once('(').map_or(call, |(name, _)| name);
+            match running {
+                "request_headers" => current.request.push(call.to_owned()),
+                _ => current.response.push(call.to_owned()),
+            }
         }
     }
     requests
@@ -53,7 +67,7 @@ async fn calls(
     dns: &DnsServer,
     rules: &str,
     authority: &str,
-) -> Result<(Vec<String>, u16)> {
+) -> Result<(Calls, u16)> {
     let resolver = dns.addr().to_string();
     let bootstrap = rendered(trusted, rules, &["--resolver", &resolver]).await?;
     let trace = ["--component-log-level", "wasm:trace", "--concurrency", "1"];
@@ -67,12 +81,13 @@ async fn calls(
     let requests = calls_of_requests(&log);
     assert_eq!(requests.len(), 2, "{log:#?}");
     let calls = requests.into_iter().nth(1).unwrap_or_default();
+    let made = calls.request.len();
     ensure!(
-        calls.len() <= ALLOWED,
-        "{} calls, {ALLOWED} are allowed: {calls:#?}",
-        calls.len()
+        made <= ALLOWED,
+        "{made} calls, {ALLOWED} are allowed: {calls:#?}"
     );
-    ensure!(!calls.iter().any(|call| call == "proxy_log"), "{calls:#?}");
+    let mut all = calls.request.iter().chain(&calls.response);
+    ensure!(!all.any(|call| call == "proxy_log"), "{calls:#?}");
     Ok((calls, answer.status))
 }
 
@@ -87,12 +102,14 @@ async fn calls_of_answered(
     let dns = dns().await?;
     let (calls, status) = calls(trusted, &dns, rules, authority).await?;
     assert_eq!(status, 200);
+    // An answer costs nothing, unless it could be Envoy's own.
+    ensure!(calls.response.is_empty(), "{calls:#?}");
     let seen = site.take_seen();
     assert_eq!(seen.len(), 2, "{seen:#?}");
     for seen in &seen {
         assert_originated(seen, host, HOST);
     }
-    Ok(calls)
+    Ok(calls.request)
 }
 
 #[tokio::test]
@@ -101,8 +118,13 @@ async fn a_typical_request_takes_two_calls() -> Result<()> {
     // Port 443 is root's, so the page's own rules are followed as far as DNS, which knows no host.
     let nowhere = DnsServer::start(Zone::new()).await?;
     let (calls, status) = calls(&trusted, &nowhere, &originated(HOST, 443), HOST).await?;
-    assert_eq!(calls, [READ, METADATA]);
+    assert_eq!(calls.request, [READ, METADATA]);
     assert_eq!(status, 503);
+    // Why it failed is told: read, and then written to the answer, the counter and the log.
+    assert_eq!(
+        calls.response,
+        [PROPERTY, READ, WRITE, WRITE, COUNT, METADATA, BODY]
+    );
 
     // And to the end where the server is on another port, which the client names as well.
     let site = trusted.site([HOST]).await?;
