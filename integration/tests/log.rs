@@ -141,6 +141,7 @@ async fn text_is_istios_default_format_and_our_keys() -> Result<()> {
     );
     let why = refused.istio("upstream_transport_failure_reason");
     ensure!(why.contains("CERTIFICATE_VERIFY_FAILED"), "{why}");
+    assert_ne!(refused.egress("reason"), "-", "{refused:#?}");
 
     let forward = common::log_of(&proxy, "/forward").await?;
     assert_eq!(

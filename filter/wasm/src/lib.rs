@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! Envoy ──facts──► egress_filter::plan_http ──effects──► host.rs ──► Envoy
+//! Envoy's answer, when a connection failed ──► egress_filter::plan_failure ──effects──► host.rs ──► Envoy
 //! ```
 //!
-//! [`root`] keeps the configuration, [`http`] handles one request, `host` is the one file that calls the
-//! host. Nothing is decided here: an `if` about policy belongs into `egress-policy`.
+//! [`root`] keeps the configuration, [`http`] handles one request, `counters` counts failures, `host` is
+//! the one file that calls the host. Nothing is decided here: an `if` about policy belongs into `egress-policy`.
 //!
 //! What it does not do: TLS. That is the transport socket of the cluster the request is led to.
 
