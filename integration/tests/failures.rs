@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Version, client::conn::http2};
@@ -91,7 +91,7 @@ const TOLD: [(&str, &str); 15] = [
         "reset",
         "the connection to the server failed before there was an answer",
     ),
-    ("dns", "the server's name has no address"),
+    ("dns", "the server's name could not be resolved"),
     (
         "secret_missing",
         "the proxy lacks a certificate that the connection needs",
@@ -575,22 +575,29 @@ async fn head_has_the_same_headers_and_no_body() -> Result<()> {
     let trusted = Trusted::new()?;
     let (_site, proxy) = expired(&trusted, "text").await?;
     let reason = told_by(&proxy, "expired").await?;
-    let request = format!("HEAD /head HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+    // A second request on the connection is answered behind the first, so both are as long as they say.
+    let request = format!(
+        "HEAD /head HTTP/1.1\r\nHost: {HOST}\r\n\r\n\
+         GET /next HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n"
+    );
     let answer = probe::raw(proxy.listener(80)?, request.as_bytes(), SOON).await?;
     let answer = String::from_utf8(answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-    assert_eq!(body, "");
-    let length = message(reason)?.len() + 1;
+    let parts: Vec<&str> = answer.split("\r\n\r\n").collect();
+    let [head, next, body] = <[&str; 3]>::try_from(parts)
+        .map_err(|parts| anyhow!("two answers and one body were expected: {parts:#?}"))?;
+    assert_eq!(body, message(reason)? + "\n");
     for line in [
         "HTTP/1.1 503 Service Unavailable".to_owned(),
-        format!("content-length: {length}"),
+        format!("content-length: {}", body.len()),
         "content-type: text/plain".to_owned(),
     ] {
-        ensure!(head.lines().any(|found| found == line), "{line}: {head}");
+        for part in [head, next] {
+            ensure!(part.lines().any(|found| found == line), "{line}: {answer}");
+        }
     }
     ensure!(!answer.contains("TLS"), "{answer}");
     assert_eq!(log_of(&proxy, "/head").await?.egress("reason"), reason);
-    assert_eq!(counted(&proxy).await?.get(reason), Some(&1));
+    assert_eq!(counted(&proxy).await?.get(reason), Some(&2));
     Ok(())
 }
 

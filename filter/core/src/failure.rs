@@ -36,7 +36,7 @@ pub enum Failure {
     Refused,
     /// The connection broke before an answer, or TLS failed in a way that no other word is for.
     Reset,
-    /// The name has no address.
+    /// The name has no address, or nobody said which.
     Dns,
     /// Envoy has not got a certificate that the connection needs.
     SecretMissing,
@@ -49,7 +49,7 @@ pub struct FailureFacts<'f> {
     pub details: &'f str,
     /// A client certificate would have been shown to a server that asks.
     pub shows_certificate: bool,
-    /// A cluster without a healthy host can only be one whose names have no address.
+    /// A cluster without a healthy host can only be one whose names were not resolved.
     pub found_by_name: bool,
 }
 
@@ -99,7 +99,7 @@ failures! {
     Timeout "timeout" "the connection to the server was not ready in time";
     Refused "refused" "the server refused the connection or cannot be reached";
     Reset "reset" "the connection to the server failed before there was an answer";
-    Dns "dns" "the server's name has no address";
+    Dns "dns" "the server's name could not be resolved";
     SecretMissing "secret_missing" "the proxy lacks a certificate that the connection needs";
 }
 
