@@ -302,7 +302,10 @@ async fn a_certificate_that_does_not_hold_has_its_reason() -> Result<()> {
     let purpose = leaf("purpose.example").usage(Usage::Client);
     let purpose = site(&trusted.ca, &purpose).await?;
     let revoked = trusted.ca.issue(&leaf("revoked.example"))?;
-    let crl = trusted.file("list.crl", &trusted.ca.crl(&[revoked.serial()], Validity::Valid)?)?;
+    let crl = trusted.file(
+        "list.crl",
+        &trusted.ca.crl(&[revoked.serial()], Validity::Valid)?,
+    )?;
     let revoked = Server::tls(tls(&revoked, &[&TLS13], None)?, b"").await?;
     let foreign = trusted.file("foreign.crl", &stranger.crl(&[], Validity::Valid)?)?;
     let unlisted = site(&trusted.ca, &leaf("unlisted.example")).await?;

@@ -182,7 +182,7 @@ async fn every_combination_ends_as_it_should() -> Result<()> {
         let log = &outcome.log;
         let (status, reason) = expected(*row);
         let due = (status, reason.unwrap_or("-"));
-        let told = (outcome.status, by_text(log));
+        let told = (outcome.status, log.egress("reason"));
         if told != due {
             wrong.push(format!(
                 "{row}: {told:?}, not {due:?}; {} {}",
@@ -345,42 +345,6 @@ async fn ask_all(proxy: &Running) -> Result<BTreeMap<Row, Outcome>> {
     }
     Ok(outcomes)
 }
-
-/// The reason behind what Envoy says of a failure, `-` where there was none.
-fn by_text(log: &LogLine) -> &str {
-    let (flags, why) = (
-        log.istio("response_flags"),
-        log.istio("upstream_transport_failure_reason"),
-    );
-    match (flags, why) {
-        ("-", "-") => return "-",
-        ("UC", "-") => return "reset",
-        _ => {}
-    }
-    let mut texts = TEXTS.into_iter();
-    texts
-        .find(|(text, _)| why.contains(text))
-        .map_or(why, |(_, reason)| reason)
-}
-
-/// What Envoy says of each reason. Words in capitals are alerts of the server.
-const TEXTS: [(&str, &str); 9] = [
-    ("certificate_has_expired", "expired"),
-    ("certificate_is_not_yet_valid", "not_yet_valid"),
-    ("unable_to_get_local_issuer_certificate", "unknown_ca"),
-    ("verify_SAN_list", "name_mismatch"),
-    ("certificate_revoked", "revoked"),
-    (
-        "TLSV1_ALERT_CERTIFICATE_REQUIRED",
-        "client_certificate_required",
-    ),
-    (
-        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
-        "client_certificate_rejected",
-    ),
-    ("TLSV1_ALERT_UNKNOWN_CA", "client_certificate_rejected"),
-    ("TLSV1_ALERT_PROTOCOL_VERSION", "protocol_version"),
-];
 
 /// The authorities of both sides, and the files that the rules name.
 struct Pki {
