@@ -10,7 +10,8 @@
 //! has been replaced is not.
 //!
 //! What [`Store::load`] does not do: it judges no dates and no signers, as a certificate may expire while it is
-//! in use. [`inspect()`] does, by the same reading, for `egressctl check`.
+//! in use. [`inspect()`] does, by the same reading, for `egressctl check`, and
+//! [`connect()`] asks the servers.
 
 use std::fmt;
 use std::io;
@@ -25,6 +26,7 @@ use zeroize::Zeroizing;
 use crate::fs::{self, Standing, Unreadable};
 use crate::yaml::Place;
 
+mod connect;
 mod documents;
 mod files;
 mod inspect;
@@ -32,6 +34,7 @@ mod need;
 mod pair;
 mod pem;
 
+pub use connect::connect;
 pub use documents::Documents;
 pub use files::Files;
 pub use inspect::inspect;

@@ -11,28 +11,44 @@ use tokio::{process::Command, time::timeout};
 use egress_integration::{
     envoy,
     pki::{Ca, Leaf, Usage, Validity},
+    silent_port::SilentPort,
 };
 
-use common::{HOST, SOON, Stage, Trusted, egressctl, entry, rule};
+use common::{HOST, SIMPLE, SOON, Stage, Trusted, egressctl, entry, route, rule, site};
 
 /// What `check` calls an error in these rules.
 async fn errors(trusted: &Trusted, rules: &str) -> Result<Vec<String>> {
+    found(trusted, rules, &[], "error").await
+}
+
+/// What `check` says of these rules, with one severity.
+async fn found(
+    trusted: &Trusted,
+    rules: &str,
+    args: &[&str],
+    severity: &str,
+) -> Result<Vec<String>> {
     let file = trusted.file("checked.yaml", rules)?;
-    let args = ["check", "-o", "json", "-f"].map(Path::new);
-    let output = egressctl(trusted, args.into_iter().chain([file.as_path()])).await?;
+    let mut all = ["check", "-o", "json", "-f"].map(Path::new).to_vec();
+    all.push(&file);
+    all.extend(args.iter().map(Path::new));
+    let output = egressctl(trusted, all).await?;
     let found: Vec<Value> = serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
-    let errors: Vec<String> = found
-        .iter()
-        .filter(|finding| finding["severity"] == "error")
-        .map(|finding| finding["message"].to_string())
-        .collect();
+    let of = |severity: &str| -> Vec<String> {
+        let found = found
+            .iter()
+            .filter(|finding| finding["severity"] == severity);
+        found
+            .filter_map(|finding| finding["message"].as_str().map(str::to_owned))
+            .collect()
+    };
     ensure!(
-        output.status.code() == Some(i32::from(!errors.is_empty())),
-        "{}: {errors:?}",
+        output.status.code() == Some(i32::from(!of("error").is_empty())),
+        "{}: {found:?}",
         output.status
     );
-    Ok(errors)
+    Ok(of(severity))
 }
 
 /// What an Envoy says that is given these files, or nothing when it takes them.
@@ -184,5 +200,79 @@ async fn check_calls_a_list_an_error_where_envoy_refuses_the_server() -> Result<
         let why = why.istio("upstream_transport_failure_reason");
         ensure!(why.contains(reason.unwrap_or("-")), "{name}: `{why}`");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn check_asks_the_servers_when_told_to() -> Result<()> {
+    let (trusted, stranger) = (Trusted::new()?, Ca::new("stranger")?);
+    let leaf = || Leaf::for_names([HOST]);
+    let rules = entry(HOST, 443) + &rule(HOST, SIMPLE);
+    for (site, expected) in [
+        (site(&trusted.ca, &leaf()).await?, None),
+        (
+            site(&stranger, &leaf()).await?,
+            Some(
+                "that none of the authorities signed: `CN=edition.cnn.com`, signed by `CN=stranger`",
+            ),
+        ),
+        (
+            site(&trusted.ca, &leaf().validity(Validity::Expired)).await?,
+            Some("shows a certificate that expired on "),
+        ),
+        (
+            site(&trusted.ca, &Leaf::for_names(["other.example"])).await?,
+            Some("shows a certificate that is for other names: `CN=other.example`"),
+        ),
+    ] {
+        let to = route(HOST, 443, site.tls_addr());
+        let errors = found(
+            &trusted,
+            &rules,
+            &["--connect", "--connect-to", &to],
+            "error",
+        )
+        .await?;
+        match expected {
+            None => assert_eq!(errors, [""; 0]),
+            Some(text) => ensure!(
+                matches!(&errors[..], [error] if error.contains(text) && error.contains("`edition.cnn.com:443` shows")),
+                "{text}: {errors:?}"
+            ),
+        }
+        // Nothing is asked of them.
+        ensure!(site.seen().is_empty(), "{:?}", site.seen());
+        let to = route(HOST, 443, site.plain_addr());
+        let errors = found(
+            &trusted,
+            &rules,
+            &["--connect", "--connect-to", &to],
+            "error",
+        )
+        .await?;
+        ensure!(
+            matches!(&errors[..], [error] if error.starts_with("`edition.cnn.com:443` does not shake hands: ")),
+            "{errors:?}"
+        );
+    }
+    // A server of the certificate's own authority, which the system does not trust.
+    let authority = trusted.file("ca.pem", &stranger.pem())?;
+    let own = json!({"tls": {"mode": "SIMPLE", "caCertificates": authority}}).to_string();
+    let rules = entry(HOST, 443) + &rule(HOST, &own);
+    let theirs = site(&stranger, &leaf()).await?;
+    let to = route(HOST, 443, theirs.tls_addr());
+    let args = ["--connect", "--connect-to", &to];
+    assert_eq!(found(&trusted, &rules, &args, "error").await?, [""; 0]);
+
+    let gone = {
+        let silent = SilentPort::start().await?;
+        route(HOST, 443, silent.addr())
+    };
+    let args = ["--connect", "--connect-to", &gone];
+    let warnings = found(&trusted, &rules, &args, "warning").await?;
+    ensure!(
+        matches!(&warnings[..], [warning] if warning.starts_with("`edition.cnn.com:443` cannot be reached from here: ")),
+        "{warnings:?}"
+    );
     Ok(())
 }

@@ -31,7 +31,9 @@ pub enum Command {
     /// Print configuration without starting anything
     Render(Render),
     /// Tell everything that is wrong with rules: 0 good, 1 wrong
-    #[command(after_help = "Example:\n  egressctl check -f rules/ --output json")]
+    #[command(
+        after_help = "Example:\n  egressctl check -f rules/ --credentials secrets/ --connect"
+    )]
     Check(Check),
     /// Tell what Istio does with rules that their author did not mean: 0 nothing, 1 something
     #[command(
@@ -218,6 +220,9 @@ pub struct Check {
     /// Where certificates come from.
     #[command(flatten)]
     pub credentials: Credentials,
+    /// Begin TLS with each server too, and tell whose certificates would be refused; no request is sent
+    #[arg(long)]
+    pub connect: bool,
     /// How to print what is found
     #[arg(short, long, value_enum, default_value_t = Report::Text)]
     pub output: Report,

@@ -23,7 +23,11 @@ pub(super) fn main(args: &Check) -> ExitStatus {
                 Ok(store) => store,
                 Err(status) => return status,
             };
-            let found = credentials::inspect(&rules, &store, SystemTime::now());
+            let now = SystemTime::now();
+            let mut found = credentials::inspect(&rules, &store, now);
+            if args.connect {
+                found.extend(credentials::connect(&rules, &store, now));
+            }
             rules.warnings.0.extend(found);
             let (entries, rest) = (
                 rules.parsed.service_entries.len(),

@@ -36,15 +36,7 @@ const OTHERS_READ: u32 = 0o004;
 ///
 /// What `credentialName` names cannot be looked at when no place for it was given: then that is one warning.
 pub fn inspect(rules: &Rules, store: &Store, now: SystemTime) -> Vec<Finding> {
-    let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| {
-        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-    });
-    let mut inspection = Inspection {
-        rules,
-        blocks: blocks(rules),
-        now,
-        found: Vec::new(),
-    };
+    let mut inspection = Inspection::new(rules, now);
     let needs = Need::of(&rules.table);
     let mut unknown = None;
     for need in &needs {
@@ -79,12 +71,7 @@ pub fn inspect(rules: &Rules, store: &Store, now: SystemTime) -> Vec<Finding> {
         );
     }
     inspection.unneeded(&needs, store);
-    let mut found = inspection.found;
-    found.sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
-    let mut told = BTreeSet::new();
-    found
-        .retain(|finding| told.insert((finding.file.clone(), finding.place, finding.what.clone())));
-    found
+    inspection.told()
 }
 
 /// A `tls` block of a rule.
@@ -96,14 +83,59 @@ struct Block<'r> {
     tls: &'r ClientTls,
 }
 
-struct Inspection<'r> {
+/// What is being found.
+pub(super) struct Inspection<'r> {
     rules: &'r Rules,
     blocks: Vec<Block<'r>>,
-    now: i64,
+    /// In seconds, as certificates have it.
+    pub(super) now: i64,
     found: Vec<Finding>,
 }
 
-impl Inspection<'_> {
+impl<'r> Inspection<'r> {
+    pub(super) fn new(rules: &'r Rules, now: SystemTime) -> Self {
+        let seconds = now
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        Inspection {
+            rules,
+            blocks: blocks(rules),
+            now: i64::try_from(seconds).unwrap_or(i64::MAX),
+            found: Vec::new(),
+        }
+    }
+
+    /// Returns what was found, in the order of the places, each once.
+    pub(super) fn told(self) -> Vec<Finding> {
+        let mut found = self.found;
+        found.sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
+        let mut told = BTreeSet::new();
+        let key = |finding: &Finding| (finding.file.clone(), finding.place, finding.what.clone());
+        found.retain(|finding| told.insert(key(finding)));
+        found
+    }
+
+    /// Tells something of a need at the field of the rule that is named.
+    pub(super) fn add_of(
+        &mut self,
+        severity: Severity,
+        need: &Need,
+        rule: Option<&str>,
+        what: String,
+        hint: &str,
+    ) {
+        let (file, place, path, resource) = self.field(need, Role::Authorities, rule);
+        self.found.push(Finding {
+            severity,
+            file,
+            place,
+            path,
+            what,
+            resource,
+            hint: Some(hint.to_owned()),
+        });
+    }
+
     fn parts(&mut self, need: &Need, parts: &Parts) {
         if let Parts::Pair { key, .. } = parts
             && let PartOrigin::File(standing) = &key.origin
@@ -445,7 +477,7 @@ impl Inspection<'_> {
                 at.path.clone(),
                 Some(at.resource.clone()),
             ),
-            None => self.field(need, role),
+            None => self.field(need, role, None),
         };
         self.found.push(Finding {
             severity,
@@ -458,10 +490,18 @@ impl Inspection<'_> {
         });
     }
 
-    /// Returns the field of the first rule that asks for a need.
-    fn field(&self, need: &Need, role: Role) -> (String, Place, String, Option<String>) {
+    /// Returns the field of the first rule, or of the one that is named, that asks for a need.
+    fn field(
+        &self,
+        need: &Need,
+        role: Role,
+        rule: Option<&str>,
+    ) -> (String, Place, String, Option<String>) {
         let name = need.name();
-        let Some(block) = self.blocks.iter().find(|block| block.needs.contains(&name)) else {
+        let asks = |block: &&Block<'_>| {
+            block.needs.contains(&name) && rule.is_none_or(|rule| block.resource == rule)
+        };
+        let Some(block) = self.blocks.iter().find(asks) else {
             return (
                 String::new(),
                 Place { line: 1, column: 1 },
@@ -481,6 +521,14 @@ impl Inspection<'_> {
             ) => "credentialName",
             (Need::Certificate(_), Role::Key) => "privateKey",
             (Need::Certificate(_), _) => "clientCertificate",
+            // Where nothing is said, the system's bundle is trusted.
+            (
+                Need::Validation {
+                    trust: Trust::System,
+                    crl: None,
+                },
+                _,
+            ) => "mode",
             (Need::Validation { .. }, _) if block.tls.ca_certificates.is_none() => "caCrl",
             (Need::Validation { .. }, _) => "caCertificates",
         };
@@ -580,7 +628,7 @@ fn needs(tls: &ClientTls) -> Vec<String> {
     needs
 }
 
-fn parsed(all: &[Vec<u8>]) -> Vec<X509Certificate<'_>> {
+pub(super) fn parsed(all: &[Vec<u8>]) -> Vec<X509Certificate<'_>> {
     all.iter()
         .filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1))
         .collect()
@@ -596,7 +644,7 @@ fn is_authority(certificate: &X509Certificate<'_>) -> bool {
 }
 
 /// Says whether one certificate signed the other; `None` when that cannot be told.
-fn signed(above: &X509Certificate<'_>, below: &X509Certificate<'_>) -> Option<bool> {
+pub(super) fn signed(above: &X509Certificate<'_>, below: &X509Certificate<'_>) -> Option<bool> {
     if above.subject().as_raw() != below.issuer().as_raw() {
         return Some(false);
     }
@@ -615,7 +663,7 @@ fn verified(by: &X509Certificate<'_>, result: Result<(), X509Error>) -> Option<b
     }
 }
 
-fn day(time: ASN1Time) -> String {
+pub(super) fn day(time: ASN1Time) -> String {
     let time = time.to_datetime();
     format!(
         "{}-{:02}-{:02}",
@@ -626,7 +674,7 @@ fn day(time: ASN1Time) -> String {
 }
 
 /// Returns a name as messages show it: short, and on one line.
-fn name(name: &X509Name<'_>) -> String {
+pub(super) fn name(name: &X509Name<'_>) -> String {
     name.to_string()
         .chars()
         .take(100)

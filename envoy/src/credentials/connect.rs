@@ -1,0 +1,325 @@
+//! Asking the servers: does what they show fit what the rules trust?
+//!
+//! Each server is sent a ClientHello with the rule's SNI, its certificates are looked at, and the connection is
+//! closed. No certificate of ours is shown and no request is sent.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use egress_policy::{Arrival, Endpoints, Severity, TlsIntent, Trust};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_name;
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::ParsedCertificate;
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use x509_parser::prelude::X509Certificate;
+
+use super::inspect::{Inspection, day, name, parsed, signed};
+use super::{Judged, Need, Store, judge};
+use crate::rules::{Finding, Rules};
+
+/// How long a server may take for each step.
+const STEP_LIMIT: Duration = Duration::from_secs(5);
+
+/// How many servers are asked at once.
+const AT_ONCE: usize = 16;
+
+/// One server, and what the rules want of it.
+struct Target<'t> {
+    /// What messages call it.
+    shown: String,
+    address: (String, u16),
+    host: String,
+    tls: &'t TlsIntent,
+    rule: Option<String>,
+}
+
+/// What a server showed.
+enum Shown {
+    Chain(Vec<CertificateDer<'static>>),
+    Unreachable(String),
+    NoTls(String),
+}
+
+/// Connects to every server that the rules name and want TLS of, and tells whose certificates Envoy would refuse.
+///
+/// Hosts below a wildcard have no server to ask. A server that cannot be reached from here is a warning: Envoy may
+/// run elsewhere.
+pub fn connect(rules: &Rules, store: &Store, now: SystemTime) -> Vec<Finding> {
+    let targets = targets(rules);
+    let (next, answers) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(targets.len()) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(target) = targets.get(at) else {
+                        return;
+                    };
+                    let answer = ask(target);
+                    if let Ok(mut answers) = answers.lock() {
+                        answers.insert(at, answer);
+                    }
+                }
+            });
+        }
+    });
+    let answers = answers.into_inner().unwrap_or_default();
+    let mut inspection = Inspection::new(rules, now);
+    for (target, answer) in targets.iter().zip(answers.into_values()) {
+        judge_answer(&mut inspection, store, target, &answer);
+    }
+    inspection.told()
+}
+
+fn targets(rules: &Rules) -> Vec<Target<'_>> {
+    let mut found = BTreeMap::new();
+    for service in rules.table.services() {
+        let (Some(tls), Some(host)) = (&service.cluster.tls, service.host.exact()) else {
+            continue;
+        };
+        if service.arrival == Arrival::Tcp || tls.trust == Trust::InsecureSkipVerify {
+            continue;
+        }
+        let host = host.as_str().to_owned();
+        let listed = match &service.cluster.endpoints {
+            Endpoints::Listed { places, .. } => places.first(),
+            Endpoints::OfTheRequest => None,
+        };
+        let (address, port) = match (service.connect_to, listed) {
+            (Some((address, port)), _) => (address.to_owned(), port),
+            (None, Some(place)) => (place.address.clone(), place.port),
+            (None, None) => (host.clone(), service.target),
+        };
+        if address.starts_with("unix://") {
+            continue;
+        }
+        let shown = format!("{host}:{}", service.target);
+        let key = (
+            shown.clone(),
+            address.clone(),
+            service.cluster.name.as_str(),
+        );
+        found.entry(key).or_insert(Target {
+            shown,
+            address: (address, port.get()),
+            host,
+            tls,
+            rule: service.rule.map(ToString::to_string),
+        });
+    }
+    found.into_values().collect()
+}
+
+/// Begins a handshake, and returns what came of it.
+fn ask(target: &Target<'_>) -> Shown {
+    let (address, port) = &target.address;
+    let unreachable = |error: io::Error| Shown::Unreachable(error.to_string());
+    let addresses: Vec<SocketAddr> = match (address.as_str(), *port).to_socket_addrs() {
+        Ok(addresses) => addresses.collect(),
+        Err(error) => return unreachable(error),
+    };
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for address in addresses.iter().take(4) {
+        match TcpStream::connect_timeout(address, STEP_LIMIT) {
+            Ok(stream) => {
+                return handshake(stream, target)
+                    .unwrap_or_else(|error| Shown::NoTls(error.to_string()));
+            }
+            Err(error) => last = error,
+        }
+    }
+    unreachable(last)
+}
+
+fn handshake(mut stream: TcpStream, target: &Target<'_>) -> io::Result<Shown> {
+    stream.set_read_timeout(Some(STEP_LIMIT))?;
+    stream.set_write_timeout(Some(STEP_LIMIT))?;
+    let sni = target.tls.sni.fixed().unwrap_or(&target.host);
+    let name = ServerName::try_from(sni.to_owned()).map_err(io::Error::other)?;
+    let provider = Arc::new(ring::default_provider());
+    let recorder = Arc::new(Recorder {
+        chain: Mutex::default(),
+        provider: Arc::clone(&provider),
+    });
+    let verifier: Arc<dyn ServerCertVerifier> = Arc::clone(&recorder) as _;
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    let mut connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+    let result = connection.complete_io(&mut stream);
+    connection.send_close_notify();
+    // It is over either way.
+    let _ = connection.write_tls(&mut stream);
+    let chain = recorder
+        .chain
+        .lock()
+        .map(|chain| chain.clone())
+        .unwrap_or_default();
+    match result {
+        // A server that wants a certificate of us has shown its own by then.
+        _ if !chain.is_empty() => Ok(Shown::Chain(chain)),
+        Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+        Err(error) => Err(error),
+    }
+}
+
+fn judge_answer(
+    inspection: &mut Inspection<'_>,
+    store: &Store,
+    target: &Target<'_>,
+    answer: &Shown,
+) {
+    let need = Need::validation(target.tls).unwrap_or(Need::Validation {
+        trust: Trust::System,
+        crl: None,
+    });
+    let shown = &target.shown;
+    let rule = target.rule.as_deref();
+    let mut tell = |severity, what: String, hint: &str| {
+        inspection.add_of(severity, &need, rule, what, hint);
+    };
+    let chain = match answer {
+        Shown::Chain(chain) => chain,
+        Shown::Unreachable(error) => {
+            let what = format!("`{shown}` cannot be reached from here: {error}");
+            tell(
+                Severity::Warning,
+                what,
+                "Envoy may reach it from where it runs; `--connect-to` names another address",
+            );
+            return;
+        }
+        Shown::NoTls(error) => {
+            let what = format!("`{shown}` does not shake hands: {error}");
+            tell(
+                Severity::Error,
+                what,
+                "does it speak TLS 1.2 or 1.3 on that port? see `targetPort`",
+            );
+            return;
+        }
+    };
+    let ders: Vec<Vec<u8>> = chain.iter().map(|der| der.to_vec()).collect();
+    let certificates = parsed(&ders);
+    let (Some(leaf), Some(leaf_der)) = (certificates.first(), chain.first()) else {
+        let what = format!("`{shown}` shows what is no certificate");
+        tell(Severity::Error, what, "does it speak TLS on that port?");
+        return;
+    };
+    let subject = name(leaf.subject());
+    let until = leaf.validity().not_after;
+    if until.timestamp() < inspection.now {
+        let what = format!(
+            "`{shown}` shows a certificate that expired on {}: `{subject}`",
+            day(until)
+        );
+        let hint = "Envoy refuses it, and only the server's people can renew it";
+        inspection.add_of(Severity::Error, &need, rule, what, hint);
+    }
+    // What is wrong with the authorities themselves is told without asking anybody.
+    if let Ok(parts) = store.read(&need)
+        && let Ok(Judged::Trust { authorities, .. }) = judge(&parts)
+        && !is_signed(&certificates, &parsed(&authorities))
+    {
+        let what = format!(
+            "`{shown}` shows a certificate that none of the authorities signed: `{subject}`, signed by `{}`",
+            name(leaf.issuer())
+        );
+        let hint = "Envoy refuses it: trust the authority that signed the server, which need not be the one that signed the client";
+        inspection.add_of(Severity::Error, &need, rule, what, hint);
+    }
+    if !is_named(leaf_der, target) {
+        let what = format!("`{shown}` shows a certificate that is for other names: `{subject}`");
+        let hint = "Envoy refuses it: give the name that the certificate has in `subjectAltNames`";
+        inspection.add_of(Severity::Error, &need, rule, what, hint);
+    }
+}
+
+/// Says whether a chain comes to an authority, or is one.
+fn is_signed(chain: &[X509Certificate<'_>], authorities: &[X509Certificate<'_>]) -> bool {
+    chain.iter().any(|certificate| {
+        authorities.iter().any(|authority| {
+            let same = authority.public_key() == certificate.public_key()
+                && authority.subject() == certificate.subject();
+            same || signed(authority, certificate) != Some(false)
+        })
+    })
+}
+
+/// Says whether a certificate has the names that the rule wants; those that are no hosts are not looked at.
+fn is_named(leaf: &CertificateDer<'_>, target: &Target<'_>) -> bool {
+    let Ok(leaf) = ParsedCertificate::try_from(leaf) else {
+        return true;
+    };
+    let has = |name: &str| {
+        ServerName::try_from(name).is_ok_and(|name| verify_server_name(&leaf, &name).is_ok())
+    };
+    let names = &target.tls.names;
+    let is_host = |name: &String| ServerName::try_from(name.as_str()).is_ok();
+    (!names.authority || has(&target.host))
+        && (names.any_of.is_empty()
+            || !names.any_of.iter().all(is_host)
+            || names.any_of.iter().any(|name| has(name)))
+}
+
+/// Takes any certificate and remembers it: what it is worth is judged afterwards.
+#[derive(Debug)]
+struct Recorder {
+    chain: Mutex<Vec<CertificateDer<'static>>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Recorder {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if let Ok(mut chain) = self.chain.lock() {
+            *chain = std::iter::once(end_entity)
+                .chain(intermediates)
+                .map(|certificate| certificate.clone().into_owned())
+                .collect();
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
