@@ -118,9 +118,14 @@ async fn explain_the_filter_and_the_rendered_clusters_agree() -> Result<()> {
         let answer = probe::get(proxy.listener(80)?, host, &path).await?;
         assert_eq!(answer.status, status, "{host}: {}", answer.body);
         let log = log_of(&proxy, &path).await?;
+        // How a connection fares is for the log alone.
+        let reason = match status {
+            503 => "not_tls".to_owned(),
+            _ => word(&explained, "/reason"),
+        };
+        assert_eq!(log.egress("reason"), reason, "{host}");
         for (key, pointer) in [
             ("action", "/action"),
-            ("reason", "/reason"),
             ("rule", "/destinationRule"),
             ("service_entry", "/serviceEntry"),
             ("cluster", "/cluster"),
