@@ -516,6 +516,26 @@ async fn what_is_forwarded_fails_for_the_same_reasons() -> Result<()> {
     assert_fails(&proxy, "forward", &reasons).await
 }
 
+/// So do those of hosts that no rule names and that are let out all the same.
+#[tokio::test]
+async fn what_is_left_alone_fails_for_the_same_reasons() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let nowhere = DnsServer::start(Zone::new()).await?;
+    let builder = trusted.egressctl(&originated(HOST, 443)).port(80, 0);
+    let builder = builder.arg("--outbound-traffic-policy").arg("ALLOW_ANY");
+    let resolver = nowhere.addr().to_string();
+    let proxy = builder.arg("--resolver").arg(resolver).start().await?;
+    let answer = probe::get(proxy.listener(80)?, "no.example", "/left-alone").await?;
+    assert_told(&answer, "dns")?;
+    log_of(&proxy, "/left-alone").await?.assert_egress([
+        ("action", "forward"),
+        ("reason", "dns"),
+        ("authority", "no.example"),
+    ]);
+    assert_eq!(counted(&proxy).await?.get("dns"), Some(&1));
+    Ok(())
+}
+
 /// The bootstrap for [`HOST`] at this port, whose trust store is to come from somewhere that has none.
 async fn without_secret(trusted: &Trusted, port: u16, resolver: &str) -> Result<Value> {
     let nothing = trusted.file("nothing.json", "{\"resources\": []}")?;
