@@ -284,7 +284,7 @@ impl Store {
         Ok(match judged {
             Judged::Pair { chain, key } => {
                 let mut pem = Zeroizing::new(Vec::with_capacity(key.der.len() * 2 + 100));
-                pem::write(pem::key_label(key.kind), &key.der, &mut pem);
+                pem::write(pem::key_label(key.kind), &pair::for_envoy(&key), &mut pem);
                 Material::Certificate {
                     chain: written("CERTIFICATE", &chain),
                     key: Key(pem),

@@ -124,6 +124,23 @@ pub(crate) fn belongs(key: &PrivateKey, certificate: &X509Certificate<'_>) -> Op
     })
 }
 
+/// Writes a key in the form that Envoy reads. Of Ed25519 keys that is the first version of PKCS#8: a key that
+/// names its public part beside the secret one, as some tools write it, is taken for a broken one.
+///
+/// Source: RFC 8410 section 7; BoringSSL `crypto/evp/evp_asn1.cc`, `EVP_parse_private_key`.
+pub(crate) fn for_envoy(key: &PrivateKey) -> Zeroizing<Vec<u8>> {
+    const HEAD: [u8; 16] = [
+        0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04,
+        0x20,
+    ];
+    match taken_apart(key) {
+        Some(Parts::Ed25519 { seed }) if seed.len() == 32 => {
+            Zeroizing::new([&HEAD[..], seed].concat())
+        }
+        _ => Zeroizing::new(key.der.to_vec()),
+    }
+}
+
 /// Fills a number up with zeros in front, to the length of its curve.
 fn widened(number: &[u8], bytes: usize) -> Option<Zeroizing<Vec<u8>>> {
     let number = trimmed(number);
