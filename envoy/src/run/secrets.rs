@@ -163,7 +163,10 @@ impl Keeper {
                     } else {
                         "requests that need it are answered 503 until it is there"
                     };
-                    tell(&format!("warning: {text}; {meanwhile}"));
+                    // A credential of which all is missing is told once, though certificate and authorities both are.
+                    if !self.missing.values().any(|told| *told == text) {
+                        tell(&format!("warning: {text}; {meanwhile}"));
+                    }
                     self.missing.insert(name, text);
                 }
             }

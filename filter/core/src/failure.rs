@@ -153,6 +153,10 @@ fn of_transport(reason: &str, shows_certificate: bool) -> Option<Failure> {
     let Some(errors) = reason.strip_prefix("TLS_error:") else {
         // Source: envoyproxy/envoy `source/common/network/connection_impl.cc`, "delayed connect error".
         let (_, error) = reason.split_once("connect_error:_")?;
+        // Without its secret the transport socket would not have sent anything, whoever listens.
+        if error.ends_with("TLS_error:_Secret_is_not_supplied_by_SDS") {
+            return Some(Failure::SecretMissing);
+        }
         return match error {
             "Connection_refused"
             | "No_route_to_host"
