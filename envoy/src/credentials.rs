@@ -216,7 +216,8 @@ pub(crate) struct Part {
 /// Where a text stood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PartOrigin {
-    File(Standing),
+    /// With its path.
+    File(Standing, PathBuf),
     Document(At),
 }
 
@@ -226,7 +227,7 @@ impl Part {
             what: format!("{} {}", self.name, flaw.what),
             hint: flaw.hint,
             at: match &self.origin {
-                PartOrigin::File(_) => None,
+                PartOrigin::File(..) => None,
                 PartOrigin::Document(at) => Some(Box::new(at.clone())),
             },
             absent: false,
@@ -473,8 +474,20 @@ impl Store {
                     continue;
                 }
                 // An empty list stands for none, as in Istio.
-                let crl = holder.part(crl, Role::Crl)?.filter(|crl| !crl.is_empty());
-                return Ok(Parts::Trust { ca, crl });
+                let list = holder.part(crl, Role::Crl)?.filter(|crl| !crl.is_empty());
+                let other = if crl == "crl" { "ca.crl" } else { "crl" };
+                if list.is_none()
+                    && holder
+                        .part(other, Role::Crl)?
+                        .is_some_and(|crl| !crl.is_empty())
+                {
+                    // Nobody would be revoked, and somebody meant it.
+                    return Err(holder.lacks(
+                        &format!("has a revocation list `{other}`, which does not go with the authorities there"),
+                        &format!("call it `{crl}`"),
+                    ));
+                }
+                return Ok(Parts::Trust { ca, crl: list });
             }
             return Err(empty.unwrap_or_else(|| {
                 holder.lacks(
@@ -656,17 +669,25 @@ impl Part {
 }
 
 impl Parts {
-    /// Says whether any of it was written just now.
-    fn is_fresh(&self) -> bool {
+    /// Returns all texts.
+    fn all(&self) -> impl Iterator<Item = &Part> {
         let parts = match self {
             Parts::Pair { certificate, key } => [Some(certificate), Some(key)],
             Parts::Trust { ca, crl } => [Some(ca), crl.as_ref()],
         };
-        parts.into_iter().flatten().any(|part| match &part.origin {
-            PartOrigin::File(Standing {
-                modified: Some(modified),
-                ..
-            }) => SystemTime::now()
+        parts.into_iter().flatten()
+    }
+
+    /// Says whether any of it was written just now.
+    fn is_fresh(&self) -> bool {
+        self.all().any(|part| match &part.origin {
+            PartOrigin::File(
+                Standing {
+                    modified: Some(modified),
+                    ..
+                },
+                _,
+            ) => SystemTime::now()
                 .duration_since(*modified)
                 .is_ok_and(|age| age < FRESH),
             _ => false,
@@ -681,7 +702,7 @@ fn file(path: &Path, role: Role) -> Result<Part, Missing> {
             role,
             name,
             bytes,
-            origin: PartOrigin::File(standing),
+            origin: PartOrigin::File(standing, path.to_owned()),
         }),
         Err(error) => {
             let hint = match &error {

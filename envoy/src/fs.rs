@@ -300,7 +300,18 @@ pub(crate) const ADMIN_SOCKET: &str = "admin.sock";
 /// The file of a run into which Envoy writes where its admin interface is.
 pub(crate) const ADMIN_ADDRESS: &str = "admin.txt";
 
-/// Returns the admin interfaces of the runs on this machine, those that were killed among them.
+/// Says whether a path is a folder that we own and nobody else can look into: others can make folders of any name
+/// where temporary ones are.
+fn is_ours_alone(folder: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::symlink_metadata(folder).is_ok_and(|meta| {
+        meta.is_dir()
+            && meta.uid() == rustix::process::geteuid().as_raw()
+            && meta.mode() & 0o077 == 0
+    })
+}
+
+/// Returns the admin interfaces of our runs on this machine, those that were killed among them.
 pub(crate) fn runs() -> Vec<Admin> {
     let Ok(entries) = fs::read_dir(env::temp_dir()) else {
         return Vec::new();
@@ -315,6 +326,7 @@ pub(crate) fn runs() -> Vec<Admin> {
     found.sort();
     found
         .iter()
+        .filter(|folder| is_ours_alone(folder))
         .filter_map(|folder| {
             let socket = folder.join(ADMIN_SOCKET);
             if socket.exists() {
@@ -403,7 +415,10 @@ pub(crate) fn read_private(
 
 /// Says whether there is anything at a path: a file, a folder, a link, even one that leads nowhere.
 pub(crate) fn is_there(path: &Path) -> bool {
-    path.symlink_metadata().is_ok()
+    let absent = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
+    // What cannot be looked at is there as far as anyone knows: reading it will tell why.
+    path.symlink_metadata()
+        .map_or_else(|error| !absent.contains(&error.kind()), |_| true)
 }
 
 /// Returns the folders in which something changes when a path comes to lead to another file: that of the

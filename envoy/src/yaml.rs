@@ -276,7 +276,7 @@ impl<'t> Reader<'t> {
             };
             let Some((event, span)) = self.next()? else {
                 return Err(InvalidYaml {
-                    what: format!("`{key}` has no value"),
+                    what: format!("`{}` has no value", shown(&key)),
                     at,
                     hint: None,
                 });
@@ -288,7 +288,7 @@ impl<'t> Reader<'t> {
             }
             if let Some(first) = marks.get(&key) {
                 let line = first.key.unwrap_or(first.at).line;
-                let what = format!("`{key}` is given twice");
+                let what = format!("`{}` is given twice", shown(&key));
                 return Err(InvalidYaml {
                     what,
                     at,
@@ -356,6 +356,15 @@ fn scalar(text: &str) -> Value {
             .or_else(|| whole.parse::<f64>().ok().and_then(Number::from_f64)),
     };
     number.map_or_else(|| Value::String(text.to_owned()), Value::Number)
+}
+
+/// Cuts a key to what a message has room for: one that is no field's name may be anything, in a Secret a key of
+/// another kind.
+fn shown(key: &str) -> String {
+    match key.char_indices().nth(40) {
+        Some((end, _)) => format!("{}…", key.get(..end).unwrap_or_default()),
+        None => key.to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -360,6 +360,22 @@ async fn a_revoked_server_is_refused_and_one_that_is_not_is_not() -> Result<()> 
     assert_eq!(stage.log("/revoked").await?.egress("reason"), "revoked");
     ensure!(stage.site.seen().is_empty(), "a request was sent");
 
+    // A list that is emptied or gone is not a list of nobody: the one before it stays.
+    for lost in ["emptied", "removed"] {
+        match lost {
+            "emptied" => fs::write(world.path("ca.crl"), "")?,
+            _ => fs::remove_file(world.path("ca.crl"))?,
+        }
+        eventually("the loss is told", async || {
+            let said = stage.proxy.stderr().join("\n");
+            Ok(said.contains("had a revocation list and has none now"))
+        })
+        .await?;
+        let path = format!("/{lost}");
+        assert_eq!(stage.get(HOST, &path).await?.status, 503);
+        assert_eq!(stage.log(&path).await?.egress("reason"), "revoked");
+    }
+
     // It was a mistake.
     renamed(&world.path("ca.crl"), &list(&[])?)?;
     eventually("the server is good again", async || {

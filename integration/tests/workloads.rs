@@ -9,7 +9,7 @@ use egress_integration::{
     envoy::{self, EnvoyProcess},
     pki::{Ca, Leaf},
     probe,
-    stand_in::{Clients, StandIn, StandInConfig},
+    stand_in::{Clients, Listener, StandIn, StandInConfig},
 };
 
 use common::{HOST, Trusted, assert_originated, credential, egressctl, entry, only, route};
@@ -209,5 +209,36 @@ async fn a_socket_that_nobody_chose_connects_to_nobody() -> Result<()> {
     let answer = probe::get(envoy.listener("outbound_80")?, HOST, "/").await?;
     assert_eq!(answer.status, 503);
     ensure!(world.site.seen().is_empty(), "{:?}", world.site.seen());
+    Ok(())
+}
+
+#[tokio::test]
+async fn labels_that_are_no_labels_refuse_every_request() -> Result<()> {
+    // Without the rule for `shop`, requests would be forwarded as they came.
+    let world = World::new([
+        "{tls: {mode: MUTUAL, credentialName: shop}}",
+        "{loadBalancer: {simple: RANDOM}}",
+        "{loadBalancer: {simple: RANDOM}}",
+    ])
+    .await?;
+    for labels in [
+        serde_json::json!(["app"]),
+        serde_json::json!([{"app": "shop"}]),
+        serde_json::json!({"app": 2}),
+        serde_json::json!("app=shop"),
+        serde_json::json!(true),
+    ] {
+        let mut bootstrap = world.bootstrap.clone();
+        let place = bootstrap.pointer_mut("/node/metadata/LABELS");
+        *place.context("no labels")? = labels.clone();
+        let started = EnvoyProcess::start(&envoy::binary()?, &bootstrap.to_string(), [""; 0]).await;
+        let error = started
+            .err()
+            .with_context(|| format!("Envoy started with {labels}"))?;
+        let said = format!("{error:#}");
+        ensure!(said.contains("are not a map of texts"), "{labels}: {said}");
+    }
+    ensure!(world.site.counts(Listener::Plain).connections == 0);
+    ensure!(world.site.counts(Listener::Tls).connections == 0);
     Ok(())
 }

@@ -24,7 +24,7 @@ pub(super) fn main(args: &Check) -> ExitStatus {
                 Err(status) => return status,
             };
             let now = SystemTime::now();
-            let mut found = credentials::inspect(&rules, &store, now);
+            let mut found = credentials::inspect(&rules, &store, &settling, now);
             if args.connect {
                 found.extend(credentials::connect(&rules, &store, now));
             }

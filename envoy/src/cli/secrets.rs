@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use x509_parser::pem::Pem;
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 use x509_parser::time::ASN1Time;
 
 use super::args::{Report as Output, Secrets};
@@ -27,6 +28,9 @@ const COLUMNS: [&str; 7] = [
     "NOT BEFORE",
 ];
 
+/// The name of the system's bundle.
+const SYSTEM: &str = "file-root:system";
+
 /// Asks Envoy and prints what it holds.
 pub(super) fn main(args: &Secrets) -> ExitStatus {
     let admin = match args.admin.clone().map_or_else(only_run, Ok) {
@@ -42,6 +46,13 @@ pub(super) fn main(args: &Secrets) -> ExitStatus {
     let Ok(dump) = serde_json::from_slice::<Value>(&dump) else {
         return fail("Envoy's configuration is not JSON");
     };
+    if dump
+        .get("configs")
+        .and_then(Value::as_array)
+        .is_none_or(Vec::is_empty)
+    {
+        return fail(&format!("what answers at {} is no Envoy", place(&admin)));
+    }
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -190,15 +201,18 @@ fn rows_of(entry: &Value, status: &'static str, now: Duration, within: Duration)
         (None, None) if is_trust(&name) => ("CA", None),
         (None, None) => ("Cert Chain", None),
     };
-    let mut certificates = source
+    let certificates = source
         .and_then(bytes)
         .map(|pem| read(&pem))
         .unwrap_or_default();
-    if kind == "Cert Chain" {
-        certificates.truncate(1);
-    }
-    if certificates.is_empty() || certificates.len() > 16 {
-        // A system's bundle is no list that anyone would read, and nobody here renews what is in it.
+    let lists = secret
+        .get("validation_context")
+        .and_then(|context| context.get("crl"))
+        .and_then(bytes)
+        .map(|pem| next_updates(&pem))
+        .unwrap_or_default();
+    // The system's bundle is no list that anyone would read, and nobody here renews what is in it.
+    if certificates.is_empty() || name == SYSTEM {
         let missing = certificates.is_empty();
         let problem = missing.then(|| "is missing: hosts that need it are answered 503".to_owned());
         return vec![Row {
@@ -226,21 +240,43 @@ fn rows_of(entry: &Value, status: &'static str, now: Duration, within: Duration)
             None
         }
     };
-    // While authorities are replaced, the old one stands beside the new one: one that is good is enough.
-    let one_is_good = certificates
-        .iter()
-        .any(|certificate| problem_of(certificate).is_none());
-    certificates
+    let ran_out = lists.iter().find(|next| **next <= soon).map(|next| {
+        let verb = if *next <= now { "ran out" } else { "runs out" };
+        format!("has a revocation list that {verb} at {}", date(*next))
+    });
+    let is_chain = kind == "Cert Chain";
+    // Of a chain every certificate counts. While authorities are replaced, the old one stands beside the new one:
+    // one that is good is enough.
+    let problems: Vec<Option<String>> = certificates.iter().map(problem_of).collect();
+    let one_is_good = !is_chain && problems.iter().any(Option::is_none);
+    let mut rows: Vec<Row> = certificates
         .into_iter()
-        .map(|certificate| Row {
+        .zip(problems)
+        .map(|(certificate, problem)| Row {
             name: name.clone(),
             kind,
             status,
             valid: certificate.not_before <= now && now < certificate.not_after,
-            problem: problem_of(&certificate).filter(|_| !one_is_good),
+            problem: problem.filter(|_| !one_is_good),
             certificate: Some(certificate),
         })
-        .collect()
+        .collect();
+    if is_chain {
+        // The first is the certificate that people know; of the others their troubles are told.
+        let troubled = rows.iter().skip(1).find_map(|row| row.problem.clone());
+        rows.truncate(1);
+        if let (Some(first), Some(trouble)) = (rows.first_mut(), troubled) {
+            first.valid = false;
+            first.problem = first
+                .problem
+                .take()
+                .or(Some(format!("has one in its chain that {trouble}")));
+        }
+    }
+    if let (Some(first), Some(problem)) = (rows.first_mut(), ran_out) {
+        first.problem = first.problem.take().or(Some(problem));
+    }
+    rows
 }
 
 /// Says what a secret that never came would have been.
@@ -273,6 +309,17 @@ fn read(pem: &[u8]) -> Vec<Certificate> {
                 not_after: certificate.validity().not_after.timestamp(),
                 not_before: certificate.validity().not_before.timestamp(),
             })
+        })
+        .collect()
+}
+
+/// Returns until when each revocation list of a text is good.
+fn next_updates(pem: &[u8]) -> Vec<i64> {
+    Pem::iter_from_buffer(pem)
+        .filter_map(Result::ok)
+        .filter_map(|block| {
+            let (_, list) = CertificateRevocationList::from_der(&block.contents).ok()?;
+            Some(list.next_update()?.timestamp())
         })
         .collect()
 }

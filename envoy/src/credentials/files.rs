@@ -1,10 +1,10 @@
 //! Which files a need is made of, for an Envoy that reads them itself.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use egress_policy::{Identity, Trust};
 
-use super::{Holder, Missing, Need, Store, names_of};
+use super::{Missing, Need, Part, PartOrigin, Parts, Store};
 use crate::fs;
 
 /// The files of a need. Keys stay in them.
@@ -31,19 +31,20 @@ impl Store {
     /// names need not be there: Envoy may run elsewhere.
     ///
     /// # Errors
-    /// When a credential is in no folder.
+    /// When a credential is in no folder, or is not whole.
     pub fn files(&self, need: &Need) -> Result<Option<Files>, Missing> {
         Ok(match need {
             Need::Certificate(Identity::Files { certificate, key }) => Some(Files::Certificate {
                 chain: certificate.into(),
                 key: key.into(),
             }),
-            Need::Certificate(Identity::Credential(name)) => {
-                self.folder(name, true)?.map(|folder| {
-                    let (chain, key) = either(&folder, [("cert", "key"), ("tls.crt", "tls.key")]);
-                    Files::Certificate { chain, key }
-                })
-            }
+            Need::Certificate(Identity::Credential(name)) => match self.pair(name)? {
+                Parts::Pair { certificate, key } => certificate
+                    .path()
+                    .zip(key.path())
+                    .map(|(chain, key)| Files::Certificate { chain, key }),
+                Parts::Trust { .. } => None,
+            },
             Need::Validation { trust, crl } => {
                 let own = crl.as_ref().map(PathBuf::from);
                 match trust {
@@ -57,36 +58,25 @@ impl Store {
                             crl: own,
                         })
                     }
-                    Trust::Credential(name) => self.folder(name, false)?.map(|folder| {
-                        let (ca, crl) = either(&folder, [("cacert", "crl"), ("ca.crt", "ca.crl")]);
-                        let crl = own.or(Some(crl).filter(|path| fs::is_there(path)));
-                        Files::Validation { ca, crl }
-                    }),
+                    Trust::Credential(name) => match self.trust(name)? {
+                        Parts::Trust { ca, crl } => ca.path().map(|ca| Files::Validation {
+                            ca,
+                            crl: own.or(crl.and_then(|crl| crl.path())),
+                        }),
+                        Parts::Pair { .. } => None,
+                    },
                 }
             }
         })
     }
-
-    /// Finds the folder of a credential; `None` when a document holds it.
-    fn folder(&self, credential: &str, is_pair: bool) -> Result<Option<PathBuf>, Missing> {
-        let reference = self.reference(credential)?;
-        for name in names_of(&reference, is_pair) {
-            match self.holder(&reference, &name)? {
-                Some(Holder::Folder(folder)) => return Ok(Some(folder)),
-                Some(Holder::Document(_)) => return Ok(None),
-                None => {}
-            }
-        }
-        Err(self.nowhere(&reference))
-    }
 }
 
-/// Returns the pair of files whose first one is there, or the last pair.
-fn either(folder: &Path, pairs: [(&str, &str); 2]) -> (PathBuf, PathBuf) {
-    let [generic, usual] = pairs;
-    let (first, second) = match fs::is_there(&folder.join(generic.0)) {
-        true => generic,
-        false => usual,
-    };
-    (folder.join(first), folder.join(second))
+impl Part {
+    /// Returns the file that it stood in; `None` when it stood among the rules.
+    fn path(&self) -> Option<PathBuf> {
+        match &self.origin {
+            PartOrigin::File(_, path) => Some(path.clone()),
+            PartOrigin::Document(_) => None,
+        }
+    }
 }

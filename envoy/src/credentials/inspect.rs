@@ -5,11 +5,12 @@
 //! authority for both sides is what Istio's own task makes, and two are what a public server with an authority of
 //! its own for clients has; neither is a mistake, and which of them the server has, only the server can tell.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use egress_policy::{
-    ClientTls, FieldPath, Identity, Origin, Segment, Severity, TlsMode, TrafficPolicy, Trust,
+    ClientTls, FieldPath, Identity, Origin, PolicyTable, Proxy, Segment, Settling, Severity,
+    TlsMode, TrafficPolicy, Trust,
 };
 use x509_parser::prelude::{
     ASN1Time, CertificateRevocationList, FromDer as _, X509Certificate, X509Error, X509Version,
@@ -31,13 +32,16 @@ const MAX_TOLD: usize = 5;
 /// Permission to read, for everybody.
 const OTHERS_READ: u32 = 0o004;
 
+/// Permission to write, for everybody.
+const OTHERS_WRITE: u32 = 0o002;
+
 /// Looks at all that the rules need, as it is at `now`, and tells what Envoy or the server will not take, each at
 /// the field that asks for it; in a Secret among the rules, at the Secret's.
 ///
 /// What `credentialName` names cannot be looked at when no place for it was given: then that is one warning.
-pub fn inspect(rules: &Rules, store: &Store, now: SystemTime) -> Vec<Finding> {
+pub fn inspect(rules: &Rules, store: &Store, settling: &Settling, now: SystemTime) -> Vec<Finding> {
     let mut inspection = Inspection::new(rules, now);
-    let needs = Need::of(&rules.table);
+    let needs = of_all_workloads(rules, settling);
     let mut unknown = None;
     for need in &needs {
         match store.read(need) {
@@ -72,6 +76,27 @@ pub fn inspect(rules: &Rules, store: &Store, now: SystemTime) -> Vec<Finding> {
     }
     inspection.unneeded(&needs, store);
     inspection.told()
+}
+
+/// Returns what the rules need for any workload of the namespace, whatever labels it has.
+fn of_all_workloads(rules: &Rules, settling: &Settling) -> Vec<Need> {
+    let kinds = Proxy::kinds(&settling.proxy.namespace, &rules.parsed.destination_rules);
+    let mut needs: BTreeMap<String, Need> = BTreeMap::new();
+    let mut add = |table: &PolicyTable| {
+        needs.extend(Need::of(table).into_iter().map(|need| (need.name(), need)));
+    };
+    add(&rules.table);
+    for proxy in kinds {
+        let settling = Settling {
+            proxy,
+            ..settling.clone()
+        };
+        // What is wrong with rules for others is theirs to check.
+        if let Ok(table) = rules.compile_for(&settling) {
+            add(&table);
+        }
+    }
+    needs.into_values().collect()
 }
 
 /// A `tls` block of a rule.
@@ -137,8 +162,16 @@ impl<'r> Inspection<'r> {
     }
 
     fn parts(&mut self, need: &Need, parts: &Parts) {
+        for part in parts.all() {
+            if let PartOrigin::File(standing, _) = &part.origin
+                && standing.mode & OTHERS_WRITE != 0
+            {
+                let flaw = "can be written by every user of this machine";
+                self.warn(need, part, flaw, "`chmod o-w` it");
+            }
+        }
         if let Parts::Pair { key, .. } = parts
-            && let PartOrigin::File(standing) = &key.origin
+            && let PartOrigin::File(standing, _) = &key.origin
             && standing.mode & OTHERS_READ != 0
         {
             let flaw = "can be read by every user of this machine";
@@ -447,7 +480,7 @@ impl<'r> Inspection<'r> {
 
     fn tell(&mut self, severity: Severity, need: &Need, part: &Part, flaw: &str, hint: &str) {
         let at = match &part.origin {
-            PartOrigin::File(_) => None,
+            PartOrigin::File(..) => None,
             PartOrigin::Document(at) => Some(at.clone()),
         };
         let what = format!("{} {flaw}", part.name);

@@ -11,6 +11,7 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -69,6 +70,8 @@ pub(super) fn serve(socket: &Path, offers: watch::Receiver<Offers>) -> io::Resul
     tokio::spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
+                // No file descriptors are left, say: they come back, or they do not.
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
             let offers = offers.clone();

@@ -46,6 +46,8 @@ pub(super) fn keep(store: Store, needs: Vec<Need>, socket: &Path) -> std::io::Re
 /// Reads again whenever a file may have changed.
 async fn follow(mut keeper: Keeper, offers: watch::Sender<Offers>) {
     let (sender, mut events) = mpsc::channel(1);
+    // Held, so that nothing heard is no end: a watcher that cannot be had drops its own.
+    let _held = sender.clone();
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // Reading is no change; it is what we do ourselves. One message that waits is enough.
         if !matches!(&event, Ok(event) if event.kind.is_access()) {
@@ -56,6 +58,7 @@ async fn follow(mut keeper: Keeper, offers: watch::Sender<Offers>) {
         Ok(watcher) => Some(Watched {
             watcher,
             folders: BTreeSet::new(),
+            unwatched: BTreeSet::new(),
         }),
         Err(error) => {
             tell(&format!(
@@ -94,6 +97,8 @@ async fn follow(mut keeper: Keeper, offers: watch::Sender<Offers>) {
 struct Watched {
     watcher: RecommendedWatcher,
     folders: BTreeSet<PathBuf>,
+    /// Those that could not be watched, which was told.
+    unwatched: BTreeSet<PathBuf>,
 }
 
 impl Watched {
@@ -109,14 +114,24 @@ impl Watched {
             let _ = self.watcher.unwatch(folder);
         }
         // Those that are watched already are named again: behind the same path there may be another folder.
-        self.folders = wanted
-            .into_iter()
-            .filter(|folder| {
-                self.watcher
-                    .watch(folder, RecursiveMode::NonRecursive)
-                    .is_ok()
-            })
-            .collect();
+        self.folders.clear();
+        for folder in wanted {
+            match self.watcher.watch(&folder, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.unwatched.remove(&folder);
+                    self.folders.insert(folder);
+                }
+                Err(error) => {
+                    if self.unwatched.insert(folder.clone()) {
+                        tell(&format!(
+                            "warning: changed certificates in `{}` are seen every {} s only: {error}",
+                            folder.display(),
+                            ANYWAY.as_secs()
+                        ));
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -136,7 +151,9 @@ impl Keeper {
         let mut changed = false;
         for need in &self.needs {
             let name = need.name();
-            match self.store.load(need) {
+            let held = self.held.get(&name).map(|(held, _)| held);
+            let loaded = self.store.load(need).map_err(|missing| missing.to_string());
+            match loaded.and_then(|material| keeps_its_list(&name, held, material)) {
                 Ok(material) => {
                     if self.missing.remove(&name).is_some() {
                         tell(&format!("the secret `{name}` is there now"));
@@ -153,8 +170,7 @@ impl Keeper {
                     let offer = Offer::new(&name, &material, self.version);
                     self.held.insert(name, (material, offer));
                 }
-                Err(missing) => {
-                    let text = missing.to_string();
+                Err(text) => {
                     if self.missing.get(&name) == Some(&text) {
                         continue;
                     }
@@ -179,5 +195,19 @@ impl Keeper {
                     .collect(),
             )
         })
+    }
+}
+
+/// Refuses authorities that have lost their revocation list. While a list is replaced by writing into it, or by
+/// removing it first, there is none for a moment; and a list that is taken away by mistake revokes nobody.
+fn keeps_its_list(name: &str, held: Option<&Material>, now: Material) -> Result<Material, String> {
+    match (held, &now) {
+        (
+            Some(Material::Validation { crl: Some(_), .. }),
+            Material::Validation { crl: None, .. },
+        ) => Err(format!(
+            "the secret `{name}` had a revocation list and has none now: put a list there, an empty one if nobody is revoked, or start again"
+        )),
+        _ => Ok(now),
     }
 }

@@ -115,6 +115,13 @@ pub(super) fn server<'t>(
         "name": SERVER,
         "type": "STATIC",
         "connect_timeout": "5s",
+        // Each secret is a stream that stays; Envoy's default would let 1,024 of them through.
+        "circuit_breakers": {"thresholds": [{
+            "max_connections": u32::MAX,
+            "max_pending_requests": u32::MAX,
+            "max_requests": u32::MAX,
+            "max_retries": u32::MAX,
+        }]},
         "typed_extension_protocol_options": protocol,
         "load_assignment": {"cluster_name": SERVER, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }))
@@ -165,7 +172,11 @@ fn secret(name: &str, files: &Files, watched: Option<&Path>) -> Value {
     json!({"name": name, kind: body})
 }
 
-/// Returns a file name that no other secret has: letters and digits stay, the rest becomes `%` and its code.
+/// The longest file name that is written out, in bytes. File systems take 255, with what is put behind it.
+const LONGEST_NAME: usize = 200;
+
+/// Returns a file name that no other secret has: letters and digits stay, the rest becomes `%` and its code. Of a
+/// long one the beginning stays, with a fingerprint of the whole.
 pub fn file_name(secret: &str) -> String {
     let mut name = String::with_capacity(secret.len() + 5);
     for byte in secret.bytes() {
@@ -176,5 +187,30 @@ pub fn file_name(secret: &str) -> String {
             byte => name.push_str(&format!("%{byte:02x}")),
         }
     }
+    if name.len() > LONGEST_NAME {
+        let print = egress_policy::Digest::of_text(secret);
+        name.truncate(LONGEST_NAME);
+        name.push_str(&format!("~{print}"));
+    }
     name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_names_differ_and_fit() {
+        let long = "file-cert:".to_owned() + &"/very/long".repeat(40);
+        let names = [
+            file_name("kubernetes://a"),
+            file_name("kubernetes://a-cacert"),
+            file_name(&(long.clone() + "/a")),
+            file_name(&(long + "/b")),
+        ];
+        for (at, name) in names.iter().enumerate() {
+            assert!(name.len() < 240 && !name.contains('/'), "{name}");
+            assert!(!names[at + 1..].contains(name), "{name}");
+        }
+    }
 }

@@ -82,8 +82,7 @@ pub const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
 /// Returns a name that no other cluster has, one of the same [`Cluster::name`] included: that of a transport
 /// socket, or of the cluster where Envoy can choose no transport socket.
 pub fn variant(cluster: &Cluster) -> String {
-    let print = cluster.fingerprint().to_string();
-    format!("{}~{}", cluster.name, print.get(..8).unwrap_or(&print))
+    format!("{}~{}", cluster.name, cluster.fingerprint())
 }
 
 /// Returns the name of the transport socket that a cluster's connections use.

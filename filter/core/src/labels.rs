@@ -28,9 +28,23 @@ pub fn labels(bytes: &[u8]) -> Option<BTreeMap<String, String>> {
     for _ in 0..count {
         let (key, value) = (number(sizes)?, number(sizes.checked_add(4)?)?);
         sizes = sizes.checked_add(8)?;
-        labels.insert(text(key)?, text(value)?);
+        let (key, value) = (text(key)?, text(value)?);
+        // Numbers come as bytes, and some of them are text; none is a label.
+        if key.is_empty() || !is_label(&key) || !is_label(&value) {
+            return None;
+        }
+        labels.insert(key, value);
     }
     (texts == bytes.len()).then_some(labels)
+}
+
+/// Says whether a text has the characters of a label's key or value, and no others.
+///
+/// Source: kubernetes/kubernetes `staging/src/k8s.io/apimachinery/pkg/util/validation/validation.go`,
+/// `IsQualifiedName` and `IsValidLabelValue`.
+fn is_label(text: &str) -> bool {
+    text.chars()
+        .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/'))
 }
 
 #[cfg(test)]
@@ -55,5 +69,15 @@ mod tests {
         let longer = [TWO, b"x"].concat();
         assert_eq!(labels(&longer), None);
         assert_eq!(labels(b"\xff\xff\xff\xff"), None);
+    }
+
+    #[test]
+    fn what_no_label_can_be_is_refused() {
+        let two = [0, 0, 0, 0, 0, 0, 0, 0x40];
+        let mut number = b"\x01\0\0\0\x01\0\0\0\x08\0\0\0v\0".to_vec();
+        number.extend_from_slice(&two);
+        number.push(0);
+        assert_eq!(labels(&number), None, "the number 2");
+        assert_eq!(labels(b"\x01\0\0\0\x01\0\0\0\x01\0\0\0v\0 \0"), None);
     }
 }

@@ -5,8 +5,8 @@ use std::fmt;
 
 use egress_policy::fields::{Field, Report, Way};
 use egress_policy::{
-    Arrival, Cluster, ConnectTo, HostName, Origin, OutboundMode, Parser, PolicyTable, PortNumber,
-    Problem, ProblemKind, Problems, Proxy, Settling,
+    Arrival, Cluster, ConnectTo, FieldPath, HostName, Origin, OutboundMode, Parser, PolicyTable,
+    PortNumber, Problem, ProblemKind, Problems, Proxy, Segment, Settling, Severity,
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -119,6 +119,24 @@ pub fn load_for(
         settling.proxy.labels = node_labels.ok_or(InvalidConfig::NodeLabels)?;
         if !settling.proxy.labels.is_empty() {
             (table, warnings) = compile(&settling)?;
+        } else if resources
+            .destination_rules
+            .iter()
+            .any(|rule| rule.selector.is_some())
+        {
+            let text = "is not given, and Envoy's node has no labels: no rule with a `workloadSelector` applies";
+            warnings.0.push(Problem {
+                severity: Severity::Warning,
+                resource: None,
+                origin: Origin::default(),
+                path: FieldPath(
+                    ["proxy", "labels"]
+                        .map(|key| Segment::Key(key.to_owned()))
+                        .to_vec(),
+                ),
+                kind: ProblemKind::Invalid(text.to_owned()),
+                hint: Some("give `LABELS` in the metadata of the node".to_owned()),
+            });
         }
     }
     warnings.0.splice(0..0, problems.0);

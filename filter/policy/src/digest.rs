@@ -7,6 +7,11 @@ use std::fmt;
 pub struct Digest(u64);
 
 impl Digest {
+    /// Takes the fingerprint of a text.
+    pub fn of_text(text: &str) -> Self {
+        Digest::of(std::iter::once(text))
+    }
+
     /// Takes the fingerprint of lines, by FNV-1a.
     pub(crate) fn of<'l>(lines: impl Iterator<Item = &'l str>) -> Self {
         let mut state = 0xcbf2_9ce4_8422_2325_u64;

@@ -65,8 +65,18 @@ impl RootContext for Root {
 /// Reads the labels that Envoy's node has. `None` where it has some that cannot be read: to take it for a
 /// node without labels would pass over the rules that select it.
 fn node_labels() -> Option<BTreeMap<String, String>> {
-    let bytes = host::property(&contract::NODE_LABELS).ok()?;
-    egress_filter::labels(&bytes.unwrap_or_default())
+    let Some(bytes) = host::property(&contract::NODE_LABELS).ok()? else {
+        return Some(BTreeMap::new());
+    };
+    let labels = egress_filter::labels(&bytes)?;
+    // A list is written like a map; but only in a map is each value found by its key.
+    let is_map = labels.iter().all(|(key, value)| {
+        let mut path = contract::NODE_LABELS.to_vec();
+        path.push(key);
+        let found = host::property(&path).ok().flatten().unwrap_or_default();
+        found == value.as_bytes()
+    });
+    is_map.then_some(labels)
 }
 
 /// Tells the host that the metadata is an object, so that a JSON access log shows it as one.

@@ -99,7 +99,7 @@ impl Stage {
             Vec::new()
         };
         let store = Store::new(folders, documents, "default");
-        let mut found = inspect(&rules, &store, today());
+        let mut found = inspect(&rules, &store, &Settling::default(), today());
         for finding in &mut found {
             finding.what = finding.what.replace(&folder, "[DIR]");
             if let Some(hint) = &mut finding.hint {
@@ -457,7 +457,7 @@ fn nothing_of_a_key_gets_into_what_is_said() {
                     let store = Store::new(vec![folder], documents.clone(), "default");
                     texts.push(format!("{store:?}"));
                     for store in [&store, &Store::new(Vec::new(), documents, "default")] {
-                        for finding in inspect(&rules, store, today()) {
+                        for finding in inspect(&rules, store, &Settling::default(), today()) {
                             texts.push(format!("{finding} {finding:?} {}", finding.to_json()));
                         }
                         for need in Need::of(&rules.table) {
