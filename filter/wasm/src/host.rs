@@ -92,7 +92,8 @@ unsafe extern "C" {
 /// Takes over bytes that the host put into memory it asked our allocator for.
 fn take(status: u32, value: *mut u8, len: usize) -> Result<Option<Vec<u8>>, HostError> {
     match status {
-        OK if value.is_null() => Ok(None),
+        // Of what is empty there is nothing to allocate.
+        OK if value.is_null() => Ok(Some(Vec::new())),
         // SAFETY: the host got the block from our `proxy_on_memory_allocate`, which the SDK defines as a
         // `Vec` of exactly `len` bytes, and wrote all of it. It gives the block away with the call.
         OK => Ok(Some(unsafe { Vec::from_raw_parts(value, len, len) })),

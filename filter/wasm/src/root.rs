@@ -73,8 +73,8 @@ fn node_labels() -> Option<BTreeMap<String, String>> {
     let is_map = labels.iter().all(|(key, value)| {
         let mut path = contract::NODE_LABELS.to_vec();
         path.push(key);
-        let found = host::property(&path).ok().flatten().unwrap_or_default();
-        found == value.as_bytes()
+        let found = host::property(&path).ok().flatten();
+        found.is_some_and(|found| found == value.as_bytes())
     });
     is_map.then_some(labels)
 }
