@@ -120,9 +120,15 @@ fn version_of(envoy: &Path) -> Result<String, String> {
 /// Finds out which ports cannot be listened on, before Envoy does and says so less plainly.
 fn check_ports(settled: &Settled) -> Result<(), String> {
     let options = &settled.options;
-    for (service, _) in xds::service_ports(&settled.rules.table) {
+    let table = &settled.rules.table;
+    let vips = xds::vips(table);
+    let here = xds::service_ports(table)
+        .into_iter()
+        .map(|(service, _)| (options.listen.clone(), service));
+    let own = vips.iter().map(|vip| (vip.address.to_string(), vip.port));
+    for (listen, service) in here.chain(own) {
         let port = options.listening_port(service);
-        if let Err(error) = TcpListener::bind((options.listen.as_str(), port)) {
+        if let Err(error) = TcpListener::bind((listen.as_str(), port)) {
             let flag = format!(
                 "--port {service}={}",
                 if port < 1024 { port + 10_000 } else { 0 }
@@ -137,7 +143,6 @@ fn check_ports(settled: &Settled) -> Result<(), String> {
                 }
                 _ => error.to_string(),
             };
-            let listen = &options.listen;
             return Err(format!(
                 "cannot listen on {listen} port {port} for service port {service}: {why}\nhint: `{flag}` listens elsewhere"
             ));
@@ -297,13 +302,27 @@ async fn ready(
     }
 }
 
-/// Writes `ready 80=127.0.0.1:10080 443=127.0.0.1:10443 admin=127.0.0.1:9901`.
+/// Writes `ready 80=127.0.0.1:10080 443=127.0.0.1:10443 admin=127.0.0.1:9901`; and for each service that has an
+/// address of its own a line `vip HOST:PORT=ADDRESS:PORT`, then for each such host one `hosts ADDRESS HOST`, whose
+/// last two words are a line for `/etc/hosts`.
 fn ready_line(addresses: &admin::Addresses) -> String {
     let mut line = String::from("ready");
     for (service, address) in &addresses.listeners {
         let _ = write!(line, " {service}={address}");
     }
     let _ = writeln!(line, " admin={}", addresses.admin);
+    for (host, service, address) in &addresses.vips {
+        let _ = writeln!(line, "vip {host}:{service}={address}");
+    }
+    let mut names: Vec<_> = addresses
+        .vips
+        .iter()
+        .map(|(host, _, address)| (address.ip(), host))
+        .collect();
+    names.dedup();
+    for (ip, host) in names {
+        let _ = writeln!(line, "hosts {ip} {host}");
+    }
     line
 }
 

@@ -7,10 +7,12 @@
 //!   SNI and verified name from the authority; only a host whose rules ask for something of its own has
 //!   a cluster of its own;
 //! - the request's route is fixed for what most hosts need, so that the filter has nothing to change;
-//! - TLS of the application is matched by SNI in the listener and never opened.
+//! - TLS of the application is matched by SNI in the listener and never opened;
+//! - a TCP service has a chain of its own, with the same filter as a network filter, or a listener of its own
+//!   where it has a loopback address.
 
 use egress_filter::{AuthorityMode, MetadataFormat};
-use egress_policy::{Arrival, PolicyTable, PortNumber, Proxy};
+use egress_policy::{Arrival, PolicyTable, PortNumber, Proxy, Service};
 use serde_json::{Value, json};
 
 mod access_log;
@@ -19,10 +21,12 @@ mod cluster;
 mod guard;
 mod listener;
 mod secrets;
+mod tcp;
 mod variants;
 
 pub use bootstrap::bootstrap;
 pub use secrets::{Secrets, file_name, watched_documents};
+pub use tcp::{Vip, vips};
 
 /// What rendering takes besides the table.
 #[derive(Debug, Clone)]
@@ -49,6 +53,8 @@ pub struct Options {
     pub admin: Admin,
     /// DNS servers to ask instead of the system's.
     pub dns: Vec<(String, u16)>,
+    /// Each TCP service has a loopback address of its own; so the rules were compiled.
+    pub loopback_vips: bool,
     /// The Envoy that is to read the bootstrap.
     pub version: Version,
     /// How it comes by certificates and keys.
@@ -112,17 +118,18 @@ impl Options {
 /// Returns the service ports that are listened on, each with what comes in on it.
 pub fn service_ports(table: &PolicyTable) -> Vec<(PortNumber, Vec<Arrival>)> {
     let mut ports = std::collections::BTreeMap::<PortNumber, Vec<Arrival>>::new();
-    // Nothing can listen for bytes yet that no one can tell apart.
-    for service in table
-        .services()
-        .filter(|service| service.arrival != Arrival::Tcp)
-    {
+    for service in table.services().filter(listens_here) {
         let arrivals = ports.entry(service.port).or_default();
         if !arrivals.contains(&service.arrival) {
             arrivals.push(service.arrival);
         }
     }
     ports.into_iter().collect()
+}
+
+/// Says whether a service is reached at the address of the listeners, and not at one of its own.
+fn listens_here(service: &Service<'_>) -> bool {
+    service.arrival != Arrival::Tcp || (service.connectable && service.vip.is_none())
 }
 
 /// Wraps a message in an `Any` under the name of an extension.

@@ -154,6 +154,9 @@ pub struct Input {
     /// Connect to ADDRESS:PORT where HOST:PORT would be dialled; names stay those of HOST; may be repeated
     #[arg(long, value_name = "HOST:PORT:ADDRESS:PORT", value_parser = connect_to)]
     pub connect_to: Vec<ConnectTo>,
+    /// Give each TCP service a loopback address of its own, so that many can have one port number
+    #[arg(long)]
+    pub loopback_vips: bool,
     /// What originated requests tell the server in `Host`
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
     pub authority: Authority,

@@ -139,7 +139,7 @@ fn answer(
             .map(|tls| tls_answer(tls, cluster, decision)),
         _ => None,
     };
-    json!({
+    let mut answer = json!({
         "query": {
             "scheme": asked.scheme,
             "host": asked.host,
@@ -158,7 +158,18 @@ fn answer(
         "authority": authority(asked, decision, settings::authority(&args.input)),
         "tls": tls,
         "candidates": found.iter().map(|candidate| candidate_answer(candidate, rules)).collect::<Vec<_>>(),
-    })
+    });
+    let vip = rules.table.services().find_map(|service| {
+        let is_asked = asked.arrival == Arrival::Tcp && service.port == asked.port;
+        let vip = service
+            .vip
+            .filter(|_| is_asked && service.host.matches(&asked.host))?;
+        Some(format!("{vip}:{}", service.port))
+    });
+    if let (Some(vip), Some(fields)) = (vip, answer.as_object_mut()) {
+        fields.insert("vip".to_owned(), json!(vip));
+    }
+    answer
 }
 
 /// Returns what the server reads in `:authority`; nothing where no request of ours reaches one.
@@ -201,6 +212,7 @@ fn tls_answer(tls: &TlsIntent, cluster: &Cluster, decision: &Decision<'_, '_>) -
         Speaks::Auto => json!(["h2", "http/1.1"]),
         Speaks::Http1 => json!(["http/1.1"]),
         Speaks::Http2 => json!(["h2"]),
+        Speaks::PostgreSql => json!(["postgresql"]),
         // What the application speaks; known when it calls.
         Speaks::AsReceived | Speaks::Bytes => json!([]),
     };
@@ -283,6 +295,7 @@ fn for_people(answer: &Value, decision: &Decision<'_, '_>) -> String {
         .zip(text("/target/port"))
         .map(|(host, port)| format!("{host}:{port}"));
     line("dials", target);
+    line("listens on", text("/vip"));
     line("authority", text("/authority"));
     if answer.get("tls").is_some_and(|tls| !tls.is_null()) {
         let with = |name: &str, source: &str| {
@@ -309,7 +322,8 @@ fn for_people(answer: &Value, decision: &Decision<'_, '_>) -> String {
             text("/tls/clientCertificate").or_else(|| Some("none".to_owned())),
         );
         line("alpn", text("/tls/alpn"));
-        line("headers changed", Some(":scheme https, x-forwarded-proto https, host as above; x-egress-* and x-envoy-* removed".to_owned()));
+        let http = matches!(query("/query/scheme").as_str(), "http");
+        line("headers changed", http.then(|| ":scheme https, x-forwarded-proto https, host as above; x-egress-* and x-envoy-* removed".to_owned()));
     }
     let empty = Vec::new();
     let found = answer

@@ -75,6 +75,7 @@ pub fn read(input: &Input) -> Result<(Vec<Source>, Settling), ExitStatus> {
             proxy,
             outbound,
             connect_to: input.connect_to.clone(),
+            loopback_vips: input.loopback_vips,
         },
     ))
 }
@@ -146,6 +147,7 @@ pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus>
             .iter()
             .map(|address| (address.ip().to_string(), address.port()))
             .collect(),
+        loopback_vips: args.input.loopback_vips,
         version: found,
         workloads,
         secrets: Secrets::AtStart(BTreeMap::new()),

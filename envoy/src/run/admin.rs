@@ -23,6 +23,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 pub(super) struct Addresses {
     /// Service port and address, in the order of the ports.
     pub(super) listeners: Vec<(u16, String)>,
+    /// Host, service port and address of each TCP service that has an address of its own.
+    pub(super) vips: Vec<(String, u16, SocketAddr)>,
     /// The admin interface: an address, or the path of a socket.
     pub(super) admin: String,
 }
@@ -43,26 +45,34 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
     }
     let (_, body) = get(admin, "/listeners?format=json").await?;
     let body: Value = serde_json::from_slice(&body).ok()?;
-    let mut listeners = Vec::new();
+    let (mut listeners, mut vips) = (Vec::new(), Vec::new());
     for listener in body.get("listener_statuses")?.as_array()? {
-        let port = listener
-            .get("name")?
-            .as_str()?
-            .strip_prefix("outbound_")?
-            .parse()
-            .ok()?;
+        let name = listener.get("name")?.as_str()?.strip_prefix("outbound_")?;
+        let (port, host) = match name.split_once('_') {
+            Some((port, host)) => (port.parse().ok()?, Some(host)),
+            None => (name.parse().ok()?, None),
+        };
         let address = listener.get("local_address")?.get("socket_address")?;
         let number = address.get("port_value")?.as_u64()?;
         let ip: std::net::IpAddr = address.get("address")?.as_str()?.parse().ok()?;
         let number = u16::try_from(number).ok().filter(|number| *number != 0)?;
-        listeners.push((port, SocketAddr::new(ip, number).to_string()));
+        let address = SocketAddr::new(ip, number);
+        match host {
+            Some(host) => vips.push((host.to_owned(), port, address)),
+            None => listeners.push((port, address.to_string())),
+        }
     }
     listeners.sort();
+    vips.sort();
     let admin = match admin {
         Admin::Tcp(address, port) => SocketAddr::new(address.parse().ok()?, *port).to_string(),
         Admin::Pipe(path) => path.clone(),
     };
-    Some(Addresses { listeners, admin })
+    Some(Addresses {
+        listeners,
+        vips,
+        admin,
+    })
 }
 
 /// Asks once, for commands that do nothing else meanwhile; `None` when there is no good answer.

@@ -471,7 +471,7 @@ fn protocol_options(cluster: &Cluster) -> Option<Value> {
     };
     let both = || json!({"http_protocol_options": {}, "http2_protocol_options": http2});
     let mut options = match cluster.speaks {
-        Speaks::Bytes => return None,
+        Speaks::Bytes | Speaks::PostgreSql => return None,
         Speaks::Auto => json!({"auto_config": both()}),
         Speaks::AsReceived => json!({"use_downstream_protocol_config": both()}),
         Speaks::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
@@ -589,6 +589,8 @@ fn transport_socket(
     match speaks {
         // Envoy offers what the connection will speak, and TCP offers none.
         Speaks::Auto | Speaks::AsReceived | Speaks::Bytes => {}
+        // Source: postgres/postgres `src/include/libpq/pqcomm.h`, `PG_ALPN_PROTOCOL`.
+        Speaks::PostgreSql => set(&mut common, "alpn_protocols", json!(["postgresql"])),
         Speaks::Http1 => set(&mut common, "alpn_protocols", json!(["http/1.1"])),
         Speaks::Http2 => set(&mut common, "alpn_protocols", json!(["h2"])),
     }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use egress_filter::{PluginConfig, Variants, contract};
+use egress_filter::{FilterKind, PluginConfig, Variants, contract};
 use egress_policy::{
     Arrival, Cluster, HostPattern, OutboundMode, PolicyTable, PortNumber, Service,
 };
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::{Options, cluster, duration, extension, guard, service_ports};
+use super::{Options, cluster, duration, extension, guard, service_ports, tcp};
 
 /// Renders all listeners, in the order of their ports.
 pub(super) fn listeners(
@@ -20,7 +20,8 @@ pub(super) fn listeners(
 ) -> Vec<Value> {
     // Once for all ports: it reads the whole table.
     let digest = table.digest().to_string();
-    service_ports(table)
+    let plugins = tcp::Plugins::new(table, &digest, resources, variants, options);
+    let mut listeners: Vec<Value> = service_ports(table)
         .into_iter()
         .map(|(port, arrivals)| {
             let has_tls = arrivals.contains(&Arrival::Tls);
@@ -41,6 +42,9 @@ pub(super) fn listeners(
                 chains.push(
                     json!({"name": "http", "filter_chain_match": matches, "filters": filters}),
                 );
+            }
+            if arrivals.contains(&Arrival::Tcp) {
+                chains.extend(tcp::chains(port, &arrivals, &plugins));
             }
             let mut listener = json!({
                 "name": listener_name(port),
@@ -63,7 +67,9 @@ pub(super) fn listeners(
             }
             listener
         })
-        .collect()
+        .collect();
+    listeners.extend(tcp::vip_listeners(&plugins));
+    listeners
 }
 
 /// The name of a service port's listener.
@@ -71,7 +77,7 @@ pub(crate) fn listener_name(port: PortNumber) -> String {
     format!("outbound_{port}")
 }
 
-fn refused_log(options: &Options) -> Value {
+pub(super) fn refused_log(options: &Options) -> Value {
     let entries = [
         ("action", "reject".to_owned()),
         ("reason", "unknown_host".to_owned()),
@@ -131,21 +137,8 @@ fn tls_chains(port: PortNumber, table: &PolicyTable, options: &Options) -> Vec<V
         );
         let mut proxy =
             json!({"stat_prefix": listener_name(port), "cluster": cluster, "access_log": [log]});
-        let pool = services
-            .first()
-            .and_then(|service| service.cluster.connection_pool.as_ref());
-        if let (Some(pool), Some(fields)) = (pool, proxy.as_object_mut()) {
-            // Zero is never, for Envoy as for Istio.
-            let idle = pool.tcp.idle_timeout.map(|time| json!(duration(time)));
-            let lifetime = pool
-                .tcp
-                .max_connection_duration
-                .map(|time| json!(duration(time)));
-            fields.extend(idle.map(|idle| ("idle_timeout".to_owned(), idle)));
-            fields.extend(
-                lifetime
-                    .map(|lifetime| ("max_downstream_connection_duration".to_owned(), lifetime)),
-            );
+        if let Some(service) = services.first() {
+            limit(&mut proxy, service.cluster);
         }
         if guarded {
             guard::connect_later(&mut proxy, options);
@@ -166,6 +159,25 @@ fn tls_chains(port: PortNumber, table: &PolicyTable, options: &Options) -> Vec<V
         }));
     }
     chains
+}
+
+/// Adds to a `tcp_proxy` how long its connections may be idle, and live.
+pub(super) fn limit(proxy: &mut Value, cluster: &Cluster) {
+    let pool = cluster.connection_pool.as_ref();
+    let (Some(pool), Some(fields)) = (pool, proxy.as_object_mut()) else {
+        return;
+    };
+    // Zero is never, for Envoy as for Istio.
+    let limits = [
+        ("idle_timeout", pool.tcp.idle_timeout),
+        (
+            "max_downstream_connection_duration",
+            pool.tcp.max_connection_duration,
+        ),
+    ];
+    for (name, time) in limits {
+        fields.extend(time.map(|time| (name.to_owned(), json!(duration(time)))));
+    }
 }
 
 /// Renders a pattern as Envoy's `server_names` take it.
@@ -320,27 +332,15 @@ fn connection_manager(
         default_cluster: default.map(|cluster| cluster.name.as_str()),
         headers_stripped: true,
         connect_to: table.connect_tos(),
+        loopback_vips: options.loopback_vips,
+        filter: FilterKind::Http,
         metadata: options.format,
         resources,
     };
     let wasm = extension(
         contract::FILTER_NAME,
         "envoy.extensions.filters.http.wasm.v3.Wasm",
-        json!({"config": {
-            "name": contract::FILTER_NAME,
-            "root_id": contract::FILTER_NAME,
-            // A filter that crashed refuses requests until it is back; it never lets one through.
-            "failure_policy": "FAIL_RELOAD",
-            "vm_config": {
-                "vm_id": contract::FILTER_NAME,
-                "runtime": "envoy.wasm.runtime.v8",
-                "code": {"local": {"filename": options.wasm}},
-            },
-            "configuration": {
-                "@type": "type.googleapis.com/google.protobuf.StringValue",
-                "value": plugin.to_json(),
-            },
-        }}),
+        plugin_config(&plugin, options),
     );
     let router = extension(
         "envoy.filters.http.router",
@@ -392,6 +392,25 @@ fn connection_manager(
             },
         }),
     )
+}
+
+/// Renders how Envoy loads the filter, as an HTTP filter or as a network filter.
+pub(super) fn plugin_config(plugin: &PluginConfig<'_>, options: &Options) -> Value {
+    json!({"config": {
+        "name": contract::FILTER_NAME,
+        "root_id": contract::FILTER_NAME,
+        // A filter that crashed refuses requests until it is back; it never lets one through.
+        "failure_policy": "FAIL_RELOAD",
+        "vm_config": {
+            "vm_id": contract::FILTER_NAME,
+            "runtime": "envoy.wasm.runtime.v8",
+            "code": {"local": {"filename": options.wasm}},
+        },
+        "configuration": {
+            "@type": "type.googleapis.com/google.protobuf.StringValue",
+            "value": plugin.to_json(),
+        },
+    }})
 }
 
 /// Returns the shared cluster with TLS that most hosts of the port need: the one that needs no header.

@@ -31,19 +31,19 @@ pub(super) fn tables<'t>(
     std::iter::once(table).chain(&options.workloads)
 }
 
-/// Collects the clusters that are led to: all but those of ports that nothing listens on yet.
+/// Collects the clusters that are led to: all but those of ports that nothing listens on.
 pub(super) fn reached<'t>(table: &'t PolicyTable, options: &'t Options) -> Reached<'t> {
     let mut groups = BTreeMap::<&str, Vec<&Cluster>>::new();
     let passed_through = |service: &Service<'_>| service.arrival == Arrival::Tls;
-    let http = |table: &'t PolicyTable| {
-        table
-            .services()
-            .filter(|service| service.arrival == Arrival::Http)
+    let decided = |table: &'t PolicyTable| {
+        table.services().filter(|service| {
+            service.arrival == Arrival::Http || (service.connectable && service.subset.is_none())
+        })
     };
     let services = table
         .services()
         .filter(passed_through)
-        .chain(tables(table, options).flat_map(http));
+        .chain(tables(table, options).flat_map(decided));
     for service in services {
         let group = groups.entry(service.cluster.name.as_str()).or_default();
         if !group.contains(&service.cluster) {
@@ -129,17 +129,29 @@ pub(super) fn closed(options: &Options) -> Value {
     )
 }
 
+/// Renders the network filter that does what [`http_filter`] does.
+pub(super) fn network_filter() -> Value {
+    extension(
+        "envoy.filters.network.set_filter_state",
+        "envoy.extensions.filters.network.set_filter_state.v3.Config",
+        json!({"on_new_connection": [shared_socket()]}),
+    )
+}
+
 /// Renders the HTTP filter that lets upstream connections see which transport socket our filter named.
 pub(super) fn http_filter() -> Value {
-    let value = json!({
+    extension(
+        "envoy.filters.http.set_filter_state",
+        "envoy.extensions.filters.http.set_filter_state.v3.Config",
+        json!({"on_request_headers": [shared_socket()]}),
+    )
+}
+
+fn shared_socket() -> Value {
+    json!({
         "object_key": contract::UPSTREAM_SOCKET_STATE,
         "factory_key": "envoy.string",
         "format_string": {"text_format_source": {"inline_string": format!("%FILTER_STATE({}:PLAIN)%", contract::SOCKET_STATE)}},
         "shared_with_upstream": "ONCE",
-    });
-    extension(
-        "envoy.filters.http.set_filter_state",
-        "envoy.extensions.filters.http.set_filter_state.v3.Config",
-        json!({"on_request_headers": [value]}),
-    )
+    })
 }

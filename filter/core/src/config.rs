@@ -121,6 +121,38 @@ impl Variants {
     }
 }
 
+/// What Envoy hands to the filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FilterKind {
+    /// Requests: it is an HTTP filter.
+    #[default]
+    Http,
+    /// Connections: it is a network filter.
+    Network,
+}
+
+impl FilterKind {
+    /// The words that the configuration uses.
+    pub const NAMES: [&'static str; 2] = ["HTTP", "NETWORK"];
+
+    /// Reads the word.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "HTTP" => Some(FilterKind::Http),
+            "NETWORK" => Some(FilterKind::Network),
+            _ => None,
+        }
+    }
+
+    /// Returns the word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FilterKind::Http => "HTTP",
+            FilterKind::Network => "NETWORK",
+        }
+    }
+}
+
 /// The plugin configuration as the renderer writes it.
 #[derive(Debug, Clone)]
 pub struct PluginConfig<'c> {
@@ -144,6 +176,10 @@ pub struct PluginConfig<'c> {
     pub headers_stripped: bool,
     /// Addresses to dial in place of others.
     pub connect_to: &'c [ConnectTo],
+    /// Each TCP service has a loopback address of its own.
+    pub loopback_vips: bool,
+    /// What Envoy hands to the filter.
+    pub filter: FilterKind,
     /// How metadata is written.
     pub metadata: MetadataFormat,
     /// The rules, as the user wrote them.
@@ -168,6 +204,10 @@ impl PluginConfig<'_> {
             default_cluster: Option<&'w str>,
             #[serde(skip_serializing_if = "<[To<'_>]>::is_empty")]
             connect_to: &'w [To<'w>],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            loopback_vips: Option<bool>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            filter: Option<&'w str>,
             metadata: &'w str,
             #[serde(skip_serializing_if = "Option::is_none")]
             workload_variants: Option<&'w str>,
@@ -224,6 +264,8 @@ impl PluginConfig<'_> {
             },
             default_cluster: self.default_cluster,
             connect_to: &connect_to,
+            loopback_vips: self.loopback_vips.then_some(true),
+            filter: Some(self.filter.as_str()).filter(|_| self.filter != FilterKind::Http),
             metadata: self.metadata.as_str(),
             workload_variants: Some(self.variants.as_str())
                 .filter(|_| self.variants != Variants::None),

@@ -49,6 +49,23 @@ pub const METADATA_TYPE: &str = "type.googleapis.com/google.protobuf.Struct";
 /// The property with the port that the application dialled.
 pub const DESTINATION_PORT: [&str; 2] = ["destination", "port"];
 
+/// The property with the address and port that the application dialled, as text.
+pub const DESTINATION_ADDRESS: [&str; 2] = ["destination", "address"];
+
+/// The property with the SNI of the application's own TLS.
+pub const SERVER_NAME: [&str; 2] = ["connection", "requested_server_name"];
+
+/// The property that says why a connection to a server did not come about.
+pub const TRANSPORT_FAILURE: [&str; 2] = ["upstream", "transport_failure_reason"];
+
+/// The property with Envoy's response flags, as bits.
+pub const RESPONSE_FLAGS: [&str; 2] = ["response", "flags"];
+
+/// The filter state that names the cluster of a connection.
+///
+/// Source: envoyproxy/envoy `source/common/tcp_proxy/tcp_proxy.cc`, `PerConnectionCluster::key`.
+pub const TCP_CLUSTER_STATE: &str = "envoy.tcp_proxy.cluster";
+
 /// The property that names the transport socket of a request, where a cluster has several; Envoy keeps it as
 /// [`SOCKET_STATE`].
 pub const SOCKET_PROPERTY: &str = "egress_socket";

@@ -1,4 +1,4 @@
-//! What should happen to a request, as data. An adapter applies each effect, one hostcall apiece.
+//! What should happen to a request or connection, as data. An adapter applies each effect, one hostcall apiece.
 
 use crate::failure::Failure;
 
@@ -28,6 +28,8 @@ pub enum Effect<'e> {
         /// A sentence for the one who sent the request.
         body: &'e str,
     },
+    /// Close the application's connection.
+    Close,
     /// Count a failed connection.
     Count(Failure),
     /// Set a response header, in place of all that were there.

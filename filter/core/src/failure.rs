@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use crate::facts::ConnectionEnd;
+
 /// Why a connection failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
@@ -129,6 +131,38 @@ impl Failure {
             }
             _ => Some(Failure::Reset),
         }
+    }
+
+    /// Classifies how a connection of bytes ended; `None` when the server's connection had come about, or when a
+    /// limit of ours refused it.
+    ///
+    /// Source: envoyproxy/envoy `source/common/tcp_proxy/tcp_proxy.cc`, `Filter::onGenericPoolFailure`, and
+    /// `envoy/stream_info/stream_info.h`, `CoreResponseFlag`.
+    pub fn of_connection(
+        end: &ConnectionEnd<'_>,
+        shows_certificate: bool,
+        found_by_name: bool,
+    ) -> Option<Failure> {
+        const NO_HEALTHY_UPSTREAM: u64 = 0x2;
+        const UPSTREAM_CONNECTION_FAILURE: u64 = 0x20;
+        const UPSTREAM_OVERFLOW: u64 = 0x80;
+        const DNS_RESOLUTION_FAILED: u64 = 0x800_0000;
+        let has = |flag| end.flags & flag != 0;
+        if has(DNS_RESOLUTION_FAILED) {
+            return Some(Failure::Dns);
+        }
+        if has(NO_HEALTHY_UPSTREAM) {
+            return found_by_name.then_some(Failure::Dns);
+        }
+        if has(UPSTREAM_OVERFLOW) || !has(UPSTREAM_CONNECTION_FAILURE) {
+            return None;
+        }
+        if end.transport.is_empty() {
+            return Some(Failure::Timeout);
+        }
+        // In the details of HTTP spaces are underscores.
+        let transport = end.transport.replace(' ', "_");
+        Some(of_transport(&transport, shows_certificate).unwrap_or(Failure::Reset))
     }
 
     /// Returns the position of the failure in [`Failure::ALL`].

@@ -6,7 +6,8 @@
 //!
 //! [`load()`] reads what the renderer wrote with [`PluginConfig`]. [`plan_http`] says, for the [`Facts`]
 //! of one request, which [`Effects`] an adapter is to apply; where its connection [`failed`],
-//! [`plan_failure`] says what is told of that. [`contract`] holds every name that Envoy
+//! [`plan_failure`] says what is told of that. [`plan_tcp`], [`connection_failed`] and
+//! [`plan_connection_failure`] are the same for connections that are not HTTP. [`contract`] holds every name that Envoy
 //! and we both spell.
 //!
 //! What it does not do: it calls no host and knows no SDK. It decides nothing either: that is
@@ -45,12 +46,14 @@ mod labels;
 mod load;
 mod metadata;
 mod plan;
+mod plan_tcp;
 
-pub use config::{AuthorityMode, MetadataFormat, PluginConfig, Variants};
+pub use config::{AuthorityMode, FilterKind, MetadataFormat, PluginConfig, Variants};
 pub use effect::{Effect, Effects};
-pub use facts::Facts;
+pub use facts::{ConnectionEnd, ConnectionFacts, Facts, Wanted};
 pub use failure::{Failure, FailureFacts};
 pub use labels::labels;
 pub use load::{InvalidConfig, Loaded, load, load_for};
 pub use metadata::{Entry, FIELDS, varint};
 pub use plan::{Scratch, failed, plan_failure, plan_http};
+pub use plan_tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};

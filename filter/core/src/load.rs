@@ -11,7 +11,7 @@ use egress_policy::{
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use crate::config::{AuthorityMode, MetadataFormat, SCHEMA, Variants};
+use crate::config::{AuthorityMode, FilterKind, MetadataFormat, SCHEMA, Variants};
 use crate::contract;
 
 /// A configuration that was read and compiled whole.
@@ -27,6 +27,8 @@ pub struct Loaded {
     pub default_cluster: Option<String>,
     /// Requests have lost `x-egress-*` before they come here.
     pub headers_stripped: bool,
+    /// What Envoy hands over.
+    pub filter: FilterKind,
     /// How metadata is written.
     pub metadata: MetadataFormat,
     /// The names by which Envoy tells clusters of one name apart, by [`Cluster::name`]; empty where none needs it.
@@ -144,7 +146,7 @@ pub fn load_for(
         Variants::None => BTreeMap::new(),
         kind => table
             .services()
-            .filter(|service| service.arrival == Arrival::Http)
+            .filter(|service| service.arrival != Arrival::Tls)
             .map(|service| service.cluster)
             .filter(|cluster| cluster.own.is_some())
             .filter(|cluster| kind == Variants::Clusters || cluster.tls.is_some())
@@ -159,6 +161,7 @@ pub fn load_for(
         authority: settings.authority,
         default_cluster: settings.default_cluster,
         headers_stripped: settings.headers_stripped,
+        filter: settings.filter,
         metadata: settings.metadata,
         warnings,
     })
@@ -192,6 +195,7 @@ struct Settings {
     authority: AuthorityMode,
     default_cluster: Option<String>,
     headers_stripped: bool,
+    filter: FilterKind,
     metadata: MetadataFormat,
 }
 
@@ -235,6 +239,10 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
     let metadata = fields.read("metadata", |field| {
         field.word("format", &MetadataFormat::NAMES, MetadataFormat::parse)
     });
+    let filter = fields.read("filter", |field| {
+        field.word("kind of filter", &FilterKind::NAMES, FilterKind::parse)
+    });
+    let loopback_vips = fields.read("loopbackVips", |field| field.bool());
     let headers_stripped = fields.read("controlHeaders", |field| {
         field.word("word", &["STRIPPED", "UNTRUSTED"], |word| match word {
             "STRIPPED" => Some(true),
@@ -258,6 +266,7 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         proxy,
         outbound: outbound.unwrap_or_default(),
         connect_to,
+        loopback_vips: loopback_vips.unwrap_or(false),
     };
     Some(Settings {
         variants: variants.unwrap_or_default(),
@@ -268,6 +277,7 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         authority: authority.unwrap_or_default(),
         default_cluster,
         headers_stripped: headers_stripped.unwrap_or(false),
+        filter: filter.unwrap_or_default(),
         metadata: metadata.unwrap_or_default(),
     })
 }

@@ -16,9 +16,9 @@ use crate::metadata::{Entry, Writer};
 /// Room for the texts of one request, kept from one to the next so that nothing is allocated.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    authority: String,
-    dial_port: String,
-    metadata: Vec<u8>,
+    pub(crate) authority: String,
+    pub(crate) dial_port: String,
+    pub(crate) metadata: Vec<u8>,
     secrets: String,
     body: String,
 }
@@ -35,7 +35,7 @@ pub fn plan_http<'e>(
 ) -> Effects<'e> {
     let parsed = Authority::parse(facts.authority);
     let decision = decide(config, facts, &parsed);
-    write_metadata(config, facts, &decision, None, scratch);
+    write_metadata(config, facts.authority, &decision, None, scratch);
 
     match decision.action {
         Action::Originate(cluster) => {
@@ -116,12 +116,15 @@ pub fn failed(config: &Loaded, facts: &Facts<'_>, details: &str) -> Option<Failu
     Failure::of(&FailureFacts {
         details,
         shows_certificate: tls.is_some_and(|tls| tls.identity.is_some()),
-        // Hosts can be out of service for what they answered as well, where a rule looks at that.
-        found_by_name: cluster.is_some_and(|cluster| {
-            matches!(cluster.endpoints, Endpoints::Listed { fixed: false, .. })
-                && cluster.outlier_detection.is_none()
-        }),
+        found_by_name: cluster.is_some_and(found_by_name),
     })
+}
+
+/// Says whether a cluster without a healthy host can only be one whose names were not resolved.
+pub(crate) fn found_by_name(cluster: &Cluster) -> bool {
+    // Hosts can be out of service for what they answered as well, where a rule looks at that.
+    matches!(cluster.endpoints, Endpoints::Listed { fixed: false, .. })
+        && cluster.outlier_detection.is_none()
 }
 
 /// Returns what should happen to Envoy's answer to a request whose connection failed: it is counted and
@@ -138,7 +141,7 @@ pub fn plan_failure<'e>(
 ) -> Effects<'e> {
     let parsed = Authority::parse(facts.authority);
     let decision = decide(config, facts, &parsed);
-    write_metadata(config, facts, &decision, Some(failure), scratch);
+    write_metadata(config, facts.authority, &decision, Some(failure), scratch);
     let length = u16::try_from(failure.body().len()).unwrap_or(0);
     scratch.body.clear();
     scratch.body.push_str(itoa(length, &mut [0; 5]));
@@ -201,7 +204,7 @@ enum Detour<'e> {
     Target,
 }
 
-fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
+pub(crate) fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
     let action = Action::Reject(reason);
     Decision {
         action,
@@ -292,7 +295,7 @@ fn push_detour<'e>(effects: &mut Effects<'e>, detour: Detour<'e>, scratch: &'e S
 }
 
 /// Keeps SNI and verified name those of the target where the client's authority stays and spells it otherwise.
-fn push_names<'e>(effects: &mut Effects<'e>, tls: &TlsIntent, scratch: &'e Scratch) {
+pub(crate) fn push_names<'e>(effects: &mut Effects<'e>, tls: &TlsIntent, scratch: &'e Scratch) {
     let host = host_of(&scratch.authority);
     if tls.sni == Sni::Authority {
         effects.push(Effect::FilterState(
@@ -357,9 +360,9 @@ fn answer(reason: Reason, scratch: &mut Scratch) -> Effects<'_> {
     effects
 }
 
-fn write_metadata(
+pub(crate) fn write_metadata(
     config: &Loaded,
-    facts: &Facts<'_>,
+    authority: &str,
     decision: &Decision<'_, '_>,
     failure: Option<Failure>,
     scratch: &mut Scratch,
@@ -402,7 +405,7 @@ fn write_metadata(
     writer.target(target);
     writer.text(
         Entry::Authority,
-        Some(facts.authority).filter(|authority| !authority.is_empty()),
+        Some(authority).filter(|authority| !authority.is_empty()),
     );
 }
 

@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 
 use egress_filter::{
-    AuthorityMode, Effect, Effects, FIELDS, Facts, Failure, InvalidConfig, Loaded, MetadataFormat,
-    PluginConfig, Scratch, Variants, contract, failed, load, load_for, plan_failure, plan_http,
+    AuthorityMode, Effect, Effects, FIELDS, Facts, Failure, FilterKind, InvalidConfig, Loaded,
+    MetadataFormat, PluginConfig, Scratch, Variants, contract, failed, load, load_for,
+    plan_failure, plan_http,
 };
 use egress_policy::{
     ConnectTo, HostName, Identity, NameSource, OutboundMode, Parser, PolicyTable, PortNumber,
@@ -121,6 +122,7 @@ fn loaded(with: &With) -> Loaded {
         proxy: proxy.clone(),
         outbound: with.outbound,
         connect_to,
+        loopback_vips: false,
     };
     let (table, _) = PolicyTable::compile(&parser.finish().0, &settling).unwrap();
     let config = PluginConfig {
@@ -134,6 +136,8 @@ fn loaded(with: &With) -> Loaded {
         default_cluster: (!with.untrusted).then_some(SHARED),
         headers_stripped: !with.untrusted,
         connect_to: &with.connect_to,
+        loopback_vips: false,
+        filter: FilterKind::Http,
         metadata: MetadataFormat::Text,
         resources: &resources,
     };
@@ -166,6 +170,7 @@ fn shown(effects: &Effects<'_>) -> (Vec<String>, BTreeMap<String, String>) {
             Effect::Answer {
                 status, details, ..
             } => format!("answer {status} {details}"),
+            Effect::Close => "close".to_owned(),
             Effect::Count(failure) => format!("count {failure}"),
             Effect::ResponseHeader(name, value) => format!("answer with {name}: {value}"),
             Effect::ResponseBody(body) => format!("answer with {body}"),

@@ -56,6 +56,8 @@ pub enum Speaks {
     AsReceived,
     /// The application's own bytes.
     Bytes,
+    /// PostgreSQL's protocol in TLS from the first byte, which servers from 17 on take.
+    PostgreSql,
 }
 
 impl Speaks {
@@ -67,6 +69,7 @@ impl Speaks {
             Speaks::Http2 => "http2",
             Speaks::AsReceived => "as-received",
             Speaks::Bytes => "bytes",
+            Speaks::PostgreSql => "postgresql",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the table says about one host and port.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use crate::cluster::Cluster;
 use crate::merge::PolicySource;
@@ -29,6 +30,29 @@ pub struct Query<'q> {
     pub arrival: Arrival,
     /// The subset; no request names one, only a person who asks.
     pub subset: Option<&'q str>,
+}
+
+/// What is asked of a connection: what is known before any of its bytes are passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection<'q> {
+    /// The service port.
+    pub port: PortNumber,
+    /// The address that the application dialled, where it may tell services apart.
+    pub address: Option<IpAddr>,
+    /// What its first bytes are.
+    pub spoken: Spoken<'q>,
+}
+
+/// What the first bytes of a connection are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spoken<'q> {
+    /// Anything, or nothing before the server has spoken.
+    Bytes,
+    /// The application's own TLS.
+    Tls {
+        /// The name in its ClientHello, normalised as a host.
+        server_name: Option<&'q str>,
+    },
 }
 
 /// What becomes of a request or connection.

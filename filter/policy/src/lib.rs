@@ -6,7 +6,8 @@
 //!
 //! [`Parser`] reads `ServiceEntry` and `DestinationRule` documents into [`Resources`] and tells every
 //! problem with its document and field. [`PolicyTable::compile`] settles them for one [`Proxy`].
-//! [`PolicyTable::decide`] answers what becomes of a host and port. The filter decides by the same
+//! [`PolicyTable::decide`] answers what becomes of a host and port, [`PolicyTable::decide_connection`] of a
+//! connection that names no host. The filter decides by the same
 //! table that the renderer walks, so the two cannot disagree.
 //!
 //! What it does not do: it opens no file and no socket, reads no clock and no environment, and has not
@@ -66,7 +67,7 @@ mod table;
 mod tls;
 
 pub use cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
-pub use decision::{Action, Arrival, Decision, Query, Reason, Target};
+pub use decision::{Action, Arrival, Connection, Decision, Query, Reason, Spoken, Target};
 pub use digest::Digest;
 pub use explain::{Candidate, Outcome, candidates};
 pub use host::{Authority, HostName, HostPattern, InvalidAuthority, InvalidHost, MAX_HOST_BYTES};

@@ -1,9 +1,10 @@
 //! Compile resources into a table; decide from it.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use crate::cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
-use crate::decision::{Action, Arrival, Decision, Query, Reason, Target};
+use crate::decision::{Action, Arrival, Connection, Decision, Query, Reason, Spoken, Target};
 use crate::digest::Digest;
 use crate::host::{HostName, HostPattern};
 use crate::merge::{
@@ -12,13 +13,15 @@ use crate::merge::{
 use crate::port::{PortNumber, Protocol, ProtocolClass};
 use crate::problem::{FieldPath, Problem, ProblemKind, Problems, Segment, Severity};
 use crate::resource::{
-    DestinationRule, H2UpgradePolicy, Meta, Resolution, ResourceId, Resources, ServiceEntry,
-    ServicePort, SimpleBalancer, Subset,
+    Address, DestinationRule, H2UpgradePolicy, Meta, Resolution, ResourceId, Resources,
+    ServiceEntry, ServicePort, SimpleBalancer, Subset,
 };
 use crate::source::problem_of;
+use crate::table::connections::{Candidate, Connections};
 use crate::table::index::HostIndex;
 use crate::tls::{TlsIntent, Trust};
 
+mod connections;
 pub(crate) mod index;
 
 /// What becomes of hosts that no ServiceEntry has.
@@ -77,6 +80,8 @@ pub struct Settling {
     pub outbound: OutboundMode,
     /// Addresses to dial in place of others.
     pub connect_to: Vec<ConnectTo>,
+    /// Each TCP service has a loopback address of its own, by which its connections are told apart.
+    pub loopback_vips: bool,
 }
 
 /// The compiled, validated resources: what to do with each host and port, and the clusters for it.
@@ -90,6 +95,8 @@ pub struct PolicyTable {
     connect_to: Vec<ConnectTo>,
     /// Addresses that stand for a host.
     aliases: Vec<(HostName, usize)>,
+    /// What connections without a host are told apart by.
+    connections: Connections,
 }
 
 #[derive(Debug, Clone)]
@@ -133,6 +140,13 @@ pub struct Service<'t> {
     pub cluster: &'t Cluster,
     /// An address to dial in place of the target.
     pub connect_to: Option<(&'t str, PortNumber)>,
+    /// The addresses that applications dial, where its connections are bytes; none for all that no other
+    /// service of the port has.
+    pub addresses: &'t [Address],
+    /// The loopback address that is its own: [`Settling::loopback_vips`].
+    pub vip: Option<Ipv4Addr>,
+    /// Connections without a host can be led to it: see [`PolicyTable::decide_connection`].
+    pub connectable: bool,
     /// The ServiceEntry that has the host.
     pub service_entry: Option<&'t ResourceId>,
     /// The DestinationRule that decided.
@@ -184,10 +198,93 @@ impl PolicyTable {
                 None => self.no_way(Reason::UnknownHost, None),
             };
         };
+        self.settle(host, port, query)
+    }
+
+    /// Says what becomes of a connection that names no host, or one in its ClientHello only.
+    ///
+    /// An address that a TCP service of the port has is that service's. Elsewhere TLS is led by its SNI, and
+    /// bytes to the one TCP service of the port that has no `addresses`. Without an address, bytes go to the only
+    /// TCP service of the port. What is led nowhere is refused, `ALLOW_ANY` or not: nothing says where it
+    /// should go.
+    ///
+    /// Source: istio/istio `pilot/pkg/networking/core/tls.go`, `buildSidecarOutboundTCPFilterChainOpts`.
+    pub fn decide_connection<'t: 'q, 'q>(
+        &'t self,
+        connection: &Connection<'q>,
+    ) -> Decision<'t, 'q> {
+        let &Connection {
+            port,
+            address,
+            spoken,
+        } = connection;
+        let found = self.connections.find(port, address);
+        let name = match (found, spoken) {
+            (Some(found), Spoken::Bytes) => self.hosts.get(found.host),
+            (Some(found), Spoken::Tls { .. }) if found.by_address => {
+                return Decision {
+                    action: Action::Reject(Reason::OtherProtocol),
+                    ..self.no_way(Reason::OtherProtocol, self.entry_of(found.host))
+                };
+            }
+            (_, Spoken::Tls { server_name }) => {
+                let Some(name) = server_name else {
+                    return refused(Reason::NoHost);
+                };
+                let decision = self.decide(&Query {
+                    host: name,
+                    port,
+                    arrival: Arrival::Tls,
+                    subset: None,
+                });
+                return match decision.action {
+                    Action::LeaveAlone(reason) => Decision {
+                        action: Action::Reject(reason),
+                        ..decision
+                    },
+                    _ => decision,
+                };
+            }
+            (None, Spoken::Bytes) => None,
+        };
+        let port_of = |host: &'t Host| host.ports.iter().find(|other| other.number == port);
+        let Some((host, name, port)) =
+            name.and_then(|host| Some((host, host.pattern.exact()?, port_of(host)?)))
+        else {
+            return refused(match self.connections.has(port) {
+                true => Reason::UnknownHost,
+                false => Reason::UnknownPort,
+            });
+        };
+        let query = Query {
+            host: name.as_str(),
+            port: port.number,
+            arrival: Arrival::Tcp,
+            subset: None,
+        };
+        self.settle(host, port, &query)
+    }
+
+    /// Says whether connections of bytes on a port are told apart by the address that was dialled.
+    pub fn needs_address(&self, port: PortNumber) -> bool {
+        self.connections.needs_address(port)
+    }
+
+    fn entry_of(&self, host: usize) -> Option<&ResourceId> {
+        self.resources.get(self.hosts.get(host)?.entry)
+    }
+
+    /// Decides, now that host and port are found.
+    fn settle<'t: 'q, 'q>(
+        &'t self,
+        host: &'t Host,
+        port: &'t Port,
+        query: &Query<'q>,
+    ) -> Decision<'t, 'q> {
         let entry = self.resources.get(host.entry);
         let refused = |reason| Decision {
-            action: Action::Reject(reason),
-            ..self.no_way(reason, entry)
+            service_entry: entry,
+            ..refused(reason)
         };
         if port.arrival != query.arrival {
             return refused(Reason::OtherProtocol);
@@ -230,28 +327,35 @@ impl PolicyTable {
 
     /// Returns all hosts with all their ports and subsets, in the order of the resources.
     pub fn services(&self) -> impl Iterator<Item = Service<'_>> {
-        self.hosts.iter().flat_map(move |host| {
-            host.ports.iter().flat_map(move |port| {
-                let subsets = port.subsets.iter().map(|(name, way)| (Some(&**name), way));
-                std::iter::once((None, &port.way))
-                    .chain(subsets)
-                    .filter_map(move |(subset, way)| {
-                        let pinned = host.pattern.exact();
-                        Some(Service {
-                            host: &host.pattern,
-                            port: port.number,
-                            target: port.target,
-                            arrival: port.arrival,
-                            subset,
-                            cluster: self.clusters.get(way.cluster)?,
-                            connect_to: pinned
-                                .and_then(|name| self.connect_to(name.as_str(), port.target)),
-                            service_entry: self.resources.get(host.entry),
-                            rule: way.rule.and_then(|(rule, _)| self.resources.get(rule)),
+        self.hosts
+            .iter()
+            .enumerate()
+            .flat_map(move |(place, host)| {
+                host.ports.iter().flat_map(move |port| {
+                    let subsets = port.subsets.iter().map(|(name, way)| (Some(&**name), way));
+                    std::iter::once((None, &port.way))
+                        .chain(subsets)
+                        .filter_map(move |(subset, way)| {
+                            let pinned = host.pattern.exact();
+                            let candidate = self.connections.of(place, port.number);
+                            Some(Service {
+                                host: &host.pattern,
+                                port: port.number,
+                                target: port.target,
+                                arrival: port.arrival,
+                                subset,
+                                cluster: self.clusters.get(way.cluster)?,
+                                connect_to: pinned
+                                    .and_then(|name| self.connect_to(name.as_str(), port.target)),
+                                addresses: candidate.map_or(&[], |candidate| &candidate.addresses),
+                                vip: candidate.and_then(|candidate| candidate.vip),
+                                connectable: candidate.is_some(),
+                                service_entry: self.resources.get(host.entry),
+                                rule: way.rule.and_then(|(rule, _)| self.resources.get(rule)),
+                            })
                         })
-                    })
+                })
             })
-        })
     }
 
     /// Returns the addresses that are dialled in place of others.
@@ -307,6 +411,8 @@ impl PolicyTable {
             let host = self.hosts.get(*at).map(|host| host.pattern.to_string());
             lines.push(format!("{alias} is {}", host.unwrap_or_default()));
         }
+        let pattern = |place: usize| self.hosts.get(place).map(|host| &host.pattern);
+        lines.extend(self.connections.lines(pattern));
         lines.push(self.outbound.as_str().to_owned());
         lines.sort_unstable();
         Digest::of(lines.iter().map(String::as_str))
@@ -340,6 +446,17 @@ impl PolicyTable {
     }
 }
 
+fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
+    Decision {
+        action: Action::Reject(reason),
+        target: None,
+        connect_to: None,
+        service_entry: None,
+        rule: None,
+        policy_source: None,
+    }
+}
+
 struct Compiler<'r> {
     settling: &'r Settling,
     rules: RuleIndex<'r>,
@@ -348,6 +465,8 @@ struct Compiler<'r> {
     /// The entry that each host came from first.
     owners: Vec<&'r ServiceEntry>,
     aliases: Vec<(HostName, usize)>,
+    /// The services whose connections are bytes.
+    connections: Vec<Candidate<'r>>,
     clusters: Vec<Cluster>,
     names: BTreeMap<ClusterName, usize>,
     resources: &'r Resources,
@@ -365,6 +484,7 @@ impl<'r> Compiler<'r> {
             hosts: Vec::new(),
             owners: Vec::new(),
             aliases: Vec::new(),
+            connections: Vec::new(),
             clusters: Vec::new(),
             names: BTreeMap::new(),
             resources,
@@ -403,7 +523,9 @@ impl<'r> Compiler<'r> {
                     .hosts
                     .get(place)
                     .is_some_and(|host| host.ports.iter().any(|other| other.number == port.number));
+                let number = port.index;
                 if !taken && let Some(port) = self.port(entry, host, port, rule.as_ref()) {
+                    self.candidate(entry, host, place, number, &port);
                     self.hosts
                         .get_mut(place)
                         .into_iter()
@@ -487,12 +609,16 @@ impl<'r> Compiler<'r> {
                 hint,
             );
         }
+        let of_bytes = |port: &ServicePort| {
+            port.protocol.class() == ProtocolClass::Tcp && port.protocol != Protocol::Unset
+        };
         if entry
             .addresses
             .iter()
             .any(|address| address.prefix.is_some())
+            && !entry.ports.iter().all(of_bytes)
         {
-            let hint = "services are told apart by host name and by single addresses";
+            let hint = "but for TCP, services are told apart by host name and by single addresses";
             told(
                 Severity::Warning,
                 FieldPath::keys("spec.addresses"),
@@ -509,13 +635,11 @@ impl<'r> Compiler<'r> {
             match port.protocol.class() {
                 ProtocolClass::Http | ProtocolClass::Tls => {}
                 ProtocolClass::Tcp if port.protocol != Protocol::Unset => {
-                    let hint = "nothing listens on it yet; `explain` says what would become of it";
-                    told(
-                        Severity::Warning,
-                        path,
-                        "a port that speaks neither HTTP nor TLS",
-                        hint,
-                    );
+                    if entry.hosts.iter().any(|host| host.exact().is_none()) {
+                        let text = "a wildcard host on a port that speaks neither HTTP nor TLS";
+                        let hint = "nothing listens on it, for no connection says which host it is for; give a ServiceEntry for each host";
+                        told(Severity::Warning, path, text, hint);
+                    }
                 }
                 ProtocolClass::Tcp | ProtocolClass::None => {
                     let hint = "nothing listens on it; write HTTP, HTTPS, TLS, HTTP2, GRPC or TCP";
@@ -667,6 +791,18 @@ impl<'r> Compiler<'r> {
                 );
                 return None;
             }
+            if service.arrival == Arrival::Tcp && tls.is_some() && is_postgresql(service.port) {
+                let text = "PostgreSQL agrees on TLS inside its protocol, by an SSLRequest, and a connection here is TLS from its first byte"
+                    .to_owned();
+                let hint = "servers from 17 on take it, and clients must say `sslmode=disable`; with older servers remove `tls` and let the application speak TLS (`sslmode=verify-full`)";
+                self.report(
+                    Severity::Warning,
+                    meta,
+                    under("tls"),
+                    ProblemKind::Conflict(text),
+                    hint,
+                );
+            }
             if settings.tunnel.is_some() {
                 let hint = "the connection would not go through the proxy that the rule names";
                 let kind = ProblemKind::NotSupported("`tunnel`".to_owned());
@@ -716,7 +852,9 @@ impl<'r> Compiler<'r> {
         let as_received = http.is_some_and(|http| http.use_client_protocol);
         let upgrade = http.map(|http| http.h2_upgrade).unwrap_or_default();
         let speaks = speaks(arrival, port, tls.is_some(), upgrade, as_received);
+        // Nothing in a connection of bytes says where it goes, so its cluster does.
         let own = subset.is_some()
+            || (arrival == Arrival::Tcp && host.exact().is_some())
             || entry.has_own_endpoints()
             || load_balancer.is_some()
             || connection_pool.is_some()
@@ -851,7 +989,8 @@ impl<'r> Compiler<'r> {
         self.resources.service_entries.len() + place_in(&self.resources.destination_rules, rule)
     }
 
-    fn finish(self) -> Result<(PolicyTable, Problems), Problems> {
+    fn finish(mut self) -> Result<(PolicyTable, Problems), Problems> {
+        let connections = self.connections();
         let problems = Problems(self.problems);
         if problems.has_errors() {
             return Err(problems);
@@ -897,6 +1036,7 @@ impl<'r> Compiler<'r> {
             outbound: self.settling.outbound,
             connect_to: self.settling.connect_to.clone(),
             aliases: self.aliases,
+            connections,
         };
         Ok((table, problems))
     }
@@ -954,6 +1094,12 @@ fn path_of(source: PolicySource) -> FieldPath {
     path
 }
 
+/// Says whether a port is PostgreSQL's, by its number or its name: `protocol` has no word for it.
+fn is_postgresql(port: &ServicePort) -> bool {
+    let known = [port.number, port.target];
+    known.iter().any(|number| number.get() == 5432) || port.name.starts_with("postgres")
+}
+
 /// Settles what is spoken to the server.
 fn speaks(
     arrival: Arrival,
@@ -963,6 +1109,7 @@ fn speaks(
     as_received: bool,
 ) -> Speaks {
     match (arrival, port.protocol.is_http2(), upgrade) {
+        (Arrival::Tcp, ..) if tls && is_postgresql(port) => Speaks::PostgreSql,
         (Arrival::Tls | Arrival::Tcp, ..) => Speaks::Bytes,
         _ if as_received => Speaks::AsReceived,
         (_, true, _) | (_, _, H2UpgradePolicy::Upgrade) => Speaks::Http2,

@@ -97,6 +97,7 @@ fn table(outbound: OutboundMode) -> PolicyTable {
     assert!(!problems.has_errors(), "{problems}");
     let settling = Settling {
         outbound,
+        loopback_vips: true,
         ..Settling::default()
     };
     PolicyTable::compile(&resources, &settling).unwrap().0

@@ -332,7 +332,7 @@ fn answer(table: &PolicyTable, ask: &str, subset: Option<&str>) -> Value {
             Speaks::Http1 => "http/1.1",
             Speaks::Http2 => "h2",
             Speaks::AsReceived => "as received",
-            Speaks::Bytes => "bytes",
+            Speaks::Bytes | Speaks::PostgreSql => "bytes",
         },
         "endpoints": endpoints(cluster),
         "settings": settings(cluster),

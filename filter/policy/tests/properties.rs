@@ -48,6 +48,8 @@ fn compile(documents: &[Value], outbound: OutboundMode) -> Result<PolicyTable, P
     let settling = Settling {
         proxy,
         outbound,
+        // Else most of what is made up would be refused for TCP services that cannot be told apart.
+        loopback_vips: true,
         ..Settling::default()
     };
     PolicyTable::compile(&resources, &settling).map(|(table, _)| table)

@@ -7,9 +7,9 @@
 )]
 
 use egress_policy::{
-    Action, Arrival, Authority, ConnectTo, Decision, Endpoints, HostName, NameSource, OutboundMode,
-    Parser, Place, PolicyTable, PortNumber, Problem, Proxy, Query, Reason, Settling, Sni,
-    TlsIntent, Trust,
+    Action, Arrival, Authority, ConnectTo, Connection, Decision, Endpoints, HostName, NameSource,
+    OutboundMode, Parser, Place, PolicyTable, PortNumber, Problem, Proxy, Query, Reason, Settling,
+    Sni, Spoken, TlsIntent, Trust,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -577,7 +577,6 @@ fn what_is_not_honoured_is_told() {
     let (_, warnings) = compile(&[entry("a", spec)], &Settling::default()).unwrap();
     let starts = [
         "spec.resolution: `resolution: NONE`",
-        "spec.ports[1].protocol:",
         "spec.ports[2].protocol:",
     ];
     assert_eq!(warnings.len(), starts.len(), "{warnings:?}");
@@ -771,4 +770,180 @@ fn a_merged_rule_is_never_lost() {
     ];
     assert_eq!(sni(&documents, "a", &[]), Sni::Rule("first.com".into()));
     assert_eq!(sni(&documents, "b", &[]), Sni::Rule("second.com".into()));
+}
+
+/// A TCP service with these addresses.
+fn tcp(name: &str, port: u16, protocol: &str, addresses: Value) -> Value {
+    entry(
+        name,
+        json!({"hosts": [format!("{name}.example")], "resolution": "STATIC", "addresses": addresses,
+               "endpoints": [{"address": "198.51.100.7"}],
+               "ports": [{"number": port, "name": "p", "protocol": protocol}]}),
+    )
+}
+
+/// Returns the service entry that has a connection, or why there is none.
+fn led(table: &PolicyTable, port: u16, address: Option<&str>, spoken: Spoken<'_>) -> String {
+    let decision = table.decide_connection(&Connection {
+        port: PortNumber::new(port).unwrap(),
+        address: address.map(|address| address.parse().unwrap()),
+        spoken,
+    });
+    match decision.action {
+        Action::Reject(reason) => reason.as_str().to_owned(),
+        action => format!(
+            "{} {}",
+            action.as_str(),
+            decision.service_entry.unwrap().name
+        ),
+    }
+}
+
+#[test]
+fn connections_are_told_apart_by_port_then_address_then_sni() {
+    let simple = |name: &str| {
+        let spec = json!({"host": format!("{name}.example"), "trafficPolicy": {"tls": {"mode": "SIMPLE"}}});
+        rule(name, spec)
+    };
+    let documents = [
+        tcp("alone", 6379, "REDIS", json!(["192.0.2.9"])),
+        simple("alone"),
+        tcp("one", 27017, "MONGO", json!(["192.0.2.1", "2001:db8::1"])),
+        simple("one"),
+        tcp("range", 27017, "TCP", json!(["192.0.2.0/24"])),
+        tcp("rest", 27017, "MYSQL", json!([])),
+        tcp("tls", 8443, "TLS", json!([])),
+        tcp("beside", 8443, "TCP", json!(["192.0.2.7"])),
+    ];
+    let (table, warnings) = compile(&documents, &Settling::default()).unwrap();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].contains("port 8443 speaks TLS for `tls.example`: whoever waits"),
+        "{warnings:?}"
+    );
+    let bytes = |port, address| led(&table, port, address, Spoken::Bytes);
+    // The only one of a port needs no address, and has what is dialled by its own.
+    assert_eq!(bytes(6379, None), "originate alone");
+    assert_eq!(bytes(6379, Some("192.0.2.9")), "originate alone");
+    assert_eq!(bytes(6379, Some("192.0.2.8")), "unknown_host");
+    assert_eq!(bytes(1, None), "unknown_port");
+    assert_eq!(bytes(27017, None), "unknown_host");
+    assert_eq!(bytes(27017, Some("192.0.2.1")), "originate one");
+    assert_eq!(bytes(27017, Some("2001:db8::1")), "originate one");
+    assert_eq!(bytes(27017, Some("192.0.2.2")), "forward range");
+    assert_eq!(bytes(27017, Some("::ffff:192.0.2.2")), "forward rest");
+    assert_eq!(bytes(27017, Some("198.51.100.1")), "forward rest");
+    let tls = |port, address, name| {
+        let server_name = Spoken::Tls { server_name: name };
+        led(&table, port, address, server_name)
+    };
+    assert_eq!(tls(8443, None, Some("tls.example")), "passthrough tls");
+    assert_eq!(tls(8443, None, Some("no.example")), "unknown_host");
+    assert_eq!(tls(8443, None, None), "no_host");
+    assert_eq!(
+        tls(8443, Some("192.0.2.7"), Some("tls.example")),
+        "other_protocol"
+    );
+    let needed = |port| table.needs_address(PortNumber::new(port).unwrap());
+    assert_eq!((needed(6379), needed(27017)), (false, true));
+}
+
+#[test]
+fn nothing_is_led_out_that_names_no_service_not_even_if_any_host_may() {
+    let open = Settling {
+        outbound: OutboundMode::AllowAny,
+        ..Settling::default()
+    };
+    let (table, _) = compile(&[tcp("tls", 8443, "TLS", json!([]))], &open).unwrap();
+    let server_name = Some("no.example");
+    assert_eq!(
+        led(&table, 8443, None, Spoken::Tls { server_name }),
+        "unknown_host"
+    );
+    assert_eq!(led(&table, 8443, None, Spoken::Bytes), "unknown_port");
+}
+
+#[test]
+fn services_that_cannot_be_told_apart_are_refused_unless_each_has_a_loopback_address() {
+    let hint = "give each entry `addresses` of its own, another port `number` with `targetPort`, or use `--loopback-vips`";
+    for (one, other, text) in [
+        (
+            tcp("a", 6379, "REDIS", json!([])),
+            tcp("b", 6379, "TCP", json!([])),
+            "error: spec.ports[0]: port 6379 is that of `a.example` (ServiceEntry default/a) too: nothing tells their connections apart",
+        ),
+        (
+            tcp("a", 6379, "REDIS", json!(["192.0.2.1", "192.0.2.0/24"])),
+            tcp("b", 6379, "TCP", json!(["192.0.2.9/24"])),
+            "error: spec.ports[0]: port 6379 is that of `a.example` (ServiceEntry default/a) too: nothing tells their connections apart",
+        ),
+        (
+            tcp("a", 80, "HTTP", json!([])),
+            tcp("b", 80, "TCP", json!([])),
+            "error: spec.ports[0]: port 80 speaks HTTP for `a.example`: nothing tells connections of TCP from requests",
+        ),
+    ] {
+        let documents = [one, other];
+        let problems = compile(&documents, &Settling::default()).unwrap_err();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with(text), "{problems:?}");
+        assert!(problems[0].contains("default/b"), "{problems:?}");
+        assert!(problems[0].ends_with(hint), "{problems:?}");
+
+        let vips = Settling {
+            loopback_vips: true,
+            ..Settling::default()
+        };
+        let (table, _) = compile(&documents, &vips).unwrap();
+        let mut seen = Vec::new();
+        for service in table.services().filter(|service| service.connectable) {
+            let vip = service.vip.unwrap();
+            assert!(vip.is_loopback() && vip.octets()[1] > 0, "{vip}");
+            let dialled = led(
+                &table,
+                service.port.get(),
+                Some(&vip.to_string()),
+                Spoken::Bytes,
+            );
+            assert_eq!(
+                dialled,
+                format!("forward {}", service.service_entry.unwrap().name)
+            );
+            assert!(!seen.contains(&vip));
+            seen.push(vip);
+        }
+        assert!(!seen.is_empty());
+    }
+}
+
+#[test]
+fn a_loopback_address_follows_from_the_name_alone() {
+    let vips = Settling {
+        loopback_vips: true,
+        ..Settling::default()
+    };
+    let vip = |documents: &[Value]| {
+        let (table, _) = compile(documents, &vips).unwrap();
+        let mut services = table.services();
+        services
+            .find(|it| it.host.to_string() == "a.example")
+            .unwrap()
+            .vip
+    };
+    let one = tcp("a", 6379, "TCP", json!([]));
+    let alone = vip(std::slice::from_ref(&one));
+    assert!(alone.is_some());
+    assert_eq!(vip(&[tcp("b", 6379, "TCP", json!([])), one]), alone);
+}
+
+#[test]
+fn a_wildcard_host_of_tcp_is_told_and_reached_by_no_connection() {
+    let spec = json!({"hosts": ["*.example"], "resolution": "STATIC", "endpoints": [{"address": "192.0.2.1"}],
+                      "ports": [{"number": 6379, "name": "p", "protocol": "TCP"}]});
+    let (table, warnings) = compile(&[entry("w", spec)], &Settling::default()).unwrap();
+    assert!(
+        warnings[0].contains("a wildcard host on a port"),
+        "{warnings:?}"
+    );
+    assert_eq!(led(&table, 6379, None, Spoken::Bytes), "unknown_port");
 }

@@ -85,6 +85,7 @@ unsafe extern "C" {
         value: *const u8,
         value_len: usize,
     ) -> u32;
+    fn proxy_close_stream(stream: u32) -> u32;
     fn proxy_define_metric(kind: u32, name: *const u8, name_len: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, by: i64) -> u32;
 }
@@ -229,4 +230,11 @@ pub(crate) fn counter(name: &str) -> Result<u32, HostError> {
 pub(crate) fn increment(counter: u32) -> Result<(), HostError> {
     // SAFETY: nothing is passed but numbers.
     done(unsafe { proxy_increment_metric(counter, 1) })
+}
+
+/// Closes the application's connection.
+pub(crate) fn close_downstream() -> Result<(), HostError> {
+    const DOWNSTREAM: u32 = 2;
+    // SAFETY: nothing is passed but a number.
+    done(unsafe { proxy_close_stream(DOWNSTREAM) })
 }

@@ -12,8 +12,8 @@ use crate::host::{self, HostError};
 use crate::{Shared, counters};
 
 thread_local! {
-    /// One VM handles one request at a time, so all of them share the room for their texts.
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// One VM handles one request or connection at a time, so all of them share the room for their texts.
+    pub(crate) static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// A request and the configuration it began with.
@@ -136,7 +136,8 @@ impl HttpContext for Request {
     }
 }
 
-fn apply(effect: Effect<'_>) -> Result<(), HostError> {
+/// Does one thing that was planned.
+pub(crate) fn apply(effect: Effect<'_>) -> Result<(), HostError> {
     match effect {
         Effect::Authority(value) => host::set_request_header(":authority", value),
         Effect::Header(name, value) => host::set_request_header(name, value),
@@ -154,6 +155,7 @@ fn apply(effect: Effect<'_>) -> Result<(), HostError> {
             details,
             body,
         } => host::answer(status, details, body),
+        Effect::Close => host::close_downstream(),
         Effect::Count(failure) => counters::count(failure),
         Effect::ResponseHeader(name, value) => host::set_response_header(name, value),
         // Comes when the body does.

@@ -5,7 +5,7 @@
 //! Envoy's answer, when a connection failed ──► egress_filter::plan_failure ──effects──► host.rs ──► Envoy
 //! ```
 //!
-//! [`root`] keeps the configuration, [`http`] handles one request, `counters` counts failures, `host` is
+//! [`root`] keeps the configuration, [`http`] handles one request, [`tcp`] one connection that is not HTTP, `counters` counts failures, `host` is
 //! the one file that calls the host. Nothing is decided here: an `if` about policy belongs into `egress-policy`.
 //!
 //! What it does not do: TLS. That is the transport socket of the cluster the request is led to.
@@ -19,6 +19,7 @@ mod counters;
 mod host;
 pub mod http;
 pub mod root;
+pub mod tcp;
 
 /// What Envoy calls first.
 #[cfg(target_arch = "wasm32")]
@@ -42,3 +43,4 @@ type Shared = Rc<egress_filter::Loaded>;
 
 impl Context for root::Root {}
 impl Context for http::Request {}
+impl Context for tcp::Connection {}

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use egress_filter::{MetadataFormat, contract, varint};
+use egress_filter::{FilterKind, MetadataFormat, contract, varint};
 use log::{error, info, warn};
-use proxy_wasm::traits::{HttpContext, RootContext};
+use proxy_wasm::traits::{HttpContext, RootContext, StreamContext};
 use proxy_wasm::types::ContextType;
 
 use crate::http::Request;
+use crate::tcp::Connection;
 use crate::{Shared, counters, host};
 
 /// The plugin, once in each VM. Until it has a configuration it refuses every request.
@@ -57,8 +58,16 @@ impl RootContext for Root {
         Some(Box::new(Request::new(self.loaded.clone())))
     }
 
+    fn create_stream_context(&self, _context_id: u32) -> Option<Box<dyn StreamContext>> {
+        Some(Box::new(Connection::new(self.loaded.clone())))
+    }
+
+    // Asked for each request and connection, so what the configuration says of it is kept.
     fn get_type(&self) -> Option<ContextType> {
-        Some(ContextType::HttpContext)
+        Some(match self.loaded.as_ref().map(|loaded| loaded.filter) {
+            Some(FilterKind::Network) => ContextType::StreamContext,
+            Some(FilterKind::Http) | None => ContextType::HttpContext,
+        })
     }
 }
 

@@ -1,0 +1,141 @@
+//! Plan: a connection's facts become effects, as in [`crate::plan_http`] where bytes are not HTTP.
+
+use egress_policy::{
+    Action, Authority, Cluster, Connection, Decision, Endpoints, InvalidAuthority, Reason, Spoken,
+};
+
+use crate::contract;
+use crate::effect::{Effect, Effects};
+use crate::facts::{ConnectionEnd, ConnectionFacts, Wanted};
+use crate::failure::Failure;
+use crate::load::Loaded;
+use crate::plan::{Scratch, found_by_name, itoa, push_names, refused, write_metadata};
+
+/// Says which facts [`plan_tcp`] needs: as few as tell services apart, for each is a call.
+pub fn wanted(config: &Loaded) -> Wanted {
+    let needs_address = |port| config.table.needs_address(port);
+    Wanted {
+        destination: config.listener_port.is_none_or(needs_address),
+        // A listener of one port leads TLS by SNI itself, and what remains is bytes.
+        server_name: config.listener_port.is_none(),
+    }
+}
+
+/// Returns what should happen to a connection.
+///
+/// The effects name a cluster, or close the connection; there is no third way, for the `tcp_proxy` behind the
+/// filter knows no cluster of its own. The cluster is named last: nothing is dialled before all else is said.
+pub fn plan_tcp<'e>(
+    config: &'e Loaded,
+    facts: &ConnectionFacts<'_>,
+    scratch: &'e mut Scratch,
+) -> Effects<'e> {
+    let name = facts.server_name.map(Authority::parse);
+    let decision = decide(config, facts, name.as_ref());
+    write_metadata(
+        config,
+        facts.server_name.unwrap_or_default(),
+        &decision,
+        None,
+        scratch,
+    );
+    let mut effects = Effects::new();
+    let (Some(cluster), Some(target)) = (cluster_of(&decision), decision.target) else {
+        effects.push(Effect::Metadata(&scratch.metadata));
+        effects.push(Effect::Close);
+        return effects;
+    };
+    let (pinned, port) = match decision.connect_to {
+        Some((address, port)) => (Some(address), port),
+        None => (None, target.port),
+    };
+    scratch.authority.clear();
+    scratch.authority.push_str(target.host);
+    scratch.dial_port.clear();
+    scratch.dial_port.push_str(itoa(port.get(), &mut [0; 5]));
+    let scratch: &'e Scratch = scratch;
+    if cluster.endpoints == Endpoints::OfTheRequest {
+        let host = pinned.unwrap_or(&scratch.authority);
+        effects.push(Effect::FilterState(contract::DYNAMIC_HOST_STATE, host));
+        let port = &scratch.dial_port;
+        effects.push(Effect::FilterState(contract::DYNAMIC_PORT_STATE, port));
+    }
+    if let Some(tls) = &cluster.tls {
+        push_names(&mut effects, tls, scratch);
+    }
+    if let Some(socket) = config.transport_socket(cluster) {
+        effects.push(Effect::TransportSocket(socket));
+    }
+    effects.push(Effect::Metadata(&scratch.metadata));
+    let name = config.cluster_name(cluster);
+    effects.push(Effect::FilterState(contract::TCP_CLUSTER_STATE, name));
+    effects
+}
+
+/// Says why the connection to the server did not come about; `None` when it did, as far as Envoy tells.
+///
+/// `facts` are those that the connection was planned by.
+pub fn connection_failed(
+    config: &Loaded,
+    facts: &ConnectionFacts<'_>,
+    end: &ConnectionEnd<'_>,
+) -> Option<Failure> {
+    let name = facts.server_name.map(Authority::parse);
+    let cluster = cluster_of(&decide(config, facts, name.as_ref()))?;
+    let tls = cluster.tls.as_ref();
+    let shows_certificate = tls.is_some_and(|tls| tls.identity.is_some());
+    Failure::of_connection(end, shows_certificate, found_by_name(cluster))
+}
+
+/// Returns what should happen when a connection whose server was not reached is closed: it is counted and logged.
+pub fn plan_connection_failure<'e>(
+    config: &'e Loaded,
+    facts: &ConnectionFacts<'_>,
+    failure: Failure,
+    scratch: &'e mut Scratch,
+) -> Effects<'e> {
+    let name = facts.server_name.map(Authority::parse);
+    let decision = decide(config, facts, name.as_ref());
+    write_metadata(
+        config,
+        facts.server_name.unwrap_or_default(),
+        &decision,
+        Some(failure),
+        scratch,
+    );
+    let mut effects = Effects::new();
+    effects.push(Effect::Count(failure));
+    effects.push(Effect::Metadata(&scratch.metadata));
+    effects
+}
+
+fn cluster_of<'t>(decision: &Decision<'t, '_>) -> Option<&'t Cluster> {
+    match decision.action {
+        Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster) => {
+            Some(cluster)
+        }
+        Action::Reject(_) | Action::LeaveAlone(_) => None,
+    }
+}
+
+fn decide<'t: 'q, 'q>(
+    config: &'t Loaded,
+    facts: &ConnectionFacts<'_>,
+    name: Option<&'q Result<Authority<'_>, InvalidAuthority>>,
+) -> Decision<'t, 'q> {
+    let Some(port) = config.listener_port.or(facts.port) else {
+        return refused(Reason::UnknownPort);
+    };
+    let spoken = match name {
+        None => Spoken::Bytes,
+        Some(Ok(name)) => Spoken::Tls {
+            server_name: Some(&name.host),
+        },
+        Some(Err(_)) => return refused(Reason::InvalidHost),
+    };
+    config.table.decide_connection(&Connection {
+        port,
+        address: facts.address,
+        spoken,
+    })
+}
