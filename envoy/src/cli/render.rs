@@ -9,7 +9,7 @@ use super::args::{Format, RenderEnvoy};
 use super::settings::{self, Settled};
 use super::{ExitStatus, fail, print, refuse, tell};
 use crate::credentials::{Files, Material, Missing, Need};
-use crate::xds::{self, Secrets};
+use crate::xds::{self, Secrets, Vip};
 use crate::{fs, xds::watched_documents};
 
 /// The folders beside the bootstrap.
@@ -22,6 +22,10 @@ pub(super) fn envoy(args: &RenderEnvoy) -> ExitStatus {
         Ok(settled) => settled,
         Err(status) => return status,
     };
+    for vip in xds::vips(&settled.rules.table) {
+        let Vip { host, address, .. } = &vip;
+        tell(&format!("note: for /etc/hosts: {address} {host}"));
+    }
     match &args.output_folder {
         Some(folder) => match written(folder, &mut settled, args.output) {
             Ok(()) => ExitStatus::Success,

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use egress_policy::{Arrival, Endpoints, Severity, TlsIntent, Trust};
+use egress_policy::{Endpoints, Severity, Speaks, TlsIntent, Trust};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -84,7 +84,9 @@ fn targets(rules: &Rules) -> Vec<Target<'_>> {
         let (Some(tls), Some(host)) = (&service.cluster.tls, service.host.exact()) else {
             continue;
         };
-        if service.arrival == Arrival::Tcp || tls.trust == Trust::InsecureSkipVerify {
+        // PostgreSQL's servers take no handshake without the ALPN that we do not offer here.
+        let refuses = service.cluster.speaks == Speaks::PostgreSql;
+        if refuses || tls.trust == Trust::InsecureSkipVerify {
             continue;
         }
         let host = host.as_str().to_owned();

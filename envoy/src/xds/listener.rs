@@ -77,10 +77,13 @@ pub(crate) fn listener_name(port: PortNumber) -> String {
     format!("outbound_{port}")
 }
 
+/// Why no chain took a connection: it has an SNI that nobody has, or none at all.
+const UNLED: &str = "%CEL(connection.requested_server_name == '' ? 'no_host' : 'unknown_host')%";
+
 pub(super) fn refused_log(options: &Options) -> Value {
     let entries = [
         ("action", "reject".to_owned()),
-        ("reason", "unknown_host".to_owned()),
+        ("reason", UNLED.to_owned()),
         ("authority", "%REQUESTED_SERVER_NAME%".to_owned()),
     ];
     let mut log = access_log(&Metadata::Known(&entries), options);
