@@ -22,6 +22,7 @@ mod guard;
 mod listener;
 mod secrets;
 mod tcp;
+mod upgrade;
 mod variants;
 
 pub use bootstrap::bootstrap;

@@ -9,7 +9,7 @@ use egress_policy::{
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::{Options, cluster, duration, extension, guard, service_ports, tcp};
+use super::{Options, cluster, duration, extension, guard, service_ports, tcp, upgrade};
 
 /// Renders all listeners, in the order of their ports.
 pub(super) fn listeners(
@@ -370,6 +370,7 @@ fn connection_manager(
     if guarded || table.outbound() == OutboundMode::AllowAny {
         filters.extend(guard::http_filters(table, options));
     }
+    filters.push(upgrade::http_filter());
     filters.push(router);
     extension(
         "envoy.filters.network.http_connection_manager",
@@ -386,6 +387,7 @@ fn connection_manager(
             "server_header_transformation": "PASS_THROUGH",
             "preserve_external_request_id": true,
             "stream_idle_timeout": "0s",
+            "upgrade_configs": upgrade::configs(),
             "http_protocol_options": {
                 // Applications that need us are old; those that speak 1.0 without a host are refused by name.
                 "accept_http_10": true,
@@ -487,6 +489,6 @@ fn routes(
     });
     json!({
         "name": port.to_string(),
-        "virtual_hosts": [{"name": "egress", "domains": ["*"], "routes": routes}],
+        "virtual_hosts": [{"name": "egress", "domains": ["*"], "routes": upgrade::routes(routes)}],
     })
 }
