@@ -1,4 +1,8 @@
 //! What lives longer than one answer: WebSocket, gRPC, events, and bodies of a hundred megabytes.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that meets what it did not expect should stop"
+)]
 
 mod common;
 
