@@ -120,10 +120,18 @@ fn version_of(envoy: &Path) -> Result<String, String> {
 /// Finds out which ports cannot be listened on, before Envoy does and says so less plainly.
 fn check_ports(settled: &Settled) -> Result<(), String> {
     let options = &settled.options;
+    if let Some(address) = options.forward_proxy
+        && let Err(error) = TcpListener::bind(address)
+    {
+        return Err(format!(
+            "cannot listen on {address} for the forward proxy: {error}\nhint: `--forward-proxy` takes another address, and port 0 for any free one"
+        ));
+    }
     let table = &settled.rules.table;
     let vips = xds::vips(table);
     let here = xds::service_ports(table)
         .into_iter()
+        .filter(|(service, _)| options.listens_on(*service))
         .map(|(service, _)| (options.listen.clone(), service));
     let own = vips.iter().map(|vip| (vip.address.to_string(), vip.port));
     for (listen, service) in here.chain(own) {
@@ -309,6 +317,9 @@ fn ready_line(addresses: &admin::Addresses) -> String {
     let mut line = String::from("ready");
     for (service, address) in &addresses.listeners {
         let _ = write!(line, " {service}={address}");
+    }
+    if let Some(address) = &addresses.forward_proxy {
+        let _ = write!(line, " {}={address}", xds::FORWARD_PROXY);
     }
     let _ = writeln!(line, " admin={}", addresses.admin);
     for (host, service, address) in &addresses.vips {

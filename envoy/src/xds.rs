@@ -11,6 +11,8 @@
 //! - a TCP service has a chain of its own, with the same filter as a network filter, or a listener of its own
 //!   where it has a loopback address.
 
+use std::net::SocketAddr;
+
 use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{Arrival, PolicyTable, PortNumber, Proxy, Service};
 use serde_json::{Value, json};
@@ -18,6 +20,7 @@ use serde_json::{Value, json};
 mod access_log;
 mod bootstrap;
 mod cluster;
+mod forward_proxy;
 mod guard;
 mod listener;
 mod secrets;
@@ -26,6 +29,7 @@ mod upgrade;
 mod variants;
 
 pub use bootstrap::bootstrap;
+pub use forward_proxy::NAME as FORWARD_PROXY;
 pub use secrets::{Secrets, file_name, watched_documents};
 pub use tcp::{Vip, vips};
 
@@ -36,6 +40,8 @@ pub struct Options {
     pub listen: String,
     /// Other ports to listen on, by service port; zero lets the kernel choose.
     pub ports: Vec<(PortNumber, u16)>,
+    /// Where the forward proxy listens, if there is one.
+    pub forward_proxy: Option<SocketAddr>,
     /// The wasm module.
     pub wasm: String,
     /// The bundle that `system` stands for.
@@ -113,6 +119,12 @@ impl Options {
     pub fn listening_port(&self, port: PortNumber) -> u16 {
         let mapped = self.ports.iter().find(|(service, _)| *service == port);
         mapped.map_or(port.get(), |(_, listening)| *listening)
+    }
+
+    /// Says whether a service port is listened on. Beside a forward proxy, which leads to all of them, only those
+    /// are that were named.
+    pub fn listens_on(&self, port: PortNumber) -> bool {
+        self.forward_proxy.is_none() || self.ports.iter().any(|(service, _)| *service == port)
     }
 }
 

@@ -226,6 +226,15 @@ impl Running {
         self.address(&service_port.to_string())
     }
 
+    /// Where the forward proxy is.
+    ///
+    /// # Errors
+    ///
+    /// When the line `ready` did not name it.
+    pub fn forward_proxy(&self) -> Result<SocketAddr> {
+        self.address("forward-proxy")
+    }
+
     /// Where Envoy's admin interface is.
     ///
     /// # Errors

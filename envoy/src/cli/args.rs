@@ -185,6 +185,10 @@ pub struct Rules {
     /// Listen on another port than the service's: SERVICE=PORT, 0 for any free one; may be repeated
     #[arg(long = "port", value_name = "SERVICE=PORT", value_parser = port_mapping)]
     pub ports: Vec<(PortNumber, u16)>,
+    /// Be a proxy for http_proxy and https_proxy here; service ports are then listened on only where --port names
+    /// them
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub forward_proxy: Option<SocketAddr>,
     /// Ask this DNS server instead of the system's; may be repeated
     #[arg(long = "resolver", value_name = "ADDRESS:PORT")]
     pub resolvers: Vec<SocketAddr>,

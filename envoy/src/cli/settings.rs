@@ -96,6 +96,11 @@ pub fn authority(input: &Input) -> AuthorityMode {
 /// With the status to exit with, when everything that is wrong has been told.
 pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus> {
     let (sources, mut settling) = read(&args.input)?;
+    if args.forward_proxy.is_some() && settling.outbound == OutboundMode::AllowAny {
+        return Err(refuse(
+            "`--forward-proxy` and `--outbound-traffic-policy ALLOW_ANY` would be an open proxy: whoever reaches it could reach everything\nhint: name the hosts in ServiceEntries, and leave `ALLOW_ANY` out",
+        ));
+    }
     let labels = match args.labels_from_node {
         true => std::mem::take(&mut settling.proxy.labels),
         false => settling.proxy.labels.clone(),
@@ -123,6 +128,7 @@ pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus>
     let options = Options {
         listen: args.listen.to_string(),
         ports: args.ports.clone(),
+        forward_proxy: args.forward_proxy,
         wasm: wasm.display().to_string(),
         trust_store,
         access_log: match args.access_log.as_str() {

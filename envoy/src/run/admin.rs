@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use crate::xds::Admin;
+use crate::xds::{Admin, FORWARD_PROXY};
 
 /// How long one question may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -25,6 +25,8 @@ pub(super) struct Addresses {
     pub(super) listeners: Vec<(u16, String)>,
     /// Host, service port and address of each TCP service that has an address of its own.
     pub(super) vips: Vec<(String, u16, SocketAddr)>,
+    /// Where the forward proxy is, if there is one.
+    pub(super) forward_proxy: Option<String>,
     /// The admin interface: an address, or the path of a socket.
     pub(super) admin: String,
 }
@@ -46,20 +48,22 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
     let (_, body) = get(admin, "/listeners?format=json").await?;
     let body: Value = serde_json::from_slice(&body).ok()?;
     let (mut listeners, mut vips) = (Vec::new(), Vec::new());
+    let mut forward_proxy = None;
     for listener in body.get("listener_statuses")?.as_array()? {
-        let name = listener.get("name")?.as_str()?.strip_prefix("outbound_")?;
-        let (port, host) = match name.split_once('_') {
-            Some((port, host)) => (port.parse().ok()?, Some(host)),
-            None => (name.parse().ok()?, None),
-        };
+        let name = listener.get("name")?.as_str()?;
         let address = listener.get("local_address")?.get("socket_address")?;
         let number = address.get("port_value")?.as_u64()?;
         let ip: std::net::IpAddr = address.get("address")?.as_str()?.parse().ok()?;
         let number = u16::try_from(number).ok().filter(|number| *number != 0)?;
         let address = SocketAddr::new(ip, number);
-        match host {
-            Some(host) => vips.push((host.to_owned(), port, address)),
-            None => listeners.push((port, address.to_string())),
+        if name == FORWARD_PROXY {
+            forward_proxy = Some(address.to_string());
+            continue;
+        }
+        let name = name.strip_prefix("outbound_")?;
+        match name.split_once('_') {
+            Some((port, host)) => vips.push((host.to_owned(), port.parse().ok()?, address)),
+            None => listeners.push((name.parse().ok()?, address.to_string())),
         }
     }
     listeners.sort();
@@ -71,6 +75,7 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
     Some(Addresses {
         listeners,
         vips,
+        forward_proxy,
         admin,
     })
 }

@@ -9,7 +9,9 @@ use egress_policy::{
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::{Options, cluster, duration, extension, guard, service_ports, tcp, upgrade};
+use super::{
+    Options, cluster, duration, extension, forward_proxy, guard, service_ports, tcp, upgrade,
+};
 
 /// Renders all listeners, in the order of their ports.
 pub(super) fn listeners(
@@ -21,8 +23,10 @@ pub(super) fn listeners(
     // Once for all ports: it reads the whole table.
     let digest = table.digest().to_string();
     let plugins = tcp::Plugins::new(table, &digest, resources, variants, options);
+    let forward_proxy = forward_proxy::listener(table, &digest, resources, variants, options);
     let mut listeners: Vec<Value> = service_ports(table)
         .into_iter()
+        .filter(|(port, _)| options.listens_on(*port))
         .map(|(port, arrivals)| {
             let has_tls = arrivals.contains(&Arrival::Tls);
             let mut chains = if has_tls {
@@ -36,6 +40,7 @@ pub(super) fn listeners(
                 } else {
                     json!({})
                 };
+                let port = Some(port);
                 let filters = [connection_manager(
                     port, table, &digest, resources, variants, options,
                 )];
@@ -67,6 +72,7 @@ pub(super) fn listeners(
             }
             listener
         })
+        .chain(forward_proxy)
         .collect();
     listeners.extend(tcp::vip_listeners(&plugins));
     listeners
@@ -239,7 +245,7 @@ fn passthrough_entries(
 /// Renders a route for each cluster whose requests are hashed, or whose addresses are guarded: both are for a
 /// route to say.
 fn particular(
-    port: PortNumber,
+    port: Option<PortNumber>,
     table: &PolicyTable,
     variants: Variants,
     options: &Options,
@@ -290,30 +296,36 @@ fn particular(
 
 /// As [`http_services`], for all workloads that there may be.
 fn all_http_services<'t>(
-    port: PortNumber,
+    port: Option<PortNumber>,
     table: &'t PolicyTable,
     options: &'t Options,
 ) -> impl Iterator<Item = Service<'t>> {
     super::variants::tables(table, options).flat_map(move |table| http_services(port, table))
 }
 
-/// Returns what HTTP requests of a port may reach. Subsets are not among it: no request can name one.
-fn http_services(port: PortNumber, table: &PolicyTable) -> impl Iterator<Item = Service<'_>> {
-    let http =
-        move |service: &Service<'_>| service.port == port && service.arrival == Arrival::Http;
+/// Returns what HTTP requests of a port may reach, or of all ports. Subsets are not among it: no request can
+/// name one.
+fn http_services(
+    port: Option<PortNumber>,
+    table: &PolicyTable,
+) -> impl Iterator<Item = Service<'_>> {
+    let http = move |service: &Service<'_>| {
+        port.is_none_or(|port| service.port == port) && service.arrival == Arrival::Http
+    };
     table
         .services()
         .filter(move |service| http(service) && service.subset.is_none())
 }
 
-fn guard_route(route: &mut Value, table: &PolicyTable) {
+pub(super) fn guard_route(route: &mut Value, table: &PolicyTable) {
     if let Some(fields) = route.as_object_mut() {
         fields.insert("typed_per_filter_config".to_owned(), guard::route(table));
     }
 }
 
-fn connection_manager(
-    port: PortNumber,
+/// Renders what reads the requests of a port; without a port, those of a forward proxy, which name theirs.
+pub(super) fn connection_manager(
+    port: Option<PortNumber>,
     table: &PolicyTable,
     digest: &str,
     resources: &[Value],
@@ -331,7 +343,8 @@ fn connection_manager(
         variants,
         outbound: table.outbound(),
         authority: options.authority,
-        listener_port: Some(port),
+        listener_port: port,
+        forward_proxy: port.is_none(),
         default_cluster: default.map(|cluster| cluster.name.as_str()),
         headers_stripped: true,
         connect_to: table.connect_tos(),
@@ -365,8 +378,10 @@ fn connection_manager(
     if variants == Variants::Sockets {
         filters.push(super::variants::http_filter());
     }
-    let guarded =
-        all_http_services(port, table, options).any(|service| service.cluster.public_only);
+    let guarded = all_http_services(port, table, options)
+        .any(|service| service.cluster.public_only)
+        || port.is_none() && forward_proxy::is_guarded(table);
+    let name = port.map_or_else(|| forward_proxy::NAME.to_owned(), listener_name);
     if guarded || table.outbound() == OutboundMode::AllowAny {
         filters.extend(guard::http_filters(table, options));
     }
@@ -376,7 +391,7 @@ fn connection_manager(
         "envoy.filters.network.http_connection_manager",
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         json!({
-            "stat_prefix": listener_name(port),
+            "stat_prefix": name,
             // What clients send to steer us or Envoy is gone before a route is chosen.
             "early_header_mutation_extensions": [stripping],
             "http_filters": filters,
@@ -419,7 +434,7 @@ pub(super) fn plugin_config(plugin: &PluginConfig<'_>, options: &Options) -> Val
 }
 
 /// Returns the shared cluster with TLS that most hosts of the port need: the one that needs no header.
-fn default_cluster(port: PortNumber, table: &PolicyTable) -> Option<&Cluster> {
+fn default_cluster(port: Option<PortNumber>, table: &PolicyTable) -> Option<&Cluster> {
     let mut counts = BTreeMap::<&str, (usize, &Cluster)>::new();
     for service in http_services(port, table) {
         if service.cluster.own.is_none() && service.cluster.tls.is_some() {
@@ -436,7 +451,7 @@ fn default_cluster(port: PortNumber, table: &PolicyTable) -> Option<&Cluster> {
 }
 
 fn routes(
-    port: PortNumber,
+    port: Option<PortNumber>,
     default: Option<&Cluster>,
     table: &PolicyTable,
     variants: Variants,
@@ -488,7 +503,7 @@ fn routes(
         }),
     });
     json!({
-        "name": port.to_string(),
+        "name": port.map_or_else(|| forward_proxy::NAME.to_owned(), |port| port.to_string()),
         "virtual_hosts": [{"name": "egress", "domains": ["*"], "routes": upgrade::routes(routes)}],
     })
 }

@@ -74,6 +74,7 @@ impl<'p> Plugins<'p> {
     ) -> Self {
         let filter = |port| {
             let plugin = PluginConfig {
+                forward_proxy: false,
                 digest: digest.to_owned(),
                 namespace: &options.proxy.namespace,
                 labels: options

@@ -10,6 +10,8 @@
 //! }
 //! ```
 //!
+//! A forward proxy has `"listener": {"mode": "FORWARD_PROXY"}`: the port is that of each request.
+//!
 //! The renderer writes a [`PluginConfig`]; the filter reads it back with [`load`](crate::load()).
 
 use std::collections::BTreeMap;
@@ -20,6 +22,9 @@ use serde_json::Value;
 
 /// The version of the format. A filter refuses any other.
 pub const SCHEMA: u64 = 1;
+
+/// The word for a listener that is a forward proxy.
+pub(crate) const FORWARD_PROXY: &str = "FORWARD_PROXY";
 
 /// What upstream is told in `:authority` for originated requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -170,6 +175,8 @@ pub struct PluginConfig<'c> {
     pub authority: AuthorityMode,
     /// The service port of the listener; without it, the port that the application dialled.
     pub listener_port: Option<PortNumber>,
+    /// The listener is a forward proxy: requests name the port themselves, and CONNECT asks for a way for bytes.
+    pub forward_proxy: bool,
     /// The cluster that requests reach when the filter names none. Only with `headers_stripped`.
     pub default_cluster: Option<&'c str>,
     /// Envoy removes `x-egress-*` from requests before it chooses a route.
@@ -225,7 +232,10 @@ impl PluginConfig<'_> {
         }
         #[derive(Serialize)]
         struct Listener {
-            port: u16,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            port: Option<u16>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            mode: Option<&'static str>,
         }
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
@@ -256,7 +266,10 @@ impl PluginConfig<'_> {
                 mode: self.outbound.as_str(),
             },
             authority: self.authority.as_str(),
-            listener: self.listener_port.map(|port| Listener { port: port.get() }),
+            listener: (self.forward_proxy || self.listener_port.is_some()).then(|| Listener {
+                port: self.listener_port.map(PortNumber::get),
+                mode: self.forward_proxy.then_some(FORWARD_PROXY),
+            }),
             control_headers: if self.headers_stripped {
                 "STRIPPED"
             } else {

@@ -10,7 +10,11 @@ pub struct Facts<'f> {
     /// `:authority`, as the client sent it; empty when there was none or when it was not text.
     pub authority: &'f str,
     /// The port that the application dialled, where the listener does not say it.
+    /// For a forward proxy it is that of the URL's scheme, which counts where the authority has none.
     pub port: Option<PortNumber>,
+    /// The method is CONNECT: bytes are to be carried, and the authority names where to. Only a forward proxy is
+    /// asked this.
+    pub connect: bool,
 }
 
 /// The facts of one connection, before any of its bytes are passed on.

@@ -30,7 +30,7 @@
 //! }"#).unwrap();
 //!
 //! let mut scratch = Scratch::default();
-//! let facts = Facts { authority: "edition.cnn.com:80", port: None };
+//! let facts = Facts { authority: "edition.cnn.com:80", port: None, connect: false };
 //! let effects = plan_http(&config, &facts, &mut scratch);
 //! assert!(effects.iter().any(|effect| effect == Effect::Authority("edition.cnn.com")));
 //! assert!(effects.iter().any(|effect| effect == Effect::Header("x-egress-originate", "shared|SIMPLE|system|auto")));

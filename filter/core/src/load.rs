@@ -11,7 +11,7 @@ use egress_policy::{
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use crate::config::{AuthorityMode, FilterKind, MetadataFormat, SCHEMA, Variants};
+use crate::config::{AuthorityMode, FORWARD_PROXY, FilterKind, MetadataFormat, SCHEMA, Variants};
 use crate::contract;
 
 /// A configuration that was read and compiled whole.
@@ -21,6 +21,9 @@ pub struct Loaded {
     pub table: PolicyTable,
     /// The service port of the listener, if one configuration serves one listener.
     pub listener_port: Option<PortNumber>,
+    /// The listener is a forward proxy: requests name the port, and the facts tell of CONNECT. Never with
+    /// `ALLOW_ANY`, which would let anybody go anywhere.
+    pub forward_proxy: bool,
     /// What upstream is told.
     pub authority: AuthorityMode,
     /// The cluster that needs no header.
@@ -158,6 +161,7 @@ pub fn load_for(
         variant_kind: settings.variants,
         table,
         listener_port: settings.listener_port,
+        forward_proxy: settings.forward_proxy,
         authority: settings.authority,
         default_cluster: settings.default_cluster,
         headers_stripped: settings.headers_stripped,
@@ -192,6 +196,7 @@ struct Settings {
     digest: Option<String>,
     settling: Settling,
     listener_port: Option<PortNumber>,
+    forward_proxy: bool,
     authority: AuthorityMode,
     default_cluster: Option<String>,
     headers_stripped: bool,
@@ -225,10 +230,39 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
             field.word("mode", &OutboundMode::NAMES, OutboundMode::parse)
         })
     });
+    let mut forward_proxy = false;
     let listener_port = fields.read("listener", |field| {
         let fields = field.fields()?;
-        fields.require("port", |field| field.port())
+        let mode = fields.read("mode", |field| {
+            field.word("mode", &[FORWARD_PROXY], |word| {
+                (word == FORWARD_PROXY).then_some(())
+            })
+        });
+        forward_proxy = mode.is_some();
+        match forward_proxy {
+            true => fields.read("port", |field| field.port()),
+            false => fields.require("port", |field| field.port()),
+        }
     });
+    if forward_proxy {
+        let refuse = |name: &'static str, kind: &str, hint: &'static str| {
+            fields.error_at(name, ProblemKind::Conflict(kind.to_owned()), Some(hint));
+        };
+        if listener_port.is_some() {
+            refuse(
+                "listener",
+                "has a port, and a forward proxy none",
+                "remove `port`: each request names its own",
+            );
+        }
+        if outbound == Some(OutboundMode::AllowAny) {
+            refuse(
+                "outboundTrafficPolicy",
+                "would make the forward proxy an open one",
+                "use `REGISTRY_ONLY`",
+            );
+        }
+    }
     let authority = fields.read("authority", |field| {
         field.word(
             "authority mode",
@@ -274,6 +308,7 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         digest,
         settling,
         listener_port,
+        forward_proxy,
         authority: authority.unwrap_or_default(),
         default_cluster,
         headers_stripped: headers_stripped.unwrap_or(false),

@@ -63,22 +63,12 @@ pub fn plan_http<'e>(
             effects.push(Effect::Metadata(&scratch.metadata));
             effects
         }
-        Action::Forward(cluster) => {
-            let sends = forwarded_authority(facts.authority, &decision, scratch);
-            let detour = detour(cluster, &decision, sends, &mut scratch.dial_port);
-            let scratch: &'e Scratch = scratch;
-            let mut effects = Effects::new();
-            route(
-                &mut effects,
-                config,
-                contract::FORWARD_HEADER,
-                contract::ORIGINATE_HEADER,
-                cluster,
-            );
-            push_detour(&mut effects, detour, scratch);
-            effects.push(Effect::Metadata(&scratch.metadata));
-            effects
+        Action::Forward(cluster) => plain(config, facts, cluster, &decision, scratch),
+        Action::Passthrough(cluster) if facts.connect => {
+            plain(config, facts, cluster, &decision, scratch)
         }
+        // A forward proxy for everything is nobody's to have.
+        Action::LeaveAlone(reason) if config.forward_proxy => answer(config, reason, scratch),
         Action::LeaveAlone(_) => {
             let scratch: &'e Scratch = scratch;
             let mut effects = Effects::new();
@@ -97,9 +87,33 @@ pub fn plan_http<'e>(
             effects
         }
         // TLS does not come in where requests can be read.
-        Action::Passthrough(_) => answer(Reason::OtherProtocol, scratch),
-        Action::Reject(reason) => answer(reason, scratch),
+        Action::Passthrough(_) => answer(config, Reason::OtherProtocol, scratch),
+        Action::Reject(reason) => answer(config, reason, scratch),
     }
+}
+
+/// Leads a request, or the bytes behind CONNECT, to its target as it is.
+fn plain<'e>(
+    config: &'e Loaded,
+    facts: &Facts<'_>,
+    cluster: &'e Cluster,
+    decision: &Decision<'e, '_>,
+    scratch: &'e mut Scratch,
+) -> Effects<'e> {
+    let sends = forwarded_authority(facts.authority, decision, scratch);
+    let detour = detour(cluster, decision, sends, &mut scratch.dial_port);
+    let scratch: &'e Scratch = scratch;
+    let mut effects = Effects::new();
+    route(
+        &mut effects,
+        config,
+        contract::FORWARD_HEADER,
+        contract::ORIGINATE_HEADER,
+        cluster,
+    );
+    push_detour(&mut effects, detour, scratch);
+    effects.push(Effect::Metadata(&scratch.metadata));
+    effects
 }
 
 /// Says why the connection of a request failed; `None` when it did not, as far as Envoy's answer tells.
@@ -109,6 +123,7 @@ pub fn failed(config: &Loaded, facts: &Facts<'_>, details: &str) -> Option<Failu
     let parsed = Authority::parse(facts.authority);
     let cluster = match decide(config, facts, &parsed).action {
         Action::Originate(cluster) | Action::Forward(cluster) => Some(cluster),
+        Action::Passthrough(cluster) if facts.connect => Some(cluster),
         Action::LeaveAlone(_) => None,
         Action::Passthrough(_) | Action::Reject(_) => return None,
     };
@@ -167,13 +182,19 @@ fn decide<'t: 'q, 'q>(
     facts: &Facts<'_>,
     parsed: &'q Result<Authority<'_>, InvalidAuthority>,
 ) -> Decision<'t, 'q> {
-    let port = config.listener_port.or(facts.port);
+    let port = match parsed {
+        Ok(authority) if config.forward_proxy => authority.port.or(facts.port),
+        _ => config.listener_port.or(facts.port),
+    };
     match (parsed, port) {
         (Ok(authority), Some(port)) => {
             let query = Query {
                 host: &authority.host,
                 port,
-                arrival: Arrival::Http,
+                arrival: match facts.connect {
+                    true => Arrival::Tls,
+                    false => Arrival::Http,
+                },
                 subset: None,
             };
             config.table.decide(&query)
@@ -334,7 +355,7 @@ fn route<'e>(
     effects.push(Effect::ChooseRouteAgain);
 }
 
-fn answer(reason: Reason, scratch: &mut Scratch) -> Effects<'_> {
+fn answer<'e>(config: &Loaded, reason: Reason, scratch: &'e mut Scratch) -> Effects<'e> {
     scratch.body.clear();
     scratch.body.push_str("egress_");
     scratch.body.push_str(reason.as_str());
@@ -344,6 +365,8 @@ fn answer(reason: Reason, scratch: &mut Scratch) -> Effects<'_> {
     scratch.body.push('\n');
     let status = match reason {
         Reason::NoHost | Reason::InvalidHost => 400,
+        // As proxies answer where they do not let one through (RFC 9110, 15.5.4).
+        _ if config.forward_proxy => 403,
         // As Istio's `block_all` route answers.
         Reason::UnknownHost
         | Reason::UnknownPort

@@ -133,6 +133,7 @@ fn loaded(with: &With) -> Loaded {
         outbound: with.outbound,
         authority: with.authority,
         listener_port: Some(PortNumber::HTTP),
+        forward_proxy: false,
         default_cluster: (!with.untrusted).then_some(SHARED),
         headers_stripped: !with.untrusted,
         connect_to: &with.connect_to,
@@ -150,6 +151,7 @@ fn planned(config: &Loaded, authority: &str) -> (Vec<String>, BTreeMap<String, S
     let facts = Facts {
         authority,
         port: None,
+        connect: false,
     };
     shown(&plan_http(config, &facts, &mut scratch))
 }
@@ -447,6 +449,7 @@ fn the_port_of_the_listener_or_else_of_the_connection_decides() {
         let facts = Facts {
             authority: "edition.cnn.com:80",
             port: port.and_then(PortNumber::new),
+            connect: false,
         };
         let effects = plan_http(&config, &facts, &mut scratch);
         effects.iter().find_map(|effect| match effect {
@@ -460,12 +463,116 @@ fn the_port_of_the_listener_or_else_of_the_connection_decides() {
     assert_eq!(first(None).as_deref(), Some("egress_unknown_port"));
 }
 
+/// A forward proxy by the same rules, and a host that is passed through; what it does with one request.
+fn asked_of_a_proxy(authority: &str, port: Option<PortNumber>, connect: bool) -> Vec<String> {
+    let mut resources = resources();
+    let ports = json!([{"number": 443, "name": "tls", "protocol": "TLS", "targetPort": 8443}]);
+    let spec = json!({"hosts": ["tls.example.com"], "resolution": "DNS", "ports": ports});
+    resources.push(json!({"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": "tls"}, "spec": spec}));
+    let config = json!({
+        "listener": {"mode": "FORWARD_PROXY"},
+        "controlHeaders": "STRIPPED",
+        "resources": resources,
+    });
+    let config = load(config.to_string().as_bytes()).unwrap();
+    let facts = Facts {
+        authority,
+        port,
+        connect,
+    };
+    shown(&plan_http(&config, &facts, &mut Scratch::default())).0
+}
+
+#[test]
+fn a_forward_proxy_decides_by_the_port_of_the_url() {
+    let originated = [&format!("x-egress-originate: {SHARED}"), "choose route"];
+    let http = Some(PortNumber::HTTP);
+    for authority in ["edition.cnn.com", "edition.cnn.com:80"] {
+        let words = asked_of_a_proxy(authority, http, false);
+        assert!(
+            originated
+                .iter()
+                .all(|word| words.iter().any(|it| it == word)),
+            "{words:?}"
+        );
+    }
+    for (authority, port, reason) in [
+        ("edition.cnn.com:81", http, "unknown_port"),
+        ("edition.cnn.com", Some(PortNumber::HTTPS), "unknown_port"),
+        ("tls.example.com", Some(PortNumber::HTTPS), "other_protocol"),
+        ("tls.example.com:443", http, "other_protocol"),
+        ("other.example.com", http, "unknown_host"),
+        ("127.0.0.1:15000", http, "unknown_host"),
+        ("169.254.169.254", http, "unknown_host"),
+        ("[::1]", http, "unknown_host"),
+    ] {
+        let words = asked_of_a_proxy(authority, port, false);
+        assert_eq!(words.len(), 1, "{authority}: {words:?}");
+        assert!(
+            words[0].starts_with(&format!("answer 403 egress_{reason}")),
+            "{words:?}"
+        );
+    }
+}
+
+#[test]
+fn a_forward_proxy_carries_bytes_to_what_is_passed_through_and_nowhere_else() {
+    let way = ["x-egress-forward: shared|DISABLE||bytes", "choose route"];
+    let to = |port: &str| {
+        [
+            "dynamic_host = tls.example.com".to_owned(),
+            format!("dynamic_port = {port}"),
+        ]
+    };
+    // The port that is dialled is the target's, whatever is written.
+    for authority in ["tls.example.com:443", "TLS.example.com.:443"] {
+        let words = asked_of_a_proxy(authority, None, true);
+        assert_eq!(words[..2], way, "{words:?}");
+        assert_eq!(words[2..], to("8443"), "{words:?}");
+    }
+    for (authority, reason) in [
+        ("tls.example.com", "unknown_port"),
+        ("tls.example.com:8443", "unknown_port"),
+        ("edition.cnn.com:80", "other_protocol"),
+        ("edition.cnn.com:443", "unknown_port"),
+        ("other.example.com:443", "unknown_host"),
+        ("127.0.0.1:443", "unknown_host"),
+    ] {
+        let words = asked_of_a_proxy(authority, None, true);
+        assert_eq!(words.len(), 1, "{authority}: {words:?}");
+        assert!(
+            words[0].starts_with(&format!("answer 403 egress_{reason}")),
+            "{words:?}"
+        );
+    }
+}
+
+#[test]
+fn a_forward_proxy_is_never_an_open_one() {
+    let config = json!({
+        "listener": {"mode": "FORWARD_PROXY"},
+        "outboundTrafficPolicy": {"mode": "ALLOW_ANY"},
+        "resources": resources(),
+    });
+    let lines = load(config.to_string().as_bytes()).unwrap_err().lines();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(
+        lines[0].starts_with("error: outboundTrafficPolicy: "),
+        "{lines:?}"
+    );
+    let config =
+        json!({"listener": {"mode": "FORWARD_PROXY", "port": 80}, "resources": resources()});
+    let lines = load(config.to_string().as_bytes()).unwrap_err().lines();
+    assert!(lines[0].starts_with("error: listener: "), "{lines:?}");
+}
+
 #[test]
 fn a_failed_connection_is_told_without_envoys_words() {
     let config = loaded(&With::default());
     let facts = Facts {
         authority: "EDITION.cnn.com:80",
         port: None,
+        connect: false,
     };
     let (_, before) = planned(&config, facts.authority);
     let mut scratch = Scratch::default();
@@ -511,6 +618,7 @@ fn only_what_was_sent_can_fail() {
         let facts = Facts {
             authority,
             port: None,
+            connect: false,
         };
         failed(config, &facts, details)
     };

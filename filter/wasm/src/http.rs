@@ -29,6 +29,7 @@ pub struct Request {
 struct Sent {
     authority: Vec<u8>,
     port: Option<PortNumber>,
+    connect: bool,
 }
 
 impl Sent {
@@ -37,6 +38,7 @@ impl Sent {
             // What is not text names no host that could be in the table.
             authority: std::str::from_utf8(&self.authority).unwrap_or("\u{fffd}"),
             port: self.port,
+            connect: self.connect,
         }
     }
 }
@@ -55,12 +57,16 @@ impl Request {
         let Some(loaded) = &self.loaded else {
             return Err(HostError);
         };
+        let authority = host::request_header(":authority")?.unwrap_or_default();
+        let (port, connect) = match loaded.listener_port {
+            Some(_) => (None, false),
+            None if loaded.forward_proxy => asked_of_a_proxy()?,
+            None => (destination_port()?, false),
+        };
         let sent = Sent {
-            authority: host::request_header(":authority")?.unwrap_or_default(),
-            port: match loaded.listener_port {
-                Some(_) => None,
-                None => destination_port()?,
-            },
+            authority,
+            port,
+            connect,
         };
         let goes_on = SCRATCH.with_borrow_mut(|scratch| {
             let mut goes_on = true;
@@ -161,6 +167,20 @@ pub(crate) fn apply(effect: Effect<'_>) -> Result<(), HostError> {
         // Comes when the body does.
         Effect::ResponseBody(_) => Ok(()),
     }
+}
+
+/// Reads what a forward proxy is asked: the port of the URL's scheme, and whether the method is CONNECT, which has
+/// neither scheme nor URL.
+fn asked_of_a_proxy() -> Result<(Option<PortNumber>, bool), HostError> {
+    if host::request_header(":method")?.is_some_and(|method| method == b"CONNECT") {
+        return Ok((None, true));
+    }
+    let scheme = host::request_header(":scheme")?;
+    let port = match scheme.as_deref() {
+        Some(b"https") => PortNumber::HTTPS,
+        _ => PortNumber::HTTP,
+    };
+    Ok((Some(port), false))
 }
 
 /// Reads the port that the application dialled.
