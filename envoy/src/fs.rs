@@ -1,6 +1,6 @@
 //! The only file that reads or writes files, and that looks for those we need.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use zeroize::Zeroizing;
@@ -15,7 +16,7 @@ use zeroize::Zeroizing;
 use crate::xds::Admin;
 
 /// A text and the name that messages call it by.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Source {
     /// The path as it was given, or `<stdin>`.
     pub name: String,
@@ -95,16 +96,17 @@ const TRUST_STORES: [&str; 6] = [
 /// When any of it cannot be read, or a folder has no such file.
 pub fn sources(name: &str) -> Result<Vec<Source>, FileError> {
     if name == "-" {
-        let mut bytes = Vec::new();
-        let read = io::stdin().lock().read_to_end(&mut bytes);
-        read.map_err(|error| FileError::Read {
-            name: "<stdin>".to_owned(),
-            error,
-        })?;
-        let text =
-            String::from_utf8(bytes).map_err(|_| FileError::NotText("<stdin>".to_owned()))?;
+        // It can be read once; whoever asks again means what it held.
+        static HELD: OnceLock<String> = OnceLock::new();
+        let text = match HELD.get() {
+            Some(text) => text.clone(),
+            None => {
+                let text = stdin()?;
+                HELD.get_or_init(|| text).clone()
+            }
+        };
         return Ok(vec![Source {
-            name: "<stdin>".to_owned(),
+            name: STDIN.to_owned(),
             text,
         }]);
     }
@@ -128,6 +130,30 @@ pub fn sources(name: &str) -> Result<Vec<Source>, FileError> {
     }
     names.sort();
     names.iter().map(|name| source(name)).collect()
+}
+
+fn stdin() -> Result<String, FileError> {
+    let mut bytes = Vec::new();
+    let read = io::stdin().lock().read_to_end(&mut bytes);
+    read.map_err(|error| FileError::Read {
+        name: STDIN.to_owned(),
+        error,
+    })?;
+    String::from_utf8(bytes).map_err(|_| FileError::NotText(STDIN.to_owned()))
+}
+
+/// Returns the folders in which something changes when [`sources`] would read something else.
+pub(crate) fn watched_sources(name: &str) -> BTreeSet<PathBuf> {
+    let path = Path::new(name);
+    let mut folders: BTreeSet<PathBuf> = folders_on_the_way(path).into_iter().collect();
+    if path.is_dir() {
+        folders.extend(absolute(path));
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            // A mounted ConfigMap has links in it, to what is swapped behind them.
+            folders.extend(folders_on_the_way(&entry.path()));
+        }
+    }
+    folders
 }
 
 fn source(name: &str) -> Result<Source, FileError> {

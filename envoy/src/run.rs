@@ -1,14 +1,16 @@
 //! Start Envoy with what was rendered, say when it is ready, and stop it again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
+use egress_policy::PortNumber;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,7 +26,11 @@ use crate::{fs, pinned_envoy};
 pub(crate) mod admin;
 mod complaint;
 mod discovery;
+mod reload;
 mod secrets;
+mod watch;
+
+use reload::Reloader;
 
 /// How long Envoy may take to start. Loading a module takes a second or two on a slow machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -55,11 +61,16 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
             pinned_envoy(),
         ));
     }
-    let mut settled = match settings::settle(&args.rules, Some(&version)) {
+    let (sources, settling) = match settings::read(&args.rules.input) {
+        Ok(read) => read,
+        Err(status) => return status,
+    };
+    let settled = settings::settle_read(&args.rules, Some(&version), &sources, settling);
+    let mut settled = match settled {
         Ok(settled) => settled,
         Err(status) => return status,
     };
-    if let Err(message) = check_ports(&settled) {
+    if let Err(message) = check_ports(&settled, &BTreeSet::new()) {
         return refuse(&message);
     }
     // Private to this user: the bootstrap names files, and whoever reaches the admin socket rules Envoy.
@@ -67,16 +78,18 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         Ok(folder) => folder,
         Err(error) => return fail(&format!("cannot make a folder for this run: {error}")),
     };
-    if let Admin::Pipe(path) = &mut settled.options.admin {
-        *path = folder.path().join(fs::ADMIN_SOCKET).display().to_string();
-    }
-    let socket = folder.path().join("discovery.sock");
-    settled.options.secrets = xds::Secrets::Served(socket.display().to_string());
-    let bootstrap = xds::bootstrap(
-        &settled.rules.table,
-        &settled.rules.resources(),
-        &settled.options,
-    );
+    place(&mut settled.options, folder.path(), !args.once);
+    let bootstrap = if args.once {
+        xds::bootstrap(
+            &settled.rules.table,
+            &settled.rules.resources(),
+            &settled.options,
+        )
+    } else {
+        let (listeners, clusters) = reload::files(folder.path());
+        let path = |path: &Path| path.display().to_string();
+        xds::reloading(&settled.options, &path(&listeners), &path(&clusters))
+    };
     let file = folder.path().join("bootstrap.json");
     if let Err(error) = fs::write_private(&file, &bootstrap.to_string()) {
         return fail(&format!("cannot write the bootstrap: {error}"));
@@ -88,13 +101,74 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start: {error}")),
     };
-    runtime.block_on(async {
+    let status = runtime.block_on(async {
+        let (refused, refusals) = tokio::sync::watch::channel(String::new());
         // Before Envoy, which asks for its secrets first of all.
-        if let Err(error) = secrets::keep(settled.store.clone(), settled.needs(), &socket) {
+        let (keeping, secrets) = secrets::keep(settled.store.clone(), settled.needs());
+        let (plugins, offered) = tokio::sync::watch::channel(discovery::Offers::default());
+        let (verdicts, said) = tokio::sync::watch::channel(discovery::Verdicts::new());
+        let served = discovery::Served {
+            secrets,
+            plugins: offered,
+            verdicts: Arc::new(verdicts),
+        };
+        if let Err(error) = discovery::serve(&folder.path().join(DISCOVERY_SOCKET), served) {
             return fail(&format!("cannot serve secrets to Envoy: {error}"));
         }
-        supervise(&envoy, &file, &settled, args.concurrency).await
-    })
+        let reloading = if args.once {
+            None
+        } else {
+            let ways = reload::Ways {
+                folder: folder.path().to_owned(),
+                plugins,
+                verdicts: said,
+                refusals,
+                keeping,
+            };
+            match Reloader::new(ways, &settled) {
+                Ok(reloader) => Some(Reloading {
+                    reloader,
+                    args: args.clone(),
+                    version,
+                    sources,
+                }),
+                Err(error) => return fail(&format!("cannot write what Envoy reads: {error}")),
+            }
+        };
+        supervise(
+            &envoy,
+            &file,
+            &settled.options,
+            args.concurrency,
+            reloading,
+            &refused,
+        )
+        .await
+    });
+    // What reads files at this moment is not waited for.
+    runtime.shutdown_background();
+    status
+}
+
+/// The socket of the discovery server in the folder of a run.
+const DISCOVERY_SOCKET: &str = "discovery.sock";
+
+/// Says where in the folder of a run things are.
+fn place(options: &mut Options, folder: &Path, reloads: bool) {
+    if let Admin::Pipe(path) = &mut options.admin {
+        *path = folder.join(fs::ADMIN_SOCKET).display().to_string();
+    }
+    let socket = folder.join(DISCOVERY_SOCKET);
+    options.secrets = xds::Secrets::Served(socket.display().to_string());
+    options.reloads = reloads;
+}
+
+/// What watching the rules takes.
+struct Reloading {
+    reloader: Reloader,
+    args: Run,
+    version: String,
+    sources: Vec<fs::Source>,
 }
 
 /// Asks an Envoy for its version, such as `1.40.0`.
@@ -118,9 +192,12 @@ fn version_of(envoy: &Path) -> Result<String, String> {
 }
 
 /// Finds out which ports cannot be listened on, before Envoy does and says so less plainly.
-fn check_ports(settled: &Settled) -> Result<(), String> {
+/// Those of `known` services are listened on already.
+fn check_ports(settled: &Settled, known: &BTreeSet<PortNumber>) -> Result<(), String> {
     let options = &settled.options;
-    if let Some(address) = options.forward_proxy
+    // What is listened on already is ours.
+    let first = known.is_empty();
+    if let Some(address) = options.forward_proxy.filter(|_| first)
         && let Err(error) = TcpListener::bind(address)
     {
         return Err(format!(
@@ -128,10 +205,10 @@ fn check_ports(settled: &Settled) -> Result<(), String> {
         ));
     }
     let table = &settled.rules.table;
-    let vips = xds::vips(table);
+    let vips = if first { xds::vips(table) } else { Vec::new() };
     let here = xds::service_ports(table)
         .into_iter()
-        .filter(|(service, _)| options.listens_on(*service))
+        .filter(|(service, _)| options.listens_on(*service) && !known.contains(service))
         .map(|(service, _)| (options.listen.clone(), service));
     let own = vips.iter().map(|vip| (vip.address.to_string(), vip.port));
     for (listen, service) in here.chain(own) {
@@ -163,8 +240,10 @@ fn check_ports(settled: &Settled) -> Result<(), String> {
 async fn supervise(
     envoy: &Path,
     bootstrap: &Path,
-    settled: &Settled,
+    options: &Options,
     concurrency: Option<u32>,
+    reloading: Option<Reloading>,
+    refused: &tokio::sync::watch::Sender<String>,
 ) -> ExitStatus {
     let (Ok(mut interrupt), Ok(mut terminate)) = (
         signal(SignalKind::interrupt()),
@@ -172,8 +251,14 @@ async fn supervise(
     ) else {
         return fail("cannot listen for signals");
     };
+    let mut hangup = match &reloading {
+        Some(_) => signal(SignalKind::hangup()).ok(),
+        None => None,
+    };
+    let in_terminal = io::stderr().is_terminal();
     let admin_address = bootstrap.with_file_name(fs::ADMIN_ADDRESS);
-    let mut child = match start(envoy, bootstrap, &admin_address, concurrency) {
+    let drain = reloading.is_some().then_some(reload::DRAIN);
+    let mut child = match start(envoy, bootstrap, &admin_address, concurrency, drain) {
         Ok(child) => child,
         Err(error) => return fail(&format!("cannot start `{}`: {error}", envoy.display())),
     };
@@ -189,7 +274,7 @@ async fn supervise(
         });
     }
     let started = tokio::select! {
-        started = ready(&mut child, &mut lines, &settled.options, &admin_address) => started,
+        started = ready(&mut child, &mut lines, options, &admin_address, reloading.as_ref()) => started,
         _ = interrupt.recv() => return stop(&mut child).await,
         _ = terminate.recv() => return stop(&mut child).await,
     };
@@ -205,12 +290,39 @@ async fn supervise(
             return fail(&message);
         }
     }
+    let (forced, at_once) = mpsc::channel(1);
+    if let Some(all) = reloading {
+        tokio::spawn(
+            all.reloader
+                .follow(all.args, all.version, all.sources, at_once),
+        );
+    }
     loop {
+        let hung_up = async {
+            match &mut hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             _ = interrupt.recv() => return stop(&mut child).await,
             _ = terminate.recv() => return stop(&mut child).await,
+            _ = hung_up => {
+                // The signal is also how a terminal says that it goes.
+                if in_terminal && !io::stderr().is_terminal() {
+                    return stop(&mut child).await;
+                }
+                // One that waits is enough.
+                let _ = forced.try_send(());
+            }
             line = lines.recv() => match line {
-                Some(line) => repeat(&line),
+                Some(line) => {
+                    match complaint::refusal(&line) {
+                        // It is told with what was not applied.
+                        Some(reason) => { refused.send_replace(reason); }
+                        None => repeat(&line),
+                    }
+                }
                 None => {
                     let status = child.wait().await;
                     return fail(&match status {
@@ -228,6 +340,7 @@ fn start(
     bootstrap: &Path,
     admin_address: &Path,
     concurrency: Option<u32>,
+    drain: Option<Duration>,
 ) -> io::Result<Child> {
     let mut command = std::process::Command::new(envoy);
     command
@@ -243,6 +356,11 @@ fn start(
         "--file-flush-interval-msec",
         "200",
     ]);
+    if let Some(drain) = drain {
+        // Who asks again on a connection of before is told to close it, from the first answer on.
+        command.args(["--drain-strategy", "immediate", "--drain-time-s"]);
+        command.arg(drain.as_secs().to_string());
+    }
     if let Some(workers) = concurrency {
         command.arg("--concurrency").arg(workers.to_string());
     }
@@ -277,6 +395,7 @@ async fn ready(
     lines: &mut mpsc::UnboundedReceiver<String>,
     options: &Options,
     admin_address: &Path,
+    reloading: Option<&Reloading>,
 ) -> Result<String, String> {
     let mut said = VecDeque::new();
     let deadline = Instant::now() + START_LIMIT;
@@ -298,7 +417,17 @@ async fn ready(
                 return Err(complaint::reason(said.iter().map(String::as_str), &status));
             }
             () = sleep(Duration::from_millis(20)), if !told => {
-                if let Some(addresses) = admin::listening(&options.admin, admin_address).await {
+                let started = match reloading {
+                    Some(all) => all.reloader.has_started().await,
+                    None => Ok(true),
+                };
+                if started.is_err() {
+                    while let Ok(line) = lines.try_recv() {
+                        said.push_back(line);
+                    }
+                    return Err(complaint::reason(said.iter().map(String::as_str), "it is stopped"));
+                }
+                if started == Ok(true) && let Some(addresses) = admin::listening(&options.admin, admin_address).await {
                     said.drain(..).for_each(|line| repeat(&line));
                     return Ok(ready_line(&addresses));
                 }

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 mod access_log;
 mod bootstrap;
 mod cluster;
+mod dynamic;
 mod forward_proxy;
 mod guard;
 mod listener;
@@ -28,7 +29,8 @@ mod tcp;
 mod upgrade;
 mod variants;
 
-pub use bootstrap::bootstrap;
+pub use bootstrap::{bootstrap, reloading};
+pub use dynamic::{Dynamic, discovered, dynamic};
 pub use forward_proxy::NAME as FORWARD_PROXY;
 pub use secrets::{Secrets, file_name, watched_documents};
 pub use tcp::{Vip, vips};
@@ -66,6 +68,8 @@ pub struct Options {
     pub version: Version,
     /// How it comes by certificates and keys.
     pub secrets: Secrets,
+    /// Envoy is given other rules while it runs, so what it keeps for all clusters must not change with them.
+    pub reloads: bool,
 }
 
 /// Where requests are logged.

@@ -83,6 +83,11 @@ impl OwnedChild {
         &self.stderr
     }
 
+    /// Sends `signal` to the child alone.
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(self.pid, signal)?)
+    }
+
     /// Waits until the child has exited and what it wrote has been read. Kills what it left behind.
     pub(crate) async fn exited(&mut self) -> Result<ExitStatus> {
         let family = Family::of(self.pid);

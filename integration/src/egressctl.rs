@@ -295,6 +295,34 @@ impl Running {
         }
     }
 
+    /// Waits for a line on stderr, which may have been written already.
+    ///
+    /// # Errors
+    ///
+    /// When the time is over; the message shows the end of stderr.
+    pub async fn wait_for_stderr(
+        &self,
+        wanted: impl Fn(&str) -> bool,
+        limit: Duration,
+    ) -> Result<String> {
+        match timeout(limit, self.child.stderr().wait_for(wanted)).await {
+            Ok(line) => Ok(line),
+            Err(_) => bail!(
+                "no such line on stderr within {limit:?}; its end:\n{}",
+                self.child.stderr().tail()
+            ),
+        }
+    }
+
+    /// Sends a signal to `egressctl` alone.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.child.signal(signal)
+    }
+
     /// The lines of stdout so far, the line `ready` among them.
     pub fn stdout(&self) -> Vec<String> {
         self.child.stdout().all()

@@ -33,6 +33,8 @@ async fn clusters(proxy: &Running) -> Result<Vec<String>> {
         .into_iter()
         .flatten()
         .filter_map(|cluster| cluster.get("name")?.as_str());
+    // The way to egressctl itself is always there.
+    let names = names.filter(|name| *name != "egressctl");
     let mut names: Vec<_> = names.map(str::to_owned).collect();
     names.sort();
     Ok(names)

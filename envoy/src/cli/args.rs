@@ -83,7 +83,7 @@ pub struct RenderEnvoy {
 }
 
 /// `egressctl run`.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub struct Run {
     /// What every command with rules takes.
     #[command(flatten)]
@@ -94,6 +94,9 @@ pub struct Run {
     /// Envoy's worker threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub concurrency: Option<u32>,
+    /// Keep the rules that it starts with, whatever becomes of their files
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// Languages for structured output.
@@ -137,7 +140,7 @@ pub enum Authority {
 }
 
 /// The arguments of every command that reads rules.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub struct Input {
     /// Rules: a YAML or JSON file, a folder of them, or `-` for the standard input; may be repeated
     #[arg(short, long = "filename", value_name = "FILE", required = true)]
@@ -163,7 +166,7 @@ pub struct Input {
 }
 
 /// Where credentials come from, beside the Secrets among the rules.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub struct Credentials {
     /// A folder that has a folder for each credentialName, with tls.crt, tls.key and ca.crt; may be repeated
     #[arg(long = "credentials", value_name = "DIR")]
@@ -171,7 +174,7 @@ pub struct Credentials {
 }
 
 /// The arguments of every command that makes configuration of rules.
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub struct Rules {
     /// What every command with rules takes.
     #[command(flatten)]

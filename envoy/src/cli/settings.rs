@@ -57,10 +57,21 @@ pub fn store(args: &Credentials, rules: &mut Rules, namespace: &str) -> Result<S
 /// # Errors
 /// With the status to exit with, when it has been told which file cannot be read.
 pub fn read(input: &Input) -> Result<(Vec<Source>, Settling), ExitStatus> {
+    let sources = sources(input).map_err(|error| refuse(&error.to_string()))?;
+    Ok((sources, settling(input)))
+}
+
+/// Reads the files.
+pub(crate) fn sources(input: &Input) -> Result<Vec<Source>, fs::FileError> {
     let mut sources = Vec::new();
     for name in &input.files {
-        sources.extend(fs::sources(name).map_err(|error| refuse(&error.to_string()))?);
+        sources.extend(fs::sources(name)?);
     }
+    Ok(sources)
+}
+
+/// Says how to compile what is in them.
+pub(crate) fn settling(input: &Input) -> Settling {
     let proxy = Proxy {
         namespace: input.namespace.clone(),
         labels: input.labels.iter().cloned().collect(),
@@ -69,15 +80,12 @@ pub fn read(input: &Input) -> Result<(Vec<Source>, Settling), ExitStatus> {
         Outbound::RegistryOnly => OutboundMode::RegistryOnly,
         Outbound::AllowAny => OutboundMode::AllowAny,
     };
-    Ok((
-        sources,
-        Settling {
-            proxy,
-            outbound,
-            connect_to: input.connect_to.clone(),
-            loopback_vips: input.loopback_vips,
-        },
-    ))
+    Settling {
+        proxy,
+        outbound,
+        connect_to: input.connect_to.clone(),
+        loopback_vips: input.loopback_vips,
+    }
 }
 
 /// Returns what upstream is to be told.
@@ -95,7 +103,17 @@ pub fn authority(input: &Input) -> AuthorityMode {
 /// # Errors
 /// With the status to exit with, when everything that is wrong has been told.
 pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus> {
-    let (sources, mut settling) = read(&args.input)?;
+    let (sources, settling) = read(&args.input)?;
+    settle_read(args, version, &sources, settling)
+}
+
+/// As [`settle`], with what has been read already.
+pub(crate) fn settle_read(
+    args: &Args,
+    version: Option<&str>,
+    sources: &[Source],
+    mut settling: Settling,
+) -> Result<Settled, ExitStatus> {
     if args.forward_proxy.is_some() && settling.outbound == OutboundMode::AllowAny {
         return Err(refuse(
             "`--forward-proxy` and `--outbound-traffic-policy ALLOW_ANY` would be an open proxy: whoever reaches it could reach everything\nhint: name the hosts in ServiceEntries, and leave `ALLOW_ANY` out",
@@ -105,7 +123,7 @@ pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus>
         true => std::mem::take(&mut settling.proxy.labels),
         false => settling.proxy.labels.clone(),
     };
-    let mut rules = match rules::compile(&sources, &settling) {
+    let mut rules = match rules::compile(sources, &settling) {
         Ok(rules) => rules,
         Err(report) => {
             tell(report.to_string().trim_end());
@@ -157,6 +175,7 @@ pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus>
         version: found,
         workloads,
         secrets: Secrets::AtStart(BTreeMap::new()),
+        reloads: false,
     };
     Ok(Settled {
         rules,

@@ -34,13 +34,7 @@ pub(super) struct Addresses {
 /// Returns where Envoy listens, once it is ready to take requests. `written` is the file into which
 /// Envoy writes the address of an admin interface whose port the kernel chose.
 pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses> {
-    let admin = &match admin {
-        Admin::Tcp(_, 0) => {
-            let address: SocketAddr = crate::fs::read_text(written)?.trim().parse().ok()?;
-            Admin::Tcp(address.ip().to_string(), address.port())
-        }
-        admin => admin.clone(),
-    };
+    let admin = &found(admin, written)?;
     let (status, _) = get(admin, "/ready").await?;
     if status != 200 {
         return None;
@@ -78,6 +72,58 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
         forward_proxy,
         admin,
     })
+}
+
+/// Returns the admin interface as it can be reached.
+fn found(admin: &Admin, written: &Path) -> Option<Admin> {
+    Some(match admin {
+        Admin::Tcp(_, 0) => {
+            let address: SocketAddr = crate::fs::read_text(written)?.trim().parse().ok()?;
+            Admin::Tcp(address.ip().to_string(), address.port())
+        }
+        admin => admin.clone(),
+    })
+}
+
+/// Where an Envoy is with the clusters or the listeners that it reads from a file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// The version that it took last, as it was written; empty before the first.
+    pub(super) version: String,
+    /// How often it refused one.
+    pub(super) refused: u64,
+    /// How many are not in use yet.
+    pub(super) warming: u64,
+}
+
+/// Asks what Envoy has taken: of the clusters, then of the listeners.
+pub(super) async fn taken(admin: &Admin, written: &Path) -> Option<(Taken, Taken)> {
+    let admin = found(admin, written)?;
+    let path = "/stats?format=json&filter=%5E(cluster_manager%5C.(cds%5C.%7Cwarming)%7Clistener_manager%5C.(lds%5C.%7Ctotal_listeners_warming))";
+    let (_, body) = get(&admin, path).await?;
+    let body: Value = serde_json::from_slice(&body).ok()?;
+    let stats = body.get("stats")?.as_array()?;
+    let stat = |name: &str| {
+        let named = |stat: &&Value| stat.get("name").and_then(Value::as_str) == Some(name);
+        stats.iter().find(named)?.get("value")
+    };
+    let taken = |prefix: &str, warming: &str| Taken {
+        version: stat(&format!("{prefix}.version_text"))
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned(),
+        refused: stat(&format!("{prefix}.update_rejected"))
+            .and_then(Value::as_u64)
+            .unwrap_or_default(),
+        warming: stat(warming).and_then(Value::as_u64).unwrap_or_default(),
+    };
+    Some((
+        taken("cluster_manager.cds", "cluster_manager.warming_clusters"),
+        taken(
+            "listener_manager.lds",
+            "listener_manager.total_listeners_warming",
+        ),
+    ))
 }
 
 /// Asks once, for commands that do nothing else meanwhile; `None` when there is no good answer.

@@ -3,6 +3,15 @@
 /// The longest line of Envoy's that is shown, in characters. It prints whole configurations.
 const LONGEST: usize = 500;
 
+/// What stands in the line that says why Envoy refused clusters or listeners.
+const REFUSED: &str = "update rejected: ";
+
+/// Returns Envoy's reason, where a line of its log says why it refused clusters or listeners.
+pub(super) fn refusal(line: &str) -> Option<String> {
+    let (_, reason) = line.split_once(REFUSED)?;
+    Some(shortened(reason.trim()))
+}
+
 /// Finds the reason among the lines that Envoy wrote before it ended with `status`.
 pub(super) fn reason<'l>(lines: impl Iterator<Item = &'l str>, status: &str) -> String {
     let lines: Vec<&str> = lines.collect();
@@ -15,6 +24,7 @@ pub(super) fn reason<'l>(lines: impl Iterator<Item = &'l str>, status: &str) -> 
         .collect();
     let line = with("[critical]")
         .or_else(|| with("[error]"))
+        .or_else(|| with(REFUSED))
         .or_else(|| lines.last());
     let Some(line) = line else {
         return format!("Envoy did not start and said nothing ({status})");

@@ -1,9 +1,10 @@
-//! The discovery server that hands secrets to the Envoy we run, on a private socket.
+//! The discovery server that hands secrets, and our filter's configuration, to the Envoy we run, on a private socket.
 //!
 //! Envoy can read secrets from files and watch them by itself, but each file takes one of the user's inotify
 //! instances, of which Linux allows 128 unless told otherwise, and Envoy aborts when they run out. One connection
 //! carries any number, and what it carries was looked at before. Not the aggregated service: Envoy 1.40 crashes when
-//! a cluster of the bootstrap asks that for a secret.
+//! a cluster of the bootstrap asks that for a secret. The filter's configuration comes the same way, as each listener's
+//! would take an instance too, and Envoy says at once whether the filter took it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -18,6 +19,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message as _;
 use prost::bytes::Bytes;
+use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,22 +31,43 @@ use crate::cli::tell;
 use crate::credentials::Material;
 use proto::{Any, DiscoveryRequest, DiscoveryResponse};
 
-/// The one method that is served.
-const METHOD: &str = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets";
+/// What is served.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Secrets,
+    Plugins,
+}
 
-/// Streams of one connection: Envoy opens one for each secret.
+impl Kind {
+    fn of(method: &str) -> Option<Kind> {
+        match method {
+            "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets" => Some(Kind::Secrets),
+            "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/StreamExtensionConfigs" => {
+                Some(Kind::Plugins)
+            }
+            _ => None,
+        }
+    }
+
+    fn type_url(self) -> &'static str {
+        match self {
+            Kind::Secrets => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            Kind::Plugins => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+        }
+    }
+}
+
+/// Streams of one connection: Envoy opens one for each resource.
 const STREAMS: u32 = 1_000_000;
-
-const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 
 /// How many answers may wait for Envoy to read them.
 const QUEUE: usize = 4;
 
-/// A secret as Envoy is given it.
+/// A resource as Envoy is given it.
 #[derive(Clone)]
 pub(super) struct Offer {
     version: u64,
-    secret: Bytes,
+    resource: Bytes,
 }
 
 impl Offer {
@@ -53,19 +76,54 @@ impl Offer {
         let secret = proto::Secret::of(name, material).encode_to_vec();
         Offer {
             version,
-            secret: secret.into(),
+            resource: secret.into(),
+        }
+    }
+
+    /// Writes a plugin's configuration, a message with its `@type`, in the same way.
+    pub(super) fn plugin(name: &str, config: &Value, version: u64) -> Self {
+        let config = proto::TypedExtensionConfig::of(name, config).encode_to_vec();
+        Offer {
+            version,
+            resource: config.into(),
         }
     }
 }
 
-/// All secrets that there are, by name.
+impl Offer {
+    /// The version that it was written as.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Says whether two are the same but for their version.
+    pub(super) fn says_as(&self, other: &Offer) -> bool {
+        self.resource == other.resource
+    }
+}
+
+/// All of one kind that there are, by name.
 pub(super) type Offers = Arc<BTreeMap<String, Offer>>;
 
-/// Serves what `offers` holds, now and whenever it changes, until the runtime ends.
+/// What Envoy said last of each plugin: the version, and why it did not take it if it did not.
+pub(super) type Verdicts = BTreeMap<String, (u64, Result<(), String>)>;
+
+/// What the server hands out, and where it says what became of it.
+#[derive(Clone)]
+pub(super) struct Served {
+    /// The secrets.
+    pub(super) secrets: watch::Receiver<Offers>,
+    /// Our filter's configuration.
+    pub(super) plugins: watch::Receiver<Offers>,
+    /// What Envoy says of it.
+    pub(super) verdicts: Arc<watch::Sender<Verdicts>>,
+}
+
+/// Serves what is offered, now and whenever it changes, until the runtime ends.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub(super) fn serve(socket: &Path, offers: watch::Receiver<Offers>) -> io::Result<()> {
+pub(super) fn serve(socket: &Path, served: Served) -> io::Result<()> {
     let listener = UnixListener::bind(socket)?;
     tokio::spawn(async move {
         loop {
@@ -74,15 +132,18 @@ pub(super) fn serve(socket: &Path, offers: watch::Receiver<Offers>) -> io::Resul
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let offers = offers.clone();
+            let served = served.clone();
             let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-                let offers = offers.clone();
+                let served = served.clone();
                 async move {
-                    Ok::<_, Infallible>(if request.uri().path() == METHOD {
-                        let mut grpc = Grpc::new(ProstCodec::default());
-                        grpc.streaming(Discovery(offers), request).await
-                    } else {
-                        Status::unimplemented("only secrets are served").into_http()
+                    Ok::<_, Infallible>(match Kind::of(request.uri().path()) {
+                        Some(kind) => {
+                            let mut grpc = Grpc::new(ProstCodec::default());
+                            grpc.streaming(Discovery(kind, served), request).await
+                        }
+                        None => {
+                            Status::unimplemented("only secrets and plugins are served").into_http()
+                        }
                     })
                 }
             });
@@ -95,7 +156,7 @@ pub(super) fn serve(socket: &Path, offers: watch::Receiver<Offers>) -> io::Resul
     Ok(())
 }
 
-struct Discovery(watch::Receiver<Offers>);
+struct Discovery(Kind, Served);
 
 impl StreamingService<DiscoveryRequest> for Discovery {
     type Response = DiscoveryResponse;
@@ -105,24 +166,37 @@ impl StreamingService<DiscoveryRequest> for Discovery {
 
     fn call(&mut self, request: Request<Streaming<DiscoveryRequest>>) -> Self::Future {
         let (sender, answers) = mpsc::channel(QUEUE);
-        tokio::spawn(converse(request.into_inner(), sender, self.0.clone()));
+        let talk = Talk::new(self.0);
+        tokio::spawn(converse(talk, request.into_inner(), sender, self.1.clone()));
         Box::pin(async move { Ok(Response::new(ReceiverStream::new(answers))) })
     }
 }
 
 /// Answers Envoy until either side ends.
 async fn converse(
+    mut talk: Talk,
     mut requests: Streaming<DiscoveryRequest>,
     answers: mpsc::Sender<Result<DiscoveryResponse, Status>>,
-    mut offers: watch::Receiver<Offers>,
+    served: Served,
 ) {
-    let mut talk = Talk::default();
+    let mut offers = match talk.kind {
+        Kind::Secrets => served.secrets,
+        Kind::Plugins => served.plugins,
+    };
     loop {
         tokio::select! {
             request = requests.message() => match request {
                 Ok(Some(request)) => {
-                    if let Some(refused) = talk.hear(request) {
-                        tell(&refused);
+                    match (talk.hear(request), talk.kind) {
+                        (Some((name, _, Err(why))), Kind::Secrets) => {
+                            tell(&format!("warning: Envoy did not take the secret `{name}`: {why}"));
+                        }
+                        (Some((name, version, verdict)), Kind::Plugins) => {
+                            served.verdicts.send_modify(|all| {
+                                all.insert(name, (version, verdict));
+                            });
+                        }
+                        _ => {}
                     }
                 }
                 Ok(None) | Err(_) => return,
@@ -141,18 +215,31 @@ async fn converse(
 }
 
 /// What one stream has come to: what Envoy wants, has been sent, and has not confirmed yet.
-#[derive(Default)]
 struct Talk {
+    kind: Kind,
     wanted: BTreeSet<String>,
     sent: BTreeMap<String, u64>,
-    unconfirmed: BTreeMap<String, String>,
+    unconfirmed: BTreeMap<String, (String, u64)>,
     nonce: u64,
 }
 
+/// The name and version of what was sent, and whether Envoy took it.
+type Heard = (String, u64, Result<(), String>);
+
 impl Talk {
-    /// Takes a request in; returns what to tell people when Envoy refused a secret.
-    fn hear(&mut self, request: DiscoveryRequest) -> Option<String> {
-        if request.type_url != SECRET {
+    fn new(kind: Kind) -> Self {
+        Talk {
+            kind,
+            wanted: BTreeSet::new(),
+            sent: BTreeMap::new(),
+            unconfirmed: BTreeMap::new(),
+            nonce: 0,
+        }
+    }
+
+    /// Takes a request in; returns what it says of an answer.
+    fn hear(&mut self, request: DiscoveryRequest) -> Option<Heard> {
+        if request.type_url != self.kind.type_url() {
             return None;
         }
         let answered = self.unconfirmed.remove(&request.response_nonce);
@@ -162,16 +249,15 @@ impl Talk {
         }
         self.wanted = request.resource_names.into_iter().collect();
         self.sent.retain(|name, _| self.wanted.contains(name));
-        let error = request.error_detail?;
+        let (name, version) = answered?;
         // Envoy's words name files and libraries, never what they hold.
-        let why: String = error.message.chars().take(300).collect();
-        Some(format!(
-            "warning: Envoy did not take the secret `{}`: {why}",
-            answered.as_deref().unwrap_or("?")
-        ))
+        let verdict = request.error_detail.map_or(Ok(()), |error| {
+            Err(error.message.chars().take(300).collect())
+        });
+        Some((name, version, verdict))
     }
 
-    /// Returns what Envoy wants and has not got, one secret an answer, so that one that Envoy refuses holds
+    /// Returns what Envoy wants and has not got, one resource an answer, so that one that Envoy refuses holds
     /// up no other.
     fn answers(&mut self, offers: &BTreeMap<String, Offer>) -> Vec<DiscoveryResponse> {
         let mut answers = Vec::new();
@@ -184,14 +270,15 @@ impl Talk {
             }
             self.nonce += 1;
             let nonce = self.nonce.to_string();
-            self.unconfirmed.insert(nonce.clone(), name.clone());
+            self.unconfirmed
+                .insert(nonce.clone(), (name.clone(), offer.version));
             answers.push(DiscoveryResponse {
                 version_info: offer.version.to_string(),
                 resources: vec![Any {
-                    type_url: SECRET.to_owned(),
-                    value: offer.secret.clone(),
+                    type_url: self.kind.type_url().to_owned(),
+                    value: offer.resource.clone(),
                 }],
-                type_url: SECRET.to_owned(),
+                type_url: self.kind.type_url().to_owned(),
                 nonce,
             });
         }
@@ -202,10 +289,12 @@ impl Talk {
 /// The messages, as far as they are used. Their numbers are Envoy's.
 ///
 /// Source: envoyproxy/envoy `api/envoy/service/discovery/v3/discovery.proto`,
-/// `api/envoy/extensions/transport_sockets/tls/v3/{secret,common}.proto`, `api/envoy/config/core/v3/base.proto`.
+/// `api/envoy/extensions/transport_sockets/tls/v3/{secret,common}.proto`,
+/// `api/envoy/config/core/v3/{base,extension}.proto`; cncf/xds `xds/type/v3/typed_struct.proto`.
 mod proto {
     use prost::bytes::Bytes;
     use prost::{Message, Oneof};
+    use prost_types::{ListValue, Struct, Value, value};
 
     use crate::credentials::Material;
 
@@ -245,6 +334,64 @@ mod proto {
         pub(super) type_url: String,
         #[prost(bytes = "bytes", tag = "2")]
         pub(super) value: Bytes,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    pub(super) struct TypedExtensionConfig {
+        #[prost(string, tag = "1")]
+        name: String,
+        #[prost(message, optional, tag = "2")]
+        typed_config: Option<Any>,
+    }
+
+    /// A message as JSON has it, which Envoy reads as the message.
+    #[derive(Clone, PartialEq, Message)]
+    struct TypedStruct {
+        #[prost(string, tag = "1")]
+        type_url: String,
+        #[prost(message, optional, tag = "2")]
+        value: Option<Struct>,
+    }
+
+    impl TypedExtensionConfig {
+        pub(super) fn of(name: &str, config: &serde_json::Value) -> Self {
+            let fields = config.as_object().into_iter().flatten();
+            let fields = fields.filter(|(key, _)| *key != "@type");
+            let kind = config.get("@type").and_then(serde_json::Value::as_str);
+            let message = TypedStruct {
+                type_url: kind.unwrap_or_default().to_owned(),
+                value: Some(Struct {
+                    fields: fields.map(|(key, one)| (key.clone(), value(one))).collect(),
+                }),
+            };
+            TypedExtensionConfig {
+                name: name.to_owned(),
+                typed_config: Some(Any {
+                    type_url: "type.googleapis.com/xds.type.v3.TypedStruct".to_owned(),
+                    value: message.encode_to_vec().into(),
+                }),
+            }
+        }
+    }
+
+    fn value(json: &serde_json::Value) -> Value {
+        use serde_json::Value as Json;
+        let kind = match json {
+            Json::Null => value::Kind::NullValue(0),
+            Json::Bool(one) => value::Kind::BoolValue(*one),
+            Json::Number(one) => value::Kind::NumberValue(one.as_f64().unwrap_or_default()),
+            Json::String(one) => value::Kind::StringValue(one.clone()),
+            Json::Array(all) => value::Kind::ListValue(ListValue {
+                values: all.iter().map(value).collect(),
+            }),
+            Json::Object(fields) => value::Kind::StructValue(Struct {
+                fields: fields
+                    .iter()
+                    .map(|(key, one)| (key.clone(), value(one)))
+                    .collect(),
+            }),
+        };
+        Value { kind: Some(kind) }
     }
 
     // The messages with keys in them have no `Debug`: prost's would print all of it.
@@ -346,7 +493,7 @@ mod tests {
     fn request(names: &[&str], nonce: &str) -> DiscoveryRequest {
         DiscoveryRequest {
             resource_names: names.iter().map(|name| (*name).to_owned()).collect(),
-            type_url: SECRET.to_owned(),
+            type_url: Kind::Secrets.type_url().to_owned(),
             response_nonce: nonce.to_owned(),
             error_detail: None,
         }
@@ -354,7 +501,7 @@ mod tests {
 
     #[test]
     fn each_secret_is_sent_once_and_again_when_it_changes() {
-        let mut talk = Talk::default();
+        let mut talk = Talk::new(Kind::Secrets);
         talk.hear(request(&["a", "b", "absent"], ""));
         let answers = talk.answers(&offers(&[("a", 1), ("b", 1), ("unasked", 1)]));
         assert_eq!(answers.len(), 2);
@@ -364,10 +511,8 @@ mod tests {
                 1,
                 "one that is refused holds up no other"
             );
-            assert!(
-                talk.hear(request(&["a", "b", "absent"], &answer.nonce))
-                    .is_none()
-            );
+            let heard = talk.hear(request(&["a", "b", "absent"], &answer.nonce));
+            assert!(matches!(heard, Some((_, 1, Ok(())))));
         }
         assert!(talk.answers(&offers(&[("a", 1), ("b", 1)])).is_empty());
         assert_eq!(talk.answers(&offers(&[("a", 2), ("b", 1)])).len(), 1);
@@ -377,7 +522,7 @@ mod tests {
 
     #[test]
     fn who_asks_anew_is_answered() {
-        let mut talk = Talk::default();
+        let mut talk = Talk::new(Kind::Secrets);
         let held = offers(&[("a", 1)]);
         talk.hear(request(&["a"], ""));
         let [first] = &talk.answers(&held)[..] else {
@@ -392,7 +537,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_by_name() {
-        let mut talk = Talk::default();
+        let mut talk = Talk::new(Kind::Secrets);
         talk.hear(request(&["a"], ""));
         let [answer] = &talk.answers(&offers(&[("a", 1)]))[..] else {
             panic!("one answer")
@@ -402,8 +547,8 @@ mod tests {
             message: "no good".to_owned(),
         });
         assert_eq!(
-            talk.hear(refusal).as_deref(),
-            Some("warning: Envoy did not take the secret `a`: no good")
+            talk.hear(refusal),
+            Some(("a".to_owned(), 1, Err("no good".to_owned())))
         );
         // It is not sent over and over.
         assert!(talk.answers(&offers(&[("a", 1)])).is_empty());

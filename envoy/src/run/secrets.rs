@@ -1,34 +1,19 @@
 //! Secrets kept as their files are: read, watched, and offered to Envoy when they change.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::discovery::{self, Offer, Offers};
+use super::discovery::{Offer, Offers};
+use super::watch::Watch;
 use crate::cli::tell;
 use crate::credentials::{Material, Need, Store};
 
-/// How long files must have been left alone before they are read.
-const QUIET: Duration = Duration::from_millis(50);
-
-/// How long files that never come to rest are waited for.
-const RESTLESS: Duration = Duration::from_millis(500);
-
-/// How often files are looked at though nothing was heard of them: file systems over a network tell nothing.
-const ANYWAY: Duration = Duration::from_secs(30);
-
-/// Reads what `needs` are, serves it on `socket`, and goes on for as long as the runtime does.
+/// Reads what `needs` are, offers it, and goes on for as long as the runtime does.
 ///
 /// What cannot be read is told, and read when it can be: nothing waits for it.
-///
-/// # Errors
-/// When the socket cannot be made.
-pub(super) fn keep(store: Store, needs: Vec<Need>, socket: &Path) -> std::io::Result<()> {
+pub(super) fn keep(store: Store, needs: Vec<Need>) -> (Keeping, watch::Receiver<Offers>) {
     let mut keeper = Keeper {
         store,
         needs,
@@ -38,40 +23,52 @@ pub(super) fn keep(store: Store, needs: Vec<Need>, socket: &Path) -> std::io::Re
     };
     let offers = keeper.read().unwrap_or_default();
     let (sender, receiver) = watch::channel(offers);
-    discovery::serve(socket, receiver)?;
-    tokio::spawn(follow(keeper, sender));
-    Ok(())
+    let (orders, ordered) = mpsc::channel(1);
+    tokio::spawn(follow(keeper, sender, ordered));
+    (Keeping(orders), receiver)
 }
 
-/// Reads again whenever a file may have changed.
-async fn follow(mut keeper: Keeper, offers: watch::Sender<Offers>) {
-    let (sender, mut events) = mpsc::channel(1);
-    // Held, so that nothing heard is no end: a watcher that cannot be had drops its own.
-    let _held = sender.clone();
-    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading is no change; it is what we do ourselves. One message that waits is enough.
-        if !matches!(&event, Ok(event) if event.kind.is_access()) {
-            let _ = sender.try_send(());
+/// The way to the keeper of the secrets.
+pub(super) struct Keeping(mpsc::Sender<Order>);
+
+struct Order {
+    store: Store,
+    needs: Vec<Need>,
+    forget: bool,
+    done: oneshot::Sender<()>,
+}
+
+impl Keeping {
+    /// Has it keep other secrets, and waits until they are offered. Those that were offered before stay so, unless
+    /// they are to be forgotten.
+    pub(super) async fn keep(&self, store: Store, needs: Vec<Need>, forget: bool) {
+        let (done, waiting) = oneshot::channel();
+        let order = Order {
+            store,
+            needs,
+            forget,
+            done,
+        };
+        if self.0.send(order).await.is_ok() {
+            let _ = waiting.await;
         }
-    });
-    let mut watched = match watcher {
-        Ok(watcher) => Some(Watched {
-            watcher,
-            folders: BTreeSet::new(),
-            unwatched: BTreeSet::new(),
-        }),
-        Err(error) => {
-            tell(&format!(
-                "warning: changed certificates are seen every {} s only: {error}",
-                ANYWAY.as_secs()
-            ));
-            None
-        }
-    };
+    }
+}
+
+/// Reads again whenever a file may have changed, or other secrets are needed.
+async fn follow(
+    mut keeper: Keeper,
+    offers: watch::Sender<Offers>,
+    mut orders: mpsc::Receiver<Order>,
+) {
+    let mut watch = Watch::new("certificates");
+    let mut done: Option<oneshot::Sender<()>> = None;
     loop {
-        if let Some(watched) = &mut watched {
-            watched.follow(&keeper);
-        }
+        let wanted = keeper
+            .needs
+            .iter()
+            .flat_map(|need| keeper.store.watched(need));
+        watch.follow(wanted.collect());
         // Between the reading and the watching a file may have changed; so the first look is at once.
         let Ok((back, changed)) = tokio::task::spawn_blocking(move || {
             let changed = keeper.read();
@@ -85,51 +82,18 @@ async fn follow(mut keeper: Keeper, offers: watch::Sender<Offers>) {
         if let Some(changed) = changed {
             offers.send_replace(changed);
         }
-        let heard = timeout(ANYWAY, events.recv()).await;
-        if matches!(heard, Ok(Some(()))) {
-            let rest = async { while timeout(QUIET, events.recv()).await.is_ok() {} };
-            let _ = timeout(RESTLESS, rest).await;
+        if let Some(done) = done.take() {
+            let _ = done.send(());
         }
-    }
-}
-
-/// The folders that are watched, each once however many files of it are needed.
-struct Watched {
-    watcher: RecommendedWatcher,
-    folders: BTreeSet<PathBuf>,
-    /// Those that could not be watched, which was told.
-    unwatched: BTreeSet<PathBuf>,
-}
-
-impl Watched {
-    /// Watches where the needs of `keeper` are now; a folder that was replaced is another one.
-    fn follow(&mut self, keeper: &Keeper) {
-        let wanted: BTreeSet<PathBuf> = keeper
-            .needs
-            .iter()
-            .flat_map(|need| keeper.store.watched(need))
-            .collect();
-        for folder in self.folders.difference(&wanted) {
-            // It may be gone, and its watch with it.
-            let _ = self.watcher.unwatch(folder);
-        }
-        // Those that are watched already are named again: behind the same path there may be another folder.
-        self.folders.clear();
-        for folder in wanted {
-            match self.watcher.watch(&folder, RecursiveMode::NonRecursive) {
-                Ok(()) => {
-                    self.unwatched.remove(&folder);
-                    self.folders.insert(folder);
+        tokio::select! {
+            () = watch.changed() => {}
+            Some(order) = orders.recv() => {
+                keeper.store = order.store;
+                keeper.needs = order.needs;
+                if order.forget {
+                    keeper.forget();
                 }
-                Err(error) => {
-                    if self.unwatched.insert(folder.clone()) {
-                        tell(&format!(
-                            "warning: changed certificates in `{}` are seen every {} s only: {error}",
-                            folder.display(),
-                            ANYWAY.as_secs()
-                        ));
-                    }
-                }
+                done = Some(order.done);
             }
         }
     }
@@ -145,6 +109,13 @@ struct Keeper {
 }
 
 impl Keeper {
+    /// Lets go of what is not needed.
+    fn forget(&mut self) {
+        let needed: BTreeSet<String> = self.needs.iter().map(Need::name).collect();
+        self.held.retain(|name, _| needed.contains(name));
+        self.missing.retain(|name, _| needed.contains(name));
+    }
+
     /// Reads all needs and tells what is missing now and what is there again; returns the offers if any
     /// changed. What was good once stays offered when it is not any more.
     fn read(&mut self) -> Option<Offers> {

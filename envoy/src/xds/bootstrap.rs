@@ -1,24 +1,59 @@
-//! The bootstrap as a whole.
+//! The bootstrap as a whole: with everything in it, or with what rules decide left to files.
 
 use egress_filter::Variants;
 use egress_policy::{OutboundMode, PolicyTable};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Admin, Options, cluster, extension, listener, secrets, variants};
 
 /// Renders the bootstrap of an Envoy that does what `table` says. `resources` are the documents it was
 /// compiled from; the filter is given the same.
 pub fn bootstrap(table: &PolicyTable, resources: &[Value], options: &Options) -> Value {
-    let admin = match &options.admin {
-        Admin::Pipe(path) => json!({"pipe": {"path": path, "mode": 0o600}}),
-        Admin::Tcp(address, port) => {
-            json!({"socket_address": {"address": address, "port_value": port}})
-        }
-    };
+    let ruled = ruled(table, resources, options);
+    let mut fields = base(options);
+    fields.insert(
+        "static_resources".to_owned(),
+        json!({
+            "listeners": ruled.listeners,
+            "clusters": ruled.clusters,
+            "secrets": ruled.secrets,
+        }),
+    );
+    Value::Object(fields)
+}
+
+/// Renders a bootstrap in which nothing depends on rules: listeners and clusters are read from these files, and
+/// again whenever the files are replaced.
+pub fn reloading(options: &Options, listeners: &str, clusters: &str) -> Value {
+    let file =
+        |path: &str| json!({"resource_api_version": "V3", "path_config_source": {"path": path}});
+    let mut fields = base(options);
+    fields.insert(
+        "dynamic_resources".to_owned(),
+        json!({"lds_config": file(listeners), "cds_config": file(clusters)}),
+    );
+    fields.insert(
+        "static_resources".to_owned(),
+        json!({
+            "clusters": secrets::server(options).as_slice(),
+            "secrets": [secrets::system(options)],
+        }),
+    );
+    Value::Object(fields)
+}
+
+/// What rules decide.
+pub(super) struct Ruled {
+    pub(super) listeners: Vec<Value>,
+    pub(super) clusters: Vec<Value>,
+    pub(super) secrets: Vec<Value>,
+}
+
+/// Renders all that rules decide.
+pub(super) fn ruled(table: &PolicyTable, resources: &[Value], options: &Options) -> Ruled {
     let reached = variants::reached(table, options);
     let all = || reached.groups.iter().flatten();
     let tls = || all().filter_map(|cluster| cluster.tls.as_ref());
-    let statics = secrets::statics(tls(), options);
     let mut clusters: Vec<Value> = match reached.kind {
         Variants::Clusters => all()
             .map(|it| cluster::cluster(&[it], variants::name(it, table), table, options))
@@ -29,11 +64,28 @@ pub fn bootstrap(table: &PolicyTable, resources: &[Value], options: &Options) ->
             .map(|group| cluster::cluster(group, None, table, options))
             .collect(),
     };
-    clusters.extend(secrets::server(tls(), options));
+    if !options.reloads && secrets::any_served(tls()) {
+        clusters.extend(secrets::server(options));
+    }
     if table.outbound() == OutboundMode::AllowAny {
         clusters.push(cluster::passthrough(table, options));
     }
-    json!({
+    Ruled {
+        listeners: listener::listeners(table, resources, reached.kind, options),
+        clusters,
+        secrets: secrets::statics(tls(), options),
+    }
+}
+
+/// Renders what every bootstrap has.
+fn base(options: &Options) -> Map<String, Value> {
+    let admin = match &options.admin {
+        Admin::Pipe(path) => json!({"pipe": {"path": path, "mode": 0o600}}),
+        Admin::Tcp(address, port) => {
+            json!({"socket_address": {"address": address, "port_value": port}})
+        }
+    };
+    let base = json!({
         // Envoy takes secrets from files or servers only where it has a name.
         "node": {"id": "egress", "cluster": "egress", "metadata": {"LABELS": options.proxy.labels}},
         "admin": {"address": admin},
@@ -43,10 +95,9 @@ pub fn bootstrap(table: &PolicyTable, resources: &[Value], options: &Options) ->
             "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
             json!({"max_active_downstream_connections": 1_000_000}),
         )]},
-        "static_resources": {
-            "listeners": listener::listeners(table, resources, reached.kind, options),
-            "clusters": clusters,
-            "secrets": statics,
-        },
-    })
+    });
+    match base {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
 }

@@ -228,8 +228,16 @@ fn set_some<T: Into<Value>>(fields: &mut Map<String, Value>, name: &str, value: 
 pub(super) fn dns_cache(table: &PolicyTable, options: &Options) -> Value {
     // Room for every host twice, as a name may be called on two ports; wildcards take what is left.
     let hosts = (table.len() * 2 + 1024).min(200_000);
+    let (name, hosts) = match options.reloads {
+        // Envoy refuses another size under the same name; most changes of rules fit into the size that there is.
+        true => {
+            let hosts = hosts.next_power_of_two().max(4096);
+            (format!("egress_{hosts}"), hosts)
+        }
+        false => ("egress".to_owned(), hosts),
+    };
     let mut cache = Map::new();
-    set(&mut cache, "name", json!("egress"));
+    set(&mut cache, "name", json!(name));
     set(&mut cache, "dns_lookup_family", json!(DNS_FAMILY));
     set(&mut cache, "max_hosts", json!(hosts));
     set_some(&mut cache, "typed_dns_resolver_config", resolver(options));

@@ -49,11 +49,7 @@ fn is_the_systems(tls: &TlsIntent) -> bool {
 fn reference(name: String, options: &Options) -> Value {
     let source = match &options.secrets {
         Secrets::AtStart(_) => return json!({"name": name}),
-        Secrets::Served(_) => json!({"api_config_source": {
-            "api_type": "GRPC",
-            "transport_api_version": "V3",
-            "grpc_services": [{"envoy_grpc": {"cluster_name": SERVER}}],
-        }}),
+        Secrets::Served(_) => served(),
         Secrets::Watched(folder) => {
             json!({"path_config_source": {"path": format!("{folder}/{}.json", file_name(&name))}})
         }
@@ -65,6 +61,32 @@ fn reference(name: String, options: &Options) -> Value {
     json!({"name": name, "sds_config": config})
 }
 
+fn served() -> Value {
+    json!({"api_config_source": {
+        "api_type": "GRPC",
+        "transport_api_version": "V3",
+        "grpc_services": [{"envoy_grpc": {"cluster_name": SERVER}}],
+    }})
+}
+
+/// Renders the way in which anything is asked of the discovery server.
+pub(super) fn source() -> Value {
+    let mut source = served();
+    if let Some(fields) = source.as_object_mut() {
+        fields.insert("resource_api_version".to_owned(), json!("V3"));
+    }
+    source
+}
+
+/// Renders whom the system trusts.
+pub(super) fn system(options: &Options) -> Value {
+    let name = contract::trust_name(&Trust::System, None).map(|name| name.to_string());
+    json!({
+        "name": name,
+        "validation_context": {"trusted_ca": {"filename": options.trust_store}},
+    })
+}
+
 /// Renders the secrets that stand in the bootstrap.
 pub(super) fn statics<'t>(
     all: impl Iterator<Item = &'t TlsIntent>,
@@ -73,12 +95,7 @@ pub(super) fn statics<'t>(
     let mut secrets = BTreeMap::new();
     for tls in all {
         if let (true, Some(name)) = (is_the_systems(tls), contract::trust_secret(tls)) {
-            let name = name.to_string();
-            let context = json!({"trusted_ca": {"filename": options.trust_store}});
-            secrets.insert(
-                name.clone(),
-                json!({"name": name, "validation_context": context}),
-            );
+            secrets.insert(name.to_string(), system(options));
         }
     }
     if let Secrets::AtStart(files) = &options.secrets {
@@ -91,20 +108,18 @@ pub(super) fn statics<'t>(
     secrets.into_values().collect()
 }
 
-/// Renders the way to the discovery server, where there is something to discover.
-pub(super) fn server<'t>(
-    mut all: impl Iterator<Item = &'t TlsIntent>,
-    options: &Options,
-) -> Option<Value> {
+/// Says whether there is something to discover.
+pub(super) fn any_served<'t>(mut all: impl Iterator<Item = &'t TlsIntent>) -> bool {
+    all.any(|tls| {
+        tls.identity.is_some() || !(is_the_systems(tls) || tls.trust == Trust::InsecureSkipVerify)
+    })
+}
+
+/// Renders the way to the discovery server.
+pub(super) fn server(options: &Options) -> Option<Value> {
     let Secrets::Served(socket) = &options.secrets else {
         return None;
     };
-    let needed = all.any(|tls| {
-        tls.identity.is_some() || !(is_the_systems(tls) || tls.trust == Trust::InsecureSkipVerify)
-    });
-    if !needed {
-        return None;
-    }
     let kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
     let protocol = json!({kind: {
         "@type": format!("type.googleapis.com/{kind}"),

@@ -1,0 +1,505 @@
+//! Rules that change while Envoy runs.
+//!
+//! ```text
+//! files ──watch──► rules ──compile──► secrets, then clusters, then filter and listeners
+//! ```
+//!
+//! New clusters are there before anything names them: first Envoy is given those of both, the rules before and the
+//! new ones; when it has them, the filter and the listeners. The clusters that are not needed any more go when nothing
+//! can name them. Whatever Envoy refuses on the way, it is given back what it had.
+//!
+//! Requests that have begun keep the filter that they began with. Connections keep their listener's filter chain
+//! where a listener changes shape; see [`Dynamic`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use egress_policy::PortNumber;
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::discovery::{Offer, Offers, Verdicts};
+use super::secrets::Keeping;
+use super::watch::Watch;
+use super::{admin, check_ports};
+use crate::cli::args::Run;
+use crate::cli::settings::{self, Settled};
+use crate::cli::{print, tell};
+use crate::credentials::{Need, Store};
+use crate::fs::{self, Source};
+use crate::xds::{self, Admin, Dynamic, Options};
+
+/// How long connections may go on under a listener that was replaced or removed. Then Envoy closes them; until then it
+/// keeps what they need.
+pub(super) const DRAIN: Duration = Duration::from_secs(3600);
+
+/// How long clusters stay when only the filter has changed: a request that it has decided may wait for DNS.
+const LINGER: Duration = Duration::from_secs(30);
+
+/// How long Envoy may take to have new clusters ready. Those that look up names may wait for DNS servers; the rest of
+/// the rules then waits no longer.
+const CLUSTERS_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long Envoy may take with everything else.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// How often Envoy is asked whether it is through.
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long a file that cannot be read is waited for: it may be on its way.
+const ON_ITS_WAY: Duration = Duration::from_millis(200);
+
+const CLUSTER: &str = "envoy.config.cluster.v3.Cluster";
+const LISTENER: &str = "envoy.config.listener.v3.Listener";
+
+/// What Envoy has of the rules, and the ways to give it others.
+pub(super) struct Reloader {
+    folder: PathBuf,
+    admin: Admin,
+    plugins: watch::Sender<Offers>,
+    verdicts: watch::Receiver<Verdicts>,
+    /// Envoy's last word of what it refused.
+    refusals: watch::Receiver<String>,
+    keeping: Keeping,
+    needs: Vec<Need>,
+    store: Store,
+    services: BTreeSet<PortNumber>,
+    now: Dynamic,
+    /// The clusters that Envoy has, and until when those that are not needed any more.
+    clusters: BTreeMap<String, (Value, Option<Instant>)>,
+    /// Until when connections may use what was replaced.
+    draining: Option<Instant>,
+    version: u64,
+}
+
+/// What [`Reloader::new`] takes.
+pub(super) struct Ways {
+    /// The folder of this run.
+    pub(super) folder: PathBuf,
+    /// Where the filter's configuration is offered.
+    pub(super) plugins: watch::Sender<Offers>,
+    /// What Envoy says of it.
+    pub(super) verdicts: watch::Receiver<Verdicts>,
+    /// What Envoy's log says of other things that it refused.
+    pub(super) refusals: watch::Receiver<String>,
+    /// The keeper of the secrets.
+    pub(super) keeping: Keeping,
+}
+
+/// Returns the files from which Envoy reads listeners and clusters.
+pub(super) fn files(folder: &Path) -> (PathBuf, PathBuf) {
+    (folder.join("listeners.json"), folder.join("clusters.json"))
+}
+
+impl Reloader {
+    /// Writes and offers what Envoy is to start with.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub(super) fn new(ways: Ways, settled: &Settled) -> io::Result<Self> {
+        let mut reloader = Reloader {
+            folder: ways.folder,
+            admin: settled.options.admin.clone(),
+            plugins: ways.plugins,
+            verdicts: ways.verdicts,
+            refusals: ways.refusals,
+            keeping: ways.keeping,
+            needs: settled.needs(),
+            store: settled.store.clone(),
+            services: services(settled),
+            now: rendered(settled),
+            clusters: BTreeMap::new(),
+            draining: None,
+            version: 1,
+        };
+        let clusters = reloader.now.clusters.clone();
+        reloader.clusters = clusters
+            .into_iter()
+            .map(|(name, one)| (name, (one, None)))
+            .collect();
+        reloader.write_clusters()?;
+        reloader.write_listeners(&reloader.now)?;
+        reloader.offer(&reloader.now.plugins);
+        Ok(reloader)
+    }
+
+    /// Says whether Envoy has taken what it was to start with.
+    ///
+    /// # Errors
+    /// When it refused any of it.
+    pub(super) async fn has_started(&self) -> Result<bool, ()> {
+        {
+            let said = self.verdicts.borrow();
+            if said.values().any(|(_, taken)| taken.is_err()) {
+                return Err(());
+            }
+            if !self.now.plugins.keys().all(|name| said.contains_key(name)) {
+                return Ok(false);
+            }
+        }
+        let Some((clusters, listeners)) = self.taken().await else {
+            return Ok(false);
+        };
+        if clusters.refused + listeners.refused > 0 {
+            return Err(());
+        }
+        Ok(!clusters.version.is_empty() && !listeners.version.is_empty())
+    }
+
+    /// Applies rules whenever their files change, and at once when `forced`.
+    pub(super) async fn follow(
+        mut self,
+        args: Run,
+        envoy: String,
+        start: Vec<Source>,
+        mut forced: mpsc::Receiver<()>,
+    ) {
+        let mut watch = Watch::new("rules");
+        let args = Arc::new(args);
+        let mut tried: Result<Vec<Source>, String> = Ok(start);
+        let mut at_once = false;
+        loop {
+            // Between the reading and the watching a file may have changed; so the first look is at once.
+            let files = args.rules.input.files.iter().filter(|name| *name != "-");
+            watch.follow(files.flat_map(|name| fs::watched_sources(name)).collect());
+            let read = read(&args).await;
+            if at_once || read != tried {
+                match &read {
+                    Ok(sources) => self.try_out(&args, &envoy, sources.clone()).await,
+                    Err(error) => keeps(error),
+                }
+                tried = read;
+                at_once = false;
+            }
+            let expiry = self.clusters.values().filter_map(|(_, until)| *until).min();
+            tokio::select! {
+                () = watch.changed() => {}
+                Some(()) = forced.recv() => at_once = true,
+                () = async { match expiry {
+                    Some(expiry) => sleep_until(expiry).await,
+                    None => std::future::pending().await,
+                }} => self.drop_clusters().await,
+            }
+        }
+    }
+
+    /// Compiles what was read and applies it, or says what is wrong with it.
+    async fn try_out(&mut self, args: &Arc<Run>, envoy: &str, sources: Vec<Source>) {
+        let (args, envoy, folder) = (args.clone(), envoy.to_owned(), self.folder.clone());
+        let known = self.services.clone();
+        let compiled = tokio::task::spawn_blocking(move || {
+            let settling = settings::settling(&args.rules.input);
+            let mut settled =
+                settings::settle_read(&args.rules, Some(&envoy), &sources, settling).ok()?;
+            super::place(&mut settled.options, &folder, true);
+            match check_ports(&settled, &known) {
+                Ok(()) => Some(settled),
+                Err(error) => {
+                    tell(&format!("error: {error}"));
+                    None
+                }
+            }
+        });
+        let Ok(Some(settled)) = compiled.await else {
+            tell("the rules before them stay in use");
+            return;
+        };
+        match self.apply(&settled).await {
+            Ok(()) => {
+                let listening = services(&settled);
+                let added: Vec<_> = listening.difference(&self.services).copied().collect();
+                let removed: Vec<_> = self.services.difference(&listening).copied().collect();
+                self.services = listening;
+                let line = self.line(&settled, &added, &removed).await;
+                print(&line);
+            }
+            Err(why) => keeps(&format!("Envoy refused the new rules: {why}")),
+        }
+    }
+
+    async fn line(
+        &self,
+        settled: &Settled,
+        added: &[PortNumber],
+        removed: &[PortNumber],
+    ) -> String {
+        let mut line = String::from("reloaded");
+        if let Some(addresses) = admin::listening(&self.admin, &self.admin_file()).await {
+            for (service, address) in &addresses.listeners {
+                let _ = write!(line, " {service}={address}");
+            }
+        }
+        for (word, ports) in [("added", added), ("removed", removed)] {
+            if !ports.is_empty() {
+                let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+                let _ = write!(line, " {word}={}", ports.join(","));
+            }
+        }
+        let _ = writeln!(line, " digest={}", settled.rules.table.digest());
+        line
+    }
+
+    /// Gives Envoy other rules, or back what it had.
+    async fn apply(&mut self, settled: &Settled) -> Result<(), String> {
+        let next = rendered(settled);
+        let needs = settled.needs();
+        self.keeping
+            .keep(settled.store.clone(), needs.clone(), false)
+            .await;
+        let before = self.clusters.clone();
+        match self.give(&next).await {
+            Ok(()) => {
+                self.now = next;
+                self.needs = needs;
+                self.store = settled.store.clone();
+                Ok(())
+            }
+            Err(why) => {
+                // What it refuses now, it had; there is nothing to do about it.
+                self.version += 1;
+                self.offer(&self.now.plugins);
+                if next.listeners != self.now.listeners {
+                    let _ = self.write_listeners(&self.now);
+                    let _ = self.listeners_taken(0).await;
+                }
+                if self.clusters != before {
+                    self.clusters = before;
+                    self.version += 1;
+                    let _ = self.write_clusters();
+                }
+                self.keeping
+                    .keep(self.store.clone(), self.needs.clone(), false)
+                    .await;
+                Err(why)
+            }
+        }
+    }
+
+    async fn give(&mut self, next: &Dynamic) -> Result<(), String> {
+        let failed = |error: io::Error| format!("its files cannot be written: {error}");
+        let had = self.clusters.clone();
+        for (name, one) in &next.clusters {
+            self.clusters.insert(name.clone(), (one.clone(), None));
+        }
+        if !had
+            .iter()
+            .map(|(name, (one, _))| (name, one))
+            .eq(self.clusters.iter().map(|(name, (one, _))| (name, one)))
+        {
+            self.give_clusters().await?;
+        }
+        let listeners = next.listeners != self.now.listeners;
+        let refused = match listeners {
+            true => self
+                .taken()
+                .await
+                .map_or(0, |(_, listeners)| listeners.refused),
+            false => 0,
+        };
+        self.version += 1;
+        let versions = self.offer(&next.plugins);
+        if listeners {
+            self.write_listeners(next).map_err(failed)?;
+            self.listeners_taken(refused).await?;
+        }
+        self.plugins_taken(&versions).await?;
+        let now = Instant::now();
+        if listeners {
+            self.draining = Some(now + DRAIN);
+        }
+        let until = self
+            .draining
+            .map_or(now + LINGER, |until| until.max(now + LINGER));
+        for (name, (_, expiry)) in &mut self.clusters {
+            if !next.clusters.contains_key(name) {
+                expiry.get_or_insert(until);
+            }
+        }
+        Ok(())
+    }
+
+    async fn give_clusters(&mut self) -> Result<(), String> {
+        let refused = self
+            .taken()
+            .await
+            .map_or(0, |(clusters, _)| clusters.refused);
+        self.version += 1;
+        self.write_clusters()
+            .map_err(|error| format!("its files cannot be written: {error}"))?;
+        let version = self.version.to_string();
+        let mut refusals = self.refusals.clone();
+        refusals.mark_unchanged();
+        let deadline = Instant::now() + CLUSTERS_LIMIT;
+        loop {
+            if let Some((clusters, _)) = self.taken().await {
+                if clusters.refused > refused {
+                    return Err(reason(refusals).await);
+                }
+                if clusters.version == version
+                    && (clusters.warming == 0 || Instant::now() > deadline)
+                {
+                    return Ok(());
+                }
+            }
+            if Instant::now() > deadline + CLUSTERS_LIMIT {
+                return Err("it does not take the clusters".to_owned());
+            }
+            sleep(INTERVAL).await;
+        }
+    }
+
+    async fn listeners_taken(&self, refused: u64) -> Result<(), String> {
+        let version = self.version.to_string();
+        let mut refusals = self.refusals.clone();
+        refusals.mark_unchanged();
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Some((_, listeners)) = self.taken().await {
+                if listeners.refused > refused {
+                    return Err(reason(refusals).await);
+                }
+                if listeners.version == version && listeners.warming == 0 {
+                    return Ok(());
+                }
+            }
+            if Instant::now() > deadline {
+                return Err("it does not take the listeners".to_owned());
+            }
+            sleep(INTERVAL).await;
+        }
+    }
+
+    /// Waits until the filter has said yes to these versions, or no to one of them.
+    async fn plugins_taken(&self, versions: &BTreeMap<String, u64>) -> Result<(), String> {
+        let mut verdicts = self.verdicts.clone();
+        let said = verdicts.wait_for(|said| {
+            let of = |(name, version): (&String, &u64)| {
+                said.get(name).filter(|(said, _)| said == version)
+            };
+            versions.iter().all(|one| of(one).is_some())
+                || versions
+                    .iter()
+                    .filter_map(of)
+                    .any(|(_, taken)| taken.is_err())
+        });
+        let Ok(Ok(said)) = timeout(LIMIT, said).await else {
+            return Err("the filter does not answer".to_owned());
+        };
+        for (name, version) in versions {
+            if let Some((said, Err(why))) = said.get(name)
+                && said == version
+            {
+                return Err(format!("the filter refused its configuration: {why}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away the clusters whose time is over, and the secrets that only they needed.
+    async fn drop_clusters(&mut self) {
+        let now = Instant::now();
+        self.clusters
+            .retain(|_, (_, until)| until.is_none_or(|until| until > now));
+        self.version += 1;
+        if let Err(error) = self.write_clusters() {
+            tell(&format!(
+                "warning: clusters that are not needed stay: {error}"
+            ));
+        }
+        if self.clusters.values().all(|(_, until)| until.is_none()) {
+            self.keeping
+                .keep(self.store.clone(), self.needs.clone(), true)
+                .await;
+        }
+    }
+
+    /// Offers these plugins; returns the version that each has.
+    fn offer(&self, next: &BTreeMap<String, Value>) -> BTreeMap<String, u64> {
+        let offers: BTreeMap<String, Offer> = next
+            .iter()
+            .map(|(name, config)| (name.clone(), Offer::plugin(name, config, self.version)))
+            .collect();
+        let before = self.plugins.borrow().clone();
+        let mut versions = BTreeMap::new();
+        let offers = offers
+            .into_iter()
+            .map(|(name, offer)| {
+                let same = before.get(&name).filter(|before| before.says_as(&offer));
+                let offer = same.cloned().unwrap_or(offer);
+                versions.insert(name.clone(), offer.version());
+                (name, offer)
+            })
+            .collect();
+        self.plugins.send_replace(Arc::new(offers));
+        versions
+    }
+
+    fn write_clusters(&self) -> io::Result<()> {
+        let (_, path) = files(&self.folder);
+        let clusters = self.clusters.iter();
+        let clusters = clusters.map(|(name, (one, _))| (name.clone(), one.clone()));
+        let text = xds::discovered(CLUSTER, &clusters.collect(), self.version).to_string();
+        fs::replace_private(&path, text.as_bytes())
+    }
+
+    fn write_listeners(&self, from: &Dynamic) -> io::Result<()> {
+        let (path, _) = files(&self.folder);
+        let text = xds::discovered(LISTENER, &from.listeners, self.version).to_string();
+        fs::replace_private(&path, text.as_bytes())
+    }
+
+    async fn taken(&self) -> Option<(admin::Taken, admin::Taken)> {
+        admin::taken(&self.admin, &self.admin_file()).await
+    }
+
+    fn admin_file(&self) -> PathBuf {
+        self.folder.join(fs::ADMIN_ADDRESS)
+    }
+}
+
+/// Says that rules were not applied, and why.
+fn keeps(why: &str) {
+    tell(&format!("error: {why}\nthe rules before them stay in use"));
+}
+
+/// Reads the rules; what cannot be read is tried once more.
+async fn read(args: &Arc<Run>) -> Result<Vec<Source>, String> {
+    let once = || {
+        let args = args.clone();
+        async move {
+            let read =
+                move || settings::sources(&args.rules.input).map_err(|error| error.to_string());
+            tokio::task::spawn_blocking(read)
+                .await
+                .unwrap_or_else(|error| Err(error.to_string()))
+        }
+    };
+    match once().await {
+        Ok(sources) => Ok(sources),
+        Err(_) => {
+            sleep(ON_ITS_WAY).await;
+            once().await
+        }
+    }
+}
+
+/// Returns what Envoy's log says that it refused; it comes about when the counter goes up.
+async fn reason(mut refusals: watch::Receiver<String>) -> String {
+    let _ = timeout(Duration::from_secs(1), refusals.changed()).await;
+    refusals.borrow_and_update().clone()
+}
+
+fn rendered(settled: &Settled) -> Dynamic {
+    let options: &Options = &settled.options;
+    xds::dynamic(&settled.rules.table, &settled.rules.resources(), options)
+}
+
+fn services(settled: &Settled) -> BTreeSet<PortNumber> {
+    let ports = xds::service_ports(&settled.rules.table);
+    ports.into_iter().map(|(port, _)| port).collect()
+}

@@ -1,0 +1,742 @@
+//! Rules that change while Envoy runs: applied live, without a failed request, and only when they are right.
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    net::SocketAddr,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::{Request, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+use egress_integration::{
+    egressctl::{Builder, Egressctl, Running},
+    pki::Leaf,
+    probe,
+    stand_in::{Clients, Listener, StandIn, StandInConfig},
+};
+
+use common::{
+    HOST, LogLine, SIMPLE, SOON, Trusted, assert_originated, by_credential, entry, entry_with,
+    eventually, only, originated, route, rule,
+};
+
+/// A file of rules that are put in place as careful editors do it.
+struct Rules(PathBuf);
+
+impl Rules {
+    fn new(trusted: &Trusted, text: &str) -> Result<Self> {
+        Ok(Self(trusted.file("watched.yaml", text)?))
+    }
+
+    fn write(&self, text: &str) -> Result<()> {
+        let new = self.0.with_extension("new");
+        fs::write(&new, text)?;
+        Ok(fs::rename(new, &self.0)?)
+    }
+}
+
+fn watching(trusted: &Trusted, rules: &Path) -> Builder {
+    Egressctl::builder()
+        .rules(rules)
+        .env("SSL_CERT_FILE", trusted.bundle())
+        .port(80, 0)
+        .port(443, 0)
+        .port(8080, 0)
+}
+
+fn reloads(proxy: &Running) -> Vec<String> {
+    let mut lines = proxy.stdout();
+    lines.retain(|line| line.starts_with("reloaded"));
+    lines
+}
+
+/// Waits until rules have been applied this many times; returns the last line.
+async fn reloaded(proxy: &Running, times: usize) -> Result<String> {
+    let done = eventually("rules are applied", async || {
+        Ok(reloads(proxy).len() >= times)
+    });
+    done.await.with_context(|| proxy.stderr().join("\n"))?;
+    let lines = reloads(proxy);
+    ensure!(lines.len() == times, "{lines:#?}");
+    lines.into_iter().next_back().context("no line")
+}
+
+/// The address of a service port in a line.
+fn address(line: &str, port: u16) -> Result<SocketAddr> {
+    let prefix = format!("{port}=");
+    let mut words = line.split(' ');
+    let word = words.find_map(|word| word.strip_prefix(&prefix));
+    Ok(word.with_context(|| line.to_owned())?.parse()?)
+}
+
+async fn stat(proxy: &Running, name: &str) -> Result<u64> {
+    let answer = proxy
+        .admin_get(&format!("/stats?format=json&filter=^{name}$"))
+        .await?;
+    let body: Value = serde_json::from_str(&answer.body)?;
+    let value = body.pointer("/stats/0/value").and_then(Value::as_u64);
+    value.with_context(|| format!("no {name}: {}", answer.body))
+}
+
+/// The page's rules of the second step and of the first, which are the same but for the DestinationRule and the port
+/// that goes with it.
+#[tokio::test]
+async fn without_the_destination_rule_the_page_is_back_at_its_first_step_live() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST]).await?;
+    let page = fs::read_to_string(common::scenario("cnn-origination.yaml"))?;
+    let first = fs::read_to_string(common::scenario("cnn-access.yaml"))?;
+    let rules = Rules::new(&trusted, &page)?;
+    let proxy = watching(&trusted, &rules.0)
+        .connect_to(&route(HOST, 80, site.plain_addr()))
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .start()
+        .await?;
+    let http = proxy.listener(80)?;
+    for round in 0..3 {
+        let answer = probe::get(http, HOST, "/politics").await?;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        assert_originated(&only(&site)?, HOST, HOST);
+
+        rules.write(&first)?;
+        let line = reloaded(&proxy, 2 * round + 1).await?;
+        assert_eq!(address(&line, 80)?, http, "{line}");
+        assert_eq!(address(&line, 443)?, proxy.listener(443)?, "{line}");
+        let answer = probe::get(http, HOST, "/politics").await?;
+        assert_eq!(answer.status, 301, "{}", answer.body);
+        assert_eq!(only(&site)?.listener, Listener::Plain);
+
+        rules.write(&page)?;
+        reloaded(&proxy, 2 * round + 2).await?;
+    }
+    assert!(proxy.stop().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn files_come_and_go_in_a_folder_and_are_written_in_place() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST]).await?;
+    let folder = trusted.path("rules");
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("entry.yaml"), entry(HOST, 443))?;
+    let proxy = watching(&trusted, &folder)
+        .connect_to(&route(HOST, 443, site.plain_addr()))
+        .start()
+        .await?;
+    let http = proxy.listener(80)?;
+    // Nobody asks for TLS yet.
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 301);
+    fs::write(folder.join("rule.yaml"), rule(HOST, SIMPLE))?;
+    reloaded(&proxy, 1).await?;
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 503);
+    fs::write(
+        folder.join("rule.yaml"),
+        rule(HOST, "{tls: {mode: DISABLE}}"),
+    )?;
+    reloaded(&proxy, 2).await?;
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 301);
+    fs::write(folder.join("rule.yaml"), rule(HOST, SIMPLE))?;
+    reloaded(&proxy, 3).await?;
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 503);
+    fs::remove_file(folder.join("rule.yaml"))?;
+    reloaded(&proxy, 4).await?;
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 301);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_mistake_is_told_with_its_line_and_the_rules_before_it_stay() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST, "money.cnn.com"]).await?;
+    let port = site.tls_addr().port();
+    let rules = Rules::new(&trusted, &originated(HOST, port))?;
+    let dns = common::dns().await?;
+    let proxy = watching(&trusted, &rules.0)
+        .arg("--resolver")
+        .arg(dns.addr().to_string())
+        .start()
+        .await?;
+    let http = proxy.listener(80)?;
+
+    let wrong =
+        originated(HOST, port) + &originated("money.cnn.com", port).replace("SIMPLE", "SIMPEL");
+    rules.write(&wrong)?;
+    let line = wrong.lines().position(|line| line.contains("SIMPEL"));
+    let place = format!(
+        "--> {}:{}:",
+        rules.0.display(),
+        line.context("no line")? + 1
+    );
+    proxy
+        .wait_for_stderr(|line| line.contains(&place), SOON)
+        .await?;
+    proxy
+        .wait_for_stderr(|line| line == "the rules before them stay in use", SOON)
+        .await?;
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 200);
+    assert_eq!(probe::get(http, "money.cnn.com", "/").await?.status, 502);
+    assert_eq!(reloads(&proxy), [""; 0]);
+
+    fs::remove_file(&rules.0)?;
+    proxy
+        .wait_for_stderr(|line| line.contains("cannot read `"), SOON)
+        .await?;
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 200);
+
+    rules.write(&(originated(HOST, port) + &originated("money.cnn.com", port)))?;
+    reloaded(&proxy, 1).await?;
+    assert_eq!(probe::get(http, "money.cnn.com", "/").await?.status, 200);
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_comes_and_goes_and_one_in_use_is_refused() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST]).await?;
+    let spec = |ports: &[u16]| {
+        let ports: Vec<String> = ports
+            .iter()
+            .map(|port| {
+                format!("{{number: {port}, name: http-{port}, protocol: HTTP, targetPort: 443}}")
+            })
+            .collect();
+        let spec = format!("resolution: DNS, ports: [{}]", ports.join(", "));
+        entry_with(HOST, &spec) + &rule(HOST, SIMPLE)
+    };
+    let rules = Rules::new(&trusted, &spec(&[80]))?;
+    let taken = TcpListener::bind("127.0.0.1:0").await?;
+    let proxy = watching(&trusted, &rules.0)
+        .port(9090, taken.local_addr()?.port())
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .start()
+        .await?;
+    let http = proxy.listener(80)?;
+
+    rules.write(&spec(&[80, 8080]))?;
+    let line = reloaded(&proxy, 1).await?;
+    ensure!(line.contains(" added=8080 digest="), "{line}");
+    let new = address(&line, 8080)?;
+    assert_eq!(
+        probe::get(new, &format!("{HOST}:8080"), "/").await?.status,
+        200
+    );
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 200);
+
+    rules.write(&spec(&[80, 8080, 9090]))?;
+    proxy
+        .wait_for_stderr(
+            |line| line.contains("for service port 9090: something else listens there"),
+            SOON,
+        )
+        .await?;
+    assert_eq!(
+        probe::get(new, &format!("{HOST}:8080"), "/").await?.status,
+        200
+    );
+
+    rules.write(&spec(&[80]))?;
+    let line = reloaded(&proxy, 2).await?;
+    ensure!(line.contains(" removed=8080 digest="), "{line}");
+    eventually("nobody listens", async || {
+        Ok(TcpStream::connect(new).await.is_err())
+    })
+    .await?;
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 200);
+
+    rules.write(&spec(&[80, 8080]))?;
+    let new = address(&reloaded(&proxy, 3).await?, 8080)?;
+    assert_eq!(
+        probe::get(new, &format!("{HOST}:8080"), "/").await?.status,
+        200
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn once_means_once() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST]).await?;
+    let rules = Rules::new(&trusted, &originated(HOST, 443))?;
+    let proxy = watching(&trusted, &rules.0)
+        .arg("--once")
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .start()
+        .await?;
+    let watched = watching(&trusted, &rules.0)
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .start()
+        .await?;
+    rules.write(&originated("money.cnn.com", 443))?;
+    // The other one shows that there was time enough.
+    reloaded(&watched, 1).await?;
+    assert_eq!(
+        probe::get(watched.listener(80)?, HOST, "/").await?.status,
+        502
+    );
+    assert_eq!(
+        probe::get(proxy.listener(80)?, HOST, "/").await?.status,
+        200
+    );
+    assert_eq!(reloads(&proxy), [""; 0]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_hangup_signal_applies_at_once_and_even_what_is_the_same() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let rules = Rules::new(&trusted, &originated(HOST, 443))?;
+    let proxy = watching(&trusted, &rules.0).start().await?;
+    proxy.signal(Signal::SIGHUP)?;
+    let line = reloaded(&proxy, 1).await?;
+    assert_eq!(address(&line, 80)?, proxy.listener(80)?);
+    assert!(proxy.stop().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_mounted_config_map_is_followed() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST, "money.cnn.com"]).await?;
+    let folder = trusted.path("mounted");
+    let version = |name: &str, text: &str| -> Result<()> {
+        let inner = folder.join(name);
+        fs::create_dir_all(&inner)?;
+        fs::write(inner.join("rules.yaml"), text)?;
+        symlink(name, folder.join("..new"))?;
+        Ok(fs::rename(folder.join("..new"), folder.join("..data"))?)
+    };
+    version("..1", &originated(HOST, 443))?;
+    symlink("..data/rules.yaml", folder.join("rules.yaml"))?;
+    for files in [folder.clone(), folder.join("rules.yaml")] {
+        let proxy = watching(&trusted, &files)
+            .connect_to(&route(HOST, 443, site.tls_addr()))
+            .connect_to(&route("money.cnn.com", 443, site.tls_addr()))
+            .start()
+            .await?;
+        let http = proxy.listener(80)?;
+        version("..2", &originated("money.cnn.com", 443))?;
+        fs::remove_dir_all(folder.join("..1"))?;
+        reloaded(&proxy, 1).await?;
+        assert_eq!(probe::get(http, "money.cnn.com", "/").await?.status, 200);
+        assert_eq!(probe::get(http, HOST, "/").await?.status, 502);
+        version("..1", &originated(HOST, 443))?;
+        reloaded(&proxy, 2).await?;
+        assert_eq!(probe::get(http, HOST, "/").await?.status, 200);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_secret_among_the_rules_changes_with_them() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let certificate = trusted.ca.issue(&Leaf::for_names([HOST]))?;
+    let roots = vec![trusted.ca.certificate().clone()];
+    let site = StandInConfig::new(certificate).clients(Clients::Required(roots));
+    let site = StandIn::start(site).await?;
+    let secret = |name: &str| -> Result<String> {
+        let client = trusted.ca.issue(&Leaf::client(name))?;
+        let text =
+            |text: &str| -> String { text.lines().map(|line| format!("    {line}\n")).collect() };
+        Ok(format!(
+            "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: mine}}\nstringData:\n  tls.crt: |\n{}  tls.key: |\n{}  ca.crt: |\n{}",
+            text(client.chain_pem()),
+            text(client.key_pem()),
+            text(&trusted.ca.pem())
+        ))
+    };
+    // Nothing needs a secret at first.
+    let rules = Rules::new(&trusted, &originated(HOST, 443))?;
+    let proxy = watching(&trusted, &rules.0)
+        .arg("--label")
+        .arg("app=sleep")
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .start()
+        .await?;
+    let http = proxy.listener(80)?;
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 503);
+    for (times, name) in [(1, "first"), (2, "second")] {
+        rules.write(&(by_credential(HOST, 443, "mine") + &secret(name)?))?;
+        reloaded(&proxy, times).await?;
+        eventually("the certificate is shown", async || {
+            let answer = probe::get(http, HOST, "/").await?;
+            ensure!(answer.status == 200, "{}", answer.body);
+            let client = site.take_seen().pop().and_then(|seen| seen.client);
+            Ok(client.is_some_and(|client| client.common_name == name))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// A server that takes its time: a piece of the body each quarter of a second.
+async fn slow(pieces: usize) -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let _read = stream.read(&mut request).await;
+                let _sent = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+                    .await;
+                for _ in 0..pieces {
+                    let _sent = stream.write_all(b"5\r\npiece\r\n").await;
+                    tokio::time::sleep(Duration::from_millis(250)).await;
+                }
+                let _sent = stream.write_all(b"0\r\n\r\n").await;
+            });
+        }
+    });
+    Ok(address)
+}
+
+#[tokio::test]
+async fn what_began_under_the_old_rules_ends_under_them() -> Result<()> {
+    const PIECES: usize = 16;
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST]).await?;
+    let server = slow(PIECES).await?;
+    let plain = entry_with(
+        HOST,
+        "resolution: DNS, ports: [{number: 80, name: http-port, protocol: HTTP}]",
+    );
+    let before =
+        plain + &rule(HOST, "{tls: {mode: DISABLE}}").replace("name: edition", "name: old");
+    let after = originated(HOST, 443);
+    // Once only the filter changes, once the listener too: with hosts of both kinds its shape stays.
+    for more in [String::new(), originated("steady.example", 443)] {
+        let rules = Rules::new(&trusted, &(before.clone() + &more))?;
+        let proxy = watching(&trusted, &rules.0)
+            .connect_to(&route(HOST, 80, server))
+            .connect_to(&route(HOST, 443, site.tls_addr()))
+            .start()
+            .await?;
+        let http = proxy.listener(80)?;
+        let request = tokio::spawn(async move { probe::get(http, HOST, "/slow").await });
+        // It is on its way when Envoy counts it.
+        eventually("the request is at the server", async || {
+            Ok(stat(&proxy, "http.outbound_80.downstream_rq_active").await? == 1)
+        })
+        .await?;
+        rules.write(&(after.clone() + &more))?;
+        reloaded(&proxy, 1).await?;
+        let answer = probe::get(http, HOST, "/new").await?;
+        assert_eq!(
+            (answer.status, request.is_finished()),
+            (200, false),
+            "{}",
+            answer.body
+        );
+        let answer = request.await??;
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.body, "piece".repeat(PIECES));
+        let log = common::log_of(&proxy, "/slow").await?;
+        assert_eq!(log.egress("rule"), "default/old-cnn-com");
+        assert_eq!(log.egress("action"), "forward");
+        let log = common::log_of(&proxy, "/new").await?;
+        assert_eq!(log.egress("rule"), "default/edition-cnn-com");
+        assert_eq!(log.egress("action"), "originate");
+    }
+    Ok(())
+}
+
+const STEADY: &str = "steady.example.com";
+
+/// What the clients under load have come to.
+#[derive(Default)]
+struct Load {
+    over: AtomicBool,
+    sent: AtomicU64,
+    failed: std::sync::Mutex<Vec<String>>,
+}
+
+impl Load {
+    fn fail(&self, what: String) {
+        self.failed.lock().unwrap().push(what);
+    }
+
+    /// What may be answered: the rules of one host say TLS always, those of the other sometimes.
+    fn judge(&self, host: &str, status: u16, body: &[u8]) {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        if !(status == 200 || status == 301 && host == HOST) {
+            let body = String::from_utf8_lossy(body);
+            self.fail(format!("{host}: {status} {body}"));
+        }
+    }
+
+    /// One connection after another, each used until it is said to be closed.
+    async fn keep_alive(&self, http: SocketAddr) -> Result<()> {
+        while !self.over.load(Ordering::Relaxed) {
+            let stream = TcpStream::connect(http).await?;
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            let mut driver = JoinSet::new();
+            driver.spawn(connection);
+            for host in [HOST, STEADY].into_iter().cycle() {
+                if self.over.load(Ordering::Relaxed) {
+                    break;
+                }
+                let request = Request::get("/load").header("host", host);
+                let answer = sender
+                    .send_request(request.body(Empty::<Bytes>::new())?)
+                    .await?;
+                let status = answer.status().as_u16();
+                let closes = answer
+                    .headers()
+                    .get("connection")
+                    .is_some_and(|word| word == "close");
+                let body = answer.into_body().collect().await?.to_bytes();
+                self.judge(host, status, &body);
+                if closes {
+                    break;
+                }
+                sender.ready().await?;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn anew(&self, http: SocketAddr) -> Result<()> {
+        for host in [HOST, STEADY].into_iter().cycle() {
+            if self.over.load(Ordering::Relaxed) {
+                break;
+            }
+            let answer = probe::get(http, host, "/load").await?;
+            self.judge(host, answer.status, answer.body.as_bytes());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+}
+
+/// Rules of a version: their names tell it, and it changes hosts, clusters and ports.
+fn version(number: usize) -> String {
+    let named = |text: String| {
+        text.replace(
+            "metadata: {name: ",
+            &format!("metadata: {{name: v{number}-"),
+        )
+    };
+    let plain = "{number: 80, name: http-port, protocol: HTTP}";
+    let tls = "{number: 80, name: http-port, protocol: HTTP, targetPort: 443}";
+    let other = match number % 4 {
+        3 => ", {number: 8080, name: http-more, protocol: HTTP, targetPort: 443}",
+        _ => "",
+    };
+    // Without the rule, with the shared cluster, with one of its own that is another each time.
+    let toggled = match number % 3 {
+        0 => entry_with(HOST, &format!("resolution: DNS, ports: [{plain}]")),
+        1 => entry_with(HOST, &format!("resolution: DNS, ports: [{tls}]")) + &rule(HOST, SIMPLE),
+        _ => {
+            let policy = format!(
+                "{{tls: {{mode: SIMPLE}}, connectionPool: {{tcp: {{maxConnections: {}}}}}}}",
+                number + 100
+            );
+            entry_with(HOST, &format!("resolution: DNS, ports: [{tls}]")) + &rule(HOST, &policy)
+        }
+    };
+    let policy = match number % 2 {
+        0 => SIMPLE.to_owned(),
+        _ => format!(
+            "{{tls: {{mode: SIMPLE, sni: {STEADY}}}, connectionPool: {{tcp: {{maxConnections: {}}}}}}}",
+            number + 200
+        ),
+    };
+    let steady = entry_with(STEADY, &format!("resolution: DNS, ports: [{tls}{other}]"))
+        + &rule(STEADY, &policy);
+    let more: String = (0..number % 5)
+        .map(|at| originated(&format!("more-{at}.example.com"), 443))
+        .collect();
+    // The application's own TLS on the same port makes another listener of it.
+    let own = match number % 7 {
+        3 | 4 => entry_with(
+            "own.example.com",
+            "resolution: DNS, ports: [{number: 80, name: tls-port, protocol: TLS}]",
+        ),
+        _ => String::new(),
+    };
+    named(toggled + &steady + &more + &own)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_fails_while_rules_change_under_load() -> Result<()> {
+    const RELOADS: usize = 24;
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST, STEADY]).await?;
+    let rules = Rules::new(&trusted, &version(1))?;
+    let proxy = watching(&trusted, &rules.0)
+        .arg("--concurrency")
+        .arg("2")
+        .connect_to(&route(HOST, 80, site.plain_addr()))
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .connect_to(&route(STEADY, 443, site.tls_addr()))
+        .start()
+        .await?;
+    let http = proxy.listener(80)?;
+    let load = Arc::new(Load::default());
+    let mut clients = JoinSet::new();
+    for client in 0..16 {
+        let load = load.clone();
+        clients.spawn(async move {
+            let ended = match client % 2 {
+                0 => load.keep_alive(http).await,
+                _ => load.anew(http).await,
+            };
+            if let Err(error) = ended {
+                load.fail(format!("client {client}: {error:#}"));
+            }
+        });
+    }
+    let mut slowest = Duration::ZERO;
+    for number in 2..RELOADS + 2 {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let start = Instant::now();
+        rules.write(&version(number))?;
+        reloaded(&proxy, number - 1).await?;
+        slowest = slowest.max(start.elapsed());
+        site.take_seen();
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    load.over.store(true, Ordering::Relaxed);
+    clients.join_all().await;
+
+    let failed = load.failed.lock().unwrap().clone();
+    let sent = load.sent.load(Ordering::Relaxed);
+    println!(
+        "{sent} requests, {} failed, {RELOADS} reloads, the slowest took {slowest:?}",
+        failed.len()
+    );
+    ensure!(
+        failed.is_empty(),
+        "{failed:#?}\n{}",
+        proxy.stderr().join("\n")
+    );
+
+    // What was served by which version: the log names the rule or the entry, whose names tell.
+    let served = async || -> Result<BTreeMap<usize, u64>> {
+        let mut counts = BTreeMap::new();
+        for line in proxy.access_log()? {
+            let line = LogLine::parse(&line)?;
+            let name = line
+                .egress("service_entry")
+                .strip_prefix("default/v")
+                .context("no version")?;
+            let number: usize = name.split('-').next().unwrap_or_default().parse()?;
+            *counts.entry(number).or_default() += 1;
+        }
+        Ok(counts)
+    };
+    eventually("all is logged", async || {
+        Ok(served().await?.values().sum::<u64>() == sent)
+    })
+    .await?;
+    let counts = served().await?;
+    for (number, count) in &counts {
+        println!("version {number}: {count} requests");
+    }
+    assert_eq!(
+        counts.keys().copied().collect::<BTreeSet<_>>(),
+        (1..RELOADS + 2).collect()
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn fifty_reloads_leave_nothing_behind() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST]).await?;
+    let hosts: String = (0..200)
+        .map(|at| originated(&format!("h{at}.example.com"), 443))
+        .collect();
+    // Only the filter changes, as when hosts come and go.
+    let text = |number: usize| {
+        originated(HOST, 443) + &hosts + &originated(&format!("n{number}.example.com"), 443)
+    };
+    let rules = Rules::new(&trusted, &text(0))?;
+    let proxy = watching(&trusted, &rules.0)
+        .arg("--concurrency")
+        .arg("1")
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .start()
+        .await?;
+    let http = proxy.listener(80)?;
+    let mut seen = Vec::new();
+    for number in 1..=50 {
+        rules.write(&text(number))?;
+        reloaded(&proxy, number).await?;
+        assert_eq!(probe::get(http, HOST, "/").await?.status, 200);
+        if number % 10 == 0 {
+            let vms = stat(&proxy, "wasm.envoy.wasm.runtime.v8.active").await?;
+            let memory = stat(&proxy, "server.memory_allocated").await?;
+            println!("after {number}: {vms} VMs, {} kB", memory / 1024);
+            seen.push((vms, memory));
+        }
+    }
+    let [first, .., last] = seen[..] else {
+        panic!("{seen:?}")
+    };
+    assert_eq!(first.0, last.0, "{seen:?}");
+    ensure!(last.1 < first.1 + (16 << 20), "{seen:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_host_of_a_thousand_is_changed_quickly() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST]).await?;
+    // Each has a cluster of its own, the dearest kind.
+    let hosts: String = (0..1000)
+        .map(|at| {
+            let host = format!("h{at}.example.com");
+            entry(&host, 443)
+                + &rule(
+                    &host,
+                    &format!("{{tls: {{mode: SIMPLE, sni: s{at}.example.com}}}}"),
+                )
+        })
+        .collect();
+    let rules = Rules::new(&trusted, &hosts)?;
+    let proxy = watching(&trusted, &rules.0)
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .start()
+        .await?;
+    let http = proxy.listener(80)?;
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 502);
+    let start = Instant::now();
+    rules.write(
+        &hosts
+            .replace("h500.example.com", HOST)
+            .replace("s500.example.com", HOST),
+    )?;
+    eventually("the host is reached", async || {
+        Ok(probe::get(http, HOST, "/").await?.status == 200)
+    })
+    .await?;
+    println!("one host of a thousand: {:?}", start.elapsed());
+    let before = probe::get(http, "h500.example.com", "/").await?;
+    assert_eq!(before.status, 502);
+    Ok(())
+}
