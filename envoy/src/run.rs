@@ -1,9 +1,9 @@
 //! Start Envoy with what was rendered, say when it is ready, and stop it again.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
-use std::net::TcpListener;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Stdio;
@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use egress_policy::PortNumber;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::TcpSocket;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -115,15 +116,22 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         if let Err(error) = discovery::serve(&folder.path().join(DISCOVERY_SOCKET), served) {
             return fail(&format!("cannot serve secrets to Envoy: {error}"));
         }
+        let mut chosen = BTreeMap::new();
+        let mut reserved = Vec::new();
         let reloading = if args.once {
             None
         } else {
+            reserved = match reserve(&mut settled, &mut chosen) {
+                Ok(reserved) => reserved,
+                Err(error) => return fail(&format!("cannot choose a port: {error}")),
+            };
             let ways = reload::Ways {
                 folder: folder.path().to_owned(),
                 plugins,
                 verdicts: said,
                 refusals,
                 keeping,
+                ports: chosen,
             };
             match Reloader::new(ways, &settled) {
                 Ok(reloader) => Some(Reloading {
@@ -136,6 +144,7 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
             }
         };
         supervise(
+            reserved,
             &envoy,
             &file,
             &settled.options,
@@ -161,6 +170,43 @@ fn place(options: &mut Options, folder: &Path, reloads: bool) {
     let socket = folder.join(DISCOVERY_SOCKET);
     options.secrets = xds::Secrets::Served(socket.display().to_string());
     options.reloads = reloads;
+}
+
+/// Chooses the ports that the kernel is to choose, and holds them until Envoy listens there as well.
+///
+/// Envoy would choose too, but it takes two listeners whose port is open for one at the same address: a new one gets
+/// the socket of one that was replaced. A port stays the service's for as long as we run.
+fn reserve(
+    settled: &mut Settled,
+    chosen: &mut BTreeMap<PortNumber, u16>,
+) -> io::Result<Vec<TcpSocket>> {
+    let options = &mut settled.options;
+    let address: IpAddr = options.listen.parse().map_err(io::Error::other)?;
+    let mut reserved = Vec::new();
+    for (service, _) in xds::service_ports(&settled.rules.table) {
+        if options.listening_port(service) != 0 {
+            continue;
+        }
+        let port = match chosen.get(&service) {
+            Some(port) => *port,
+            None => {
+                let socket = match address {
+                    IpAddr::V4(_) => TcpSocket::new_v4()?,
+                    IpAddr::V6(_) => TcpSocket::new_v6()?,
+                };
+                // As Envoy's own are, so that both may have the port. Nobody connects to this one.
+                socket.set_reuseport(true)?;
+                socket.bind(SocketAddr::new(address, 0))?;
+                let port = socket.local_addr()?.port();
+                reserved.push(socket);
+                chosen.insert(service, port);
+                port
+            }
+        };
+        options.ports.retain(|(mapped, _)| *mapped != service);
+        options.ports.push((service, port));
+    }
+    Ok(reserved)
 }
 
 /// What watching the rules takes.
@@ -238,6 +284,7 @@ fn check_ports(settled: &Settled, known: &BTreeSet<PortNumber>) -> Result<(), St
 
 /// Runs Envoy until it ends or we are told to.
 async fn supervise(
+    reserved: Vec<TcpSocket>,
     envoy: &Path,
     bootstrap: &Path,
     options: &Options,
@@ -290,6 +337,7 @@ async fn supervise(
             return fail(&message);
         }
     }
+    drop(reserved);
     let (forced, at_once) = mpsc::channel(1);
     if let Some(all) = reloading {
         tokio::spawn(

@@ -9,7 +9,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -275,6 +275,153 @@ async fn a_port_comes_and_goes_and_one_in_use_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_envoy_refuses_is_told_and_the_rules_before_it_stay() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST]).await?;
+    let good = originated(HOST, 443);
+    let rules = Rules::new(&trusted, &good)?;
+    let proxy = watching(&trusted, &rules.0)
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .start()
+        .await?;
+    let http = proxy.listener(80)?;
+    // Longer than the kernel lets the path of a socket be, which only Envoy looks at.
+    let path = format!("unix:///{}", "long".repeat(40));
+    let spec = format!(
+        "resolution: STATIC, endpoints: [{{address: \"{path}\"}}], \
+         ports: [{{number: 80, name: http, protocol: HTTP}}]"
+    );
+    rules.write(&(good.clone() + &entry_with("long.example", &spec)))?;
+    proxy
+        .wait_for_stderr(
+            |line| {
+                line.starts_with("error: Envoy refused the new rules: ")
+                    && line.contains("exceeds maximum")
+            },
+            SOON,
+        )
+        .await?;
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 200);
+    assert_eq!(probe::get(http, "long.example", "/").await?.status, 502);
+    assert_eq!(reloads(&proxy), [""; 0]);
+
+    rules.write(&(good + &originated("money.cnn.com", 443)))?;
+    reloaded(&proxy, 1).await?;
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 200);
+    assert_eq!(probe::get(http, "money.cnn.com", "/").await?.status, 503);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_connection_stays_open_while_hosts_come_and_is_closed_politely_by_a_new_shape()
+-> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST]).await?;
+    let rules = Rules::new(&trusted, &originated(HOST, 443))?;
+    let proxy = watching(&trusted, &rules.0)
+        .connect_to(&route(HOST, 80, site.plain_addr()))
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .start()
+        .await?;
+    let stream = TcpStream::connect(proxy.listener(80)?).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    let mut ask = async |host: &str| -> Result<(u16, bool)> {
+        let request = Request::get("/").header("host", host);
+        sender.ready().await?;
+        let answer = sender
+            .send_request(request.body(Empty::<Bytes>::new())?)
+            .await?;
+        let closes = answer
+            .headers()
+            .get("connection")
+            .is_some_and(|word| word == "close");
+        let status = answer.status().as_u16();
+        answer.into_body().collect().await?;
+        Ok((status, closes))
+    };
+    assert_eq!(ask(HOST).await?, (200, false));
+    assert_eq!(ask("money.cnn.com").await?, (502, false));
+    rules.write(&(originated(HOST, 443) + &originated("money.cnn.com", 443)))?;
+    reloaded(&proxy, 1).await?;
+    // The same connection, and the new rules: nobody answers for the host, but it may be called.
+    assert_eq!(ask(HOST).await?, (200, false));
+    assert_eq!(ask("money.cnn.com").await?, (503, false));
+    // No TLS at all asks for another default route, and so for another listener.
+    rules.write(&entry(HOST, 80))?;
+    reloaded(&proxy, 2).await?;
+    assert_eq!(ask(HOST).await?, (200, true));
+    let answer = probe::get(proxy.listener(80)?, HOST, "/").await?;
+    assert_eq!(answer.status, 301);
+    Ok(())
+}
+
+#[tokio::test]
+async fn tls_that_is_passed_through_goes_on_under_the_rules_it_began_with() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let tls = |hosts: &[&str]| -> String {
+        let spec = "resolution: DNS, ports: [{number: 443, name: tls, protocol: TLS}]";
+        hosts.iter().map(|host| entry_with(host, spec)).collect()
+    };
+    let rules = Rules::new(&trusted, &tls(&[HOST]))?;
+    let proxy = watching(&trusted, &rules.0)
+        .connect_to(&route(HOST, 443, listener.local_addr()?))
+        .start()
+        .await?;
+    let https = proxy.listener(443)?;
+    let mut client = TcpStream::connect(https).await?;
+    client.write_all(&client_hello(HOST)).await?;
+    let (mut server, _) = listener.accept().await?;
+    let mut seen = vec![0; client_hello(HOST).len()];
+    server.read_exact(&mut seen).await?;
+
+    // Another chain for the host's TLS, then none.
+    for (times, hosts) in [(1, &[HOST, "money.cnn.com"][..]), (2, &["money.cnn.com"])] {
+        rules.write(&tls(hosts))?;
+        reloaded(&proxy, times).await?;
+        for _ in 0..3 {
+            client.write_all(b"ping").await?;
+            let mut ping = [0; 4];
+            server.read_exact(&mut ping).await?;
+            server.write_all(&ping).await?;
+            client.read_exact(&mut ping).await?;
+            assert_eq!(&ping, b"ping");
+        }
+    }
+    let mut late = TcpStream::connect(https).await?;
+    late.write_all(&client_hello(HOST)).await?;
+    let read = tokio::time::timeout(SOON, late.read(&mut [0; 1])).await?;
+    ensure!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    Ok(())
+}
+
+/// What a client says first that wants TLS with this server.
+fn client_hello(name: &str) -> Vec<u8> {
+    let two = |length: usize| u16::try_from(length).unwrap_or_default().to_be_bytes();
+    let mut sni = Vec::from(two(name.len() + 3));
+    sni.push(0);
+    sni.extend(two(name.len()));
+    sni.extend(name.as_bytes());
+    let mut extensions = vec![0, 0];
+    extensions.extend(two(sni.len()));
+    extensions.extend(sni);
+    let mut hello = vec![3, 3];
+    hello.extend([7; 32]);
+    // No session, one cipher suite, no compression.
+    hello.extend([0, 0, 2, 0xc0, 0x2f, 1, 0]);
+    hello.extend(two(extensions.len()));
+    hello.extend(extensions);
+    let mut record = vec![22, 3, 1];
+    record.extend(two(hello.len() + 4));
+    record.extend([1, 0]);
+    record.extend(two(hello.len()));
+    record.extend(hello);
+    record
+}
+
+#[tokio::test]
 async fn once_means_once() -> Result<()> {
     let trusted = Trusted::new()?;
     let site = trusted.site([HOST]).await?;
@@ -475,7 +622,8 @@ struct Load {
 
 impl Load {
     fn fail(&self, what: String) {
-        self.failed.lock().unwrap().push(what);
+        let failed = self.failed.lock();
+        failed.unwrap_or_else(PoisonError::into_inner).push(what);
     }
 
     /// What may be answered: the rules of one host say TLS always, those of the other sometimes.

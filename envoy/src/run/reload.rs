@@ -69,6 +69,7 @@ pub(super) struct Reloader {
     needs: Vec<Need>,
     store: Store,
     services: BTreeSet<PortNumber>,
+    ports: BTreeMap<PortNumber, u16>,
     now: Dynamic,
     /// The clusters that Envoy has, and until when those that are not needed any more.
     clusters: BTreeMap<String, (Value, Option<Instant>)>,
@@ -89,6 +90,8 @@ pub(super) struct Ways {
     pub(super) refusals: watch::Receiver<String>,
     /// The keeper of the secrets.
     pub(super) keeping: Keeping,
+    /// The ports that were chosen for services whose port was left open.
+    pub(super) ports: BTreeMap<PortNumber, u16>,
 }
 
 /// Returns the files from which Envoy reads listeners and clusters.
@@ -112,6 +115,7 @@ impl Reloader {
             needs: settled.needs(),
             store: settled.store.clone(),
             services: services(settled),
+            ports: ways.ports,
             now: rendered(settled),
             clusters: BTreeMap::new(),
             draining: None,
@@ -205,9 +209,13 @@ impl Reloader {
                 }
             }
         });
-        let Ok(Some(settled)) = compiled.await else {
+        let Ok(Some(mut settled)) = compiled.await else {
             tell("the rules before them stay in use");
             return;
+        };
+        let _reserved = match super::reserve(&mut settled, &mut self.ports) {
+            Ok(reserved) => reserved,
+            Err(error) => return keeps(&format!("cannot choose a port: {error}")),
         };
         match self.apply(&settled).await {
             Ok(()) => {
