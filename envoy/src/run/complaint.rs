@@ -24,12 +24,15 @@ pub(super) fn reason<'l>(lines: impl Iterator<Item = &'l str>, status: &str) -> 
         .collect();
     let line = with("[critical]")
         .or_else(|| with("[error]"))
-        .or_else(|| with(REFUSED))
+        // Listeners are refused when their clusters were: the first one is the reason.
+        .or_else(|| lines.iter().find(|line| line.contains(REFUSED)))
         .or_else(|| lines.last());
     let Some(line) = line else {
         return format!("Envoy did not start and said nothing ({status})");
     };
-    let mut text = body(line);
+    let mut text = line
+        .split_once(REFUSED)
+        .map_or(body(line), |(_, reason)| reason);
     // `…: {"static_resources":` begins a dump of the bootstrap.
     for dump in [
         ": {\"",

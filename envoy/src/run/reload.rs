@@ -137,22 +137,20 @@ impl Reloader {
     /// # Errors
     /// When it refused any of it.
     pub(super) async fn has_started(&self) -> Result<bool, ()> {
-        {
+        let (told, refused) = {
             let said = self.verdicts.borrow();
-            if said.values().any(|(_, taken)| taken.is_err()) {
-                return Err(());
-            }
-            if !self.now.plugins.keys().all(|name| said.contains_key(name)) {
-                return Ok(false);
-            }
-        }
+            (
+                self.now.plugins.keys().all(|name| said.contains_key(name)),
+                said.values().any(|(_, taken)| taken.is_err()),
+            )
+        };
         let Some((clusters, listeners)) = self.taken().await else {
             return Ok(false);
         };
-        if clusters.refused + listeners.refused > 0 {
+        if refused || clusters.refused + listeners.refused > 0 {
             return Err(());
         }
-        Ok(!clusters.version.is_empty() && !listeners.version.is_empty())
+        Ok(told && !clusters.version.is_empty() && !listeners.version.is_empty())
     }
 
     /// Applies rules whenever their files change, and at once when `forced`.
