@@ -22,6 +22,7 @@ help: ## This list
 	@echo
 	@echo 'ENVOY=/path/to/envoy          instead of the pinned one'
 	@echo 'NGINX=/path/to/nginx          instead of the one that is found or unpacked'
+	@echo 'REDIS_SERVER=/path/to/it      likewise, with redis-cli beside it'
 	@echo 'WASM_TOOLCHAIN=rustup|debian  instead of the one that is found'
 
 .PHONY: build
@@ -80,6 +81,10 @@ wasm: host ## Only the wasm module
 envoy: ## Only the pinned Envoy, under .tools/
 	@binary=$$(.setup/envoy.sh) && echo "==> envoy: $$binary"
 
+.PHONY: redis
+redis: ## Only the redis that tests talk to
+	@binary=$$(.setup/redis.sh) && echo "==> redis: $$binary"
+
 .PHONY: nginx
 nginx: ## Only the nginx that demos and tests talk to, and openssl
 	@binary=$$(.setup/nginx.sh) && echo "==> nginx: $$binary"
@@ -87,7 +92,7 @@ nginx: ## Only the nginx that demos and tests talk to, and openssl
 # --- what test consists of ---
 
 .PHONY: test-native
-test-native: build nginx # in one go: chosen apart, the crates would get other features and compile twice
+test-native: build nginx redis # in one go: chosen apart, the crates would get other features and compile twice
 	@echo '==> test: this machine, and a real Envoy'
 	@CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast
 
@@ -100,7 +105,7 @@ test-wasm: host
 	  $(wasm-cargo) test -p egress-policy --tests --no-fail-fast
 
 .PHONY: integration
-integration: build nginx ## Only the tests on a real Envoy
+integration: build nginx redis ## Only the tests on a real Envoy
 	@CARGO_TERM_QUIET=false cargo test -p egress-integration --no-fail-fast
 
 # --- what check consists of ---

@@ -128,10 +128,10 @@ fn decide<'t: 'q, 'q>(
     };
     let spoken = match name {
         None => Spoken::Bytes,
-        Some(Ok(name)) => Spoken::Tls {
+        Some(Ok(name)) if name.port.is_none() => Spoken::Tls {
             server_name: Some(&name.host),
         },
-        Some(Err(_)) => return refused(Reason::InvalidHost),
+        Some(_) => return refused(Reason::InvalidHost),
     };
     config.table.decide_connection(&Connection {
         port,

@@ -1,0 +1,207 @@
+//! Which effects the facts of a connection have.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that meets what it did not expect should stop"
+)]
+
+use egress_filter::{
+    ConnectionEnd, ConnectionFacts, Effect, Effects, Failure, FilterKind, Loaded, Scratch,
+    connection_failed, load, plan_connection_failure, plan_tcp, wanted,
+};
+use egress_policy::PortNumber;
+use serde_json::{Value, json};
+
+/// A cache by TLS, two services of one port by address, one by SNI.
+fn loaded(listener: &Value) -> Loaded {
+    let kind = |kind: &str, name: &str, spec: Value| json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+    let entry = |name: &str, port: u16, protocol: &str, more: Value| {
+        let mut spec = json!({"hosts": [format!("{name}.example")], "resolution": "DNS",
+            "ports": [{"number": port, "name": "p", "protocol": protocol}]});
+        let fields = spec.as_object_mut().unwrap();
+        fields.extend(more.as_object().unwrap().clone());
+        kind("ServiceEntry", name, spec)
+    };
+    let mut config = json!({
+        "filter": "NETWORK",
+        "resources": [
+            entry("cache", 6379, "REDIS", json!({})),
+            kind("DestinationRule", "cache", json!({"host": "cache.example", "trafficPolicy": {"tls": {"mode": "SIMPLE", "sni": "sni.example"}}})),
+            entry("one", 27017, "MONGO", json!({"addresses": ["192.0.2.1"]})),
+            entry("other", 27017, "MONGO", json!({"addresses": ["192.0.2.2"]})),
+            entry("fixed", 5000, "TCP", json!({"resolution": "STATIC", "endpoints": [{"address": "198.51.100.1"}]})),
+            entry("web", 443, "TLS", json!({})),
+        ],
+        "connectTo": [{"host": "web.example", "port": 443, "address": "127.0.0.1", "addressPort": 8443}],
+    });
+    let fields = config.as_object_mut().unwrap();
+    fields.extend(listener.as_object().unwrap().clone());
+    load(config.to_string().as_bytes()).unwrap()
+}
+
+fn at(port: u16) -> Loaded {
+    loaded(&json!({"listener": {"port": port}}))
+}
+
+const NOTHING: ConnectionFacts<'static> = ConnectionFacts {
+    port: None,
+    address: None,
+    server_name: None,
+};
+
+fn to(address: &str, port: u16) -> ConnectionFacts<'static> {
+    ConnectionFacts {
+        port: PortNumber::new(port),
+        address: Some(address.parse().unwrap()),
+        server_name: None,
+    }
+}
+
+fn shown(effects: &Effects<'_>) -> Vec<String> {
+    let word = |effect| match effect {
+        Effect::FilterState(key, value) => format!("{} = {value}", key.rsplit('.').next().unwrap()),
+        Effect::Metadata(bytes) => std::str::from_utf8(bytes).unwrap().to_owned(),
+        other => format!("{other:?}"),
+    };
+    effects.iter().map(word).collect()
+}
+
+fn planned(config: &Loaded, facts: &ConnectionFacts<'_>) -> Vec<String> {
+    shown(&plan_tcp(config, facts, &mut Scratch::default()))
+}
+
+#[test]
+fn an_originated_connection_gets_metadata_and_then_a_cluster() {
+    assert_eq!(
+        planned(&at(6379), &NOTHING),
+        [
+            "action=originate reason=- rule=default/cache service_entry=default/cache cluster=outbound|6379||cache.example \
+             transport_socket=envoy.transport_sockets.tls tls_mode=SIMPLE sni=sni.example verify=sni.example secrets=- \
+             target=cache.example:6379 authority=-",
+            "cluster = outbound|6379||cache.example",
+        ]
+    );
+}
+
+#[test]
+fn a_listener_of_one_service_asks_for_nothing() {
+    let asked = |config: &Loaded| {
+        let wanted = wanted(config);
+        (wanted.destination, wanted.server_name)
+    };
+    assert_eq!(asked(&at(6379)), (false, false));
+    assert_eq!(asked(&at(27017)), (true, false));
+    assert_eq!(asked(&loaded(&json!({}))), (true, true));
+    assert_eq!(at(6379).filter, FilterKind::Network);
+}
+
+#[test]
+fn services_of_one_port_are_told_apart_by_address() {
+    let config = at(27017);
+    for (address, last) in [
+        ("192.0.2.1", "cluster = outbound|27017||one.example"),
+        ("192.0.2.2", "cluster = outbound|27017||other.example"),
+        ("192.0.2.3", "Close"),
+        ("2001:db8::1", "Close"),
+    ] {
+        // The port is the listener's, whatever it is bound to.
+        assert_eq!(
+            planned(&config, &to(address, 40_000)).last().unwrap(),
+            last,
+            "{address}"
+        );
+    }
+}
+
+#[test]
+fn what_is_led_nowhere_is_closed_and_the_log_says_why() {
+    let open = loaded(&json!({"outboundTrafficPolicy": {"mode": "ALLOW_ANY"}}));
+    let server_name = |name| ConnectionFacts {
+        server_name: Some(name),
+        ..to("192.0.2.9", 443)
+    };
+    for (config, facts, reason) in [
+        (&at(1), NOTHING, "unknown_port"),
+        (&at(27017), to("192.0.2.3", 1), "unknown_host"),
+        (&open, NOTHING, "unknown_port"),
+        (&open, to("192.0.2.9", 1), "unknown_port"),
+        (&open, server_name("no.example"), "unknown_host"),
+        (&open, server_name("no host"), "invalid_host"),
+        (&open, server_name("web.example:1"), "invalid_host"),
+    ] {
+        let words = planned(config, &facts);
+        let [metadata, close] = &words[..] else {
+            unreachable!("{words:?}")
+        };
+        assert!(
+            metadata.starts_with(&format!("action=reject reason={reason} ")),
+            "{metadata}"
+        );
+        assert_eq!(close, "Close");
+    }
+}
+
+#[test]
+fn a_shared_cluster_is_told_where_to_go() {
+    let facts = ConnectionFacts {
+        server_name: Some("WEB.example"),
+        ..to("192.0.2.9", 443)
+    };
+    let config = loaded(&json!({}));
+    let words = planned(&config, &facts);
+    assert_eq!(
+        words[..2],
+        ["dynamic_host = 127.0.0.1", "dynamic_port = 8443"]
+    );
+    assert!(
+        words[2].starts_with("action=passthrough reason=- "),
+        "{words:?}"
+    );
+    assert!(
+        words[2].ends_with(" target=web.example:443 authority=WEB.example"),
+        "{words:?}"
+    );
+    assert_eq!(words[3..], ["cluster = shared|DISABLE||bytes"]);
+}
+
+#[test]
+fn a_failed_connection_is_counted_and_its_reason_logged() {
+    const UF: u64 = 0x20;
+    let failed = |port, flags, transport| {
+        connection_failed(&at(port), &NOTHING, &ConnectionEnd { flags, transport })
+    };
+    let san = "TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:verify cert failed: SAN matcher, certificate SANs are [a]:TLS_error_end";
+    for (port, flags, transport, expected) in [
+        (6379, 0, "", None),
+        (6379, 0x40, "", None),
+        (6379, 0x80 | UF, "", None),
+        (6379, UF, "", Some(Failure::Timeout)),
+        (
+            6379,
+            UF | 0x1000,
+            "delayed connect error: Connection refused",
+            Some(Failure::Refused),
+        ),
+        (6379, UF, san, Some(Failure::NameMismatch)),
+        (6379, UF, "something new", Some(Failure::Reset)),
+        (6379, 0x2, "", Some(Failure::Dns)),
+        (6379, 0x800_0000, "", Some(Failure::Dns)),
+        // It needs no name looked up, so nothing is known of why it has no healthy host.
+        (5000, 0x2, "", None),
+    ] {
+        assert_eq!(
+            failed(port, flags, transport),
+            expected,
+            "{flags:x} {transport}"
+        );
+    }
+
+    let config = at(6379);
+    let mut scratch = Scratch::default();
+    let effects = plan_connection_failure(&config, &NOTHING, Failure::Refused, &mut scratch);
+    let words = shown(&effects);
+    assert_eq!(words[0], "Count(Refused)");
+    assert!(
+        words[1].starts_with("action=originate reason=refused rule=default/cache "),
+        "{words:?}"
+    );
+}
