@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::mpsc::{self, UnboundedReceiver},
     time::timeout,
 };
 
@@ -285,18 +286,22 @@ async fn two_services_of_one_port_have_a_loopback_address_each() -> Result<()> {
     Ok(())
 }
 
-/// A server without TLS of its own that tells the first bytes it heard.
-async fn recorder() -> Result<(SocketAddr, tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>)> {
+/// A server without TLS of its own that tells the first record it heard, and hangs up.
+async fn recorder() -> Result<(SocketAddr, UnboundedReceiver<Vec<u8>>)> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let addr = listener.local_addr()?;
-    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, receiver) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let sender = sender.clone();
             tokio::spawn(async move {
-                let mut all = Vec::new();
-                stream.read_to_end(&mut all).await.ok();
-                sender.send(all).ok();
+                let mut record = vec![0; 5];
+                stream.read_exact(&mut record).await?;
+                let len = usize::from(u16::from_be_bytes([record[3], record[4]]));
+                record.resize(5 + len, 0);
+                stream.read_exact(record.split_at_mut(5).1).await?;
+                sender.send(record)?;
+                anyhow::Ok(())
             });
         }
     });
@@ -321,8 +326,13 @@ fn client_hello(name: Option<&str>) -> Result<Vec<u8>> {
 ///
 /// Source: RFC 8446, 4.1.2, for the lengths; RFC 8701 and RFC 9849 for the two numbers.
 fn greased(hello: &[u8]) -> Result<Vec<u8>> {
-    let mut more = vec![0x0a, 0x0a, 0, 0, 0xfe, 0x0d, 0, 200];
-    more.extend((0..200).map(|byte| byte as u8));
+    // An outer one with a key and a content of noise, as browsers send where they know no key of the server's.
+    let mut ech = vec![0, 0, 1, 0, 1, 42, 0, 32];
+    ech.extend([7; 32]);
+    ech.extend([0, 144]);
+    ech.extend([9; 144]);
+    let mut more = vec![0x0a, 0x0a, 0, 0, 0xfe, 0x0d, 0, u8::try_from(ech.len())?];
+    more.extend(ech);
     let number = |at: usize, len: usize| {
         let bytes = hello.get(at..at + len).context("cut short")?;
         anyhow::Ok(
@@ -378,8 +388,8 @@ async fn tls_is_passed_through_by_its_name_beside_bytes_on_the_same_port() -> Re
                     // One packet each: without the pause the kernel may join them.
                     tokio::task::yield_now().await;
                 }
-                stream.shutdown().await?;
-                let heard = timeout(SOON, heard.recv()).await?;
+                let heard = timeout(SOON, heard.recv()).await;
+                let heard = heard.with_context(|| format!("{name}, {step}"))?;
                 ensure!(heard.as_ref() == Some(&hello), "{name}, {step}: {heard:?}");
             }
         }
