@@ -295,10 +295,12 @@ async fn recorder() -> Result<(SocketAddr, UnboundedReceiver<Vec<u8>>)> {
         while let Ok((mut stream, _)) = listener.accept().await {
             let sender = sender.clone();
             tokio::spawn(async move {
-                let mut record = vec![0; 5];
+                // Content type and version; then the length of the rest.
+                let mut record = vec![0; 3];
                 stream.read_exact(&mut record).await?;
-                let len = usize::from(u16::from_be_bytes([record[3], record[4]]));
-                record.resize(5 + len, 0);
+                let len = stream.read_u16().await?;
+                record.extend(len.to_be_bytes());
+                record.resize(5 + usize::from(len), 0);
                 stream.read_exact(record.split_at_mut(5).1).await?;
                 sender.send(record)?;
                 anyhow::Ok(())
@@ -589,6 +591,90 @@ async fn without_the_filters_word_a_connection_is_closed() -> Result<()> {
     let mut stream = connect(envoy.listener("outbound_6379")?).await?;
     stream.write_all(b"hello").await?;
     assert_eq!(timeout(CLOSED, rest(&mut stream)).await??, b"");
+    assert_eq!(server.heard(), []);
+    Ok(())
+}
+
+/// Two services of one port that are told apart by the address that is dialled.
+fn by_address(one: &str, other: &str) -> String {
+    let service = |host: &str, address: &str| {
+        let spec = format!(
+            "resolution: DNS, addresses: [\"{address}\"], ports: [{{number: 7001, name: p, protocol: TCP, targetPort: 7002}}]"
+        );
+        entry_with(host, &spec) + &rule(host, SIMPLE)
+    };
+    service("one.example", one) + &service("other.example", other)
+}
+
+#[tokio::test]
+async fn services_with_addresses_are_told_apart_by_what_was_dialled() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let one = server(&trusted, "one.example", TlsServerConfig::default()).await?;
+    let other = server(&trusted, "other.example", TlsServerConfig::default()).await?;
+    let proxy = trusted
+        .egressctl(&by_address("127.9.9.1", "127.9.9.2"))
+        .arg("--listen")
+        .arg("0.0.0.0")
+        .port(7001, 0)
+        .connect_to(&route("one.example", 7002, one.addr()))
+        .connect_to(&route("other.example", 7002, other.addr()))
+        .start()
+        .await?;
+    let port = proxy.listener(7001)?.port();
+    for (ip, server, name) in [
+        ("127.9.9.1", &one, "one.example"),
+        ("127.9.9.2", &other, "other.example"),
+    ] {
+        let mut stream = connect(SocketAddr::new(ip.parse()?, port)).await?;
+        stream.write_all(b"hello").await?;
+        assert_eq!(exactly(&mut stream, 5).await?, b"hello");
+        let heard = server.heard();
+        assert_eq!(heard.len(), 1, "{heard:?}");
+        assert_eq!(heard[0].sni.as_deref(), Some(name));
+    }
+    let mut stream = connect(SocketAddr::new("127.9.9.3".parse()?, port)).await?;
+    assert_eq!(rest(&mut stream).await?, b"");
+    let log = logged(&proxy, "action=reject").await?;
+    assert_eq!(
+        log.istio("downstream_local_address"),
+        format!("127.9.9.3:{port}")
+    );
+    assert_eq!((one.heard().len(), other.heard().len()), (1, 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_filter_itself_closes_what_it_does_not_know() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let server = server(&trusted, "one.example", TlsServerConfig::default()).await?;
+    let to = route("one.example", 7002, server.addr());
+    let args = ["--port", "7001=0", "--connect-to", &to];
+    let rules = by_address("192.0.2.1", "192.0.2.2");
+    let mut bootstrap = common::rendered(&trusted, &rules, &args).await?;
+    let chains = bootstrap
+        .pointer_mut("/static_resources/listeners/0/filter_chains")
+        .and_then(Value::as_array_mut)
+        .context("no chains")?;
+    // As if Envoy led here what it should not.
+    chains.truncate(1);
+    chains[0]["filter_chain_match"] = serde_json::json!({});
+    let binary = egress_integration::envoy::binary()?;
+    let envoy = egress_integration::envoy::EnvoyProcess::start(
+        &binary,
+        &bootstrap.to_string(),
+        ["--file-flush-interval-msec", "100"],
+    )
+    .await?;
+    let mut stream = connect(envoy.listener("outbound_7001")?).await?;
+    stream.write_all(b"hello").await?;
+    assert_eq!(timeout(CLOSED, rest(&mut stream)).await??, b"");
+    eventually("the refusal is logged", async || {
+        let log = envoy.stdout();
+        Ok(log
+            .iter()
+            .any(|line| line.contains("action=reject reason=unknown_host rule=-")))
+    })
+    .await?;
     assert_eq!(server.heard(), []);
     Ok(())
 }

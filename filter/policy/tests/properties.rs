@@ -8,8 +8,8 @@
 )]
 
 use egress_policy::{
-    Action, Arrival, Authority, Decision, HostPattern, OutboundMode, Parser, PolicySource,
-    PolicyTable, PortNumber, Problems, Proxy, Query, Settling, Trust,
+    Action, Arrival, Authority, Connection, Decision, HostPattern, OutboundMode, Parser,
+    PolicySource, PolicyTable, PortNumber, Problems, Proxy, Query, Settling, Spoken, Trust,
 };
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -400,6 +400,11 @@ proptest! {
             prop_assert_eq!(decision.rule, service.rule);
             prop_assert_eq!(decision.service_entry, service.service_entry);
             prop_assert_eq!(decision.target.unwrap().port, service.target);
+            // Whoever dials the address of a TCP service is led as one who names its host.
+            if let (Some(vip), None) = (service.vip, service.subset) {
+                let connection = Connection { port: service.port, address: Some(vip.into()), spoken: Spoken::Bytes };
+                prop_assert_eq!(told(&table.decide_connection(&connection)), told(&decision));
+            }
         }
         let mut names = std::collections::BTreeSet::new();
         for cluster in table.clusters() {
