@@ -3,16 +3,22 @@
 mod common;
 
 use anyhow::{Result, ensure};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use egress_integration::{
     dns::{DnsServer, Zone},
     envoy::{self, EnvoyProcess},
+    pki::Leaf,
     probe,
     stand_in::StandIn,
+    tls_server::{TlsServer, TlsServerConfig},
 };
 
 use common::{
-    HOST, SIMPLE, Trusted, assert_originated, dns, entry_with, originated, rendered, rule,
+    HOST, SIMPLE, Trusted, assert_originated, dns, entry_with, originated, rendered, route, rule,
 };
 
 /// What issue 2 allows a typical request.
@@ -175,5 +181,64 @@ async fn many_hosts_take_no_more_calls() -> Result<()> {
     let host = format!("{HOST}:{port}");
     let calls = calls_of_answered(&trusted, &site, &rules, &host, &host).await?;
     assert_eq!(calls, [READ, METADATA]);
+    Ok(())
+}
+
+/// What the filter called for the last connection that is not HTTP, by the callback it was called in.
+fn calls_of_a_connection(log: &[String]) -> Vec<(String, String)> {
+    let mut calls = Vec::new();
+    let mut running = "";
+    for line in log {
+        if let Some((_, callback)) = line.split_once("[host->vm] proxy_on_") {
+            running = callback.split_once('(').map_or(callback, |(name, _)| name);
+            if running == "new_connection" {
+                calls.clear();
+            }
+        } else if let Some((_, call)) = line.split_once("[vm->host] env.") {
+            let call = call.split_once('(').map_or(call, |(name, _)| name);
+            calls.push((running.to_owned(), call.to_owned()));
+        }
+    }
+    calls
+}
+
+#[tokio::test]
+async fn a_connection_that_is_not_http_takes_three_calls() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let certificate = trusted.ca.issue(&Leaf::for_names([HOST]))?;
+    let server = TlsServer::start(&certificate, TlsServerConfig::default()).await?;
+    let spec = "resolution: DNS, ports: [{number: 7001, name: p, protocol: TCP}]";
+    let rules = entry_with(HOST, spec) + &rule(HOST, SIMPLE);
+    let to = route(HOST, 7001, server.addr());
+    let args = ["--port", "7001=0", "--connect-to", &to];
+    let bootstrap = rendered(&trusted, &rules, &args).await?;
+    let trace = ["--component-log-level", "wasm:trace", "--concurrency", "1"];
+    let envoy = EnvoyProcess::start(&envoy::binary()?, &bootstrap.to_string(), trace).await?;
+    let mut stream = TcpStream::connect(envoy.listener("outbound_7001")?).await?;
+    stream.write_all(b"hello").await?;
+    stream.read_exact(&mut [0; 5]).await?;
+    stream.shutdown().await?;
+    stream.read_to_end(&mut Vec::new()).await?;
+    common::eventually("the connection is done", async || {
+        Ok(envoy
+            .stdout()
+            .iter()
+            .any(|line| line.contains("action=originate")))
+    })
+    .await?;
+    let log = envoy.stop_for_log().await?;
+    let calls = calls_of_a_connection(&log);
+    let calls: Vec<(&str, &str)> = calls
+        .iter()
+        .map(|(on, call)| (&on[..], &call[..]))
+        .collect();
+    assert_eq!(
+        calls,
+        [
+            ("new_connection", METADATA),
+            ("new_connection", FOREIGN),
+            ("downstream_connection_close", PROPERTY),
+        ]
+    );
     Ok(())
 }

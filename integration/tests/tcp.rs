@@ -678,3 +678,38 @@ async fn the_filter_itself_closes_what_it_does_not_know() -> Result<()> {
     assert_eq!(server.heard(), []);
     Ok(())
 }
+
+#[tokio::test]
+async fn one_configuration_serves_workloads_whose_rules_differ() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let names = ["sleep.example", "others.example"];
+    let certificate = trusted.ca.issue(&Leaf::for_names(names))?;
+    let server = TlsServer::start(&certificate, TlsServerConfig::default()).await?;
+    let policy = |sni: &str| format!("{{tls: {{mode: SIMPLE, sni: {sni}}}}}");
+    let selected = rule(CACHE, &policy(names[0]))
+        .replace("name: cache-example", "name: selected")
+        .replace(
+            "trafficPolicy",
+            "workloadSelector: {matchLabels: {app: sleep}}, trafficPolicy",
+        );
+    ensure!(selected.contains("workloadSelector"));
+    let rules = tcp(CACHE, 6379, "REDIS") + &selected + &rule(CACHE, &policy(names[1]));
+    for (at, label) in ["app=sleep", "app=other"].into_iter().enumerate() {
+        let proxy = trusted
+            .egressctl(&rules)
+            .arg("--labels-from-node")
+            .arg("--label")
+            .arg(label)
+            .port(6379, 0)
+            .connect_to(&route(CACHE, 6380, server.addr()))
+            .start()
+            .await?;
+        let mut stream = connect(proxy.listener(6379)?).await?;
+        stream.write_all(b"hello").await?;
+        assert_eq!(exactly(&mut stream, 5).await?, b"hello");
+        let heard = server.heard();
+        assert_eq!(heard.len(), at + 1, "{heard:?}");
+        assert_eq!(heard[at].sni.as_deref(), Some(names[at]), "{label}");
+    }
+    Ok(())
+}
