@@ -23,6 +23,7 @@ help: ## This list
 	@echo 'ENVOY=/path/to/envoy          instead of the pinned one'
 	@echo 'NGINX=/path/to/nginx          instead of the one that is found or unpacked'
 	@echo 'REDIS_SERVER=/path/to/it      likewise, with redis-cli beside it'
+	@echo 'TINYPROXY=/path/to/tinyproxy  instead of the one that is found or unpacked'
 	@echo 'WASM_TOOLCHAIN=rustup|debian  instead of the one that is found'
 
 .PHONY: build
@@ -89,10 +90,14 @@ redis: ## Only the redis that tests talk to
 nginx: ## Only the nginx that demos and tests talk to, and openssl
 	@binary=$$(.setup/nginx.sh) && echo "==> nginx: $$binary"
 
+.PHONY: tinyproxy
+tinyproxy: ## Only the tinyproxy that tests go through
+	@binary=$$(.setup/tinyproxy.sh) && echo "==> tinyproxy: $$binary"
+
 # --- what test consists of ---
 
 .PHONY: test-native
-test-native: build nginx redis # in one go: chosen apart, the crates would get other features and compile twice
+test-native: build nginx redis tinyproxy # in one go: chosen apart, the crates would get other features and compile twice
 	@echo '==> test: this machine, and a real Envoy'
 	@CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast
 
@@ -105,7 +110,7 @@ test-wasm: host
 	  $(wasm-cargo) test -p egress-policy --tests --no-fail-fast
 
 .PHONY: integration
-integration: build nginx redis ## Only the tests on a real Envoy
+integration: build nginx redis tinyproxy ## Only the tests on a real Envoy
 	@CARGO_TERM_QUIET=false cargo test -p egress-integration --no-fail-fast
 
 # --- what check consists of ---

@@ -27,6 +27,7 @@ mod listener;
 mod secrets;
 mod tcp;
 mod upgrade;
+mod upstream_proxy;
 mod variants;
 
 pub use bootstrap::{bootstrap, reloading};
@@ -34,6 +35,7 @@ pub use dynamic::{Dynamic, discovered, dynamic};
 pub use forward_proxy::NAME as FORWARD_PROXY;
 pub use secrets::{Secrets, file_name, watched_documents};
 pub use tcp::{Vip, vips};
+pub use upstream_proxy::{InvalidProxy, NAME as UPSTREAM_PROXY, UpstreamProxy};
 
 /// What rendering takes besides the table.
 #[derive(Debug, Clone)]
@@ -44,6 +46,8 @@ pub struct Options {
     pub ports: Vec<(PortNumber, u16)>,
     /// Where the forward proxy listens, if there is one.
     pub forward_proxy: Option<SocketAddr>,
+    /// The proxy that all connections to servers go through, if there is one.
+    pub upstream_proxy: Option<UpstreamProxy>,
     /// The wasm module.
     pub wasm: String,
     /// The bundle that `system` stands for.

@@ -8,7 +8,7 @@
 //!   a throw-away [`pki`]. Beside it a [`silent_port`] hears whatever was sent without TLS, and
 //!   [`dns`] leads names to the test machine. [`nginx`] is the site of the page's second half, with
 //!   certificates made by the page's [`openssl`] commands. For what is not HTTP there are a real [`redis`] and a
-//!   [`tls_server`] that answers bytes with bytes.
+//!   [`tls_server`] that answers bytes with bytes. [`tinyproxy`] is a company's proxy.
 //!
 //! Everything lives on 127.0.0.1, on ports that the kernel chose, and ends when its value is
 //! dropped. Nothing here knows a rule of the engine: a harness that did could only agree with it.
@@ -46,6 +46,7 @@ pub mod probe;
 pub mod redis;
 pub mod silent_port;
 pub mod stand_in;
+pub mod tinyproxy;
 pub mod tls_server;
 
 mod child;

@@ -192,6 +192,9 @@ pub struct Rules {
     /// them
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub forward_proxy: Option<SocketAddr>,
+    /// Reach all servers through this proxy: http://[USER:PASSWORD@]HOST:PORT, or https:// for TLS to the proxy too
+    #[arg(long, value_name = "URL")]
+    pub upstream_proxy: Option<String>,
     /// Ask this DNS server instead of the system's; may be repeated
     #[arg(long = "resolver", value_name = "ADDRESS:PORT")]
     pub resolvers: Vec<SocketAddr>,

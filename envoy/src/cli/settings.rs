@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use egress_filter::{AuthorityMode, MetadataFormat};
-use egress_policy::{OutboundMode, PolicyTable, Proxy, Settling};
+use egress_policy::{
+    Arrival, Endpoints, HostName, OutboundMode, Place, PolicyTable, Proxy, ResourceId, Settling,
+};
 
 use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as Args};
 use super::{ExitStatus, fail, refuse, tell};
 use crate::credentials::{Need, Store};
 use crate::fs::Source;
 use crate::rules::{self, Rules};
-use crate::xds::{AccessLog, Admin, Options, Secrets, Version};
+use crate::xds::{AccessLog, Admin, Options, Secrets, UpstreamProxy, Version};
 use crate::{fs, pinned_envoy};
 
 /// All that rendering needs.
@@ -119,6 +121,18 @@ pub(crate) fn settle_read(
             "`--forward-proxy` and `--outbound-traffic-policy ALLOW_ANY` would be an open proxy: whoever reaches it could reach everything\nhint: name the hosts in ServiceEntries, and leave `ALLOW_ANY` out",
         ));
     }
+    // Read here, because the command line's own reader would repeat the text, password and all.
+    let upstream_proxy: Option<UpstreamProxy> = match args.upstream_proxy.as_deref().map(str::parse)
+    {
+        None => None,
+        Some(Ok(proxy)) => Some(proxy),
+        Some(Err(error)) => return Err(refuse(&format!("`--upstream-proxy`: {error}"))),
+    };
+    if upstream_proxy.is_some() && settling.outbound == OutboundMode::AllowAny {
+        return Err(refuse(
+            "with `--outbound-traffic-policy ALLOW_ANY` hosts would be reached around the `--upstream-proxy`\nhint: name the hosts in ServiceEntries, and leave `ALLOW_ANY` out",
+        ));
+    }
     let labels = match args.labels_from_node {
         true => std::mem::take(&mut settling.proxy.labels),
         false => settling.proxy.labels.clone(),
@@ -132,6 +146,12 @@ pub(crate) fn settle_read(
     };
     if !rules.warnings.0.is_empty() {
         tell(rules.warnings.to_string().trim_end());
+    }
+    if upstream_proxy.is_some()
+        && let Some(message) =
+            listed_elsewhere(&rules.table).or_else(|| around_the_proxy(&rules.table))
+    {
+        return Err(refuse(&message));
     }
     let workloads = match args.labels_from_node {
         true => other_workloads(&rules, &settling)?,
@@ -147,6 +167,7 @@ pub(crate) fn settle_read(
         listen: args.listen.to_string(),
         ports: args.ports.clone(),
         forward_proxy: args.forward_proxy,
+        upstream_proxy,
         wasm: wasm.display().to_string(),
         trust_store,
         access_log: match args.access_log.as_str() {
@@ -185,6 +206,26 @@ pub(crate) fn settle_read(
     })
 }
 
+/// Finds a host whose endpoints are not the host itself: a proxy could not be told which of them to connect to.
+fn listed_elsewhere(table: &PolicyTable) -> Option<String> {
+    let service = table.services().find(|service| {
+        let Endpoints::Listed { places, .. } = &service.cluster.endpoints else {
+            return false;
+        };
+        let itself = |place: &Place| {
+            let host = service.host.exact().map(HostName::as_str);
+            host == Some(place.address.as_str()) && place.port == service.target
+        };
+        !places.iter().all(itself)
+    })?;
+    let entry = service.service_entry.map(ResourceId::qualified);
+    Some(format!(
+        "`{}` of ServiceEntry {} has endpoints of its own, and `--upstream-proxy` can only be asked for the host\nhint: leave `endpoints` out and use `resolution: DNS`",
+        service.host,
+        entry.unwrap_or_default(),
+    ))
+}
+
 /// Compiles the rules for every workload that they may select: which one it is, Envoy's node tells the filter.
 fn other_workloads(rules: &Rules, settling: &Settling) -> Result<Vec<PolicyTable>, ExitStatus> {
     let kinds = Proxy::kinds(&settling.proxy.namespace, &rules.parsed.destination_rules);
@@ -201,4 +242,15 @@ fn other_workloads(rules: &Rules, settling: &Settling) -> Result<Vec<PolicyTable
         tables.push(table);
     }
     Ok(tables)
+}
+
+/// Tells of a service that an upstream proxy cannot be asked for yet; it is not reached around it.
+fn around_the_proxy(table: &PolicyTable) -> Option<String> {
+    let service = table
+        .services()
+        .find(|service| service.arrival == Arrival::Tcp)?;
+    Some(format!(
+        "`--upstream-proxy` leads HTTP and TLS, and `{}` has the TCP port {}\nhint: run TCP services without it, in an Envoy of their own",
+        service.host, service.port
+    ))
 }

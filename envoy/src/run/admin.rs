@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use crate::xds::{Admin, FORWARD_PROXY};
+use crate::xds::{Admin, FORWARD_PROXY, UPSTREAM_PROXY};
 
 /// How long one question may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -45,6 +45,9 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
     let mut forward_proxy = None;
     for listener in body.get("listener_statuses")?.as_array()? {
         let name = listener.get("name")?.as_str()?;
+        if name == UPSTREAM_PROXY {
+            continue;
+        }
         let address = listener.get("local_address")?.get("socket_address")?;
         let number = address.get("port_value")?.as_u64()?;
         let ip: std::net::IpAddr = address.get("address")?.as_str()?.parse().ok()?;

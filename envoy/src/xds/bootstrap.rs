@@ -4,7 +4,7 @@ use egress_filter::Variants;
 use egress_policy::{OutboundMode, PolicyTable};
 use serde_json::{Map, Value, json};
 
-use super::{Admin, Options, cluster, extension, listener, secrets, variants};
+use super::{Admin, Options, cluster, extension, listener, secrets, upstream_proxy, variants};
 
 /// Renders the bootstrap of an Envoy that does what `table` says. `resources` are the documents it was
 /// compiled from; the filter is given the same.
@@ -70,6 +70,7 @@ pub(super) fn ruled(table: &PolicyTable, resources: &[Value], options: &Options)
     if table.outbound() == OutboundMode::AllowAny {
         clusters.push(cluster::passthrough(table, options));
     }
+    clusters.extend(upstream_proxy::cluster(options));
     Ruled {
         listeners: listener::listeners(table, resources, reached.kind, options),
         clusters,
@@ -96,8 +97,12 @@ fn base(options: &Options) -> Map<String, Value> {
             json!({"max_active_downstream_connections": 1_000_000}),
         )]},
     });
-    match base {
+    let mut fields = match base {
         Value::Object(fields) => fields,
         _ => Map::new(),
+    };
+    if let Some(extension) = upstream_proxy::bootstrap_extension(options) {
+        fields.insert("bootstrap_extensions".to_owned(), json!([extension]));
     }
+    fields
 }

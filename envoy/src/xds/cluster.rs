@@ -10,10 +10,10 @@ use egress_policy::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{Options, Version, duration, extension, secrets, variants};
+use super::{Options, Version, duration, extension, secrets, upstream_proxy, variants};
 
 /// The time that opening a connection may take, as in Istio's mesh defaults.
-const CONNECT_TIMEOUT: &str = "10s";
+pub(super) const CONNECT_TIMEOUT: &str = "10s";
 
 /// The version from which sessions are kept apart by SNI, so that one TLS context may keep many.
 ///
@@ -49,6 +49,7 @@ pub(super) fn cluster(
     };
     let name = name.unwrap_or_else(|| cluster.name.to_string());
     let mut fields = match &cluster.endpoints {
+        _ if options.upstream_proxy.is_some() => upstream_proxy::endpoints(&name),
         Endpoints::OfTheRequest => dynamic(cluster.tls.as_ref(), table, options),
         Endpoints::Listed {
             places,
@@ -139,6 +140,20 @@ pub(super) fn cluster(
 
 /// Renders the transport socket of a cluster; `None` is Envoy's own, which sends what it is given.
 fn socket(cluster: &Cluster, table: &PolicyTable, options: &Options) -> Option<Value> {
+    let socket = server_socket(cluster, table, options);
+    match options.upstream_proxy {
+        None => socket,
+        Some(_) => Some(upstream_proxy::through(socket.unwrap_or_else(raw_buffer))),
+    }
+}
+
+fn raw_buffer() -> Value {
+    let kind = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+    extension("envoy.transport_sockets.raw_buffer", kind, json!({}))
+}
+
+/// Renders the one between us and the server, whatever lies between.
+fn server_socket(cluster: &Cluster, table: &PolicyTable, options: &Options) -> Option<Value> {
     let tls = cluster
         .tls
         .as_ref()
@@ -146,16 +161,12 @@ fn socket(cluster: &Cluster, table: &PolicyTable, options: &Options) -> Option<V
     let Some(version) = cluster.proxy_protocol else {
         return tls;
     };
-    let raw = || {
-        let kind = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
-        extension("envoy.transport_sockets.raw_buffer", kind, json!({}))
-    };
     let version = match version {
         ProxyProtocol::V1 => "V1",
         ProxyProtocol::V2 => "V2",
     };
     let wrapped =
-        json!({"config": {"version": version}, "transport_socket": tls.unwrap_or_else(raw)});
+        json!({"config": {"version": version}, "transport_socket": tls.unwrap_or_else(raw_buffer)});
     let kind =
         "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
     Some(extension(
@@ -260,7 +271,7 @@ fn resolver(options: &Options) -> Option<Value> {
     ))
 }
 
-fn dns(one_at_a_time: bool, options: &Options) -> Value {
+pub(super) fn dns(one_at_a_time: bool, options: &Options) -> Value {
     let mut config = Map::new();
     set(&mut config, "dns_lookup_family", json!(DNS_FAMILY));
     set(&mut config, "respect_dns_ttl", json!(true));

@@ -18,7 +18,7 @@ use egress_filter::{Variants, contract};
 use egress_policy::{Arrival, Cluster, PolicyTable};
 use serde_json::{Value, json};
 
-use super::{Options, listener};
+use super::{Options, guard, listener};
 
 /// The name of the listener, and what `ready` calls it.
 pub const NAME: &str = "forward-proxy";
@@ -53,7 +53,7 @@ pub(super) fn listener(
         .get_mut("route_config")?
         .pointer_mut("/virtual_hosts/0/routes")?
         .as_array_mut()?;
-    routes.splice(0..0, tunnels(table));
+    routes.splice(0..0, tunnels(table, options));
     Some(json!({
         "name": NAME,
         "address": {"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}},
@@ -63,8 +63,8 @@ pub(super) fn listener(
 }
 
 /// Says whether CONNECT may lead to a host whose address DNS chooses.
-pub(super) fn is_guarded(table: &PolicyTable) -> bool {
-    passed_through(table).any(|cluster| cluster.public_only)
+pub(super) fn is_guarded(table: &PolicyTable, options: &Options) -> bool {
+    passed_through(table).any(|cluster| guard::is_on(cluster, options))
 }
 
 fn passed_through(table: &PolicyTable) -> impl Iterator<Item = &Cluster> {
@@ -75,7 +75,7 @@ fn passed_through(table: &PolicyTable) -> impl Iterator<Item = &Cluster> {
 }
 
 /// Renders the routes of CONNECT: to the clusters that the filter names, and else nowhere.
-fn tunnels(table: &PolicyTable) -> Vec<Value> {
+fn tunnels(table: &PolicyTable, options: &Options) -> Vec<Value> {
     let header = contract::FORWARD_HEADER;
     let tunnel = |matches: Value| {
         json!({
@@ -89,7 +89,7 @@ fn tunnels(table: &PolicyTable) -> Vec<Value> {
         })
     };
     let guarded: BTreeMap<&str, Value> = passed_through(table)
-        .filter(|cluster| cluster.public_only)
+        .filter(|cluster| guard::is_on(cluster, options))
         .map(|cluster| {
             let name = cluster.name.as_str();
             let mut route = tunnel(json!({"name": header, "string_match": {"exact": name}}));

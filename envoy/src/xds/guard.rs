@@ -10,7 +10,7 @@
 //! server has no certificate for the name; a plaintext one is not, so a firewall should stand behind
 //! `ALLOW_ANY` and behind wildcard hosts without TLS.
 
-use egress_policy::PolicyTable;
+use egress_policy::{Cluster, PolicyTable};
 use serde_json::{Value, json};
 
 use super::{Options, Version, cluster, extension};
@@ -46,6 +46,11 @@ const REFUSED: [(&str, u32); 16] = [
     ("fe80::", 10),
     ("ff00::", 8),
 ];
+
+/// Says whether a cluster's addresses are looked at. Where a proxy looks names up, we see none.
+pub(super) fn is_on(cluster: &Cluster, options: &Options) -> bool {
+    cluster.public_only && options.upstream_proxy.is_none()
+}
 
 /// Renders the two HTTP filters. Alone they refuse nothing: [`route`] says where they do.
 pub(super) fn http_filters(table: &PolicyTable, options: &Options) -> [Value; 2] {

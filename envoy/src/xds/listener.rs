@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::access_log::{Metadata, access_log};
 use super::{
     Options, cluster, duration, extension, forward_proxy, guard, service_ports, tcp, upgrade,
+    upstream_proxy,
 };
 
 /// Renders all listeners, in the order of their ports.
@@ -73,6 +74,7 @@ pub(super) fn listeners(
             listener
         })
         .chain(forward_proxy)
+        .chain(upstream_proxy::listener(options))
         .collect();
     listeners.extend(tcp::vip_listeners(&plugins));
     listeners
@@ -123,8 +125,12 @@ fn tls_chains(port: PortNumber, table: &PolicyTable, options: &Options) -> Vec<V
             .iter()
             .all(|service| service.cluster.endpoints == egress_policy::Endpoints::OfTheRequest);
         let mut filters = Vec::new();
-        let guarded = services.iter().any(|service| service.cluster.public_only);
-        if dynamic {
+        let guarded = services
+            .iter()
+            .any(|service| guard::is_on(service.cluster, options));
+        if options.upstream_proxy.is_some() {
+            filters.push(upstream_proxy::network_filter(target, pinned));
+        } else if dynamic {
             // Before the forward proxy, which looks up the address that is pinned and not the SNI.
             filters.extend(pinned.map(|(address, port)| pin(address, port)));
             filters.push(extension(
@@ -275,7 +281,7 @@ fn particular(
     };
     for service in all_http_services(port, table, options) {
         let (cluster, hash) = (service.cluster, cluster::hash_policy(service.cluster));
-        if hash.is_some() || cluster.public_only {
+        if hash.is_some() || guard::is_on(cluster, options) {
             let name = match variants {
                 Variants::Clusters => super::variants::name(cluster, table),
                 Variants::None | Variants::Sockets => None,
@@ -284,7 +290,7 @@ fn particular(
                 name.as_deref().unwrap_or(cluster.name.as_str()),
                 cluster.tls.is_some(),
                 hash,
-                cluster.public_only,
+                guard::is_on(cluster, options),
             );
         }
     }
@@ -345,6 +351,7 @@ pub(super) fn connection_manager(
         authority: options.authority,
         listener_port: port,
         forward_proxy: port.is_none(),
+        upstream_proxy: options.upstream_proxy.is_some(),
         default_cluster: default.map(|cluster| cluster.name.as_str()),
         headers_stripped: true,
         connect_to: table.connect_tos(),
@@ -379,9 +386,12 @@ pub(super) fn connection_manager(
         filters.push(super::variants::http_filter());
     }
     let guarded = all_http_services(port, table, options)
-        .any(|service| service.cluster.public_only)
-        || port.is_none() && forward_proxy::is_guarded(table);
+        .any(|service| guard::is_on(service.cluster, options))
+        || port.is_none() && forward_proxy::is_guarded(table, options);
     let name = port.map_or_else(|| forward_proxy::NAME.to_owned(), listener_name);
+    if options.upstream_proxy.is_some() {
+        filters.push(upstream_proxy::http_filter());
+    }
     if guarded || table.outbound() == OutboundMode::AllowAny {
         filters.extend(guard::http_filters(table, options));
     }
@@ -490,7 +500,7 @@ fn routes(
                 "match": {"prefix": "/"},
                 "route": {"cluster": cluster.name.as_str(), "timeout": "0s", "retry_policy": retries},
             }));
-            if cluster.public_only {
+            if guard::is_on(cluster, options) {
                 guard_route(&mut route, table);
             }
             route

@@ -75,6 +75,7 @@ impl<'p> Plugins<'p> {
         let filter = |port| {
             let plugin = PluginConfig {
                 forward_proxy: false,
+                upstream_proxy: false,
                 digest: digest.to_owned(),
                 namespace: &options.proxy.namespace,
                 labels: options

@@ -26,6 +26,9 @@ pub const SCHEMA: u64 = 1;
 /// The word for a listener that is a forward proxy.
 pub(crate) const FORWARD_PROXY: &str = "FORWARD_PROXY";
 
+/// The word for a proxy that all upstream connections go through.
+pub(crate) const ALWAYS: &str = "ALWAYS";
+
 /// What upstream is told in `:authority` for originated requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AuthorityMode {
@@ -177,6 +180,8 @@ pub struct PluginConfig<'c> {
     pub listener_port: Option<PortNumber>,
     /// The listener is a forward proxy: requests name the port themselves, and CONNECT asks for a way for bytes.
     pub forward_proxy: bool,
+    /// All clusters lead through a proxy, which the filter tells where to.
+    pub upstream_proxy: bool,
     /// The cluster that requests reach when the filter names none. Only with `headers_stripped`.
     pub default_cluster: Option<&'c str>,
     /// Envoy removes `x-egress-*` from requests before it chooses a route.
@@ -206,6 +211,8 @@ impl PluginConfig<'_> {
             authority: &'w str,
             #[serde(skip_serializing_if = "Option::is_none")]
             listener: Option<Listener>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            upstream_proxy: Option<&'static str>,
             control_headers: &'w str,
             #[serde(skip_serializing_if = "Option::is_none")]
             default_cluster: Option<&'w str>,
@@ -270,6 +277,7 @@ impl PluginConfig<'_> {
                 port: self.listener_port.map(PortNumber::get),
                 mode: self.forward_proxy.then_some(FORWARD_PROXY),
             }),
+            upstream_proxy: self.upstream_proxy.then_some(ALWAYS),
             control_headers: if self.headers_stripped {
                 "STRIPPED"
             } else {

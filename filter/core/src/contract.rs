@@ -76,6 +76,16 @@ pub const SOCKET_STATE: &str = "wasm.egress_socket";
 /// The filter state that upstream connections see, by which a cluster finds the transport socket.
 pub const UPSTREAM_SOCKET_STATE: &str = "egress.transport_socket";
 
+/// The property that names the host and port that the proxy of an upstream is asked for; Envoy keeps it as
+/// [`TUNNEL_STATE`].
+pub const TUNNEL_PROPERTY: &str = "egress_tunnel";
+
+/// The filter state that [`TUNNEL_PROPERTY`] becomes. Upstream connections do not see it.
+pub const TUNNEL_STATE: &str = "wasm.egress_tunnel";
+
+/// The filter state that upstream connections see, and are told apart by.
+pub const UPSTREAM_TUNNEL_STATE: &str = "egress.tunnel";
+
 /// Where Envoy's node has the labels of its workload, as Istio fills it in.
 ///
 /// Source: istio/istio `pkg/model/proxy.go`, `NodeMetadata.Labels`.

@@ -17,6 +17,8 @@ pub enum Effect<'e> {
     FilterState(&'static str, &'e str),
     /// Name the transport socket, where the cluster has several.
     TransportSocket(&'e str),
+    /// Name the host and port that the upstream proxy is asked for.
+    Tunnel(&'e str),
     /// Give the access log its metadata.
     Metadata(&'e [u8]),
     /// Answer the request here.

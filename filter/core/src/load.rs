@@ -11,7 +11,9 @@ use egress_policy::{
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use crate::config::{AuthorityMode, FORWARD_PROXY, FilterKind, MetadataFormat, SCHEMA, Variants};
+use crate::config::{
+    ALWAYS, AuthorityMode, FORWARD_PROXY, FilterKind, MetadataFormat, SCHEMA, Variants,
+};
 use crate::contract;
 
 /// A configuration that was read and compiled whole.
@@ -24,6 +26,9 @@ pub struct Loaded {
     /// The listener is a forward proxy: requests name the port, and the facts tell of CONNECT. Never with
     /// `ALLOW_ANY`, which would let anybody go anywhere.
     pub forward_proxy: bool,
+    /// All clusters lead through a proxy, which is told where to. Never with `ALLOW_ANY`: the way of what is left
+    /// alone is not known.
+    pub upstream_proxy: bool,
     /// What upstream is told.
     pub authority: AuthorityMode,
     /// The cluster that needs no header.
@@ -162,6 +167,7 @@ pub fn load_for(
         table,
         listener_port: settings.listener_port,
         forward_proxy: settings.forward_proxy,
+        upstream_proxy: settings.upstream_proxy,
         authority: settings.authority,
         default_cluster: settings.default_cluster,
         headers_stripped: settings.headers_stripped,
@@ -197,6 +203,7 @@ struct Settings {
     settling: Settling,
     listener_port: Option<PortNumber>,
     forward_proxy: bool,
+    upstream_proxy: bool,
     authority: AuthorityMode,
     default_cluster: Option<String>,
     headers_stripped: bool,
@@ -263,6 +270,18 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
             );
         }
     }
+    let upstream_proxy = fields.read("upstreamProxy", |field| {
+        field.word("word", &[ALWAYS, "NEVER"], |word| match word {
+            ALWAYS => Some(true),
+            "NEVER" => Some(false),
+            _ => None,
+        })
+    });
+    let upstream_proxy = upstream_proxy.unwrap_or(false);
+    if upstream_proxy && outbound == Some(OutboundMode::AllowAny) {
+        let kind = ProblemKind::Conflict("would lead around the upstream proxy".to_owned());
+        fields.error_at("outboundTrafficPolicy", kind, Some("use `REGISTRY_ONLY`"));
+    }
     let authority = fields.read("authority", |field| {
         field.word(
             "authority mode",
@@ -309,6 +328,7 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         settling,
         listener_port,
         forward_proxy,
+        upstream_proxy,
         authority: authority.unwrap_or_default(),
         default_cluster,
         headers_stripped: headers_stripped.unwrap_or(false),

@@ -18,6 +18,7 @@ use crate::metadata::{Entry, Writer};
 pub struct Scratch {
     pub(crate) authority: String,
     pub(crate) dial_port: String,
+    pub(crate) tunnel: String,
     pub(crate) metadata: Vec<u8>,
     secrets: String,
     body: String,
@@ -40,7 +41,8 @@ pub fn plan_http<'e>(
     match decision.action {
         Action::Originate(cluster) => {
             let sends = upstream_authority(config.authority, facts.authority, &decision, scratch);
-            let detour = detour(cluster, &decision, sends, &mut scratch.dial_port);
+            let detour = detour(config, cluster, &decision, sends, &mut scratch.dial_port);
+            write_tunnel(config, &decision, &mut scratch.tunnel);
             let scratch: &'e Scratch = scratch;
             let mut effects = Effects::new();
             route(
@@ -54,6 +56,7 @@ pub fn plan_http<'e>(
                 effects.push(Effect::Authority(&scratch.authority));
             }
             push_detour(&mut effects, detour, scratch);
+            push_tunnel(&mut effects, config, scratch);
             if let (Sends::AsWritten { canonical: false }, Some(tls)) = (sends, &cluster.tls) {
                 push_names(&mut effects, tls, scratch);
             }
@@ -101,7 +104,8 @@ fn plain<'e>(
     scratch: &'e mut Scratch,
 ) -> Effects<'e> {
     let sends = forwarded_authority(facts.authority, decision, scratch);
-    let detour = detour(cluster, decision, sends, &mut scratch.dial_port);
+    let detour = detour(config, cluster, decision, sends, &mut scratch.dial_port);
+    write_tunnel(config, decision, &mut scratch.tunnel);
     let scratch: &'e Scratch = scratch;
     let mut effects = Effects::new();
     route(
@@ -112,6 +116,7 @@ fn plain<'e>(
         cluster,
     );
     push_detour(&mut effects, detour, scratch);
+    push_tunnel(&mut effects, config, scratch);
     effects.push(Effect::Metadata(&scratch.metadata));
     effects
 }
@@ -281,6 +286,7 @@ fn forwarded_authority(written: &str, decision: &Decision<'_, '_>, scratch: &mut
 
 /// Says where a shared cluster must be sent to when the authority does not lead to the target.
 fn detour<'e>(
+    config: &Loaded,
     cluster: &Cluster,
     decision: &Decision<'e, '_>,
     sends: Sends,
@@ -289,7 +295,8 @@ fn detour<'e>(
     let Some(target) = &decision.target else {
         return Detour::None;
     };
-    if cluster.endpoints != Endpoints::OfTheRequest {
+    // A proxy is told the way by name.
+    if config.upstream_proxy || cluster.endpoints != Endpoints::OfTheRequest {
         return Detour::None;
     }
     let (detour, port) = match decision.connect_to {
@@ -313,6 +320,26 @@ fn push_detour<'e>(effects: &mut Effects<'e>, detour: Detour<'e>, scratch: &'e S
         contract::DYNAMIC_PORT_STATE,
         &scratch.dial_port,
     ));
+}
+
+/// Writes what the upstream proxy is asked for: the target, or the address that is dialled in its place.
+fn write_tunnel(config: &Loaded, decision: &Decision<'_, '_>, tunnel: &mut String) {
+    tunnel.clear();
+    let Some(target) = decision.target.as_ref().filter(|_| config.upstream_proxy) else {
+        return;
+    };
+    let (host, port) = decision.connect_to.unwrap_or((target.host, target.port));
+    let brackets = host.contains(':');
+    tunnel.push_str(if brackets { "[" } else { "" });
+    tunnel.push_str(host);
+    tunnel.push_str(if brackets { "]:" } else { ":" });
+    tunnel.push_str(itoa(port.get(), &mut [0; 5]));
+}
+
+fn push_tunnel<'e>(effects: &mut Effects<'e>, config: &Loaded, scratch: &'e Scratch) {
+    if config.upstream_proxy {
+        effects.push(Effect::Tunnel(&scratch.tunnel));
+    }
 }
 
 /// Keeps SNI and verified name those of the target where the client's authority stays and spells it otherwise.

@@ -134,6 +134,7 @@ fn loaded(with: &With) -> Loaded {
         authority: with.authority,
         listener_port: Some(PortNumber::HTTP),
         forward_proxy: false,
+        upstream_proxy: false,
         default_cluster: (!with.untrusted).then_some(SHARED),
         headers_stripped: !with.untrusted,
         connect_to: &with.connect_to,
@@ -168,6 +169,7 @@ fn shown(effects: &Effects<'_>) -> (Vec<String>, BTreeMap<String, String>) {
             Effect::FilterState(key, value) => {
                 format!("{} = {value}", key.rsplit('.').next().unwrap())
             }
+            Effect::Tunnel(target) => format!("tunnel to {target}"),
             Effect::TransportSocket(name) => format!("socket {name}"),
             Effect::Answer {
                 status, details, ..
@@ -564,6 +566,55 @@ fn a_forward_proxy_is_never_an_open_one() {
         json!({"listener": {"mode": "FORWARD_PROXY", "port": 80}, "resources": resources()});
     let lines = load(config.to_string().as_bytes()).unwrap_err().lines();
     assert!(lines[0].starts_with("error: listener: "), "{lines:?}");
+}
+
+#[test]
+fn an_upstream_proxy_is_told_the_target_by_name() {
+    let proxied = |connect_to: Value| {
+        let config = json!({
+            "listener": {"port": 80},
+            "upstreamProxy": "ALWAYS",
+            "controlHeaders": "STRIPPED",
+            "defaultCluster": SHARED,
+            "connectTo": connect_to,
+            "resources": resources(),
+        });
+        load(config.to_string().as_bytes()).unwrap()
+    };
+    let config = proxied(json!([]));
+    assert_eq!(
+        words(&config, "edition.cnn.com"),
+        ["tunnel to edition.cnn.com:443"]
+    );
+    let odd = words(&config, "odd.example.com");
+    assert_eq!(
+        odd.last().map(String::as_str),
+        Some("tunnel to odd.example.com:8443")
+    );
+    let plain = words(&config, "moved.example.com");
+    assert_eq!(
+        plain.last().map(String::as_str),
+        Some("tunnel to moved.example.com:8080")
+    );
+    let refused = words(&config, "other.example.com");
+    assert_eq!(refused, ["answer 502 egress_unknown_host"]);
+    let to =
+        json!([{"host": "edition.cnn.com", "port": 443, "address": "::1", "addressPort": 8443}]);
+    assert_eq!(
+        words(&proxied(to), "edition.cnn.com"),
+        ["tunnel to [::1]:8443"]
+    );
+
+    let config = json!({
+        "upstreamProxy": "ALWAYS",
+        "outboundTrafficPolicy": {"mode": "ALLOW_ANY"},
+        "resources": resources(),
+    });
+    let lines = load(config.to_string().as_bytes()).unwrap_err().lines();
+    assert!(
+        lines[0].starts_with("error: outboundTrafficPolicy: "),
+        "{lines:?}"
+    );
 }
 
 #[test]

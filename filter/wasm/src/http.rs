@@ -155,6 +155,7 @@ pub(crate) fn apply(effect: Effect<'_>) -> Result<(), HostError> {
         Effect::TransportSocket(name) => {
             host::set_property(contract::SOCKET_PROPERTY, name.as_bytes())
         }
+        Effect::Tunnel(target) => host::set_property(contract::TUNNEL_PROPERTY, target.as_bytes()),
         Effect::Metadata(value) => host::set_property(contract::METADATA_PROPERTY, value),
         Effect::Answer {
             status,
