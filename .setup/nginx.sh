@@ -10,7 +10,7 @@ command -v openssl >/dev/null || .setup/apt.sh openssl
 # Also the order in integration/src/nginx.rs, which finds it again.
 good() {
   [ -x "$1" ] && [ -s "${1%/sbin/nginx}/share/nginx/html/index.html" ] &&
-    "$1" -V 2>&1 | grep -q -e --with-http_ssl_module
+    [[ "$("$1" -V 2>&1)" == *--with-http_ssl_module* ]]
 }
 if [ -n "${NGINX:-}" ]; then
   if good "$NGINX"; then echo "$NGINX" && exit 0; fi

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 # Also the order in integration/src/redis.rs, which finds it again. One without TLS does not know the word.
 good() {
-  [ -x "$1" ] && [ -x "${1%-server}-cli" ] && "${1%-server}-cli" --help 2>&1 | grep -q -e '--tls'
+  [ -x "$1" ] && [ -x "${1%-server}-cli" ] && [[ "$("${1%-server}-cli" --help 2>&1)" == *--tls* ]]
 }
 if [ -n "${REDIS_SERVER:-}" ]; then
   if good "$REDIS_SERVER"; then echo "$REDIS_SERVER" && exit 0; fi

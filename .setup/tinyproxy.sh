@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Also the order in integration/src/tinyproxy.rs, which finds it again.
-good() { [ -x "$1" ] && "$1" -v 2>&1 | grep -q '^tinyproxy '; }
+good() { [ -x "$1" ] && [[ "$("$1" -v 2>&1)" == "tinyproxy "* ]]; }
 if [ -n "${TINYPROXY:-}" ]; then
   if good "$TINYPROXY"; then echo "$TINYPROXY" && exit 0; fi
   echo "error: TINYPROXY=$TINYPROXY is no tinyproxy" >&2
