@@ -465,8 +465,10 @@ async fn ready(
                 return Err(complaint::reason(said.iter().map(String::as_str), &status));
             }
             () = sleep(Duration::from_millis(20)), if !told => {
+                let refused = said.iter().any(|line| complaint::refusal(line).is_some());
                 let started = match reloading {
-                    Some(all) => all.reloader.has_started().await,
+                    Some(_) if refused => Err(()),
+                    Some(all) => all.reloader.has_started(),
                     None => Ok(true),
                 };
                 if started.is_err() {

@@ -305,6 +305,26 @@ async fn what_envoy_refuses_is_told_and_the_rules_before_it_stay() -> Result<()>
     assert_eq!(probe::get(http, "long.example", "/").await?.status, 502);
     assert_eq!(reloads(&proxy), [""; 0]);
 
+    // A cookie that lives longer than a duration can tell is a listener's matter.
+    let policy = "{tls: {mode: SIMPLE}, \
+                   loadBalancer: {consistentHash: {httpCookie: {name: x, ttl: 9223372036s}}}}";
+    rules.write(&(entry(HOST, 443) + &rule(HOST, policy)))?;
+    let said =
+        "error: Envoy refused the new rules: Error adding/updating listener(s) outbound_80: ";
+    proxy
+        .wait_for_stderr(|line| line.starts_with(said), SOON)
+        .await?;
+    eventually("Envoy is given back what it had", async || {
+        Ok(proxy
+            .stderr()
+            .iter()
+            .filter(|line| *line == "the rules before them stay in use")
+            .count()
+            == 2)
+    })
+    .await?;
+    assert_eq!(probe::get(http, HOST, "/").await?.status, 200);
+
     rules.write(&(good + &originated("money.cnn.com", 443)))?;
     reloaded(&proxy, 1).await?;
     assert_eq!(probe::get(http, HOST, "/").await?.status, 200);
@@ -867,7 +887,11 @@ async fn one_host_of_a_thousand_is_changed_quickly() -> Result<()> {
         })
         .collect();
     let rules = Rules::new(&trusted, &hosts)?;
+    // Each name is looked up.
+    let dns = common::dns().await?;
     let proxy = watching(&trusted, &rules.0)
+        .arg("--resolver")
+        .arg(dns.addr().to_string())
         .connect_to(&route(HOST, 443, site.tls_addr()))
         .start()
         .await?;
