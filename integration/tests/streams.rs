@@ -41,7 +41,7 @@ use tokio_tungstenite::{
     tungstenite::{self, Message, handshake::derive_accept_key, protocol::Role},
 };
 
-use egress_integration::{egressctl::Running, pki::Leaf, probe};
+use egress_integration::{egressctl::Running, pki::Leaf, probe, tinyproxy::Tinyproxy};
 
 use common::{HOST, SIMPLE, SOON, Trusted, entry, entry_with, log_of, originated, route, rule};
 
@@ -350,6 +350,30 @@ async fn a_websocket_reaches_every_kind_of_cluster() -> Result<()> {
             assert_eq!(asked.alpn, "http/1.1", "{what}: {asked:?}");
         }
     }
+    Ok(())
+}
+
+/// The way out through a proxy carries upgrades like anything else, and keeps them apart as well.
+#[tokio::test]
+async fn a_websocket_goes_through_an_upstream_proxy() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let server = Server::start(&trusted, &["h2", "http/1.1"]).await?;
+    let upstream = Tinyproxy::start(&[]).await?;
+    let proxy = trusted
+        .egressctl(&originated(HOST, 443))
+        .port(80, 0)
+        .arg("--upstream-proxy")
+        .arg(format!("http://{}", upstream.addr()))
+        .connect_to(&route(HOST, 443, server.addr))
+        .start()
+        .await?;
+    for _ in 0..2 {
+        let answer = probe::get(proxy.listener(80)?, HOST, "/plain").await?;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        talk(&proxy, HOST).await?;
+    }
+    let alpn: Vec<_> = server.take_asked().into_iter().map(|it| it.alpn).collect();
+    assert_eq!(alpn, ["h2", "http/1.1", "h2", "http/1.1"]);
     Ok(())
 }
 

@@ -84,6 +84,8 @@ fn tunnels(table: &PolicyTable, options: &Options) -> Vec<Value> {
             "route": {
                 "cluster_header": header,
                 "timeout": "0s",
+                // As long as a connection that is passed through by its SNI may be: Envoy's default for those.
+                "idle_timeout": "3600s",
                 "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
             },
         })
