@@ -35,7 +35,7 @@ pub use dynamic::{Dynamic, discovered, dynamic};
 pub use forward_proxy::NAME as FORWARD_PROXY;
 pub use secrets::{Secrets, file_name, watched_documents};
 pub use tcp::{Vip, vips};
-pub use upstream_proxy::{InvalidProxy, NAME as UPSTREAM_PROXY, UpstreamProxy};
+pub use upstream_proxy::{InvalidProxy, NAME as UPSTREAM_PROXY, OLDEST_WITH_PROXY, UpstreamProxy};
 
 /// What rendering takes besides the table.
 #[derive(Debug, Clone)]

@@ -12,7 +12,7 @@ use super::{ExitStatus, fail, refuse, tell};
 use crate::credentials::{Need, Store};
 use crate::fs::Source;
 use crate::rules::{self, Rules};
-use crate::xds::{AccessLog, Admin, Options, Secrets, UpstreamProxy, Version};
+use crate::xds::{AccessLog, Admin, OLDEST_WITH_PROXY, Options, Secrets, UpstreamProxy, Version};
 use crate::{fs, pinned_envoy};
 
 /// All that rendering needs.
@@ -161,6 +161,12 @@ pub(crate) fn settle_read(
     let version = version.unwrap_or(pinned_envoy());
     let found = Version::find(version)
         .ok_or_else(|| fail(&format!("`{version}` is not a version of Envoy")))?;
+    if upstream_proxy.is_some() && found < OLDEST_WITH_PROXY {
+        let oldest = format!("{}.{}", OLDEST_WITH_PROXY.major, OLDEST_WITH_PROXY.minor);
+        return Err(refuse(&format!(
+            "`--upstream-proxy` needs Envoy {oldest} or later, and this is {version}"
+        )));
+    }
     let wasm = fs::wasm(args.wasm.as_deref()).map_err(|error| refuse(&error.to_string()))?;
     let trust_store = fs::trust_store().map_err(|error| refuse(&error.to_string()))?;
     let options = Options {

@@ -31,10 +31,17 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::{Options, cluster, extension};
+use super::{Options, Version, cluster, extension};
 
 /// The name of the listener, of the proxy's cluster and of statistics.
 pub const NAME: &str = "upstream-proxy";
+
+/// The version from which connections can be told apart by what the filter named, so that no host gets the tunnel
+/// of another: before it, there is no `envoy.hashable_string`.
+pub const OLDEST_WITH_PROXY: Version = Version {
+    major: 1,
+    minor: 38,
+};
 
 /// A proxy as its URL names it: `http://user:password@proxy.example.com:3128`.
 #[derive(Clone, PartialEq, Eq)]
