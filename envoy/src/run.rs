@@ -501,6 +501,12 @@ fn ready_line(addresses: &admin::Addresses) -> String {
         let _ = write!(line, " {}={address}", xds::FORWARD_PROXY);
     }
     let _ = writeln!(line, " admin={}", addresses.admin);
+    line + &vip_lines(addresses)
+}
+
+/// Writes the loopback addresses that TCP services have, and what would stand in /etc/hosts for them.
+fn vip_lines(addresses: &admin::Addresses) -> String {
+    let mut line = String::new();
     for (host, service, address) in &addresses.vips {
         let _ = writeln!(line, "vip {host}:{service}={address}");
     }

@@ -192,7 +192,7 @@ pub struct Rules {
     /// them
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub forward_proxy: Option<SocketAddr>,
-    /// Reach all servers through this proxy: http://[USER:PASSWORD@]HOST:PORT, or https:// for TLS to the proxy too
+    /// Reach all servers through this proxy: http://HOST:PORT, https:// for TLS to the proxy too, USER:PASSWORD@ before HOST
     #[arg(long, value_name = "URL")]
     pub upstream_proxy: Option<String>,
     /// Ask this DNS server instead of the system's; may be repeated

@@ -226,10 +226,12 @@ impl Reloader {
         removed: &[PortNumber],
     ) -> String {
         let mut line = String::from("reloaded");
+        let mut vips = String::new();
         if let Some(addresses) = admin::listening(&self.admin, &self.admin_file()).await {
             for (service, address) in &addresses.listeners {
                 let _ = write!(line, " {service}={address}");
             }
+            vips = super::vip_lines(&addresses);
         }
         for (word, ports) in [("added", added), ("removed", removed)] {
             if !ports.is_empty() {
@@ -238,7 +240,7 @@ impl Reloader {
             }
         }
         let _ = writeln!(line, " digest={}", settled.rules.table.digest());
-        line
+        line + &vips
     }
 
     /// Gives Envoy other rules, or back what it had.
