@@ -71,7 +71,7 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         Ok(settled) => settled,
         Err(status) => return status,
     };
-    if let Err(message) = check_ports(&settled, &BTreeSet::new()) {
+    if let Err(message) = check_ports(&settled, None) {
         return refuse(&message);
     }
     // Private to this user: the bootstrap names files, and whoever reaches the admin socket rules Envoy.
@@ -237,27 +237,35 @@ fn version_of(envoy: &Path) -> Result<String, String> {
         })
 }
 
+/// The addresses and service ports that are listened on.
+type Known = BTreeSet<(String, PortNumber)>;
+
+/// Returns where these rules are listened for, but for the forward proxy.
+fn places(settled: &Settled) -> Known {
+    let (options, table) = (&settled.options, &settled.rules.table);
+    let here = xds::service_ports(table)
+        .into_iter()
+        .filter(|(service, _)| options.listens_on(*service))
+        .map(|(service, _)| (options.listen.clone(), service));
+    let vips = xds::vips(table);
+    let own = vips.iter().map(|vip| (vip.address.to_string(), vip.port));
+    here.chain(own).collect()
+}
+
 /// Finds out which ports cannot be listened on, before Envoy does and says so less plainly.
 /// Those of `known` services are listened on already.
-fn check_ports(settled: &Settled, known: &BTreeSet<PortNumber>) -> Result<(), String> {
+fn check_ports(settled: &Settled, known: Option<&Known>) -> Result<(), String> {
     let options = &settled.options;
     // What is listened on already is ours.
-    let first = known.is_empty();
-    if let Some(address) = options.forward_proxy.filter(|_| first)
+    let is_known = |at: &(String, PortNumber)| known.is_some_and(|known| known.contains(at));
+    if let Some(address) = options.forward_proxy.filter(|_| known.is_none())
         && let Err(error) = TcpListener::bind(address)
     {
         return Err(format!(
             "cannot listen on {address} for the forward proxy: {error}\nhint: `--forward-proxy` takes another address, and port 0 for any free one"
         ));
     }
-    let table = &settled.rules.table;
-    let vips = if first { xds::vips(table) } else { Vec::new() };
-    let here = xds::service_ports(table)
-        .into_iter()
-        .filter(|(service, _)| options.listens_on(*service) && !known.contains(service))
-        .map(|(service, _)| (options.listen.clone(), service));
-    let own = vips.iter().map(|vip| (vip.address.to_string(), vip.port));
-    for (listen, service) in here.chain(own) {
+    for (listen, service) in places(settled).into_iter().filter(|at| !is_known(at)) {
         let port = options.listening_port(service);
         if let Err(error) = TcpListener::bind((listen.as_str(), port)) {
             let flag = format!(

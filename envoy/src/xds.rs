@@ -74,6 +74,9 @@ pub struct Options {
     pub secrets: Secrets,
     /// Envoy is given other rules while it runs, so what it keeps for all clusters must not change with them.
     pub reloads: bool,
+    /// Call each host's own clusters by what they are, too: then no other is ever put in the place of one, and no
+    /// decision meets a cluster that was made for another.
+    pub by_content: bool,
 }
 
 /// Where requests are logged.

@@ -912,3 +912,93 @@ async fn one_host_of_a_thousand_is_changed_quickly() -> Result<()> {
     assert_eq!(before.status, 502);
     Ok(())
 }
+
+#[tokio::test]
+async fn no_cluster_takes_the_place_of_one_that_a_decision_still_means() -> Result<()> {
+    const SLOW: &str = "slow.example.com";
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST]).await?;
+    // Asked for names, and never answering: a cluster that waits for it keeps the new rules waiting.
+    let silent = tokio::net::UdpSocket::bind("127.0.0.1:0").await?;
+    let endpoint = site.tls_addr();
+    let own = entry_with(
+        HOST,
+        &format!(
+            "resolution: STATIC, endpoints: [{{address: 127.0.0.1, ports: {{http-port: {}}}}}], \
+             ports: [{{number: 80, name: http-port, protocol: HTTP}}]",
+            endpoint.port()
+        ),
+    );
+    let secured = own.clone() + &rule(HOST, &format!("{{tls: {{mode: SIMPLE, sni: {HOST}}}}}"));
+    let pool = "{connectionPool: {tcp: {maxConnections: 7}}, tls: {mode: SIMPLE}}";
+    let waiting = entry(SLOW, 443) + &rule(SLOW, pool);
+    let rules = Rules::new(&trusted, &secured)?;
+    let proxy = watching(&trusted, &rules.0)
+        .arg("--resolver")
+        .arg(silent.local_addr()?.to_string())
+        .start()
+        .await?;
+    let listener = proxy.listener(80)?;
+    assert_eq!(probe::get(listener, HOST, "/before").await?.status, 200);
+
+    // The rule for TLS goes, and a host comes that nobody finds: until the new rules apply, the old ones do.
+    rules.write(&(own + &waiting))?;
+    let until = Instant::now() + Duration::from_secs(4);
+    let mut asked = 0;
+    while Instant::now() < until {
+        assert_eq!(probe::get(listener, HOST, "/meanwhile").await?.status, 200);
+        asked += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(reloads(&proxy).is_empty(), "it did not wait");
+    let warming = stat(&proxy, "cluster_manager.warming_clusters").await?;
+    assert_eq!(warming, 1, "the new clusters had not come");
+    let seen = site.take_seen();
+    assert_eq!(seen.len(), asked + 1);
+    for seen in &seen {
+        assert_originated(seen, &format!("{HOST}:80"), HOST);
+    }
+    let counts = site.counts(Listener::Tls);
+    ensure!(counts.failed_handshakes.is_empty(), "{counts:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn services_with_loopback_addresses_change_too() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST]).await?;
+    let tcp = |target: u16| {
+        entry_with(
+            HOST,
+            &format!(
+                "resolution: DNS, ports: [{{number: 6379, name: redis, protocol: REDIS, targetPort: {target}}}]"
+            ),
+        ) + &rule(HOST, SIMPLE)
+    };
+    let rules = Rules::new(&trusted, &tcp(6380))?;
+    let proxy = Egressctl::builder()
+        .rules(&rules.0)
+        .env("SSL_CERT_FILE", trusted.bundle())
+        .port(6379, 0)
+        .arg("--loopback-vips")
+        .connect_to(&route(HOST, 6390, site.tls_addr()))
+        .start()
+        .await?;
+    rules.write(&tcp(6390))?;
+    reloaded(&proxy, 1).await?;
+    let said = proxy.stdout();
+    let vip = said
+        .iter()
+        .rev()
+        .find_map(|line| line.strip_prefix(&format!("vip {HOST}:6379=")));
+    let vip: SocketAddr = vip.with_context(|| format!("{said:?}"))?.parse()?;
+    let mut stream = TcpStream::connect(vip).await?;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: edition.cnn.com\r\nconnection: close\r\n\r\n")
+        .await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(only(&site)?.sni.as_deref(), Some(HOST));
+    Ok(())
+}

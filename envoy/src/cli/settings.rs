@@ -203,6 +203,7 @@ pub(crate) fn settle_read(
         workloads,
         secrets: Secrets::AtStart(BTreeMap::new()),
         reloads: false,
+        by_content: false,
     };
     Ok(Settled {
         rules,

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::discovery::{Offer, Offers, Verdicts};
 use super::secrets::Keeping;
 use super::watch::Watch;
-use super::{admin, check_ports};
+use super::{Known, admin, check_ports, places};
 use crate::cli::args::Run;
 use crate::cli::settings::{self, Settled};
 use crate::cli::{print, tell};
@@ -69,6 +69,9 @@ pub(super) struct Reloader {
     needs: Vec<Need>,
     store: Store,
     services: BTreeSet<PortNumber>,
+    places: Known,
+    /// Whether own clusters are called by what they are; once that was needed it stays so.
+    by_content: bool,
     ports: BTreeMap<PortNumber, u16>,
     now: Dynamic,
     /// The clusters that Envoy has, and until when those that are not needed any more.
@@ -115,6 +118,8 @@ impl Reloader {
             needs: settled.needs(),
             store: settled.store.clone(),
             services: services(settled),
+            places: places(settled),
+            by_content: false,
             ports: ways.ports,
             now: rendered(settled),
             clusters: BTreeMap::new(),
@@ -184,13 +189,13 @@ impl Reloader {
     /// Compiles what was read and applies it, or says what is wrong with it.
     async fn try_out(&mut self, args: &Arc<Run>, envoy: &str, sources: Vec<Source>) {
         let (args, envoy, folder) = (args.clone(), envoy.to_owned(), self.folder.clone());
-        let known = self.services.clone();
+        let known = self.places.clone();
         let compiled = tokio::task::spawn_blocking(move || {
             let settling = settings::settling(&args.rules.input);
             let mut settled =
                 settings::settle_read(&args.rules, Some(&envoy), &sources, settling).ok()?;
             super::place(&mut settled.options, &folder, true);
-            match check_ports(&settled, &known) {
+            match check_ports(&settled, Some(&known)) {
                 Ok(()) => Some(settled),
                 Err(error) => {
                     tell(&format!("error: {error}"));
@@ -206,12 +211,13 @@ impl Reloader {
             Ok(reserved) => reserved,
             Err(error) => return keeps(&format!("cannot choose a port: {error}")),
         };
-        match self.apply(&settled).await {
+        match self.apply(&mut settled).await {
             Ok(()) => {
                 let listening = services(&settled);
                 let added: Vec<_> = listening.difference(&self.services).copied().collect();
                 let removed: Vec<_> = self.services.difference(&listening).copied().collect();
                 self.services = listening;
+                self.places = places(&settled);
                 let line = self.line(&settled, &added, &removed).await;
                 print(&line);
             }
@@ -244,8 +250,26 @@ impl Reloader {
     }
 
     /// Gives Envoy other rules, or back what it had.
-    async fn apply(&mut self, settled: &Settled) -> Result<(), String> {
-        let next = rendered(settled);
+    async fn apply(&mut self, settled: &mut Settled) -> Result<(), String> {
+        settled.options.by_content = self.by_content;
+        let mut next = rendered(settled);
+        if !self.by_content && self.replaces(&next, |now, had| now != had) {
+            // Envoy goes on with the old cluster of a name until the new one is ready, and a filter that went by the
+            // name alone would send what it originates to one that was made for plaintext.
+            self.by_content = true;
+            settled.options.by_content = true;
+            next = rendered(settled);
+        }
+        let sockets = |cluster: &Value| {
+            ["transport_socket", "transport_socket_matches"]
+                .map(|field| cluster.get(field).cloned())
+        };
+        if self.replaces(&next, |now, had| sockets(now) != sockets(had)) {
+            return Err(
+                "a port changes between HTTP and the application's own TLS; stop, and start again"
+                    .to_owned(),
+            );
+        }
         let needs = settled.needs();
         self.keeping
             .keep(settled.store.clone(), needs.clone(), false)
@@ -277,6 +301,16 @@ impl Reloader {
                 Err(why)
             }
         }
+    }
+
+    /// Says whether a host's own cluster would take the place of another of the same name that differs from it so.
+    /// Those that hosts share have all of their TLS in their names.
+    fn replaces(&self, next: &Dynamic, differ: impl Fn(&Value, &Value) -> bool) -> bool {
+        let own = |(name, _): &(&String, &Value)| name.starts_with("outbound|");
+        next.clusters.iter().filter(own).any(|(name, now)| {
+            let had = self.clusters.get(name);
+            had.is_some_and(|(had, _)| differ(now, had))
+        })
     }
 
     async fn give(&mut self, next: &Dynamic) -> Result<(), String> {

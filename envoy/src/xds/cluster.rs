@@ -638,7 +638,11 @@ fn transport_socket(
     let sessions = if options.version < SESSIONS_BY_NAME {
         0
     } else {
-        (table.len() * 2).clamp(16, MAX_SESSIONS)
+        match options.reloads {
+            // A number that follows the table would change every cluster with each host.
+            true => MAX_SESSIONS,
+            false => (table.len() * 2).clamp(16, MAX_SESSIONS),
+        }
     };
     let mut context = Map::new();
     set(&mut context, "common_tls_context", Value::Object(common));

@@ -51,7 +51,9 @@ pub(super) fn reached<'t>(table: &'t PolicyTable, options: &'t Options) -> Reach
         }
     }
     let groups: Vec<Vec<&Cluster>> = groups.into_values().collect();
-    let kind = if groups.iter().all(|group| group.len() == 1) {
+    let kind = if options.by_content {
+        Variants::Clusters
+    } else if groups.iter().all(|group| group.len() == 1) {
         Variants::None
     } else if options.version >= SOCKET_BY_STATE && groups.iter().all(|group| differ_in_tls(group))
     {
