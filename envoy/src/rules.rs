@@ -3,8 +3,8 @@
 use std::fmt;
 
 use egress_policy::{
-    FieldPath, Origin, Parser, PolicyTable, Problem, ProblemKind, Problems, Resources, Segment,
-    Settling, Severity,
+    FieldPath, Origin, Parser, PolicyTable, Problem, ProblemKind, Problems, Proxy, Resources,
+    Segment, Settling, Severity,
 };
 use serde_json::{Value, json};
 
@@ -36,12 +36,21 @@ impl Rules {
             .collect()
     }
 
+    /// Returns a workload of each kind that the rules tell apart in a namespace.
+    pub fn workloads(&self, namespace: &str) -> Vec<Proxy> {
+        Proxy::kinds(namespace, &self.parsed.destination_rules)
+    }
+
     /// Compiles the same rules for another workload.
     ///
     /// # Errors
     /// With every problem that this workload has with them.
-    pub fn compile_for(&self, settling: &Settling) -> Result<PolicyTable, Report> {
-        PolicyTable::compile(&self.parsed, settling)
+    pub fn compile_for(&self, proxy: Proxy, settling: &Settling) -> Result<PolicyTable, Report> {
+        let settling = Settling {
+            proxy,
+            ..settling.clone()
+        };
+        PolicyTable::compile(&self.parsed, &settling)
             .map(|(table, _)| table)
             .map_err(|problems| Report(located(&problems, &self.documents)))
     }

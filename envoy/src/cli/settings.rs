@@ -235,20 +235,15 @@ fn listed_elsewhere(table: &PolicyTable) -> Option<String> {
 
 /// Compiles the rules for every workload that they may select: which one it is, Envoy's node tells the filter.
 fn other_workloads(rules: &Rules, settling: &Settling) -> Result<Vec<PolicyTable>, ExitStatus> {
-    let kinds = Proxy::kinds(&settling.proxy.namespace, &rules.parsed.destination_rules);
-    let mut tables = Vec::new();
-    for proxy in kinds.into_iter().filter(|proxy| !proxy.labels.is_empty()) {
-        let settling = Settling {
-            proxy,
-            ..settling.clone()
-        };
-        let table = rules.compile_for(&settling).map_err(|report| {
+    let labelled = |proxy: &Proxy| !proxy.labels.is_empty();
+    let kinds = rules.workloads(&settling.proxy.namespace);
+    let compiled = kinds.into_iter().filter(labelled).map(|proxy| {
+        rules.compile_for(proxy, settling).map_err(|report| {
             tell(report.to_string().trim_end());
             ExitStatus::Input
-        })?;
-        tables.push(table);
-    }
-    Ok(tables)
+        })
+    });
+    compiled.collect()
 }
 
 /// Tells of a service that an upstream proxy cannot be asked for yet; it is not reached around it.

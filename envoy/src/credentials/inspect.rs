@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use egress_policy::{
-    ClientTls, FieldPath, Identity, Origin, PolicyTable, Proxy, Segment, Settling, Severity,
-    TlsMode, TrafficPolicy, Trust,
+    ClientTls, FieldPath, Identity, Origin, PolicyTable, Segment, Settling, Severity, TlsMode,
+    TrafficPolicy, Trust,
 };
 use x509_parser::prelude::{
     ASN1Time, CertificateRevocationList, FromDer as _, X509Certificate, X509Error, X509Version,
@@ -80,19 +80,14 @@ pub fn inspect(rules: &Rules, store: &Store, settling: &Settling, now: SystemTim
 
 /// Returns what the rules need for any workload of the namespace, whatever labels it has.
 fn of_all_workloads(rules: &Rules, settling: &Settling) -> Vec<Need> {
-    let kinds = Proxy::kinds(&settling.proxy.namespace, &rules.parsed.destination_rules);
     let mut needs: BTreeMap<String, Need> = BTreeMap::new();
     let mut add = |table: &PolicyTable| {
         needs.extend(Need::of(table).into_iter().map(|need| (need.name(), need)));
     };
     add(&rules.table);
-    for proxy in kinds {
-        let settling = Settling {
-            proxy,
-            ..settling.clone()
-        };
+    for proxy in rules.workloads(&settling.proxy.namespace) {
         // What is wrong with rules for others is theirs to check.
-        if let Ok(table) = rules.compile_for(&settling) {
+        if let Ok(table) = rules.compile_for(proxy, settling) {
             add(&table);
         }
     }

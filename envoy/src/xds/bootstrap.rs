@@ -56,7 +56,7 @@ pub(super) fn ruled(table: &PolicyTable, resources: &[Value], options: &Options)
     let tls = || all().filter_map(|cluster| cluster.tls.as_ref());
     let mut clusters: Vec<Value> = match reached.kind {
         Variants::Clusters => all()
-            .map(|it| cluster::cluster(&[it], variants::name(it, table), table, options))
+            .map(|it| cluster::cluster(&[it], reached.name(it), table, options))
             .collect(),
         Variants::None | Variants::Sockets => reached
             .groups

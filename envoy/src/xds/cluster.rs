@@ -390,7 +390,7 @@ fn load_balancer(wanted: Option<&LoadBalancer>, fields: &mut Map<String, Value>)
 }
 
 /// Renders limits; without a rule there are none, as in Istio, for Envoy's default of 1,024 surprises.
-fn circuit_breakers(pool: Option<&ConnectionPool>, cluster: Option<&Cluster>) -> Value {
+pub(super) fn circuit_breakers(pool: Option<&ConnectionPool>, cluster: Option<&Cluster>) -> Value {
     let limit = |value: Option<u32>| value.unwrap_or(u32::MAX);
     let http = pool.map(|pool| &pool.http);
     let mut threshold = json!({
@@ -582,14 +582,8 @@ fn protocol_options(cluster: &Cluster) -> Option<Value> {
 /// Returns how long a connection with TLS lives where no rule says so: an hour, and up to a tenth more or less.
 /// Each cluster has a time of its own, so that a proxy does not make all its connections anew at once.
 fn default_lifetime(cluster: &Cluster) -> Duration {
-    // FNV-1a: the same name has the same time in every rendering.
-    let hash = cluster
-        .name
-        .as_str()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+    // The same name has the same time in every rendering.
+    let hash = egress_policy::fnv(cluster.name.as_str().bytes());
     DEFAULT_LIFETIME - LIFETIME_JITTER
         + Duration::from_secs((hash >> 32) % (2 * LIFETIME_JITTER.as_secs() + 1))
 }

@@ -8,9 +8,8 @@
 //! another, which could name a cluster that they do not guard.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher as _};
 
-use egress_policy::PolicyTable;
+use egress_policy::{Digest, PolicyTable};
 use serde_json::{Value, json};
 
 use super::{Options, bootstrap, secrets};
@@ -42,10 +41,8 @@ pub fn dynamic(table: &PolicyTable, resources: &[Value], options: &Options) -> D
     for mut listener in ruled.listeners {
         let mut plugins = Vec::new();
         take_plugins(&mut listener, &mut plugins);
-        let mut hasher = DefaultHasher::new();
-        listener.to_string().hash(&mut hasher);
         let name = name_of(&listener);
-        let shape = format!("{name}_{:016x}", hasher.finish());
+        let shape = format!("{name}_{}", Digest::of_text(&listener.to_string()));
         let mut names = Vec::new();
         for (at, plugin) in plugins.into_iter().enumerate() {
             let name = format!("{shape}_{at}");

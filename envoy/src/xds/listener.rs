@@ -283,7 +283,7 @@ fn particular(
         let (cluster, hash) = (service.cluster, cluster::hash_policy(service.cluster));
         if hash.is_some() || guard::is_on(cluster, options) {
             let name = match variants {
-                Variants::Clusters => super::variants::name(cluster, table),
+                Variants::Clusters => super::variants::variant(cluster),
                 Variants::None | Variants::Sockets => None,
             };
             add(
@@ -340,25 +340,18 @@ pub(super) fn connection_manager(
 ) -> Value {
     let default = default_cluster(port, table);
     let plugin = PluginConfig {
-        digest: digest.to_owned(),
-        namespace: &options.proxy.namespace,
-        labels: options
-            .workloads
-            .is_empty()
-            .then_some(&options.proxy.labels),
-        variants,
-        outbound: table.outbound(),
-        authority: options.authority,
-        listener_port: port,
         forward_proxy: port.is_none(),
         upstream_proxy: options.upstream_proxy.is_some(),
         default_cluster: default.map(|cluster| cluster.name.as_str()),
-        headers_stripped: true,
-        connect_to: table.connect_tos(),
-        loopback_vips: options.loopback_vips,
-        filter: FilterKind::Http,
-        metadata: options.format,
-        resources,
+        ..plugin(
+            port,
+            FilterKind::Http,
+            table,
+            digest,
+            resources,
+            variants,
+            options,
+        )
     };
     let wasm = extension(
         contract::FILTER_NAME,
@@ -422,6 +415,39 @@ pub(super) fn connection_manager(
             },
         }),
     )
+}
+
+/// Returns what the filter is told on every listener of rules.
+pub(super) fn plugin<'c>(
+    port: Option<PortNumber>,
+    filter: FilterKind,
+    table: &'c PolicyTable,
+    digest: &str,
+    resources: &'c [Value],
+    variants: Variants,
+    options: &'c Options,
+) -> PluginConfig<'c> {
+    PluginConfig {
+        digest: digest.to_owned(),
+        namespace: &options.proxy.namespace,
+        labels: options
+            .workloads
+            .is_empty()
+            .then_some(&options.proxy.labels),
+        variants,
+        outbound: table.outbound(),
+        authority: options.authority,
+        listener_port: port,
+        forward_proxy: false,
+        upstream_proxy: false,
+        default_cluster: None,
+        headers_stripped: true,
+        connect_to: table.connect_tos(),
+        loopback_vips: options.loopback_vips,
+        filter,
+        metadata: options.format,
+        resources,
+    }
 }
 
 /// Renders how Envoy loads the filter, as an HTTP filter or as a network filter.

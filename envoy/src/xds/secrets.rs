@@ -7,8 +7,8 @@ use egress_filter::contract;
 use egress_policy::{Identity, TlsIntent, Trust};
 use serde_json::{Value, json};
 
-use super::Options;
-use crate::credentials::Files;
+use super::{Options, cluster};
+use crate::credentials::{Files, Need};
 
 /// The name of the cluster that leads to the discovery server.
 const SERVER: &str = "egressctl";
@@ -110,9 +110,7 @@ pub(super) fn statics<'t>(
 
 /// Says whether there is something to discover.
 pub(super) fn any_served<'t>(mut all: impl Iterator<Item = &'t TlsIntent>) -> bool {
-    all.any(|tls| {
-        tls.identity.is_some() || !(is_the_systems(tls) || tls.trust == Trust::InsecureSkipVerify)
-    })
+    all.any(|tls| Need::certificate(tls).is_some() || Need::validation(tls).is_some())
 }
 
 /// Renders the way to the discovery server.
@@ -131,12 +129,7 @@ pub(super) fn server(options: &Options) -> Option<Value> {
         "type": "STATIC",
         "connect_timeout": "5s",
         // Each secret is a stream that stays; Envoy's default would let 1,024 of them through.
-        "circuit_breakers": {"thresholds": [{
-            "max_connections": u32::MAX,
-            "max_pending_requests": u32::MAX,
-            "max_requests": u32::MAX,
-            "max_retries": u32::MAX,
-        }]},
+        "circuit_breakers": cluster::circuit_breakers(None, None),
         "typed_extension_protocol_options": protocol,
         "load_assignment": {"cluster_name": SERVER, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }))

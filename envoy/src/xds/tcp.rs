@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use egress_filter::{FilterKind, PluginConfig, Variants, contract};
+use egress_filter::{FilterKind, Variants, contract};
 use egress_policy::{Address, Arrival, PolicyTable, PortNumber, Service};
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::listener::{limit, listener_name, plugin_config, refused_log};
+use super::listener::{limit, listener_name, plugin, plugin_config, refused_log};
 use super::{Options, extension, variants};
 
 /// What `tcp_proxy` leads to when the filter has named nothing: no such cluster, so the connection is closed.
@@ -73,27 +73,16 @@ impl<'p> Plugins<'p> {
         options: &'p Options,
     ) -> Self {
         let filter = |port| {
-            let plugin = PluginConfig {
-                forward_proxy: false,
-                upstream_proxy: false,
-                digest: digest.to_owned(),
-                namespace: &options.proxy.namespace,
-                labels: options
-                    .workloads
-                    .is_empty()
-                    .then_some(&options.proxy.labels),
-                variants,
-                outbound: table.outbound(),
-                authority: options.authority,
-                listener_port: Some(port),
-                default_cluster: None,
-                headers_stripped: true,
-                connect_to: table.connect_tos(),
-                loopback_vips: options.loopback_vips,
-                filter: FilterKind::Network,
-                metadata: options.format,
+            let kind = FilterKind::Network;
+            let plugin = plugin(
+                Some(port),
+                kind,
+                table,
+                digest,
                 resources,
-            };
+                variants,
+                options,
+            );
             extension(
                 contract::FILTER_NAME,
                 "envoy.extensions.filters.network.wasm.v3.Wasm",

@@ -1,10 +1,10 @@
 //! Clusters for more than one workload: where rules select workloads by labels that only Envoy's node knows, the
 //! filter chooses when it is configured, and all that it may choose is rendered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use egress_filter::{Variants, contract};
-use egress_policy::{Arrival, Cluster, PolicyTable, Service, Sni};
+use egress_policy::{Arrival, Cluster, PolicyTable, Sni};
 use serde_json::{Value, json};
 
 use super::{Options, Version, extension};
@@ -21,6 +21,21 @@ pub(super) struct Reached<'t> {
     pub(super) kind: Variants,
     /// They, those of one name together.
     pub(super) groups: Vec<Vec<&'t Cluster>>,
+    /// The names of those that the application's own TLS is led to, by listeners and not by the filter.
+    passed_through: BTreeSet<&'t str>,
+}
+
+impl Reached<'_> {
+    /// Returns what Envoy calls a cluster where those of one name are clusters each: the filter names all of its own.
+    pub(super) fn name(&self, cluster: &Cluster) -> Option<String> {
+        let left = self.passed_through.contains(cluster.name.as_str());
+        variant(cluster).filter(|_| !left)
+    }
+}
+
+/// Returns what Envoy calls a host's own cluster that requests are led to, where those of one name are clusters each.
+pub(super) fn variant(cluster: &Cluster) -> Option<String> {
+    cluster.own.as_ref().map(|_| contract::variant(cluster))
 }
 
 /// Returns the tables by which requests may be decided: that for the labels that are known, and those for all others.
@@ -34,16 +49,17 @@ pub(super) fn tables<'t>(
 /// Collects the clusters that are led to: all but those of ports that nothing listens on.
 pub(super) fn reached<'t>(table: &'t PolicyTable, options: &'t Options) -> Reached<'t> {
     let mut groups = BTreeMap::<&str, Vec<&Cluster>>::new();
-    let passed_through = |service: &Service<'_>| service.arrival == Arrival::Tls;
+    let passed_through = || {
+        table
+            .services()
+            .filter(|service| service.arrival == Arrival::Tls)
+    };
     let decided = |table: &'t PolicyTable| {
         table.services().filter(|service| {
             service.arrival == Arrival::Http || (service.connectable && service.subset.is_none())
         })
     };
-    let services = table
-        .services()
-        .filter(passed_through)
-        .chain(tables(table, options).flat_map(decided));
+    let services = passed_through().chain(tables(table, options).flat_map(decided));
     for service in services {
         let group = groups.entry(service.cluster.name.as_str()).or_default();
         if !group.contains(&service.cluster) {
@@ -61,16 +77,14 @@ pub(super) fn reached<'t>(table: &'t PolicyTable, options: &'t Options) -> Reach
     } else {
         Variants::Clusters
     };
-    Reached { kind, groups }
-}
-
-/// Returns what Envoy calls a cluster where those of one name are clusters each: the filter names all of its own.
-pub(super) fn name(cluster: &Cluster, table: &PolicyTable) -> Option<String> {
-    let (_, port) = cluster.own.as_ref()?;
-    let passed_through = table.services().any(|service| {
-        service.port == *port && service.arrival == Arrival::Tls && service.cluster == cluster
-    });
-    (!passed_through).then(|| contract::variant(cluster))
+    let passed_through = passed_through()
+        .map(|service| service.cluster.name.as_str())
+        .collect();
+    Reached {
+        kind,
+        groups,
+        passed_through,
+    }
 }
 
 /// Says whether clusters of one name differ in nothing that is not the transport socket's.

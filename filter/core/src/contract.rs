@@ -1,8 +1,8 @@
 //! Every name that Envoy and we both spell. The filter and the renderer take them from here.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
-use egress_policy::{Cluster, Identity, TlsIntent, Trust};
+use egress_policy::{Cluster, Escaped, Identity, TlsIntent, Trust};
 
 /// The request header that names the cluster of an originated request. Always ours, never the client's.
 pub const ORIGINATE_HEADER: &str = "x-egress-originate";
@@ -186,13 +186,13 @@ impl fmt::Display for SecretName<'_> {
                     Trust::File(path) if path == "system" => f.write_str("file-root:./system")?,
                     Trust::File(path) => {
                         f.write_str("file-root:")?;
-                        escape(path, f)?;
+                        write!(f, "{}", Escaped(path))?;
                     }
                     Trust::System | Trust::InsecureSkipVerify => write!(f, "file-root:{trust}")?,
                 }
                 if let Some(crl) = crl {
                     f.write_str(";crl:")?;
-                    escape(crl, f)?;
+                    write!(f, "{}", Escaped(crl))?;
                 }
                 Ok(())
             }
@@ -210,16 +210,5 @@ fn credential(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         ),
     };
     f.write_str(scheme)?;
-    escape(rest, f)
-}
-
-/// Writes the characters that separate parts of a name as `%` and their code, so that no path can pose as two.
-fn escape(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    for c in text.chars() {
-        match c {
-            '%' | '|' | ';' | '~' => write!(f, "%{:02X}", u32::from(c))?,
-            c => f.write_char(c)?,
-        }
-    }
-    Ok(())
+    write!(f, "{}", Escaped(rest))
 }

@@ -148,6 +148,6 @@ impl Cluster {
 
     /// Returns a fingerprint that tells clusters of one name apart: rules for several workloads may make more than one.
     pub fn fingerprint(&self) -> Digest {
-        Digest::of(std::iter::once(self.line().as_str()))
+        Digest::of_text(&self.line())
     }
 }

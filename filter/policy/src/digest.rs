@@ -14,13 +14,8 @@ impl Digest {
 
     /// Takes the fingerprint of lines, by FNV-1a.
     pub(crate) fn of<'l>(lines: impl Iterator<Item = &'l str>) -> Self {
-        let mut state = 0xcbf2_9ce4_8422_2325_u64;
-        for line in lines {
-            for byte in line.bytes().chain([b'\n']) {
-                state = (state ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-            }
-        }
-        Digest(state)
+        let bytes = lines.flat_map(|line| line.bytes().chain([b'\n']));
+        Digest(fnv(bytes))
     }
 }
 
@@ -28,4 +23,13 @@ impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
     }
+}
+
+/// Hashes bytes by FNV-1a, alike on every machine and in every version.
+pub fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes
+        .into_iter()
+        .fold(0xcbf2_9ce4_8422_2325, |state, byte| {
+            (state ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        })
 }

@@ -68,7 +68,7 @@ mod tls;
 
 pub use cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
 pub use decision::{Action, Arrival, Connection, Decision, Query, Reason, Spoken, Target};
-pub use digest::Digest;
+pub use digest::{Digest, fnv};
 pub use explain::{Candidate, Outcome, candidates};
 pub use host::{Authority, HostName, HostPattern, InvalidAuthority, InvalidHost, MAX_HOST_BYTES};
 pub use merge::{PolicySource, Proxy, ROOT_NAMESPACE};
@@ -83,4 +83,4 @@ pub use resource::{
 };
 pub use source::{API_VERSIONS, KINDS, Parser};
 pub use table::{ConnectTo, OutboundMode, PolicyTable, Service, Settling};
-pub use tls::{Identity, InvalidTls, NameSource, Sni, TlsIntent, Trust, VerifiedNames};
+pub use tls::{Escaped, Identity, InvalidTls, NameSource, Sni, TlsIntent, Trust, VerifiedNames};

@@ -1,6 +1,6 @@
 //! What TLS towards a server is to prove, and where each part of it comes from.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use crate::decision::Arrival;
 use crate::host::HostPattern;
@@ -244,11 +244,11 @@ impl TlsIntent {
         let mut word = match &self.trust {
             Trust::System => "system".to_owned(),
             Trust::InsecureSkipVerify => "insecureSkipVerify".to_owned(),
-            Trust::File(path) => format!("file:{}", escaped(path)),
-            Trust::Credential(name) => format!("credential:{}", escaped(name)),
+            Trust::File(path) => format!("file:{}", Escaped(path)),
+            Trust::Credential(name) => format!("credential:{}", Escaped(name)),
         };
         if let Some(crl) = &self.crl {
-            word = format!("{word};crl:{}", escaped(crl));
+            word = format!("{word};crl:{}", Escaped(crl));
         }
         word
     }
@@ -261,22 +261,27 @@ impl TlsIntent {
                 format!("{}|file:{identity}", self.trust_id())
             }
             Some(Identity::Credential(name)) => {
-                format!("{}|credential:{}", self.trust_id(), escaped(name))
+                format!("{}|credential:{}", self.trust_id(), Escaped(name))
             }
         }
     }
 }
 
-/// Writes the characters that separate parts of a word as `%` and their code, so that no path can pose as two.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '%' | '|' | ';' | '~' => out.push_str(&format!("%{:02X}", u32::from(c))),
-            c => out.push(c),
+/// A part of a word: the characters that separate parts are written as `%` and their code, so that no path can pose
+/// as two.
+#[derive(Debug, Clone, Copy)]
+pub struct Escaped<'t>(pub &'t str);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            match c {
+                '%' | '|' | ';' | '~' => write!(f, "%{:02X}", u32::from(c))?,
+                c => f.write_char(c)?,
+            }
         }
+        Ok(())
     }
-    out
 }
 
 impl fmt::Debug for TlsIntent {
@@ -306,7 +311,7 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Identity::Files { certificate, key } => {
-                write!(f, "{}~{}", escaped(certificate), escaped(key))
+                write!(f, "{}~{}", Escaped(certificate), Escaped(key))
             }
             Identity::Credential(name) => f.write_str(name),
         }

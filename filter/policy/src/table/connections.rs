@@ -312,7 +312,7 @@ impl Candidate<'_> {
 const VIPS: u32 = 254 * 256 * 254;
 
 fn first_vip(name: &str) -> u32 {
-    let print = Digest::of(std::iter::once(name)).to_string();
+    let print = Digest::of_text(name).to_string();
     let head = print.get(..8).unwrap_or_default();
     u32::from_str_radix(head, 16).unwrap_or(0) % VIPS
 }
