@@ -19,7 +19,7 @@ use x509_parser::x509::X509Name;
 
 use super::need::{Reference, names_of};
 use super::pair::{self, KeyKind};
-use super::{At, Judged, Need, Part, PartOrigin, Parts, Role, Store, judge};
+use super::{At, Judged, Missing, Need, Part, PartOrigin, Parts, Role, Store, judge};
 use crate::rules::{Finding, Rules};
 use crate::yaml::Place;
 
@@ -48,18 +48,7 @@ pub fn inspect(rules: &Rules, store: &Store, settling: &Settling, now: SystemTim
             Err(missing) if missing.absent && store.is_empty() => {
                 unknown = unknown.or(Some((need, missing)));
             }
-            Err(missing) => {
-                let at = missing.at.as_deref();
-                let (severity, role) = (Severity::Error, missing.role);
-                inspection.add(
-                    severity,
-                    need,
-                    role,
-                    at,
-                    missing.what.clone(),
-                    missing.hint.clone(),
-                );
-            }
+            Err(missing) => inspection.missing(need, missing),
             Ok(parts) => inspection.parts(need, &parts),
         }
     }
@@ -156,6 +145,13 @@ impl<'r> Inspection<'r> {
         });
     }
 
+    /// Tells that Envoy cannot be given a need.
+    fn missing(&mut self, need: &Need, missing: Missing) {
+        let at = missing.at.as_deref();
+        let (severity, role) = (Severity::Error, missing.role);
+        self.add(severity, need, role, at, missing.what, missing.hint);
+    }
+
     fn parts(&mut self, need: &Need, parts: &Parts) {
         for part in parts.all() {
             if let PartOrigin::File(standing, _) = &part.origin
@@ -174,18 +170,7 @@ impl<'r> Inspection<'r> {
             self.warn(need, key, flaw, hint);
         }
         match (judge(parts), parts) {
-            (Err(missing), _) => {
-                let at = missing.at.as_deref();
-                let (severity, role) = (Severity::Error, missing.role);
-                self.add(
-                    severity,
-                    need,
-                    role,
-                    at,
-                    missing.what.clone(),
-                    missing.hint.clone(),
-                );
-            }
+            (Err(missing), _) => self.missing(need, missing),
             (Ok(Judged::Pair { chain, .. }), Parts::Pair { certificate, .. }) => {
                 self.chain(need, certificate, &parsed(&chain));
             }

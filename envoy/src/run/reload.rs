@@ -476,15 +476,14 @@ impl Reloader {
 
     fn write_clusters(&self) -> io::Result<()> {
         let (_, path) = files(&self.folder);
-        let clusters = self.clusters.iter();
-        let clusters = clusters.map(|(name, (one, _))| (name.clone(), one.clone()));
-        let text = xds::discovered(CLUSTER, &clusters.collect(), self.version).to_string();
+        let clusters = self.clusters.values().map(|(one, _)| one);
+        let text = xds::discovered(CLUSTER, clusters, self.version).to_string();
         fs::replace_private(&path, text.as_bytes())
     }
 
     fn write_listeners(&self, from: &Dynamic) -> io::Result<()> {
         let (path, _) = files(&self.folder);
-        let text = xds::discovered(LISTENER, &from.listeners, self.version).to_string();
+        let text = xds::discovered(LISTENER, from.listeners.values(), self.version).to_string();
         fs::replace_private(&path, text.as_bytes())
     }
 

@@ -1,6 +1,7 @@
 //! Secrets kept as their files are: read, watched, and offered to Envoy when they change.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -21,10 +22,13 @@ pub(super) fn keep(store: Store, needs: Vec<Need>) -> (Keeping, watch::Receiver<
         missing: BTreeMap::new(),
         version: 0,
     };
+    // Watched before it is read: what changes in between is heard of.
+    let mut watch = Watch::new("certificates");
+    watch.follow(keeper.folders());
     let offers = keeper.read().unwrap_or_default();
     let (sender, receiver) = watch::channel(offers);
     let (orders, ordered) = mpsc::channel(1);
-    tokio::spawn(follow(keeper, sender, ordered));
+    tokio::spawn(follow(keeper, watch, sender, ordered));
     (Keeping(orders), receiver)
 }
 
@@ -58,18 +62,23 @@ impl Keeping {
 /// Reads again whenever a file may have changed, or other secrets are needed.
 async fn follow(
     mut keeper: Keeper,
+    mut watch: Watch,
     offers: watch::Sender<Offers>,
     mut orders: mpsc::Receiver<Order>,
 ) {
-    let mut watch = Watch::new("certificates");
-    let mut done: Option<oneshot::Sender<()>> = None;
     loop {
-        let wanted = keeper
-            .needs
-            .iter()
-            .flat_map(|need| keeper.store.watched(need));
-        watch.follow(wanted.collect());
-        // Between the reading and the watching a file may have changed; so the first look is at once.
+        let done = tokio::select! {
+            () = watch.changed() => None,
+            Some(order) = orders.recv() => {
+                keeper.store = order.store;
+                keeper.needs = order.needs;
+                if order.forget {
+                    keeper.forget();
+                }
+                Some(order.done)
+            }
+        };
+        watch.follow(keeper.folders());
         let Ok((back, changed)) = tokio::task::spawn_blocking(move || {
             let changed = keeper.read();
             (keeper, changed)
@@ -82,19 +91,8 @@ async fn follow(
         if let Some(changed) = changed {
             offers.send_replace(changed);
         }
-        if let Some(done) = done.take() {
+        if let Some(done) = done {
             let _ = done.send(());
-        }
-        tokio::select! {
-            () = watch.changed() => {}
-            Some(order) = orders.recv() => {
-                keeper.store = order.store;
-                keeper.needs = order.needs;
-                if order.forget {
-                    keeper.forget();
-                }
-                done = Some(order.done);
-            }
         }
     }
 }
@@ -109,6 +107,12 @@ struct Keeper {
 }
 
 impl Keeper {
+    /// Returns the folders in which something may change.
+    fn folders(&self) -> BTreeSet<PathBuf> {
+        let needs = self.needs.iter();
+        needs.flat_map(|need| self.store.watched(need)).collect()
+    }
+
     /// Lets go of what is not needed.
     fn forget(&mut self) {
         let needed: BTreeSet<String> = self.needs.iter().map(Need::name).collect();

@@ -56,9 +56,13 @@ pub fn dynamic(table: &PolicyTable, resources: &[Value], options: &Options) -> D
 }
 
 /// Writes resources of one kind as Envoy reads them from a file.
-pub fn discovered(kind: &str, resources: &BTreeMap<String, Value>, version: u64) -> Value {
+pub fn discovered<'r>(
+    kind: &str,
+    resources: impl IntoIterator<Item = &'r Value>,
+    version: u64,
+) -> Value {
     let resources: Vec<Value> = resources
-        .values()
+        .into_iter()
         .map(|resource| {
             let mut resource = resource.clone();
             if let Value::Object(fields) = &mut resource {

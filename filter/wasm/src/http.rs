@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 
-use egress_filter::{Effect, Facts, Scratch, contract, failed, plan_failure, plan_http, varint};
+use egress_filter::{
+    Effect, Effects, Facts, Scratch, contract, failed, plan_failure, plan_http, varint,
+};
 use egress_policy::PortNumber;
 use log::error;
 use proxy_wasm::traits::HttpContext;
@@ -68,14 +70,8 @@ impl Request {
             port,
             connect,
         };
-        let goes_on = SCRATCH.with_borrow_mut(|scratch| {
-            let mut goes_on = true;
-            for effect in plan_http(loaded, &sent.facts(), scratch).iter() {
-                goes_on &= !matches!(effect, Effect::Answer { .. });
-                apply(effect)?;
-            }
-            Ok(goes_on)
-        })?;
+        let goes_on = SCRATCH
+            .with_borrow_mut(|scratch| carry_out(&plan_http(loaded, &sent.facts(), scratch)))?;
         self.sent = goes_on.then_some(sent);
         Ok(goes_on)
     }
@@ -142,8 +138,18 @@ impl HttpContext for Request {
     }
 }
 
+/// Does what was planned; says whether the request or connection goes on.
+pub(crate) fn carry_out(effects: &Effects<'_>) -> Result<bool, HostError> {
+    let mut goes_on = true;
+    for effect in effects.iter() {
+        goes_on &= !matches!(effect, Effect::Answer { .. } | Effect::Close);
+        apply(effect)?;
+    }
+    Ok(goes_on)
+}
+
 /// Does one thing that was planned.
-pub(crate) fn apply(effect: Effect<'_>) -> Result<(), HostError> {
+fn apply(effect: Effect<'_>) -> Result<(), HostError> {
     match effect {
         Effect::Authority(value) => host::set_request_header(":authority", value),
         Effect::Header(name, value) => host::set_request_header(name, value),

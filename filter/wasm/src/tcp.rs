@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use egress_filter::{
-    ConnectionEnd, ConnectionFacts, Effect, connection_failed, contract, plan_connection_failure,
-    plan_tcp, wanted,
+    ConnectionEnd, ConnectionFacts, connection_failed, contract, plan_connection_failure, plan_tcp,
+    wanted,
 };
 use egress_policy::PortNumber;
 use log::error;
@@ -13,7 +13,7 @@ use proxy_wasm::types::{Action, PeerType};
 
 use crate::Shared;
 use crate::host::{self, HostError};
-use crate::http::{SCRATCH, apply};
+use crate::http::{SCRATCH, carry_out};
 
 /// A connection and the configuration it began with.
 pub struct Connection {
@@ -62,14 +62,8 @@ impl Connection {
             let name = host::property(&contract::SERVER_NAME)?;
             sent.server_name = name.filter(|name| !name.is_empty());
         }
-        let goes_on = SCRATCH.with_borrow_mut(|scratch| {
-            let mut goes_on = true;
-            for effect in plan_tcp(loaded, &sent.facts(), scratch).iter() {
-                goes_on &= effect != Effect::Close;
-                apply(effect)?;
-            }
-            Ok(goes_on)
-        })?;
+        let goes_on = SCRATCH
+            .with_borrow_mut(|scratch| carry_out(&plan_tcp(loaded, &sent.facts(), scratch)))?;
         self.sent = goes_on.then_some(sent);
         Ok(goes_on)
     }
@@ -97,7 +91,7 @@ impl Connection {
         SCRATCH.with(|scratch| {
             let mut scratch = scratch.try_borrow_mut().map_err(|_| HostError)?;
             let effects = plan_connection_failure(loaded, &facts, failure, &mut scratch);
-            effects.iter().try_for_each(apply)
+            carry_out(&effects).map(drop)
         })
     }
 }

@@ -77,6 +77,15 @@ impl Trusted {
         site(&self.ca, &Leaf::for_names(names)).await
     }
 
+    /// The same for a workload with the label of the page, with a folder of credentials.
+    pub(crate) fn sleeping(&self, rules: &str, credentials: &Path) -> Builder {
+        self.egressctl(rules)
+            .arg("--label")
+            .arg("app=sleep")
+            .arg("--credentials")
+            .arg(credentials)
+    }
+
     /// A run of `egressctl` that trusts this authority, with one worker, so that whatever requests
     /// could share is shared.
     pub(crate) fn egressctl(&self, rules: &str) -> Builder {
