@@ -26,6 +26,7 @@ mod guard;
 mod listener;
 mod secrets;
 mod tcp;
+mod tunnel;
 mod upgrade;
 mod upstream_proxy;
 mod variants;

@@ -133,7 +133,7 @@ fn answer(
         .map(|(key, value)| (key.clone(), json!(value)))
         .collect();
     let tls = match decision.action {
-        Action::Originate(cluster) => cluster
+        Action::Originate(cluster) | Action::Passthrough(cluster) => cluster
             .tls
             .as_ref()
             .map(|tls| tls_answer(tls, cluster, decision)),
@@ -168,6 +168,11 @@ fn answer(
     });
     if let (Some(vip), Some(fields)) = (vip, answer.as_object_mut()) {
         fields.insert("vip".to_owned(), json!(vip));
+    }
+    let tunnel = cluster.and_then(|cluster| cluster.tunnel.as_ref());
+    if let (Some(tunnel), Some(fields)) = (tunnel, answer.as_object_mut()) {
+        let tunnel = json!({"method": tunnel.method(), "target": tunnel.authority()});
+        fields.insert("tunnel".to_owned(), tunnel);
     }
     answer
 }
@@ -295,6 +300,11 @@ fn for_people(answer: &Value, decision: &Decision<'_, '_>) -> String {
         .zip(text("/target/port"))
         .map(|(host, port)| format!("{host}:{port}"));
     line("dials", target);
+    let tunnel = text("/tunnel/method").zip(text("/tunnel/target"));
+    line(
+        "tunnel",
+        tunnel.map(|(method, target)| format!("{method} {target}, asked of what is dialled")),
+    );
     line("listens on", text("/vip"));
     line("authority", text("/authority"));
     if answer.get("tls").is_some_and(|tls| !tls.is_null()) {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{
-    Arrival, Endpoints, HostName, OutboundMode, Place, PolicyTable, Proxy, ResourceId, Settling,
+    Arrival, Endpoints, HostName, OutboundMode, Place, PolicyTable, Proxy, ResourceId, Service,
+    Settling,
 };
 
 use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as Args};
@@ -148,8 +149,7 @@ pub(crate) fn settle_read(
         tell(rules.warnings.to_string().trim_end());
     }
     if upstream_proxy.is_some()
-        && let Some(message) =
-            listed_elsewhere(&rules.table).or_else(|| around_the_proxy(&rules.table))
+        && let Some(message) = listed_elsewhere(&rules.table)
     {
         return Err(refuse(&message));
     }
@@ -157,6 +157,9 @@ pub(crate) fn settle_read(
         true => other_workloads(&rules, &settling)?,
         false => Vec::new(),
     };
+    if let Some(message) = around_the_tunnel(args, &rules.table, &workloads) {
+        return Err(refuse(&message));
+    }
     let store = store(&args.credentials, &mut rules, &settling.proxy.namespace)?;
     let version = version.unwrap_or(pinned_envoy());
     let found = Version::find(version)
@@ -219,10 +222,10 @@ fn listed_elsewhere(table: &PolicyTable) -> Option<String> {
         let Endpoints::Listed { places, .. } = &service.cluster.endpoints else {
             return false;
         };
-        let itself = |place: &Place| {
-            let host = service.host.exact().map(HostName::as_str);
-            host == Some(place.address.as_str()) && place.port == service.target
-        };
+        let host = service.host.exact().map(HostName::as_str);
+        let dialled = host.map(|host| (host, service.target));
+        let dialled = service.connect_to.or(dialled);
+        let itself = |place: &Place| dialled == Some((place.address.as_str(), place.port));
         !places.iter().all(itself)
     })?;
     let entry = service.service_entry.map(ResourceId::qualified);
@@ -246,13 +249,55 @@ fn other_workloads(rules: &Rules, settling: &Settling) -> Result<Vec<PolicyTable
     compiled.collect()
 }
 
-/// Tells of a service that an upstream proxy cannot be asked for yet; it is not reached around it.
-fn around_the_proxy(table: &PolicyTable) -> Option<String> {
-    let service = table
-        .services()
-        .find(|service| service.arrival == Arrival::Tcp)?;
-    Some(format!(
-        "`--upstream-proxy` leads HTTP and TLS, and `{}` has the TCP port {}\nhint: run TCP services without it, in an Envoy of their own",
-        service.host, service.port
-    ))
+/// Tells of a `tunnel` that what was asked for would go around, or go into twice.
+fn around_the_tunnel(args: &Args, table: &PolicyTable, others: &[PolicyTable]) -> Option<String> {
+    let all = || std::iter::once(table).chain(others);
+    let tunnelled = |service: &Service<'_>| service.cluster.tunnel.is_some();
+    let rule = |service: &Service<'_>| {
+        let rule = service.rule.map(ResourceId::qualified);
+        rule.unwrap_or_default()
+    };
+    let any = |wanted: fn(&Service<'_>) -> bool| {
+        let mut services = all().flat_map(PolicyTable::services);
+        services.find(|service| tunnelled(service) && wanted(service))
+    };
+    if args.upstream_proxy.is_some()
+        && let Some(service) = any(|_| true)
+    {
+        return Some(format!(
+            "`--upstream-proxy` leads everything to one proxy, and DestinationRule {} has a `tunnel` through another\nhint: remove one of the two",
+            rule(&service)
+        ));
+    }
+    if args.forward_proxy.is_some()
+        && let Some(service) = any(|service| service.arrival == Arrival::Tls)
+    {
+        return Some(format!(
+            "CONNECT to `{}:{}` of the `--forward-proxy` would go around the `tunnel` of DestinationRule {}\nhint: use `--upstream-proxy` in place of `tunnel`, or leave `--forward-proxy` out",
+            service.host,
+            service.port,
+            rule(&service)
+        ));
+    }
+    // Listeners have the tunnels, and cannot ask which workload they are for. The tables have the same hosts and
+    // ports in the same order, and requests choose no subset.
+    fn reached(table: &PolicyTable) -> impl Iterator<Item = Service<'_>> {
+        table.services().filter(|service| service.subset.is_none())
+    }
+    for other in others {
+        for (one, other) in reached(table).zip(reached(other)) {
+            let same = one.cluster.tunnel == other.cluster.tunnel
+                && (one.arrival != Arrival::Tls
+                    || !tunnelled(&one)
+                    || one.cluster == other.cluster);
+            if !same {
+                let service = if tunnelled(&other) { other } else { one };
+                return Some(format!(
+                    "the `tunnel` of DestinationRule {} is not the same for all workloads, and with `--labels-from-node` one configuration serves them all\nhint: leave `--labels-from-node` out",
+                    rule(&service)
+                ));
+            }
+        }
+    }
+    None
 }

@@ -271,6 +271,10 @@ fn double_tls(
     reach: &[Reach<'_>],
     findings: &mut Findings<'_>,
 ) {
+    // Through a tunnel the block's TLS is the proxy's, and the application's goes inside.
+    if block.tunnelled() {
+        return;
+    }
     let tls = |reach: &&Reach<'_>| reach.port.protocol.class() == ProtocolClass::Tls;
     let Some(twice) = reach.iter().find(tls) else {
         return;

@@ -36,6 +36,11 @@ impl Block<'_> {
         format!("{}.tls", self.source.path())
     }
 
+    /// Says whether its connections go through a `tunnel`, which no entry for a port has.
+    pub(super) fn tunnelled(&self) -> bool {
+        self.port.is_none() && self.policy.tunnel.is_some()
+    }
+
     /// Says whether the block settles TLS for a port.
     fn settles(&self, port: PortNumber) -> bool {
         match self.port {

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
 use super::{
-    Options, cluster, duration, extension, forward_proxy, guard, service_ports, tcp, upgrade,
-    upstream_proxy,
+    Options, cluster, duration, extension, forward_proxy, guard, service_ports, tcp, tunnel,
+    upgrade, upstream_proxy,
 };
 
 /// Renders all listeners, in the order of their ports.
@@ -31,7 +31,7 @@ pub(super) fn listeners(
         .map(|(port, arrivals)| {
             let has_tls = arrivals.contains(&Arrival::Tls);
             let mut chains = if has_tls {
-                tls_chains(port, table, options)
+                tls_chains(port, table, variants, options)
             } else {
                 Vec::new()
             };
@@ -108,7 +108,12 @@ pub(super) fn refused_log(options: &Options) -> Value {
 type Alike<'t> = (u16, &'t str, Option<(&'t str, u16)>);
 
 /// Renders the application's own TLS: a chain for all hosts that differ in nothing but their name.
-fn tls_chains(port: PortNumber, table: &PolicyTable, options: &Options) -> Vec<Value> {
+fn tls_chains(
+    port: PortNumber,
+    table: &PolicyTable,
+    variants: Variants,
+    options: &Options,
+) -> Vec<Value> {
     let mut groups = BTreeMap::<Alike<'_>, Vec<Service<'_>>>::new();
     for service in table.services().filter(|service| {
         service.port == port && service.arrival == Arrival::Tls && service.subset.is_none()
@@ -121,6 +126,10 @@ fn tls_chains(port: PortNumber, table: &PolicyTable, options: &Options) -> Vec<V
     }
     let mut chains = Vec::new();
     for (at, ((target, cluster, pinned), services)) in groups.into_iter().enumerate() {
+        let tunnelled = services.first().map(|service| service.cluster);
+        let tunnelled = tunnelled.filter(|cluster| cluster.tunnel.is_some());
+        let variant = tunnelled.and_then(|cluster| super::variants::named(variants, cluster));
+        let cluster = variant.as_deref().unwrap_or(cluster);
         let dynamic = services
             .iter()
             .all(|service| service.cluster.endpoints == egress_policy::Endpoints::OfTheRequest);
@@ -154,6 +163,7 @@ fn tls_chains(port: PortNumber, table: &PolicyTable, options: &Options) -> Vec<V
             json!({"stat_prefix": listener_name(port), "cluster": cluster, "access_log": [log]});
         if let Some(service) = services.first() {
             limit(&mut proxy, service.cluster);
+            tunnel::through(&mut proxy, service.cluster);
         }
         if guarded {
             guard::connect_later(&mut proxy, options);
@@ -218,22 +228,32 @@ fn pin(address: &str, port: u16) -> Value {
     )
 }
 
-/// Says what the log says of a connection that is passed through. Names are those of the ClientHello.
+/// Says what the log says of a connection that is passed through. Names are those of the ClientHello; the transport
+/// socket and its mode are those towards the proxy, where a tunnel leads through one.
 fn passthrough_entries(
     services: &[Service<'_>],
     target: u16,
     cluster: &str,
 ) -> Vec<(&'static str, String)> {
+    let first = services.first().map(|service| service.cluster);
+    let socket = first.map_or("-", contract::transport_socket);
+    let tunnel = first.and_then(|cluster| cluster.tunnel.as_ref());
     let mut entries = vec![
         ("action", "passthrough".to_owned()),
         ("cluster", cluster.to_owned()),
-        (
-            "transport_socket",
-            "envoy.transport_sockets.raw_buffer".to_owned(),
-        ),
+        ("transport_socket", socket.to_owned()),
         ("sni", "%REQUESTED_SERVER_NAME%".to_owned()),
-        ("target", format!("%REQUESTED_SERVER_NAME%:{target}")),
+        (
+            "target",
+            match tunnel {
+                Some(tunnel) => tunnel.authority(),
+                None => format!("%REQUESTED_SERVER_NAME%:{target}"),
+            },
+        ),
     ];
+    entries.extend(tunnel.map(|_| ("reason", tunnel::reason())));
+    let mode = first.and_then(|cluster| Some(cluster.tls.as_ref()?.mode.as_str().to_owned()));
+    entries.extend(mode.map(|mode| ("tls_mode", mode)));
     // A chain that serves one entry alone can name it; one that serves many cannot tell which.
     let one = |name: fn(&Service<'_>) -> Option<String>| {
         let first = services.first().and_then(name)?;
@@ -282,10 +302,7 @@ fn particular(
     for service in all_http_services(port, table, options) {
         let (cluster, hash) = (service.cluster, cluster::hash_policy(service.cluster));
         if hash.is_some() || guard::is_on(cluster, options) {
-            let name = match variants {
-                Variants::Clusters => super::variants::variant(cluster),
-                Variants::None | Variants::Sockets => None,
-            };
+            let name = super::variants::named(variants, cluster);
             add(
                 name.as_deref().unwrap_or(cluster.name.as_str()),
                 cluster.tls.is_some(),

@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use egress_filter::{FilterKind, Variants, contract};
+use egress_filter::{FilterKind, PluginConfig, Variants, contract};
 use egress_policy::{Address, Arrival, PolicyTable, PortNumber, Service};
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
 use super::listener::{limit, listener_name, plugin, plugin_config, refused_log};
-use super::{Options, extension, variants};
+use super::{Options, extension, tunnel, upstream_proxy, variants};
 
 /// What `tcp_proxy` leads to when the filter has named nothing: no such cluster, so the connection is closed.
 const UNDECIDED: &str = "egress|undecided";
@@ -74,15 +74,18 @@ impl<'p> Plugins<'p> {
     ) -> Self {
         let filter = |port| {
             let kind = FilterKind::Network;
-            let plugin = plugin(
-                Some(port),
-                kind,
-                table,
-                digest,
-                resources,
-                variants,
-                options,
-            );
+            let plugin = PluginConfig {
+                upstream_proxy: options.upstream_proxy.is_some(),
+                ..plugin(
+                    Some(port),
+                    kind,
+                    table,
+                    digest,
+                    resources,
+                    variants,
+                    options,
+                )
+            };
             extension(
                 contract::FILTER_NAME,
                 "envoy.extensions.filters.network.wasm.v3.Wasm",
@@ -114,12 +117,16 @@ impl<'p> Plugins<'p> {
         if self.variants == Variants::Sockets {
             filters.push(variants::network_filter());
         }
+        if self.options.upstream_proxy.is_some() {
+            filters.push(upstream_proxy::tcp_filter());
+        }
         let mut proxy = json!({
             "stat_prefix": stat_prefix,
             "cluster": UNDECIDED,
             "access_log": [access_log(&Metadata::Filter, self.options)],
         });
         limit(&mut proxy, service.cluster);
+        tunnel::through(&mut proxy, service.cluster);
         filters.push(extension(
             "envoy.filters.network.tcp_proxy",
             "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",

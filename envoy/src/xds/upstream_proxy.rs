@@ -161,8 +161,13 @@ pub(super) fn http_filter() -> Value {
     extension(
         "envoy.filters.http.set_filter_state",
         "envoy.extensions.filters.http.set_filter_state.v3.Config",
-        json!({"on_request_headers": [target(&format!("%FILTER_STATE({}:PLAIN)%", contract::TUNNEL_STATE))]}),
+        json!({"on_request_headers": [target(&named_by_the_filter())]}),
     )
+}
+
+/// Renders the same for connections that the filter leads.
+pub(super) fn tcp_filter() -> Value {
+    on_connection(&named_by_the_filter())
 }
 
 /// Renders the same for a connection that is passed through by its SNI, or to an address given by hand.
@@ -172,10 +177,18 @@ pub(super) fn network_filter(port: u16, pinned: Option<(&str, u16)>) -> Value {
         Some((address, port)) if address.contains(':') => format!("[{address}]:{port}"),
         Some((address, port)) => format!("{address}:{port}"),
     };
+    on_connection(&text)
+}
+
+fn named_by_the_filter() -> String {
+    format!("%FILTER_STATE({}:PLAIN)%", contract::TUNNEL_STATE)
+}
+
+fn on_connection(format: &str) -> Value {
     extension(
         "envoy.filters.network.set_filter_state",
         "envoy.extensions.filters.network.set_filter_state.v3.Config",
-        json!({"on_new_connection": [target(&text)]}),
+        json!({"on_new_connection": [target(format)]}),
     )
 }
 

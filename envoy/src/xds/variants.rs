@@ -21,14 +21,16 @@ pub(super) struct Reached<'t> {
     pub(super) kind: Variants,
     /// They, those of one name together.
     pub(super) groups: Vec<Vec<&'t Cluster>>,
-    /// The names of those that the application's own TLS is led to, by listeners and not by the filter.
+    /// The names of those that the application's own TLS is led to, by listeners and not by the filter. Where no
+    /// tunnel is in between, it makes no difference to a connection which rules one of them was made for.
     passed_through: BTreeSet<&'t str>,
 }
 
 impl Reached<'_> {
     /// Returns what Envoy calls a cluster where those of one name are clusters each: the filter names all of its own.
     pub(super) fn name(&self, cluster: &Cluster) -> Option<String> {
-        let left = self.passed_through.contains(cluster.name.as_str());
+        let passed_through = self.passed_through.contains(cluster.name.as_str());
+        let left = passed_through && cluster.tunnel.is_none();
         variant(cluster).filter(|_| !left)
     }
 }
@@ -36,6 +38,14 @@ impl Reached<'_> {
 /// Returns what Envoy calls a host's own cluster that requests are led to, where those of one name are clusters each.
 pub(super) fn variant(cluster: &Cluster) -> Option<String> {
     cluster.own.as_ref().map(|_| contract::variant(cluster))
+}
+
+/// Returns the same where `kind` makes them clusters each.
+pub(super) fn named(kind: Variants, cluster: &Cluster) -> Option<String> {
+    match kind {
+        Variants::Clusters => variant(cluster),
+        Variants::None | Variants::Sockets => None,
+    }
 }
 
 /// Returns the tables by which requests may be decided: that for the labels that are known, and those for all others.

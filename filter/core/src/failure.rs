@@ -42,6 +42,8 @@ pub enum Failure {
     Dns,
     /// Envoy has not got a certificate that the connection needs.
     SecretMissing,
+    /// The proxy of a `tunnel` answered, and not with the way to the server.
+    TunnelRefused,
 }
 
 /// What is known of a connection that may have failed.
@@ -103,6 +105,7 @@ failures! {
     Reset "reset" "the connection to the server failed before there was an answer";
     Dns "dns" "the server's name could not be resolved";
     SecretMissing "secret_missing" "the proxy lacks a certificate that the connection needs";
+    TunnelRefused "tunnel_refused" "the proxy on the way to the server refused the tunnel";
 }
 
 impl Failure {
@@ -134,7 +137,8 @@ impl Failure {
     }
 
     /// Classifies how a connection of bytes ended; `None` when the server's connection had come about, or when a
-    /// limit of ours refused it.
+    /// limit of ours refused it. Where a proxy is asked first, Envoy has one empty text for a proxy that did not
+    /// answer in time and one that hung up.
     ///
     /// Source: envoyproxy/envoy `source/common/tcp_proxy/tcp_proxy.cc`, `Filter::onGenericPoolFailure`, and
     /// `envoy/stream_info/stream_info.h`, `CoreResponseFlag`.
@@ -142,6 +146,7 @@ impl Failure {
         end: &ConnectionEnd<'_>,
         shows_certificate: bool,
         found_by_name: bool,
+        tunnelled: bool,
     ) -> Option<Failure> {
         const NO_HEALTHY_UPSTREAM: u64 = 0x2;
         const UPSTREAM_CONNECTION_FAILURE: u64 = 0x20;
@@ -158,7 +163,10 @@ impl Failure {
             return None;
         }
         if end.transport.is_empty() {
-            return Some(Failure::Timeout);
+            return Some(match tunnelled {
+                true => Failure::Reset,
+                false => Failure::Timeout,
+            });
         }
         // In the details of HTTP spaces are underscores.
         let transport = end.transport.replace(' ', "_");
@@ -184,6 +192,10 @@ impl fmt::Display for Failure {
 
 /// Classifies why a transport socket failed. Spaces are underscores in the details.
 fn of_transport(reason: &str, shows_certificate: bool) -> Option<Failure> {
+    // Source: envoyproxy/envoy `source/common/tcp_proxy/upstream.cc`, `HttpUpstream`.
+    if reason.starts_with("tunnel_response:") {
+        return Some(Failure::TunnelRefused);
+    }
     let Some(errors) = reason.strip_prefix("TLS_error:") else {
         // Source: envoyproxy/envoy `source/common/network/connection_impl.cc`, "delayed connect error".
         let (_, error) = reason.split_once("connect_error:_")?;

@@ -32,7 +32,7 @@ pub enum Entry {
     /// The names of the secrets that the connection uses: the client certificate's, then the trust
     /// store's unless it is the system's, separated by a comma.
     Secrets,
-    /// Host and port really dialled.
+    /// Host and port really reached: behind a tunnel, those that the proxy was asked for.
     Target,
     /// The authority as the client sent it.
     Authority,

@@ -67,7 +67,8 @@ pub fn plan_http<'e>(
             effects
         }
         Action::Forward(cluster) => plain(config, facts, cluster, &decision, scratch),
-        Action::Passthrough(cluster) if facts.connect => {
+        // CONNECT is led without the proxy that a tunnel would be asked of.
+        Action::Passthrough(cluster) if facts.connect && cluster.tunnel.is_none() => {
             plain(config, facts, cluster, &decision, scratch)
         }
         // A forward proxy for everything is nobody's to have.
@@ -323,7 +324,7 @@ fn push_detour<'e>(effects: &mut Effects<'e>, detour: Detour<'e>, scratch: &'e S
 }
 
 /// Writes what the upstream proxy is asked for: the target, or the address that is dialled in its place.
-fn write_tunnel(config: &Loaded, decision: &Decision<'_, '_>, tunnel: &mut String) {
+pub(crate) fn write_tunnel(config: &Loaded, decision: &Decision<'_, '_>, tunnel: &mut String) {
     tunnel.clear();
     let Some(target) = decision.target.as_ref().filter(|_| config.upstream_proxy) else {
         return;
@@ -336,7 +337,7 @@ fn write_tunnel(config: &Loaded, decision: &Decision<'_, '_>, tunnel: &mut Strin
     tunnel.push_str(itoa(port.get(), &mut [0; 5]));
 }
 
-fn push_tunnel<'e>(effects: &mut Effects<'e>, config: &Loaded, scratch: &'e Scratch) {
+pub(crate) fn push_tunnel<'e>(effects: &mut Effects<'e>, config: &Loaded, scratch: &'e Scratch) {
     if config.upstream_proxy {
         effects.push(Effect::Tunnel(&scratch.tunnel));
     }
@@ -452,7 +453,11 @@ pub(crate) fn write_metadata(
     );
     writer.verify(tls, target.map(|target| target.host));
     writer.secrets(tls, &mut scratch.secrets);
-    writer.target(target);
+    match cluster.and_then(|cluster| cluster.tunnel.as_ref()) {
+        // Rare, so it may allocate.
+        Some(tunnel) => writer.text(Entry::Target, Some(&tunnel.authority())),
+        None => writer.target(target),
+    }
     writer.text(
         Entry::Authority,
         Some(authority).filter(|authority| !authority.is_empty()),

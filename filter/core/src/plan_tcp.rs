@@ -9,7 +9,9 @@ use crate::effect::{Effect, Effects};
 use crate::facts::{ConnectionEnd, ConnectionFacts, Wanted};
 use crate::failure::Failure;
 use crate::load::Loaded;
-use crate::plan::{Scratch, found_by_name, itoa, push_names, refused, write_metadata};
+use crate::plan::{
+    Scratch, found_by_name, itoa, push_names, push_tunnel, refused, write_metadata, write_tunnel,
+};
 
 /// Says which facts [`plan_tcp`] needs: as few as tell services apart, for each is a call.
 pub fn wanted(config: &Loaded) -> Wanted {
@@ -53,6 +55,7 @@ pub fn plan_tcp<'e>(
     scratch.authority.push_str(target.host);
     scratch.dial_port.clear();
     scratch.dial_port.push_str(itoa(port.get(), &mut [0; 5]));
+    write_tunnel(config, &decision, &mut scratch.tunnel);
     let scratch: &'e Scratch = scratch;
     if cluster.endpoints == Endpoints::OfTheRequest {
         let host = pinned.unwrap_or(&scratch.authority);
@@ -66,6 +69,7 @@ pub fn plan_tcp<'e>(
     if let Some(socket) = config.transport_socket(cluster) {
         effects.push(Effect::TransportSocket(socket));
     }
+    push_tunnel(&mut effects, config, scratch);
     effects.push(Effect::Metadata(&scratch.metadata));
     let name = config.cluster_name(cluster);
     effects.push(Effect::FilterState(contract::TCP_CLUSTER_STATE, name));
@@ -84,7 +88,8 @@ pub fn connection_failed(
     let cluster = cluster_of(&decide(config, facts, name.as_ref()))?;
     let tls = cluster.tls.as_ref();
     let shows_certificate = tls.is_some_and(|tls| tls.identity.is_some());
-    Failure::of_connection(end, shows_certificate, found_by_name(cluster))
+    let tunnelled = cluster.tunnel.is_some();
+    Failure::of_connection(end, shows_certificate, found_by_name(cluster), tunnelled)
 }
 
 /// Returns what should happen when a connection whose server was not reached is closed: it is counted and logged.

@@ -31,7 +31,8 @@ fn rows() -> Vec<(&'static str, Vec<String>)> {
 fn framed(text: &str) -> String {
     let reset = |inner: &str| format!("upstream_reset_before_response_started{{{inner}}}");
     let transport = |reason: &str| reset(&format!("remote_connection_failure|{reason}"));
-    if text.starts_with("TLS_error:") || text.contains("connect_error") {
+    let whole = ["TLS_error:", "tunnel_response:"];
+    if whole.iter().any(|start| text.starts_with(start)) || text.contains("connect_error") {
         transport(text)
     } else if text.starts_with(|c: char| c.is_ascii_uppercase()) {
         let error = format!("|268435581:SSL_routines:OPENSSL_internal:{text}");

@@ -5,7 +5,9 @@ use std::fmt;
 use crate::digest::Digest;
 use crate::host::HostPattern;
 use crate::port::PortNumber;
-use crate::resource::{ConnectionPool, LoadBalancer, OutlierDetection, ProxyProtocol, RetryBudget};
+use crate::resource::{
+    ConnectionPool, LoadBalancer, OutlierDetection, ProxyProtocol, RetryBudget, Tunnel,
+};
 use crate::tls::TlsIntent;
 
 /// The name of a cluster, in the filter, in Envoy and in its statistics. Only this module makes one.
@@ -112,6 +114,9 @@ pub struct Cluster {
     pub own: Option<(HostPattern, PortNumber)>,
     /// TLS towards the server; `None` sends what the application sent.
     pub tls: Option<TlsIntent>,
+    /// `tunnel`: the endpoints are a proxy's, which is asked for another host. TLS, HTTP and limits are those
+    /// towards the proxy, and what the application sends goes inside.
+    pub tunnel: Option<Tunnel>,
     /// What is spoken.
     pub speaks: Speaks,
     /// Where it leads.

@@ -23,6 +23,7 @@ use crate::tls::{TlsIntent, Trust};
 
 mod connections;
 pub(crate) mod index;
+mod tunnels;
 
 /// What becomes of hosts that no ServiceEntry has.
 ///
@@ -708,6 +709,9 @@ impl<'r> Compiler<'r> {
             arrival,
         };
         let settings = merged.map(|merged| for_port(merged, port.number));
+        if let (Some(merged), Some(settings)) = (merged, settings) {
+            self.check_dropped_tunnel(&service, merged, settings);
+        }
         let way = self.way(&service, settings, None)?;
         let mut subsets = Vec::new();
         if let (Some(merged), Some(parent)) = (merged, settings) {
@@ -776,7 +780,7 @@ impl<'r> Compiler<'r> {
                     hint,
                 );
             }
-            if service.arrival == Arrival::Tls && tls.is_some() {
+            if service.arrival == Arrival::Tls && tls.is_some() && settings.tunnel.is_none() {
                 let (port, host) = (service.port.number, service.host);
                 let text = format!(
                     "TLS inside TLS: applications already speak TLS on port {port} of `{host}`"
@@ -791,7 +795,11 @@ impl<'r> Compiler<'r> {
                 );
                 return None;
             }
-            if service.arrival == Arrival::Tcp && tls.is_some() && is_postgresql(service.port) {
+            if service.arrival == Arrival::Tcp
+                && tls.is_some()
+                && settings.tunnel.is_none()
+                && is_postgresql(service.port)
+            {
                 let text = "PostgreSQL agrees on TLS inside its protocol, by an SSLRequest, and a connection here is TLS from its first byte"
                     .to_owned();
                 let hint = "servers from 17 on take it, and clients must say `sslmode=disable`; with older servers remove `tls` and let the application speak TLS (`sslmode=verify-full`)";
@@ -803,10 +811,9 @@ impl<'r> Compiler<'r> {
                     hint,
                 );
             }
-            if settings.tunnel.is_some() {
-                let hint = "the connection would not go through the proxy that the rule names";
-                let kind = ProblemKind::NotSupported("`tunnel`".to_owned());
-                self.report(Severity::Error, meta, under("tunnel"), kind, hint);
+            if let Some(tunnel) = settings.tunnel
+                && !self.check_tunnel(service, tunnel, tls.is_some(), &settings, subset)
+            {
                 return None;
             }
             if settings
@@ -848,10 +855,15 @@ impl<'r> Compiler<'r> {
             .cloned();
         let proxy_protocol = settings.and_then(|settings| settings.proxy_protocol);
         let retry_budget = settings.and_then(|settings| settings.retry_budget).cloned();
+        let tunnel = settings.and_then(|settings| settings.tunnel).cloned();
         let http = connection_pool.as_ref().map(|pool| &pool.http);
         let as_received = http.is_some_and(|http| http.use_client_protocol);
         let upgrade = http.map(|http| http.h2_upgrade).unwrap_or_default();
-        let speaks = speaks(arrival, port, tls.is_some(), upgrade, as_received);
+        let speaks = match &tunnel {
+            Some(_) if upgrade == H2UpgradePolicy::Upgrade => Speaks::Http2,
+            Some(_) => Speaks::Http1,
+            None => speaks(arrival, port, tls.is_some(), upgrade, as_received),
+        };
         // Nothing in a connection of bytes says where it goes, so its cluster does.
         let own = subset.is_some()
             || (arrival == Arrival::Tcp && host.exact().is_some())
@@ -861,6 +873,7 @@ impl<'r> Compiler<'r> {
             || outlier_detection.is_some()
             || proxy_protocol.is_some()
             || retry_budget.is_some()
+            || tunnel.is_some()
             || tls.as_ref().is_some_and(|tls| !tls.follows_the_request());
         // A wildcard lets DNS choose the address; only a service of the mesh may have a private one.
         let public_only = host.exact().is_none() && !entry.has_own_endpoints() && !entry.internal;
@@ -896,6 +909,7 @@ impl<'r> Compiler<'r> {
             name,
             own,
             tls,
+            tunnel,
             speaks,
             endpoints,
             public_only,

@@ -472,6 +472,9 @@ fn settings(cluster: &Cluster) -> Value {
             ProxyProtocol::V1 => "V1",
             ProxyProtocol::V2 => "V2",
         }),
+        "tunnel": cluster.tunnel.as_ref().map(|tunnel| {
+            format!("{} {}", tunnel.method(), tunnel.authority())
+        }),
         "retryBudget": cluster.retry_budget.as_ref().map(|budget| {
             json!([budget.percent, budget.min_concurrency])
         }),

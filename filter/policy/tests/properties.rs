@@ -8,8 +8,8 @@
 )]
 
 use egress_policy::{
-    Action, Arrival, Authority, Connection, Decision, HostPattern, OutboundMode, Parser,
-    PolicySource, PolicyTable, PortNumber, Problems, Proxy, Query, Settling, Spoken, Trust,
+    Action, Arrival, Authority, Connection, Decision, Endpoints, HostPattern, OutboundMode, Parser,
+    PolicySource, PolicyTable, PortNumber, Problems, Proxy, Query, Settling, Spoken, Trust, Tunnel,
 };
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -303,6 +303,29 @@ fn anything() -> impl Strategy<Value = Vec<Value>> {
     )
 }
 
+/// Entries without HTTP, and rules with tunnels, some of them by subsets.
+fn tunnelled() -> impl Strategy<Value = Vec<Value>> {
+    let tunnel = || {
+        let target = (select(vec!["one.net", "192.0.2.1"]), select(vec![1, 2]));
+        proptest::option::of(target).prop_map(|target| {
+            target.map(|(host, port)| json!({"targetHost": host, "targetPort": port}))
+        })
+    };
+    let rules = (rule(None, selectors(), export_to()), tunnel(), tunnel());
+    let rules = rules.prop_map(|(mut rule, own, of_subset)| {
+        for (policy, tunnel) in [("/spec", own), ("/spec/subsets/0", of_subset)] {
+            if let (Some(place), Some(tunnel)) = (rule.pointer_mut(policy), tunnel) {
+                place["trafficPolicy"]["tunnel"] = tunnel;
+            }
+        }
+        rule
+    });
+    resources(
+        proptest::collection::vec(entry(&["TCP", "TLS", "REDIS", "HTTPS"]), 1..4),
+        proptest::collection::vec(rules, 1..4),
+    )
+}
+
 fn outbound() -> impl Strategy<Value = OutboundMode> {
     select(vec![OutboundMode::RegistryOnly, OutboundMode::AllowAny])
 }
@@ -413,6 +436,32 @@ proptest! {
                 table.services().any(|service| std::ptr::eq(service.cluster, cluster)),
                 "nothing leads to {}", cluster.name
             );
+        }
+    }
+
+    #[test]
+    fn a_connection_goes_into_the_tunnel_of_its_rule_and_no_other_does(documents in tunnelled()) {
+        let Ok(table) = compile(&documents, OutboundMode::RegistryOnly) else { return Ok(()) };
+        for service in table.services().filter(|service| service.subset.is_none()) {
+            let host = example(service.host);
+            let query = Query { host: &host, port: service.port, arrival: service.arrival, subset: None };
+            let decision = table.decide(&query);
+            let of_rule = |document: &&Value| {
+                let name = document["metadata"]["name"].as_str();
+                document["kind"] == "DestinationRule" && name == decision.rule.map(|id| &*id.name)
+            };
+            // An entry for a port has none.
+            let rule = documents.iter().find(of_rule).filter(|_| decision.policy_source == Some(PolicySource::Rule));
+            let wanted = rule.and_then(|rule| rule.pointer("/spec/trafficPolicy/tunnel"));
+            let wanted = wanted.map(|tunnel| format!("{}:{}", tunnel["targetHost"].as_str().unwrap(), tunnel["targetPort"]));
+            prop_assert_eq!(service.cluster.tunnel.as_ref().map(Tunnel::authority), wanted);
+            if service.cluster.tunnel.is_some() {
+                prop_assert_eq!(&service.cluster.own, &Some((service.host.clone(), service.port)));
+                let listed = matches!(service.cluster.endpoints, Endpoints::Listed { .. });
+                prop_assert!(listed, "{} has no proxy", service.cluster.name);
+            } else if service.arrival == Arrival::Tls {
+                prop_assert!(service.cluster.tls.is_none(), "TLS inside TLS");
+            }
         }
     }
 

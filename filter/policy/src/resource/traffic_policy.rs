@@ -216,10 +216,25 @@ pub struct OutlierDetection {
 pub struct Tunnel {
     /// With POST rather than CONNECT.
     pub post: bool,
-    /// The host that the proxy is asked for.
+    /// The host or address that the proxy is asked for.
     pub host: String,
     /// Its port.
     pub port: PortNumber,
+}
+
+impl Tunnel {
+    /// Returns the word of `protocol`.
+    pub fn method(&self) -> &'static str {
+        if self.post { "POST" } else { "CONNECT" }
+    }
+
+    /// Returns what the proxy is asked for, an IPv6 address in brackets.
+    pub fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
 }
 
 /// `proxyProtocol.version`.
@@ -353,14 +368,18 @@ fn read_tunnel(field: Field<'_>) -> Option<Tunnel> {
     });
     let host = fields.require("targetHost", |field| {
         let text = field.text()?;
-        if text.parse::<std::net::IpAddr>().is_err()
-            && let Err(problem) = HostName::dns(text)
-        {
-            let text = format!("tunnel target host must be valid FQDN or IP address: {problem}");
-            field.error(ProblemKind::Invalid(text));
-            return None;
+        if let Ok(address) = text.parse::<std::net::IpAddr>() {
+            return Some(address.to_string());
         }
-        Some(text.to_owned())
+        match HostName::dns(text) {
+            Ok(name) => Some(name.as_str().to_owned()),
+            Err(problem) => {
+                let text =
+                    format!("tunnel target host must be valid FQDN or IP address: {problem}");
+                field.error(ProblemKind::Invalid(text));
+                None
+            }
+        }
     });
     let port = fields.require("targetPort", |field| field.port());
     Some(Tunnel {

@@ -1,0 +1,55 @@
+//! `tunnel` of a DestinationRule: `tcp_proxy` asks the proxy that the cluster leads to for another host.
+//!
+//! ```text
+//! application ── bytes, or TLS of its own ──► tcp_proxy ── CONNECT host:port ──► proxy ──► host
+//! ```
+//!
+//! What is sent to the proxy is sent by HTTP/1.1, or by HTTP/2 where `h2UpgradePolicy` says so; in TLS where the
+//! rule has `tls`, which is the proxy's and is verified as every server's is. Nothing of the application's is sent
+//! before the proxy has agreed.
+//!
+//! Source: istio/istio `pilot/pkg/networking/core/networkfilter.go`, `buildOutboundNetworkFiltersWithSingleDestination`
+//! and `pilot/pkg/networking/util/util.go`, tunneling; envoyproxy/envoy
+//! `api/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto`, `TunnelingConfig`.
+
+use egress_filter::Failure;
+use egress_policy::Cluster;
+use serde_json::{Value, json};
+
+/// Adds to a `tcp_proxy` that its connections go through the tunnel of their cluster, if it has one.
+pub(super) fn through(proxy: &mut Value, cluster: &Cluster) {
+    let (Some(tunnel), Some(fields)) = (&cluster.tunnel, proxy.as_object_mut()) else {
+        return;
+    };
+    let mut config = json!({"hostname": tunnel.authority()});
+    if let (true, Some(config)) = (tunnel.post, config.as_object_mut()) {
+        config.insert("use_post".to_owned(), json!(true));
+    }
+    fields.insert("tunneling_config".to_owned(), config);
+}
+
+/// Why a tunnel did not come about, in the words of [`Failure`] and by the same texts of Envoy. The filter, which
+/// knows all of them, does not see TLS that is passed through.
+pub(super) fn reason() -> String {
+    let says = |text: &str, failure: Failure| {
+        format!("upstream.transport_failure_reason.contains('{text}') ? '{failure}' : ")
+    };
+    let mut cases = String::new();
+    for (text, failure) in [
+        ("tunnel_response:", Failure::TunnelRefused),
+        ("Secret is not supplied", Failure::SecretMissing),
+        ("Connection refused", Failure::Refused),
+        ("verify SAN list", Failure::NameMismatch),
+        ("SAN matcher", Failure::NameMismatch),
+        ("certificate has expired", Failure::Expired),
+        ("unable to get local issuer", Failure::UnknownCa),
+        ("WRONG_VERSION_NUMBER", Failure::NotTls),
+    ] {
+        cases += &says(text, failure);
+    }
+    // `UF`, and `UH`, in the bits of `CoreResponseFlag`.
+    let (reset, dns) = (Failure::Reset, Failure::Dns);
+    format!(
+        "%CEL({cases}response.flags / 32 % 2 == 1 ? '{reset}' : response.flags / 2 % 2 == 1 ? '{dns}' : '-')%"
+    )
+}
