@@ -8,7 +8,8 @@
 //!   a throw-away [`pki`]. Beside it a [`silent_port`] hears whatever was sent without TLS, and
 //!   [`dns`] leads names to the test machine. [`nginx`] is the site of the page's second half, with
 //!   certificates made by the page's [`openssl`] commands. For what is not HTTP there are a real [`redis`] and a
-//!   [`tls_server`] that answers bytes with bytes. [`tinyproxy`] is a company's proxy.
+//!   [`tls_server`] that answers bytes with bytes. [`tinyproxy`] is a company's proxy, and [`connect_proxy`] one
+//!   that speaks TLS and takes POST.
 //!
 //! Everything lives on 127.0.0.1, on ports that the kernel chose, and ends when its value is
 //! dropped. Nothing here knows a rule of the engine: a harness that did could only agree with it.
@@ -36,6 +37,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod connect_proxy;
 pub mod dns;
 pub mod egressctl;
 pub mod envoy;

@@ -5,32 +5,31 @@ mod common;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, ensure};
-use rustls::ServerConfig;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
 
 use egress_integration::{
+    connect_proxy::ConnectProxy,
     dns::{DnsServer, Zone},
     egressctl::{Builder, Running},
-    pki::{Issued, Leaf},
+    pki::Leaf,
     probe,
+    redis::{self, Redis},
     silent_port::SilentPort,
     stand_in::{HttpVersions, Listener, StandIn, StandInConfig},
     tinyproxy::Tinyproxy,
+    tls_server::{TlsServer, TlsServerConfig},
 };
 
 use common::{
-    HOST, SHARED, SOON, Trusted, assert_originated, egressctl, entry, entry_with, eventually,
-    log_of, only, originated, route, rule,
+    HOST, SHARED, SIMPLE, SOON, Trusted, assert_originated, egressctl, entry, entry_with,
+    eventually, log_of, only, originated, route, rule,
 };
 
 const PROXY: &str = "proxy.example.com";
@@ -46,95 +45,6 @@ fn rules() -> String {
 fn through(trusted: &Trusted, rules: &str, url: &str) -> Builder {
     let builder = trusted.egressctl(rules).port(80, 0).port(443, 0);
     builder.arg("--upstream-proxy").arg(url)
-}
-
-/// A proxy of ours, which tells what it was asked.
-struct Proxy {
-    addr: SocketAddr,
-    asked: Arc<Mutex<Vec<String>>>,
-    _running: JoinSet<()>,
-}
-
-impl Proxy {
-    /// Leads hosts and ports to addresses, and answers 403 where it knows none; over TLS with a certificate.
-    async fn start<const N: usize>(
-        ways: [(String, SocketAddr); N],
-        tls: Option<Issued>,
-    ) -> Result<Self> {
-        let acceptor = tls.map(|issued| acceptor(&issued)).transpose()?;
-        let ways = Arc::new(BTreeMap::from(ways));
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let addr = listener.local_addr()?;
-        let asked = Arc::<Mutex<Vec<String>>>::default();
-        let mut running = JoinSet::new();
-        let record = Arc::clone(&asked);
-        running.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, ways, record) =
-                    (acceptor.clone(), Arc::clone(&ways), Arc::clone(&record));
-                connections.spawn(async move {
-                    let _ended = match acceptor {
-                        None => carry(stream, &ways, &record).await,
-                        Some(acceptor) => match acceptor.accept(stream).await {
-                            Ok(stream) => carry(stream, &ways, &record).await,
-                            Err(_) => Ok(()),
-                        },
-                    };
-                });
-            }
-        });
-        Ok(Self {
-            addr,
-            asked,
-            _running: running,
-        })
-    }
-
-    fn asked(&self) -> Vec<String> {
-        let asked = self.asked.lock();
-        asked.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-fn acceptor(issued: &Issued) -> Result<TlsAcceptor> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(issued.chain().to_vec(), issued.key().clone_key())?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
-async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
-    mut stream: S,
-    ways: &BTreeMap<String, SocketAddr>,
-    asked: &Mutex<Vec<String>>,
-) -> Result<()> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await?);
-    }
-    let head = String::from_utf8(head)?;
-    let mut words = head.split(' ');
-    let target = match (words.next(), words.next()) {
-        (Some("CONNECT"), Some(target)) => target.to_owned(),
-        _ => head.clone(),
-    };
-    asked
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(target.clone());
-    let Some(way) = ways.get(&target) else {
-        stream
-            .write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
-            .await?;
-        return Ok(());
-    };
-    let mut server = TcpStream::connect(way).await?;
-    stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
-    copy_bidirectional(&mut stream, &mut server).await?;
-    Ok(())
 }
 
 async fn get(proxy: &Running, host: &str, path: &str) -> Result<probe::Answer> {
@@ -240,11 +150,11 @@ async fn hosts_that_share_a_cluster_share_no_tunnel() -> Result<()> {
             (format!("plain.{HOST}:8080"), first.plain_addr()),
             (format!("plain.{OTHER}:8080"), second.plain_addr()),
         ];
-        let upstream = Proxy::start(ways, None).await?;
+        let upstream = ConnectProxy::start(ways, None).await?;
         // Nobody here knows a name: looking them up is the proxy's business.
         let dns = DnsServer::start(Zone::new()).await?;
         let rules = originated(HOST, 443) + &originated(OTHER, 443) + &plain(HOST) + &plain(OTHER);
-        let proxy = through(&trusted, &rules, &format!("http://{}", upstream.addr))
+        let proxy = through(&trusted, &rules, &format!("http://{}", upstream.addr()))
             .arg("--resolver")
             .arg(dns.addr().to_string())
             .start()
@@ -289,8 +199,8 @@ async fn the_names_of_proxy_and_server_are_verified_each_for_itself() -> Result<
         let site = trusted.site([server_name]).await?;
         let ways = [(format!("{HOST}:443"), site.tls_addr())];
         let certificate = trusted.ca.issue(&Leaf::for_names([proxy_name]))?;
-        let upstream = Proxy::start(ways, Some(certificate)).await?;
-        let url = format!("https://{PROXY}:{}", upstream.addr.port());
+        let upstream = ConnectProxy::start(ways, Some(certificate)).await?;
+        let url = format!("https://{PROXY}:{}", upstream.addr().port());
         let proxy = through(&trusted, &originated(HOST, 443), &url)
             .arg("--resolver")
             .arg(dns.addr().to_string())
@@ -358,5 +268,108 @@ async fn what_would_go_around_the_proxy_does_not_start() -> Result<()> {
         ensure!(stderr.contains(says), "{says}: {stderr}");
         ensure!(!stderr.contains("secret"), "{stderr}");
     }
+    Ok(())
+}
+
+/// A TCP service whose server is dialled on another port.
+fn redis_rules(host: &str, more: &str) -> String {
+    let spec = format!(
+        "resolution: DNS, ports: [{{number: 6379, name: redis, protocol: REDIS, targetPort: 6380}}]{more}"
+    );
+    entry_with(host, &spec) + &rule(host, SIMPLE)
+}
+
+#[tokio::test]
+async fn redis_that_speaks_tls_only_is_reached_through_a_real_proxy() -> Result<()> {
+    const CACHE: &str = "cache.example";
+    let trusted = Trusted::new()?;
+    let right = trusted.ca.issue(&Leaf::for_names([CACHE]))?;
+    let server = Redis::start(&right, None).await?;
+    let wrong = trusted.ca.issue(&Leaf::for_names(["other.example"]))?;
+    let wrong = TlsServer::start(&wrong, TlsServerConfig::default()).await?;
+    let ports = [server.addr(), wrong.addr()].map(|addr| format!("ConnectPort {}", addr.port()));
+    let tinyproxy = Tinyproxy::start(&ports).await?;
+    let rules = redis_rules(CACHE, ", addresses: [127.9.9.1]")
+        + &redis_rules("wrong.example", ", addresses: [127.9.9.2]");
+    for vips in [false, true] {
+        let silent = SilentPort::start().await?;
+        let mut builder = trusted
+            .egressctl(&rules)
+            .port(6379, 0)
+            .arg("--upstream-proxy")
+            .arg(format!("http://{}", tinyproxy.addr()))
+            .connect_to(&route(CACHE, 6380, server.addr()))
+            .connect_to(&route("wrong.example", 6380, wrong.addr()))
+            .connect_to(&route(CACHE, 6379, silent.addr()));
+        builder = match vips {
+            true => builder.arg("--loopback-vips"),
+            false => builder.arg("--listen").arg("0.0.0.0"),
+        };
+        let proxy = builder.start().await?;
+        let at = async |host: &str, ip: &str| {
+            if !vips {
+                return Ok(SocketAddr::new(ip.parse()?, proxy.listener(6379)?.port()));
+            }
+            let start = format!("vip {host}:6379=");
+            eventually("the addresses are printed", async || {
+                Ok(proxy.stdout().iter().any(|line| line.starts_with(&start)))
+            })
+            .await?;
+            let lines = proxy.stdout();
+            let line = lines.iter().find_map(|line| line.strip_prefix(&start));
+            anyhow::Ok(line.context("no line")?.parse()?)
+        };
+        let listener = at(CACHE, "127.9.9.1").await?;
+        assert_eq!(redis::cli(listener, &["SET", "key", "value"]).await?, "OK");
+        assert_eq!(redis::cli(listener, &["GET", "key"]).await?, "value");
+        let mut stream = TcpStream::connect(at("wrong.example", "127.9.9.2").await?).await?;
+        let mut heard = Vec::new();
+        stream.write_all(b"secret").await?;
+        let _ended = timeout(SOON, stream.read_to_end(&mut heard)).await?;
+        assert_eq!(heard, b"");
+        assert_eq!(wrong.heard(), []);
+        silent.assert_silent().await?;
+        let wanted = format!("sni={CACHE} verify={CACHE}");
+        let line = proxy.wait_for_log(|line| line.contains(&wanted), SOON);
+        ensure!(line.await?.contains("target=cache.example:6380"));
+        let line = proxy.wait_for_log(|line| line.contains("reason=name_mismatch"), SOON);
+        ensure!(line.await?.contains("target=wrong.example:6380"));
+    }
+    let asked = tinyproxy.asked();
+    let both = [server.addr(), wrong.addr()].map(|addr| addr.to_string());
+    ensure!(both.iter().all(|it| asked.contains(it)), "{asked:?}");
+    ensure!(asked.iter().all(|it| both.contains(it)), "{asked:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn bytes_without_tls_take_connect_too() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let ways = [("plain.example:7001".to_owned(), listener.local_addr()?)];
+    let upstream = ConnectProxy::start(ways, None).await?;
+    let rules = entry_with(
+        "plain.example",
+        "resolution: DNS, ports: [{number: 7001, name: p, protocol: TCP}]",
+    );
+    let proxy = trusted
+        .egressctl(&rules)
+        .port(7001, 0)
+        .arg("--upstream-proxy")
+        .arg(format!("http://{}", upstream.addr()))
+        .start()
+        .await?;
+    // The server speaks first.
+    let greeting = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await?;
+        stream.write_all(b"220 ready").await?;
+        anyhow::Ok(stream)
+    });
+    let mut stream = TcpStream::connect(proxy.listener(7001)?).await?;
+    let mut heard = [0; 9];
+    timeout(SOON, stream.read_exact(&mut heard)).await??;
+    assert_eq!(&heard, b"220 ready");
+    let _server = greeting.await??;
+    assert_eq!(upstream.asked(), ["plain.example:7001"]);
     Ok(())
 }

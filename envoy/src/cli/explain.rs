@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use egress_filter::{AuthorityMode, contract};
 use egress_policy::{
-    Action, Arrival, Authority, Candidate, Cluster, Decision, Identity, NameSource, PolicyTable,
-    PortNumber, Query, Sni, Speaks, TlsIntent, Trust, candidates,
+    Action, Arrival, Authority, Candidate, Cluster, Decision, Endpoints, Identity, NameSource,
+    PolicyTable, PortNumber, Query, Sni, Speaks, TlsIntent, Trust, candidates,
 };
 use serde_json::{Value, json};
 
@@ -169,9 +169,8 @@ fn answer(
     if let (Some(vip), Some(fields)) = (vip, answer.as_object_mut()) {
         fields.insert("vip".to_owned(), json!(vip));
     }
-    let tunnel = cluster.and_then(|cluster| cluster.tunnel.as_ref());
+    let tunnel = cluster.and_then(tunnel_answer);
     if let (Some(tunnel), Some(fields)) = (tunnel, answer.as_object_mut()) {
-        let tunnel = json!({"method": tunnel.method(), "target": tunnel.authority()});
         fields.insert("tunnel".to_owned(), tunnel);
     }
     answer
@@ -194,6 +193,24 @@ fn authority(asked: &Asked, decision: &Decision<'_, '_>, mode: AuthorityMode) ->
         }
         _ => None,
     }
+}
+
+/// Returns what a proxy is asked for, and which.
+fn tunnel_answer(cluster: &Cluster) -> Option<Value> {
+    let tunnel = cluster.tunnel.as_ref()?;
+    let Endpoints::Listed { places, .. } = &cluster.endpoints else {
+        return None;
+    };
+    let proxies = places.iter().map(|place| match &*place.address {
+        path if path.starts_with("unix://") => path.to_owned(),
+        address if address.contains(':') => format!("[{address}]:{}", place.port),
+        address => format!("{address}:{}", place.port),
+    });
+    Some(json!({
+        "method": tunnel.method(),
+        "target": tunnel.authority(),
+        "proxies": proxies.collect::<Vec<_>>(),
+    }))
 }
 
 fn tls_answer(tls: &TlsIntent, cluster: &Cluster, decision: &Decision<'_, '_>) -> Value {
@@ -299,12 +316,14 @@ fn for_people(answer: &Value, decision: &Decision<'_, '_>) -> String {
     let target = text("/target/host")
         .zip(text("/target/port"))
         .map(|(host, port)| format!("{host}:{port}"));
-    line("dials", target);
     let tunnel = text("/tunnel/method").zip(text("/tunnel/target"));
-    line(
-        "tunnel",
-        tunnel.map(|(method, target)| format!("{method} {target}, asked of what is dialled")),
-    );
+    match tunnel.zip(text("/tunnel/proxies")) {
+        None => line("dials", target),
+        Some(((method, target), proxies)) => {
+            line("dials", Some(proxies));
+            line("tunnel", Some(format!("{method} {target}")));
+        }
+    }
     line("listens on", text("/vip"));
     line("authority", text("/authority"));
     if answer.get("tls").is_some_and(|tls| !tls.is_null()) {

@@ -148,16 +148,16 @@ pub(crate) fn settle_read(
     if !rules.warnings.0.is_empty() {
         tell(rules.warnings.to_string().trim_end());
     }
-    if upstream_proxy.is_some()
-        && let Some(message) = listed_elsewhere(&rules.table)
-    {
-        return Err(refuse(&message));
-    }
     let workloads = match args.labels_from_node {
         true => other_workloads(&rules, &settling)?,
         false => Vec::new(),
     };
     if let Some(message) = around_the_tunnel(args, &rules.table, &workloads) {
+        return Err(refuse(&message));
+    }
+    if upstream_proxy.is_some()
+        && let Some(message) = listed_elsewhere(&rules.table)
+    {
         return Err(refuse(&message));
     }
     let store = store(&args.credentials, &mut rules, &settling.proxy.namespace)?;

@@ -30,6 +30,8 @@ fn loaded(listener: &Value) -> Loaded {
             entry("other", 27017, "MONGO", json!({"addresses": ["192.0.2.2"]})),
             entry("fixed", 5000, "TCP", json!({"resolution": "STATIC", "endpoints": [{"address": "198.51.100.1"}]})),
             entry("web", 443, "TLS", json!({})),
+            entry("behind", 5001, "TCP", json!({})),
+            kind("DestinationRule", "behind", json!({"host": "behind.example", "trafficPolicy": {"tunnel": {"targetHost": "db.example", "targetPort": 5432}}})),
         ],
         "connectTo": [{"host": "web.example", "port": 443, "address": "127.0.0.1", "addressPort": 8443}],
     });
@@ -60,6 +62,7 @@ fn shown(effects: &Effects<'_>) -> Vec<String> {
     let word = |effect| match effect {
         Effect::FilterState(key, value) => format!("{} = {value}", key.rsplit('.').next().unwrap()),
         Effect::Metadata(bytes) => std::str::from_utf8(bytes).unwrap().to_owned(),
+        Effect::Tunnel(target) => format!("tunnel to {target}"),
         other => format!("{other:?}"),
     };
     effects.iter().map(word).collect()
@@ -110,6 +113,33 @@ fn services_of_one_port_are_told_apart_by_address() {
             "{address}"
         );
     }
+}
+
+#[test]
+fn an_upstream_proxy_is_told_the_target_before_a_cluster_is_named() {
+    let proxied = |connect_to: Value| {
+        let mut more = json!({"listener": {"port": 6379}, "upstreamProxy": "ALWAYS"});
+        if connect_to != json!([]) {
+            more["connectTo"] = connect_to;
+        }
+        planned(&loaded(&more), &NOTHING)
+    };
+    let words = proxied(json!([]));
+    assert_eq!(words[0], "tunnel to cache.example:6379");
+    assert_eq!(words[2..], ["cluster = outbound|6379||cache.example"]);
+    let to =
+        json!([{"host": "cache.example", "port": 6379, "address": "::1", "addressPort": 6380}]);
+    assert_eq!(proxied(to)[0], "tunnel to [::1]:6380");
+}
+
+#[test]
+fn the_log_tells_what_the_proxy_of_a_tunnel_is_asked_for() {
+    let words = planned(&at(5001), &NOTHING);
+    assert!(
+        words[0].ends_with(" target=db.example:5432 authority=-"),
+        "{words:?}"
+    );
+    assert_eq!(words[1], "cluster = outbound|5001||behind.example");
 }
 
 #[test]
@@ -183,6 +213,14 @@ fn a_failed_connection_is_counted_and_its_reason_logged() {
         ),
         (6379, UF, san, Some(Failure::NameMismatch)),
         (6379, UF, "something new", Some(Failure::Reset)),
+        (
+            5001,
+            UF,
+            "tunnel_response:403",
+            Some(Failure::TunnelRefused),
+        ),
+        // The proxy hung up, or was not there in time.
+        (5001, UF, "", Some(Failure::Reset)),
         (6379, 0x2, "", Some(Failure::Dns)),
         (6379, 0x800_0000, "", Some(Failure::Dns)),
         // It needs no name looked up, so nothing is known of why it has no healthy host.

@@ -124,7 +124,9 @@ fn tls_to_the_proxy_is_told_where_it_is_all_there_is() {
     let warnings = warnings.to_string();
     assert_eq!(
         warnings
-            .matches("TLS ends at the proxy: `db.example.com:5432` is sent")
+            .matches(
+                "TLS ends at the proxy: what the application sends goes on to `db.example.com:5432`"
+            )
             .count(),
         1,
         "{warnings}"

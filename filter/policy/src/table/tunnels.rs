@@ -62,7 +62,7 @@ impl<'r> Compiler<'r> {
         }
         if service.arrival == Arrival::Tcp && tls && !told {
             let text = format!(
-                "TLS ends at the proxy: `{}` is sent what the application sends, and so is whoever is between the two",
+                "TLS ends at the proxy: what the application sends goes on to `{}` as it is",
                 tunnel.authority()
             );
             let hint = "let the application speak TLS itself, or use `--upstream-proxy`, with which TLS goes on to the server";
