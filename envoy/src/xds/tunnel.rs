@@ -8,8 +8,10 @@
 //! rule has `tls`, which is the proxy's and is verified as every server's is. Nothing of the application's is sent
 //! before the proxy has agreed.
 //!
-//! Source: istio/istio `pilot/pkg/networking/core/networkfilter.go`, `buildOutboundNetworkFiltersWithSingleDestination`
-//! and `pilot/pkg/networking/util/util.go`, tunneling; envoyproxy/envoy
+//! By POST, Envoy sends a request for `/` whose `Host` is the target and whose chunked body is what the application
+//! sends; the proxy's answer has what comes back as its body.
+//!
+//! Source: istio/istio `pilot/pkg/networking/core/networkfilter.go`; envoyproxy/envoy
 //! `api/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto`, `TunnelingConfig`.
 
 use egress_filter::Failure;
