@@ -23,6 +23,7 @@ help: ## This list
 	@echo 'ENVOY=/path/to/envoy          instead of the pinned one'
 	@echo 'NGINX=/path/to/nginx          instead of the one that is found or unpacked'
 	@echo 'REDIS_SERVER=/path/to/it      likewise, with redis-cli beside it'
+	@echo 'WASM_OPT=/path/to/wasm-opt    likewise, with wasm-metadce beside it'
 	@echo 'TINYPROXY=/path/to/tinyproxy  instead of the one that is found or unpacked'
 	@echo 'WASM_TOOLCHAIN=rustup|debian  instead of the one that is found'
 
@@ -71,7 +72,8 @@ wasm: host ## Only the wasm module
 	@settings=$$($(wasm-cargo)); eval "$$settings"; \
 	echo "==> build: the wasm module, with the $$WASM_TOOLCHAIN compiler"; \
 	$(wasm-cargo) build --profile wasm -p egress-filter-wasm; \
-	built=$$WASM_DIR/wasm/egress_filter_wasm.wasm; \
+	built=$$WASM_DIR/wasm/egress-filter.wasm; \
+	.setup/wasm-finish.sh $$WASM_DIR/wasm/egress_filter_wasm.wasm "$$built"; \
 	beside=$(release)/egress-filter.wasm; \
 	if ! cmp -s "$$built" "$$beside"; then \
 	  mkdir -p $(release); \

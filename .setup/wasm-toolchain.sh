@@ -65,6 +65,9 @@ fi
 
 command=$1
 shift
+# No module tells where it was built, and one of the same sources is the same everywhere.
+registry=${CARGO_HOME:-$HOME/.cargo}/registry/src
+export CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS="--remap-path-prefix=$registry=crates"
 if [ "$choice" = rustup ]; then exec cargo "$command" --target $target "$@"; fi
 
 # Every path is written out, since cargo and cargo-clippy on PATH may be rustup's.

@@ -6,7 +6,7 @@ use std::fmt;
 use egress_policy::fields::{Field, Report, Way};
 use egress_policy::{
     Arrival, Cluster, ConnectTo, FieldPath, HostName, Origin, OutboundMode, Parser, PolicyTable,
-    PortNumber, Problem, ProblemKind, Problems, Proxy, Segment, Settling, Severity,
+    PortNumber, Problem, ProblemKind, Problems, Proxy, Segment, Settling, Severity, map_of,
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -152,14 +152,15 @@ pub fn load_for(
     warnings.0.splice(0..0, problems.0);
     let variants = match settings.variants {
         Variants::None => BTreeMap::new(),
-        kind => table
-            .services()
-            .filter(|service| service.arrival != Arrival::Tls)
-            .map(|service| service.cluster)
-            .filter(|cluster| cluster.own.is_some())
-            .filter(|cluster| kind == Variants::Clusters || cluster.tls.is_some())
-            .map(|cluster| (cluster.name.as_str().into(), contract::variant(cluster)))
-            .collect(),
+        kind => map_of(
+            table
+                .services()
+                .filter(|service| service.arrival != Arrival::Tls)
+                .map(|service| service.cluster)
+                .filter(|cluster| cluster.own.is_some())
+                .filter(|cluster| kind == Variants::Clusters || cluster.tls.is_some())
+                .map(|cluster| (cluster.name.as_str().into(), contract::variant(cluster))),
+        ),
     };
     Ok(Loaded {
         variants,
@@ -218,7 +219,7 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
     let proxy = fields.read("proxy", |field| {
         let fields = field.fields()?;
         let namespace = fields.read("namespace", |field| field.text().map(str::to_owned));
-        let labels = fields.read("labels", |field| Some(BTreeMap::from_iter(field.labels())));
+        let labels = fields.read("labels", |field| Some(map_of(field.labels())));
         let namespace = namespace.unwrap_or_else(|| egress_policy::DEFAULT_NAMESPACE.to_owned());
         Some((namespace, labels))
     });

@@ -158,7 +158,7 @@ impl<'a> Field<'a> {
             ),
             Value::String(text) => {
                 let short: String = text.chars().take(40).collect();
-                let hint = (expected != "an object" && text.parse::<f64>().is_ok())
+                let hint = (expected != "an object" && is_number(text))
                     .then(|| format!("write {short} without quotes"));
                 (format!("the string `{short}`"), hint)
             }
@@ -561,27 +561,46 @@ pub fn listed(words: &[&str]) -> String {
 
 /// Reads numbers with units, `1h2m3.5s`; none may be negative.
 fn parse_duration(text: &str) -> Option<Duration> {
-    const UNITS: [(&str, f64); 6] = [
-        ("ms", 1e6),
-        ("us", 1e3),
-        ("ns", 1.0),
-        ("h", 3600e9),
-        ("m", 60e9),
-        ("s", 1e9),
+    const UNITS: [(&str, u64); 6] = [
+        ("ms", 1_000_000),
+        ("us", 1_000),
+        ("ns", 1),
+        ("h", 3_600_000_000_000),
+        ("m", 60_000_000_000),
+        ("s", 1_000_000_000),
     ];
     let mut rest = text;
-    let mut nanos = 0.0_f64;
+    let mut nanos = 0_u64;
     while !rest.is_empty() {
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (digits, after) = rest.split_at_checked(end)?;
-        let number: f64 = digits.parse().ok()?;
+        let (number, after) = rest.split_at_checked(end)?;
         let (unit, scale) = UNITS.iter().find(|(unit, _)| after.starts_with(unit))?;
-        nanos += number * scale;
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if whole.is_empty() && fraction.is_empty() {
+            return None;
+        }
+        let digits = |text: &str| match text {
+            "" => Some(0),
+            text => text.parse::<u64>().ok(),
+        };
+        nanos = nanos.checked_add(digits(whole)?.checked_mul(*scale)?)?;
+        // Twelve digits name a nanosecond of an hour; those behind them say nothing.
+        let fraction = fraction.get(..12).unwrap_or(fraction);
+        let parts = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
+        let part = u128::from(digits(fraction)?) * u128::from(*scale) / parts;
+        nanos = nanos.checked_add(u64::try_from(part).ok()?)?;
         rest = after.strip_prefix(unit)?;
     }
-    // A protobuf duration ends at about 10,000 years; nothing here needs more than that.
-    (!text.is_empty() && nanos < 3.15e20)
-        .then(|| Duration::from_nanos(nanos.round().min(1.8e19) as u64))
+    (!text.is_empty()).then(|| Duration::from_nanos(nanos))
+}
+
+/// Says whether a text would be a number without its quotes.
+fn is_number(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+    [whole, fraction]
+        .iter()
+        .all(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -597,7 +616,26 @@ mod tests {
         assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5400)));
         assert_eq!(parse_duration("0.5s"), Some(Duration::from_millis(500)));
         assert_eq!(parse_duration("100ms"), Some(Duration::from_millis(100)));
-        for bad in ["", "10", "s", "-1s", "1 s", "1d", "1.2.3s", "9e9s"] {
+        assert_eq!(
+            parse_duration("1.5h.25s"),
+            Some(Duration::from_millis(5_400_250))
+        );
+        assert_eq!(
+            parse_duration("0.1234567899999s"),
+            Some(Duration::from_nanos(123_456_789))
+        );
+        for bad in [
+            "",
+            "10",
+            "s",
+            "-1s",
+            "1 s",
+            "1d",
+            "1.2.3s",
+            "9e9s",
+            ".s",
+            "9999999999h",
+        ] {
             assert_eq!(parse_duration(bad), None, "{bad}");
         }
     }

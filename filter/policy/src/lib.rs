@@ -59,6 +59,7 @@ mod explain;
 pub mod fields;
 mod host;
 mod merge;
+mod order;
 mod port;
 mod problem;
 mod resource;
@@ -72,6 +73,7 @@ pub use digest::{Digest, fnv};
 pub use explain::{Candidate, Outcome, candidates};
 pub use host::{Authority, HostName, HostPattern, InvalidAuthority, InvalidHost, MAX_HOST_BYTES};
 pub use merge::{PolicySource, Proxy, ROOT_NAMESPACE};
+pub use order::map_of;
 pub use port::{PortNumber, Protocol, ProtocolClass};
 pub use problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Segment, Severity};
 pub use resource::{

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::host::HostPattern;
+use crate::order::sort_by;
 use crate::port::PortNumber;
 use crate::resource::{
     ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, ProxyProtocol,
@@ -173,7 +174,7 @@ impl<'r> RuleIndex<'r> {
     /// Source: istio/istio `pilot/pkg/model/push_context.go`, `setDestinationRules`.
     pub(crate) fn of(rules: &'r [DestinationRule]) -> Self {
         let mut sorted: Vec<&DestinationRule> = rules.iter().collect();
-        sorted.sort_by(|a, b| {
+        sort_by(&mut sorted, |a, b| {
             (a.selector.is_none(), a.meta.order()).cmp(&(b.selector.is_none(), b.meta.order()))
         });
         let mut index = RuleIndex {

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::fields::{Field, Fields, Report, Way, listed};
+use crate::order::sort_by;
 use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Severity, did_you_mean};
 use crate::resource::{DestinationRule, Meta, ResourceId, Resources, ServiceEntry};
 
@@ -92,7 +93,7 @@ impl Parser {
             .iter()
             .map(|rule| &rule.meta);
         let mut metas: Vec<&Meta> = entries.chain(rules).collect();
-        metas.sort_by(|a, b| (&a.id, a.origin).cmp(&(&b.id, b.origin)));
+        sort_by(&mut metas, |a, b| (&a.id, a.origin).cmp(&(&b.id, b.origin)));
         let mut problems = Vec::new();
         for pair in metas.windows(2) {
             if let [first, later] = pair

@@ -10,6 +10,7 @@ use crate::host::{HostName, HostPattern};
 use crate::merge::{
     Merged, PolicySource, Proxy, RuleIndex, Settings, exported, for_port, for_subset,
 };
+use crate::order::sort_by;
 use crate::port::{PortNumber, Protocol, ProtocolClass};
 use crate::problem::{FieldPath, Problem, ProblemKind, Problems, Segment, Severity};
 use crate::resource::{
@@ -167,7 +168,9 @@ impl PolicyTable {
     ) -> Result<(PolicyTable, Problems), Problems> {
         let mut compiler = Compiler::new(resources, settling);
         let mut entries: Vec<&ServiceEntry> = resources.service_entries.iter().collect();
-        entries.sort_by_key(|entry| entry.meta.order());
+        sort_by(&mut entries, |one, other| {
+            one.meta.order().cmp(&other.meta.order())
+        });
         for entry in entries {
             let owner = &entry.meta.id.namespace;
             if exported(&entry.export_to, owner, &settling.proxy.namespace) {
@@ -415,7 +418,7 @@ impl PolicyTable {
         let pattern = |place: usize| self.hosts.get(place).map(|host| &host.pattern);
         lines.extend(self.connections.lines(pattern));
         lines.push(self.outbound.as_str().to_owned());
-        lines.sort_unstable();
+        sort_by(&mut lines, String::cmp);
         Digest::of(lines.iter().map(String::as_str))
     }
 

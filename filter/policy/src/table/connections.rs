@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use crate::decision::Arrival;
 use crate::digest::Digest;
 use crate::host::HostPattern;
+use crate::order::{map_of, sort_by};
 use crate::port::{PortNumber, Protocol};
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity};
 use crate::resource::{Address, ServiceEntry};
@@ -191,15 +192,12 @@ impl<'r> Compiler<'r> {
             if !self.settling.loopback_vips {
                 self.check_port(*port, all);
             }
-            all.sort_by_key(|candidate| candidate.known.host);
+            sort_by(all, |one, other| one.known.host.cmp(&other.known.host));
         }
         let known = |all: Vec<Candidate<'_>>| all.into_iter().map(|it| it.known).collect();
-        Connections(
-            ports
-                .into_iter()
-                .map(|(port, all)| (port, known(all)))
-                .collect(),
-        )
+        Connections(map_of(
+            ports.into_iter().map(|(port, all)| (port, known(all))),
+        ))
     }
 
     /// Tells of services whose connections cannot be told apart.
