@@ -3,7 +3,12 @@
 //! Two files hold every field once. Each field is spoiled in every way a slip can spoil it, and schema and parser are
 //! asked: what one refuses for its shape, the other refuses too. What fields say together is the parser's alone.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
