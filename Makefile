@@ -42,6 +42,10 @@ mtls: build nginx ## The demo's second half: mutual TLS with a real nginx; KEEP=
 test: ## All tests: this machine's, wasm under Node, and on a real Envoy
 	@MAKE='$(MAKE)' .setup/tally.sh test-native test-wasm
 
+.PHONY: dist
+dist: build ## What is released, under target/dist: module, CLI, checksums, bills of materials, schema, image
+	@.setup/dist.sh $(release) $(CARGO_TARGET_DIR)/dist
+
 .PHONY: check
 check: ## Format, lints, docs, each crate alone; and the tree is left as it was
 	@before=$$(.setup/tree.sh); \
@@ -99,7 +103,7 @@ tinyproxy: ## Only the tinyproxy that tests go through
 # --- what test consists of ---
 
 .PHONY: test-native
-test-native: build nginx redis tinyproxy # in one go: chosen apart, the crates would get other features and compile twice
+test-native: dist nginx redis tinyproxy # in one go: chosen apart, the crates would get other features and compile twice
 	@echo '==> test: this machine, and a real Envoy'
 	@CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast
 
@@ -112,7 +116,7 @@ test-wasm: host
 	  $(wasm-cargo) test -p egress-policy --tests --no-fail-fast
 
 .PHONY: integration
-integration: build nginx redis tinyproxy ## Only the tests on a real Envoy
+integration: dist nginx redis tinyproxy ## Only the tests on a real Envoy
 	@CARGO_TERM_QUIET=false cargo test -p egress-integration --no-fail-fast
 
 # --- what check consists of ---

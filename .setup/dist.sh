@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# .setup/dist.sh RELEASE OUT: lays what is released into the folder OUT: the module, the CLI, their checksums, bills of
+# materials, the schema of the plugin configuration, and an image that registries and Istio take.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+release=$1 out=$2
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+cyclonedx=$(.setup/cyclonedx.sh)
+fresh=$(mktemp -d "$out.XXXXXX")
+trap 'rm -rf "$fresh"' EXIT
+
+wasm=egress-filter-$version.wasm
+cp "$release/egress-filter.wasm" "$fresh/$wasm"
+cp "$release/egressctl" "$fresh/egressctl-$version-$(uname -m)-linux"
+cp filter/core/plugin-config.schema.json "$fresh/plugin-config-$version.schema.json"
+python3 .setup/oci.py "$fresh/$wasm" "$version" "$fresh/egress-filter-$version.oci"
+
+# The tool writes beside each manifest, so it works on a copy: manifests, and empty sources.
+copy=$(mktemp -d)
+trap 'rm -rf "$fresh" "$copy"' EXIT
+git ls-files '*.toml' Cargo.lock '*.rs' | tar -c --files-from - | tar -x -C "$copy"
+bill() { # bill PACKAGE-FOLDER TARGET NAME
+  (cd "$copy" && SOURCE_DATE_EPOCH=0 "$cyclonedx" cyclonedx -q --manifest-path "$1/Cargo.toml" --format json \
+    --spec-version 1.5 --target "$2" --override-filename "$3")
+  cp "$copy/$1/$3.json" "$fresh/$3.json"
+}
+bill filter/wasm wasm32-unknown-unknown "egress-filter-$version.cdx"
+bill envoy "$(rustc -vV | sed -n 's/^host: //p')" "egressctl-$version.cdx"
+
+(cd "$fresh" && sha256sum -- *.wasm egressctl-*-linux >SHA256SUMS && sha256sum "$wasm" >"$wasm.sha256")
+chmod 755 "$fresh"
+rm -rf "$out"
+mv -T "$fresh" "$out"
+echo "==> dist: $out"
+(cd "$out" && ls -l | awk 'NR > 1 {print "    " $5, $9}')
