@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub mod args;
+mod capture;
 mod check;
 mod explain;
 mod lint;
@@ -56,6 +57,7 @@ pub fn main() -> ExitStatus {
         Command::Check(check) => check::main(&check),
         Command::Lint(lint) => lint::main(&lint),
         Command::Explain(explain) => explain::main(&explain),
+        Command::Capture(capture) => capture::main(&capture.command),
         Command::Secrets(secrets) => secrets::main(&secrets),
         Command::Render(render) => match render.target {
             RenderTarget::Envoy(envoy) => render::envoy(&envoy),

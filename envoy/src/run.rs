@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Stdio;
@@ -66,8 +66,7 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         Ok(read) => read,
         Err(status) => return status,
     };
-    let settled = settings::settle_read(&args.rules, Some(&version), &sources, settling);
-    let mut settled = match settled {
+    let mut settled = match settle(args, &version, &sources, settling) {
         Ok(settled) => settled,
         Err(status) => return status,
     };
@@ -162,6 +161,24 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
 /// The socket of the discovery server in the folder of a run.
 const DISCOVERY_SOCKET: &str = "discovery.sock";
 
+/// Settles what was read, for an Envoy on this machine.
+fn settle(
+    args: &Run,
+    version: &str,
+    sources: &[fs::Source],
+    settling: egress_policy::Settling,
+) -> Result<Settled, ExitStatus> {
+    let mut settled = settings::settle_read(&args.rules, Some(version), sources, settling)?;
+    if let Some(capture) = &mut settled.options.capture
+        && args.rules.capture.is_some_and(|at| at.address.is_none())
+        && TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err()
+    {
+        // Without IPv6 there is nothing of it to capture, and Envoy would not start.
+        capture.addresses.retain(IpAddr::is_ipv4);
+    }
+    Ok(settled)
+}
+
 /// Says where in the folder of a run things are.
 fn place(options: &mut Options, folder: &Path, reloads: bool) {
     if let Admin::Pipe(path) = &mut options.admin {
@@ -240,7 +257,7 @@ fn version_of(envoy: &Path) -> Result<String, String> {
 /// The addresses and service ports that are listened on.
 type Known = BTreeSet<(String, PortNumber)>;
 
-/// Returns where these rules are listened for, but for the forward proxy.
+/// Returns where these rules are listened for, but for the forward proxy and capture.
 fn places(settled: &Settled) -> Known {
     let (options, table) = (&settled.options, &settled.rules.table);
     let here = xds::service_ports(table)
@@ -264,6 +281,25 @@ fn check_ports(settled: &Settled, known: Option<&Known>) -> Result<(), String> {
         return Err(format!(
             "cannot listen on {address} for the forward proxy: {error}\nhint: `--forward-proxy` takes another address, and port 0 for any free one"
         ));
+    }
+    for (capture, address) in
+        options
+            .capture
+            .iter()
+            .filter(|_| known.is_none())
+            .flat_map(|capture| {
+                capture
+                    .addresses
+                    .iter()
+                    .map(move |address| (capture, address))
+            })
+    {
+        let at = SocketAddr::new(*address, capture.port.get());
+        if let Err(error) = TcpListener::bind(at) {
+            return Err(format!(
+                "cannot listen on {at} for captured connections: {error}\nhint: `--capture` takes another port"
+            ));
+        }
     }
     for (listen, service) in places(settled).into_iter().filter(|at| !is_known(at)) {
         let port = options.listening_port(service);
@@ -507,6 +543,9 @@ fn ready_line(addresses: &admin::Addresses) -> String {
     }
     if let Some(address) = &addresses.forward_proxy {
         let _ = write!(line, " {}={address}", xds::FORWARD_PROXY);
+    }
+    if let Some(address) = &addresses.capture {
+        let _ = write!(line, " {}={address}", xds::CAPTURE);
     }
     let _ = writeln!(line, " admin={}", addresses.admin);
     line + &vip_lines(addresses)

@@ -8,6 +8,7 @@
 //!   a cluster of its own;
 //! - the request's route is fixed for what most hosts need, so that the filter has nothing to change;
 //! - TLS of the application is matched by SNI in the listener and never opened;
+//! - captured connections are handed to listeners that are not bound, with the same chains;
 //! - a TCP service has a chain of its own, with the same filter as a network filter, or a listener of its own
 //!   where it has a loopback address.
 
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 
 mod access_log;
 mod bootstrap;
+mod capture;
 mod cluster;
 mod dynamic;
 mod forward_proxy;
@@ -32,6 +34,7 @@ mod upstream_proxy;
 mod variants;
 
 pub use bootstrap::{bootstrap, reloading};
+pub use capture::{Capture, NAME as CAPTURE, SERVICE_PREFIX as CAPTURED};
 pub use dynamic::{Dynamic, discovered, dynamic};
 pub use forward_proxy::NAME as FORWARD_PROXY;
 pub use secrets::{Secrets, file_name, watched_documents};
@@ -47,6 +50,8 @@ pub struct Options {
     pub ports: Vec<(PortNumber, u16)>,
     /// Where the forward proxy listens, if there is one.
     pub forward_proxy: Option<SocketAddr>,
+    /// Where redirected connections come in, if they do.
+    pub capture: Option<Capture>,
     /// The proxy that all connections to servers go through, if there is one.
     pub upstream_proxy: Option<UpstreamProxy>,
     /// The wasm module.
@@ -133,10 +138,11 @@ impl Options {
         mapped.map_or(port.get(), |(_, listening)| *listening)
     }
 
-    /// Says whether a service port is listened on. Beside a forward proxy, which leads to all of them, only those
-    /// are that were named.
+    /// Says whether a service port is listened on. Beside a forward proxy or capture, which lead to all of them, only
+    /// those are that were named.
     pub fn listens_on(&self, port: PortNumber) -> bool {
-        self.forward_proxy.is_none() || self.ports.iter().any(|(service, _)| *service == port)
+        let led_to = self.forward_proxy.is_some() || self.capture.is_some();
+        !led_to || self.ports.iter().any(|(service, _)| *service == port)
     }
 }
 

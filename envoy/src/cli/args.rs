@@ -1,12 +1,12 @@
 //! The arguments as typed.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use egress_policy::{ConnectTo, HostName, PortNumber};
+use egress_policy::{Address, ConnectTo, HostName, PortNumber};
 
 use crate::xds::Admin;
 
@@ -48,6 +48,8 @@ pub enum Command {
     /// Show the certificates that a running Envoy holds: 0 good, 1 missing or expired
     #[command(after_help = "Example:\n  egressctl secrets --within 30d")]
     Secrets(Secrets),
+    /// Redirect the connections of other programs to `egressctl run --capture`
+    Capture(Capture),
 }
 
 /// `egressctl render`.
@@ -184,7 +186,7 @@ pub struct Rules {
     pub credentials: Credentials,
     /// The address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    pub listen: std::net::IpAddr,
+    pub listen: IpAddr,
     /// Listen on another port than the service's: SERVICE=PORT, 0 for any free one; may be repeated
     #[arg(long = "port", value_name = "SERVICE=PORT", value_parser = port_mapping)]
     pub ports: Vec<(PortNumber, u16)>,
@@ -192,6 +194,10 @@ pub struct Rules {
     /// them
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub forward_proxy: Option<SocketAddr>,
+    /// Take connections that the kernel redirects here, see `egressctl capture`; service ports are then listened on
+    /// only where --port names them. A port alone listens on 127.0.0.1 and ::1
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = capture_at)]
+    pub capture: Option<CaptureAt>,
     /// Reach all servers through this proxy: http://HOST:PORT, https:// for TLS to the proxy too, USER:PASSWORD@ before HOST
     #[arg(long, value_name = "URL")]
     pub upstream_proxy: Option<String>,
@@ -312,6 +318,96 @@ pub struct Secrets {
     pub output: Report,
 }
 
+/// `egressctl capture`.
+#[derive(Debug, ClapArgs)]
+pub struct Capture {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: CaptureCommand,
+}
+
+/// What can be done about the rules of the firewall that capture connections.
+#[derive(Debug, Subcommand)]
+pub enum CaptureCommand {
+    /// Install them, in the place of those that are there; needs root
+    #[command(after_help = "Example:\n  egressctl capture up --to 15001 --uid app")]
+    Up(CaptureUp),
+    /// Take them away; needs root
+    Down(CaptureDown),
+    /// Print what `up` would install
+    #[command(
+        after_help = "Example:\n  egressctl capture print --to 15001 --uid 1001 | sudo nft -f -"
+    )]
+    Print(Redirection),
+}
+
+/// `egressctl capture up`.
+#[derive(Debug, ClapArgs)]
+pub struct CaptureUp {
+    /// What is redirected where.
+    #[command(flatten)]
+    pub redirection: Redirection,
+    /// The user that Envoy will run as; then it need not run yet, and until it does connections are refused
+    #[arg(long, value_name = "USER|UID", conflicts_with = "cgroup")]
+    pub envoy_uid: Option<String>,
+}
+
+/// `egressctl capture down`.
+#[derive(Debug, ClapArgs)]
+pub struct CaptureDown {
+    /// Those of `up --iptables`
+    #[arg(long)]
+    pub iptables: bool,
+}
+
+/// What is redirected where.
+#[derive(Debug, ClapArgs)]
+#[group(id = "who", required = true, multiple = true, args = ["users", "cgroup"])]
+pub struct Redirection {
+    /// The port of `egressctl run --capture`
+    #[arg(long, value_name = "PORT", value_parser = port)]
+    pub to: PortNumber,
+    /// Capture the connections of this user; may be repeated
+    #[arg(long = "uid", value_name = "USER|UID", conflicts_with = "cgroup")]
+    pub users: Vec<String>,
+    /// Capture the connections of this cgroup (v2) and those below it; one that is made anew needs another `up`
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<String>,
+    /// Capture only connections to this port; may be repeated
+    #[arg(long = "port", value_name = "PORT", value_parser = port)]
+    pub ports: Vec<PortNumber>,
+    /// Leave connections to these addresses alone, beside 127.0.0.0/8 and ::1; may be repeated
+    #[arg(long = "exclude-cidr", value_name = "CIDR", value_parser = Address::parse)]
+    pub excluded: Vec<Address>,
+    /// With iptables and ip6tables in the place of nftables
+    #[arg(long)]
+    pub iptables: bool,
+}
+
+fn port(text: &str) -> Result<PortNumber, String> {
+    let port = text.parse().ok().and_then(PortNumber::new);
+    port.ok_or_else(|| "a port is a number from 1 to 65535".to_owned())
+}
+
+/// Where redirected connections come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaptureAt {
+    /// The address, where it was named.
+    pub address: Option<IpAddr>,
+    /// The port.
+    pub port: PortNumber,
+}
+
+fn capture_at(text: &str) -> Result<CaptureAt, String> {
+    let wrong = "write it as PORT or ADDRESS:PORT, for example 15001 or 127.0.0.1:15001; the kernel cannot choose the port, because rules of the firewall name it";
+    let (address, port) = match text.parse::<SocketAddr>() {
+        Ok(at) => (Some(at.ip()), at.port()),
+        Err(_) => (None, text.parse().map_err(|_| wrong)?),
+    };
+    let port = PortNumber::new(port).ok_or(wrong)?;
+    Ok(CaptureAt { address, port })
+}
+
 fn admin(text: &str) -> Result<Admin, String> {
     if text.contains('/') {
         return Ok(Admin::Pipe(text.to_owned()));
@@ -381,6 +477,18 @@ mod tests {
     #[test]
     fn the_arguments_are_sound() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn capture_takes_a_port_with_or_without_an_address() {
+        let read = |text| capture_at(text).map(|at| (at.address, at.port.get()));
+        assert_eq!(read("15001"), Ok((None, 15001)));
+        let local = "127.0.0.1".parse().ok();
+        assert_eq!(read("127.0.0.1:15001"), Ok((local, 15001)));
+        assert_eq!(read("[::1]:15001"), Ok(("::1".parse().ok(), 15001)));
+        for bad in ["", "0", "127.0.0.1:0", "127.0.0.1", "::1:15001:", "65536"] {
+            assert!(capture_at(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

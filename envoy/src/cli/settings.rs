@@ -13,7 +13,10 @@ use super::{ExitStatus, fail, refuse, tell};
 use crate::credentials::{Need, Store};
 use crate::fs::Source;
 use crate::rules::{self, Rules};
-use crate::xds::{AccessLog, Admin, OLDEST_WITH_PROXY, Options, Secrets, UpstreamProxy, Version};
+use crate::xds::{
+    AccessLog, Admin, Capture, OLDEST_WITH_PROXY, Options, Secrets, UpstreamProxy, Version,
+    service_ports,
+};
 use crate::{fs, pinned_envoy};
 
 /// All that rendering needs.
@@ -148,6 +151,16 @@ pub(crate) fn settle_read(
     if !rules.warnings.0.is_empty() {
         tell(rules.warnings.to_string().trim_end());
     }
+    let capture = args.capture.map(|at| Capture::new(at.address, at.port));
+    if let Some(port) = capture.as_ref().map(|capture| capture.port)
+        && service_ports(&rules.table)
+            .iter()
+            .any(|(own, _)| *own == port)
+    {
+        return Err(refuse(&format!(
+            "port {port} of `--capture` is a service port of the rules too, and its connections could not be told from others\nhint: name another port that nothing dials, for example `--capture 15001`"
+        )));
+    }
     let workloads = match args.labels_from_node {
         true => other_workloads(&rules, &settling)?,
         false => Vec::new(),
@@ -176,6 +189,7 @@ pub(crate) fn settle_read(
         listen: args.listen.to_string(),
         ports: args.ports.clone(),
         forward_proxy: args.forward_proxy,
+        capture,
         upstream_proxy,
         wasm: wasm.display().to_string(),
         trust_store,

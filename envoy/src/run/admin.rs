@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use crate::xds::{Admin, FORWARD_PROXY, UPSTREAM_PROXY};
+use crate::xds::{Admin, CAPTURE, CAPTURED, FORWARD_PROXY, UPSTREAM_PROXY};
 
 /// How long one question may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -27,6 +27,8 @@ pub(super) struct Addresses {
     pub(super) vips: Vec<(String, u16, SocketAddr)>,
     /// Where the forward proxy is, if there is one.
     pub(super) forward_proxy: Option<String>,
+    /// Where redirected connections come in, if they do.
+    pub(super) capture: Option<String>,
     /// The admin interface: an address, or the path of a socket.
     pub(super) admin: String,
 }
@@ -42,10 +44,11 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
     let (_, body) = get(admin, "/listeners?format=json").await?;
     let body: Value = serde_json::from_slice(&body).ok()?;
     let (mut listeners, mut vips) = (Vec::new(), Vec::new());
-    let mut forward_proxy = None;
+    let (mut forward_proxy, mut capture) = (None, None);
     for listener in body.get("listener_statuses")?.as_array()? {
         let name = listener.get("name")?.as_str()?;
-        if name == UPSTREAM_PROXY {
+        // Nobody connects to these.
+        if name == UPSTREAM_PROXY || name.starts_with(CAPTURED) {
             continue;
         }
         let address = listener.get("local_address")?.get("socket_address")?;
@@ -55,6 +58,10 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
         let address = SocketAddr::new(ip, number);
         if name == FORWARD_PROXY {
             forward_proxy = Some(address.to_string());
+            continue;
+        }
+        if name == CAPTURE {
+            capture = Some(address.to_string());
             continue;
         }
         let name = name.strip_prefix("outbound_")?;
@@ -73,6 +80,7 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
         listeners,
         vips,
         forward_proxy,
+        capture,
         admin,
     })
 }

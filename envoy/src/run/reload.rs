@@ -192,8 +192,7 @@ impl Reloader {
         let known = self.places.clone();
         let compiled = tokio::task::spawn_blocking(move || {
             let settling = settings::settling(&args.rules.input);
-            let mut settled =
-                settings::settle_read(&args.rules, Some(&envoy), &sources, settling).ok()?;
+            let mut settled = super::settle(&args, &envoy, &sources, settling).ok()?;
             super::place(&mut settled.options, &folder, true);
             match check_ports(&settled, Some(&known)) {
                 Ok(()) => Some(settled),

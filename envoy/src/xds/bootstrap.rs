@@ -4,7 +4,9 @@ use egress_filter::Variants;
 use egress_policy::{OutboundMode, PolicyTable};
 use serde_json::{Map, Value, json};
 
-use super::{Admin, Options, cluster, extension, listener, secrets, upstream_proxy, variants};
+use super::{
+    Admin, Options, capture, cluster, extension, listener, secrets, upstream_proxy, variants,
+};
 
 /// Renders the bootstrap of an Envoy that does what `table` says. `resources` are the documents it was
 /// compiled from; the filter is given the same.
@@ -70,6 +72,7 @@ pub(super) fn ruled(table: &PolicyTable, resources: &[Value], options: &Options)
     if table.outbound() == OutboundMode::AllowAny {
         clusters.push(cluster::passthrough(table, options));
     }
+    clusters.extend(capture::cluster(table, options));
     clusters.extend(upstream_proxy::cluster(options));
     Ruled {
         listeners: listener::listeners(table, resources, reached.kind, options),

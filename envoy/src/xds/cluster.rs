@@ -189,6 +189,17 @@ pub(super) fn passthrough(table: &PolicyTable, options: &Options) -> Value {
     Value::Object(fields)
 }
 
+/// Renders the cluster of captured connections that go where they were meant to go.
+pub(super) fn original_destination(name: &str) -> Value {
+    json!({
+        "name": name,
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": CONNECT_TIMEOUT,
+        "circuit_breakers": circuit_breakers(None, None),
+    })
+}
+
 /// Returns what a cluster's requests are hashed by, for the routes that lead to it.
 pub(super) fn hash_policy(cluster: &Cluster) -> Option<Value> {
     let hash = cluster.load_balancer.as_ref()?.consistent_hash.as_ref()?;

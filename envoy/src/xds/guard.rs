@@ -101,6 +101,29 @@ pub(super) fn connect_later(proxy: &mut Value, options: &Options) {
     }
 }
 
+/// The ranges that are refused, for a filter chain.
+pub(super) fn ranges() -> Vec<Value> {
+    let range = |(address, bits): &(&str, u32)| prefix(address, *bits);
+    REFUSED.iter().map(range).collect()
+}
+
+/// All addresses, and apart those that are refused: a filter chain with these is looked at for every address, whatever
+/// ranges other chains have.
+pub(super) fn everywhere() -> Vec<Value> {
+    let mut all = everything();
+    all.extend(ranges());
+    all
+}
+
+/// All addresses, for a filter chain. Ranges that are left out would be others to Envoy.
+pub(super) fn everything() -> Vec<Value> {
+    vec![prefix("0.0.0.0", 0), prefix("::", 0)]
+}
+
+fn prefix(address: &str, bits: u32) -> Value {
+    json!({"address_prefix": address, "prefix_len": bits})
+}
+
 fn rules(table: &PolicyTable) -> Value {
     let refused: Vec<Value> = REFUSED
         .iter()
@@ -123,7 +146,7 @@ fn address_in(address: &str, bits: u32) -> Value {
     let matcher = extension(
         "envoy.rbac.matchers.upstream_ip_port",
         "envoy.extensions.rbac.matchers.upstream_ip_port.v3.UpstreamIpPortMatcher",
-        json!({"upstream_ip": {"address_prefix": address, "prefix_len": bits}}),
+        json!({"upstream_ip": prefix(address, bits)}),
     );
     json!({"matcher": matcher})
 }

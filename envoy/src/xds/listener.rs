@@ -6,12 +6,12 @@ use egress_filter::{FilterKind, PluginConfig, Variants, contract};
 use egress_policy::{
     Arrival, Cluster, HostPattern, OutboundMode, PolicyTable, PortNumber, Service,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
 use super::{
-    Options, cluster, duration, extension, forward_proxy, guard, service_ports, tcp, tunnel,
-    upgrade, upstream_proxy,
+    Capture, Options, capture, cluster, duration, extension, forward_proxy, guard, service_ports,
+    tcp, tunnel, upgrade, upstream_proxy,
 };
 
 /// Renders all listeners, in the order of their ports.
@@ -25,59 +25,106 @@ pub(super) fn listeners(
     let digest = table.digest().to_string();
     let plugins = tcp::Plugins::new(table, &digest, resources, variants, options);
     let forward_proxy = forward_proxy::listener(table, &digest, resources, variants, options);
-    let mut listeners: Vec<Value> = service_ports(table)
-        .into_iter()
-        .filter(|(port, _)| options.listens_on(*port))
-        .map(|(port, arrivals)| {
-            let has_tls = arrivals.contains(&Arrival::Tls);
-            let mut chains = if has_tls {
-                tls_chains(port, table, variants, options)
-            } else {
-                Vec::new()
-            };
-            if arrivals.contains(&Arrival::Http) {
-                let matches = if has_tls {
-                    json!({"transport_protocol": "raw_buffer"})
-                } else {
-                    json!({})
-                };
-                let port = Some(port);
-                let filters = [connection_manager(
-                    port, table, &digest, resources, variants, options,
-                )];
-                chains.push(
-                    json!({"name": "http", "filter_chain_match": matches, "filters": filters}),
-                );
-            }
-            if arrivals.contains(&Arrival::Tcp) {
-                chains.extend(tcp::chains(port, &arrivals, &plugins));
-            }
-            let mut listener = json!({
-                "name": listener_name(port),
-                "address": {"socket_address": {
-                    "address": options.listen,
-                    "port_value": options.listening_port(port),
-                }},
-                "traffic_direction": "OUTBOUND",
-                "filter_chains": chains,
-                // Who sends what no chain takes is closed; this is where that is written down.
-                "access_log": [refused_log(options)],
-            });
-            if let (true, Some(fields)) = (has_tls, listener.as_object_mut()) {
-                let inspector = extension(
-                    "envoy.filters.listener.tls_inspector",
-                    "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
-                    json!({}),
-                );
-                fields.insert("listener_filters".to_owned(), json!([inspector]));
-            }
-            listener
-        })
-        .chain(forward_proxy)
-        .chain(upstream_proxy::listener(options))
-        .collect();
+    let mut listeners = Vec::new();
+    for (port, arrivals) in service_ports(table) {
+        let manager = arrivals
+            .contains(&Arrival::Http)
+            .then(|| connection_manager(Some(port), table, &digest, resources, variants, options));
+        let service = Port {
+            port,
+            arrivals,
+            manager,
+            variants,
+        };
+        if options.listens_on(port) {
+            listeners.push(service.listener(None, table, &plugins, options));
+        }
+        if let Some(capture) = &options.capture {
+            listeners.push(service.listener(Some(capture), table, &plugins, options));
+        }
+    }
+    listeners.extend(capture::listener(table, options));
+    listeners.extend(forward_proxy);
+    listeners.extend(upstream_proxy::listener(options));
     listeners.extend(tcp::vip_listeners(&plugins));
     listeners
+}
+
+/// A service port, and what its listeners have in common.
+struct Port {
+    port: PortNumber,
+    arrivals: Vec<Arrival>,
+    /// What reads requests, where any come.
+    manager: Option<Value>,
+    variants: Variants,
+}
+
+impl Port {
+    /// Renders a listener: the one that applications connect to, or the one that captured connections are handed to.
+    fn listener(
+        &self,
+        capture: Option<&Capture>,
+        table: &PolicyTable,
+        plugins: &tcp::Plugins<'_>,
+        options: &Options,
+    ) -> Value {
+        let (port, arrivals) = (self.port, &self.arrivals);
+        let has_tls = arrivals.contains(&Arrival::Tls);
+        let mut chains = if has_tls {
+            tls_chains(port, table, self.variants, options)
+        } else {
+            Vec::new()
+        };
+        if let Some(manager) = &self.manager {
+            let matches = if has_tls {
+                json!({"transport_protocol": "raw_buffer"})
+            } else {
+                json!({})
+            };
+            chains
+                .push(json!({"name": "http", "filter_chain_match": matches, "filters": [manager]}));
+        }
+        if arrivals.contains(&Arrival::Tcp) {
+            chains.extend(tcp::chains(port, arrivals, capture.is_some(), plugins));
+        }
+        let mut fields = match capture {
+            Some(capture) => {
+                capture::add_rest(&mut chains, table, options);
+                capture::place(port, capture)
+            }
+            None => place(port, options),
+        };
+        fields.extend([
+            ("traffic_direction".to_owned(), json!("OUTBOUND")),
+            ("filter_chains".to_owned(), json!(chains)),
+            // Who sends what no chain takes is closed; this is where that is written down.
+            (
+                "access_log".to_owned(),
+                json!([refused_log(unled(capture.is_some() && !has_tls), options)]),
+            ),
+        ]);
+        if has_tls {
+            let inspector = extension(
+                "envoy.filters.listener.tls_inspector",
+                "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+                json!({}),
+            );
+            fields.insert("listener_filters".to_owned(), json!([inspector]));
+        }
+        Value::Object(fields)
+    }
+}
+
+/// Renders the name and the place of the listener that applications connect to.
+fn place(port: PortNumber, options: &Options) -> Map<String, Value> {
+    let address = json!({"socket_address": {
+        "address": options.listen,
+        "port_value": options.listening_port(port),
+    }});
+    Map::from_iter([
+        ("name".to_owned(), json!(listener_name(port))),
+        ("address".to_owned(), address),
+    ])
 }
 
 /// The name of a service port's listener.
@@ -85,13 +132,20 @@ pub(crate) fn listener_name(port: PortNumber) -> String {
     format!("outbound_{port}")
 }
 
-/// Why no chain took a connection: it has an SNI that nobody has, or none at all.
-const UNLED: &str = "%CEL(connection.requested_server_name == '' ? 'no_host' : 'unknown_host')%";
+/// Says why no chain took a connection: it has an SNI that nobody has, or none at all; or it has an address that
+/// nobody has.
+pub(super) fn unled(by_address: bool) -> &'static str {
+    if by_address {
+        "unknown_host"
+    } else {
+        "%CEL(connection.requested_server_name == '' ? 'no_host' : 'unknown_host')%"
+    }
+}
 
-pub(super) fn refused_log(options: &Options) -> Value {
+pub(super) fn refused_log(reason: &str, options: &Options) -> Value {
     let entries = [
         ("action", "reject".to_owned()),
-        ("reason", UNLED.to_owned()),
+        ("reason", reason.to_owned()),
         ("authority", "%REQUESTED_SERVER_NAME%".to_owned()),
     ];
     let mut log = access_log(&Metadata::Known(&entries), options);

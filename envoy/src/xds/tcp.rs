@@ -11,11 +11,11 @@ use egress_policy::{Address, Arrival, PolicyTable, PortNumber, Service};
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::listener::{limit, listener_name, plugin, plugin_config, refused_log};
+use super::listener::{limit, listener_name, plugin, plugin_config, refused_log, unled};
 use super::{Options, extension, tunnel, upstream_proxy, variants};
 
 /// What `tcp_proxy` leads to when the filter has named nothing: no such cluster, so the connection is closed.
-const UNDECIDED: &str = "egress|undecided";
+pub(super) const UNDECIDED: &str = "egress|undecided";
 
 /// A TCP service with a loopback address of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,12 +136,18 @@ impl<'p> Plugins<'p> {
     }
 }
 
-/// Renders the chains of a port's TCP services.
-pub(super) fn chains(port: PortNumber, arrivals: &[Arrival], plugins: &Plugins<'_>) -> Vec<Value> {
+/// Renders the chains of a port's TCP services. A captured connection tells where it was meant to go, and so each
+/// service with addresses has only what was meant for them.
+pub(super) fn chains(
+    port: PortNumber,
+    arrivals: &[Arrival],
+    captured: bool,
+    plugins: &Plugins<'_>,
+) -> Vec<Value> {
     let here: Vec<Service<'_>> = services(plugins.table)
         .filter(|service| service.port == port && service.vip.is_none())
         .collect();
-    let by_address = here.len() > 1 || arrivals.contains(&Arrival::Http);
+    let by_address = captured || here.len() > 1 || arrivals.contains(&Arrival::Http);
     let chain = |(at, service): (usize, &Service<'_>)| {
         let mut matches = serde_json::Map::new();
         if by_address && !service.addresses.is_empty() {
@@ -186,7 +192,7 @@ pub(super) fn vip_listeners(plugins: &Plugins<'_>) -> Vec<Value> {
             }},
             "traffic_direction": "OUTBOUND",
             "filter_chains": [{"name": "tcp", "filter_chain_match": {}, "filters": filters}],
-            "access_log": [refused_log(options)],
+            "access_log": [refused_log(unled(false), options)],
         }))
     };
     services.iter().filter_map(listener).collect()

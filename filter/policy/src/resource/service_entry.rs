@@ -48,7 +48,10 @@ pub struct Address {
 
 impl Address {
     /// Reads `192.0.2.1` or `192.0.2.0/24`.
-    fn parse(text: &str) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// When it is neither; the message repeats it.
+    pub fn parse(text: &str) -> Result<Self, String> {
         match text.split_once('/') {
             None => text
                 .parse()

@@ -1,0 +1,189 @@
+//! Capture: connections of programs that know nothing of a proxy, redirected here by the kernel.
+//!
+//! One listener is bound. It finds out where a connection was meant to go, and Envoy hands the connection to the
+//! listener of that port, which is not bound: it has the wildcard address and the real service port, so that each
+//! port is read as without capture, and only those that speak TLS wait for the application's first bytes.
+//!
+//! What remains on the bound listener is for ports that no rule has, or came without a redirect. The latter's
+//! destination is the listener itself, and it is closed, so that nothing goes round in circles.
+//!
+//! With `ALLOW_ANY` the rest is passed on to where it was meant to go, but for the addresses of [`guard`]. They are
+//! matched as ranges, before anything is dialled. Of all chains only those are looked at that have the
+//! narrowest range for an address, so those of the rules name all ranges that there are.
+//!
+//! Source: envoyproxy/envoy `source/common/network/filter_chain_manager_impl.cc` and
+//! `source/common/listener_manager/connection_handler_impl.cc`, `getBalancedHandlerByAddress`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use egress_policy::{OutboundMode, PolicyTable, PortNumber};
+use serde_json::{Map, Value, json};
+
+use super::access_log::{Metadata, access_log};
+use super::{Options, cluster, extension, guard, tcp};
+
+/// The name of the bound listener, and what `ready` calls it.
+pub const NAME: &str = "capture";
+
+/// What the names of the listeners begin with that captured connections are handed to.
+pub const SERVICE_PREFIX: &str = "captured_";
+
+/// The cluster that leads to where a connection was meant to go.
+const ORIGINAL: &str = "egress|original_destination";
+
+/// Where captured connections come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capture {
+    /// The port that the kernel redirects to.
+    pub port: PortNumber,
+    /// The addresses: one, or one of each version of IP.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Capture {
+    /// Listens on one address; or where redirected connections of this machine arrive, IPv4 and IPv6.
+    pub fn new(address: Option<IpAddr>, port: PortNumber) -> Self {
+        let both = || vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        Capture {
+            port,
+            addresses: address.map_or_else(both, |address| vec![address]),
+        }
+    }
+
+    /// Returns the wildcard address of each version of IP that is captured.
+    fn wildcards(&self) -> Vec<IpAddr> {
+        let wildcard = |address: &IpAddr| match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        self.addresses.iter().map(wildcard).collect()
+    }
+}
+
+/// Renders the bound listener, if there is to be one.
+pub(super) fn listener(table: &PolicyTable, options: &Options) -> Option<Value> {
+    let capture = options.capture.as_ref()?;
+    let mut itself = refusal("itself", "no_host", options);
+    if let Some(fields) = itself.as_object_mut() {
+        let matches = json!({"destination_port": capture.port.get()});
+        fields.insert("filter_chain_match".to_owned(), matches);
+    }
+    let mut chains = vec![itself];
+    match table.outbound() {
+        OutboundMode::RegistryOnly => chains.push(refusal("unknown", "unknown_port", options)),
+        OutboundMode::AllowAny => chains.extend(passed_on("unknown_port", options)),
+    }
+    let mut fields = addresses(&capture.addresses, capture.port);
+    fields.extend([
+        ("name".to_owned(), json!(NAME)),
+        ("traffic_direction".to_owned(), json!("OUTBOUND")),
+        ("use_original_dst".to_owned(), json!(true)),
+        (
+            "listener_filters".to_owned(),
+            json!([extension(
+                "envoy.filters.listener.original_dst",
+                "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
+                json!({}),
+            )]),
+        ),
+        ("filter_chains".to_owned(), json!(chains)),
+    ]);
+    Some(Value::Object(fields))
+}
+
+/// Renders the name and the place of a service port's listener that captured connections are handed to.
+pub(super) fn place(port: PortNumber, capture: &Capture) -> Map<String, Value> {
+    let mut fields = addresses(&capture.wildcards(), port);
+    fields.insert("name".to_owned(), json!(format!("{SERVICE_PREFIX}{port}")));
+    fields.insert("bind_to_port".to_owned(), json!(false));
+    fields
+}
+
+/// Adds to the chains of a captured service port what becomes of connections that none of them takes.
+pub(super) fn add_rest(chains: &mut Vec<Value>, table: &PolicyTable, options: &Options) {
+    let of = |chain: &Value| chain.get("filter_chain_match").cloned();
+    let takes_all = chains.iter().any(|chain| of(chain) == Some(json!({})));
+    if table.outbound() == OutboundMode::RegistryOnly || takes_all {
+        return;
+    }
+    for chain in chains.iter_mut() {
+        let matches = chain.get_mut("filter_chain_match");
+        if let Some(matches) = matches.and_then(Value::as_object_mut) {
+            matches
+                .entry("prefix_ranges")
+                .or_insert_with(|| json!(guard::everywhere()));
+        }
+    }
+    chains.extend(passed_on("unknown_host", options));
+}
+
+/// Renders the cluster that the rest goes to, if anything does.
+pub(super) fn cluster(table: &PolicyTable, options: &Options) -> Option<Value> {
+    options.capture.as_ref()?;
+    (table.outbound() == OutboundMode::AllowAny).then(|| cluster::original_destination(ORIGINAL))
+}
+
+fn addresses(all: &[IpAddr], port: PortNumber) -> Map<String, Value> {
+    let mut all = all
+        .iter()
+        .map(|address| json!({"socket_address": {"address": address, "port_value": port.get()}}));
+    let mut fields = Map::new();
+    fields.insert("address".to_owned(), json!(all.next()));
+    let more: Vec<Value> = all.map(|address| json!({"address": address})).collect();
+    if !more.is_empty() {
+        fields.insert("additional_addresses".to_owned(), json!(more));
+    }
+    fields
+}
+
+/// Renders two chains: one for the addresses that nobody is led to, one for all others.
+fn passed_on(reason: &str, options: &Options) -> [Value; 2] {
+    let ranged = |mut chain: Value, ranges: Vec<Value>| {
+        if let Some(fields) = chain.as_object_mut() {
+            let matches = json!({"prefix_ranges": ranges});
+            fields.insert("filter_chain_match".to_owned(), matches);
+        }
+        chain
+    };
+    let entries = [
+        ("action", "forward".to_owned()),
+        ("reason", reason.to_owned()),
+        ("cluster", ORIGINAL.to_owned()),
+        (
+            "transport_socket",
+            "envoy.transport_sockets.raw_buffer".to_owned(),
+        ),
+        ("sni", "%REQUESTED_SERVER_NAME%".to_owned()),
+        ("target", "%DOWNSTREAM_LOCAL_ADDRESS%".to_owned()),
+    ];
+    [
+        ranged(refusal("guarded", reason, options), guard::ranges()),
+        ranged(
+            chain("original", ORIGINAL, &entries, options),
+            guard::everything(),
+        ),
+    ]
+}
+
+/// Renders a chain that closes what it is given, and says so.
+fn refusal(name: &str, reason: &str, options: &Options) -> Value {
+    let entries = [
+        ("action", "reject".to_owned()),
+        ("reason", reason.to_owned()),
+        ("target", "%DOWNSTREAM_LOCAL_ADDRESS%".to_owned()),
+    ];
+    chain(name, tcp::UNDECIDED, &entries, options)
+}
+
+fn chain(name: &str, cluster: &str, entries: &[(&str, String)], options: &Options) -> Value {
+    let proxy = extension(
+        "envoy.filters.network.tcp_proxy",
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        json!({
+            "stat_prefix": NAME,
+            "cluster": cluster,
+            "access_log": [access_log(&Metadata::Known(entries), options)],
+        }),
+    );
+    json!({"name": name, "filters": [proxy]})
+}
