@@ -96,6 +96,10 @@ redis: ## Only the redis that tests talk to
 nginx: ## Only the nginx that demos and tests talk to, and openssl
 	@binary=$$(.setup/nginx.sh) && echo "==> nginx: $$binary"
 
+.PHONY: firewall
+firewall: ## Only what the tests of capture need
+	@.setup/firewall.sh
+
 .PHONY: tinyproxy
 tinyproxy: ## Only the tinyproxy that tests go through
 	@binary=$$(.setup/tinyproxy.sh) && echo "==> tinyproxy: $$binary"
@@ -103,7 +107,7 @@ tinyproxy: ## Only the tinyproxy that tests go through
 # --- what test consists of ---
 
 .PHONY: test-native
-test-native: dist nginx redis tinyproxy # in one go: chosen apart, the crates would get other features and compile twice
+test-native: dist nginx redis tinyproxy firewall # in one go: chosen apart, the crates would get other features and compile twice
 	@echo '==> test: this machine, and a real Envoy'
 	@CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast
 
@@ -116,7 +120,7 @@ test-wasm: host
 	  $(wasm-cargo) test -p egress-policy --tests --no-fail-fast
 
 .PHONY: integration
-integration: dist nginx redis tinyproxy ## Only the tests on a real Envoy
+integration: dist nginx redis tinyproxy firewall ## Only the tests on a real Envoy
 	@CARGO_TERM_QUIET=false cargo test -p egress-integration --no-fail-fast
 
 # --- what check consists of ---

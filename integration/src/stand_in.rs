@@ -311,14 +311,29 @@ impl StandIn {
     ///
     /// When a port cannot be bound or a certificate does not suit rustls.
     pub async fn start(config: StandInConfig) -> Result<Self> {
+        let plain = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let tls = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::start_on(config, plain, tls)
+    }
+
+    /// Starts where a real site is, on the ports 80 and 443 of an address; see [`netns`](crate::netns).
+    ///
+    /// # Errors
+    ///
+    /// When a port cannot be bound or a certificate does not suit rustls.
+    pub async fn start_at(config: StandInConfig, address: Ipv4Addr) -> Result<Self> {
+        let plain = TcpListener::bind((address, 80)).await?;
+        let tls = TcpListener::bind((address, 443)).await?;
+        Self::start_on(config, plain, tls)
+    }
+
+    fn start_on(config: StandInConfig, plain: TcpListener, tls: TcpListener) -> Result<Self> {
         let shared = Arc::new(Shared {
             http: config.http,
             tls: Arc::new(server_config(&config)?),
             last_connection_id: AtomicU64::new(0),
             record: watch::Sender::default(),
         });
-        let plain = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let tls = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         Ok(Self {
             plain_addr: plain.local_addr()?,
             tls_addr: tls.local_addr()?,

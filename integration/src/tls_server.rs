@@ -59,6 +59,19 @@ impl TlsServer {
     ///
     /// When no port can be bound, or the certificate is none.
     pub async fn start(certificate: &Issued, config: TlsServerConfig) -> Result<Self> {
+        Self::start_at(certificate, config, (Ipv4Addr::LOCALHOST, 0).into()).await
+    }
+
+    /// Listens on a port that the test chose; see [`netns`](crate::netns).
+    ///
+    /// # Errors
+    ///
+    /// When the port cannot be bound, or the certificate is none.
+    pub async fn start_at(
+        certificate: &Issued,
+        config: TlsServerConfig,
+        at: SocketAddr,
+    ) -> Result<Self> {
         let chain = certificate.chain().to_vec();
         let mut tls = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()?
@@ -66,7 +79,7 @@ impl TlsServer {
             .with_single_cert(chain, certificate.key().clone_key())?;
         tls.alpn_protocols = config.alpn.iter().cloned().collect();
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let listener = TcpListener::bind(at).await?;
         let addr = listener.local_addr()?;
         let heard = Arc::new(Mutex::new(Vec::new()));
         let notes = Arc::clone(&heard);

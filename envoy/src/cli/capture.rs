@@ -146,7 +146,7 @@ fn uid(user: &str) -> Result<u32, ExitStatus> {
 fn cgroup(path: &str) -> Result<String, ExitStatus> {
     let inner = path.strip_prefix(CGROUPS).unwrap_or(path).trim_matches('/');
     let is_plain = |part: &str| {
-        let known = |c: char| c.is_ascii_alphanumeric() || "-_.@:\\".contains(c);
+        let known = |c: char| c.is_ascii_alphanumeric() || "-_.@:".contains(c);
         !["", ".", ".."].contains(&part) && part.chars().all(known)
     };
     if inner.split('/').all(is_plain) {
