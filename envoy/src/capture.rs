@@ -175,9 +175,9 @@ impl Redirect {
             Who::Cgroup(path) => format!("outside of the cgroup {path}"),
         };
         let head = format!(
-            "# Redirects {} to port {}.\n# Envoy itself must not be captured: run it {envoy}.\n",
-            self.what(),
-            self.to
+            "# Redirects to port {}: {}.\n# Envoy itself must not be captured: run it {envoy}.\n",
+            self.to,
+            self.what()
         );
         if !iptables {
             return head + &self.nft();

@@ -3,8 +3,10 @@
 mod common;
 
 use std::{
+    fs::Permissions,
     net::{IpAddr, Ipv4Addr},
-    path::Path,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     process::Output,
 };
 
@@ -13,7 +15,7 @@ use tokio::{process::Command, time::timeout};
 
 use egress_integration::{
     dns::{DnsServer, Zone},
-    egressctl::{Builder, Egressctl, Running},
+    egressctl::{self, Builder, Egressctl, Running},
     netns::{self, APPLICATION, as_application},
     pki::Leaf,
     stand_in::{Listener, StandIn, StandInConfig},
@@ -185,7 +187,7 @@ async fn is_captured_until_down(trusted: &Trusted, form: &str) -> Result<()> {
     let said = captured(trusted, &up(form)).await?;
     assert_eq!(
         said,
-        format!("captured: TCP of uid {APPLICATION}, to port 15001\n")
+        format!("captured by port 15001: TCP of uid {APPLICATION}\n")
     );
     // Again, which changes nothing.
     captured(trusted, &up(form)).await?;
@@ -202,10 +204,8 @@ async fn is_captured_until_down(trusted: &Trusted, form: &str) -> Result<()> {
 
     let bundle = trusted.bundle();
     let bundle = bundle.display();
-    std::fs::set_permissions(
-        trusted.path(""),
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )?;
+    // The application's, too.
+    std::fs::set_permissions(trusted.path(""), Permissions::from_mode(0o755))?;
     let status = get(&format!("-4 --cacert {bundle} https://{EDITION}/")).await?;
     assert_eq!(status, "200");
     let log = logged(&proxy, &format!("{SITE}:443")).await?;
@@ -277,7 +277,9 @@ fn tcp_services_are_told_apart_by_address_and_servers_may_speak_first() -> Resul
         };
         let cache = server(CACHE, CACHE_AT).await?;
         let other = server(OTHER, OTHER_AT).await?;
-        let rules = tcp(CACHE, CACHE_AT) + &tcp(OTHER, OTHER_AT);
+        // The one has a port for itself, too.
+        let alone = "ports: [{number: 6380, name: more, protocol: TCP}, ";
+        let rules = tcp(CACHE, CACHE_AT).replace("ports: [", alone) + &tcp(OTHER, OTHER_AT);
         let proxy = capturing(trusted.egressctl(&rules), &dns).start().await?;
         captured(&trusted, &up("")).await?;
         for (name, at, server) in [(CACHE, CACHE_AT, &cache), (OTHER, OTHER_AT, &other)] {
@@ -289,9 +291,11 @@ fn tcp_services_are_told_apart_by_address_and_servers_may_speak_first() -> Resul
             };
             assert_eq!(heard.sni.as_deref(), Some(name));
         }
-        assert_eq!(greeting(UNKNOWN, 6379, 1).await?, "");
-        let log = logged(&proxy, &format!("{UNKNOWN}:6379")).await?;
-        log.assert_egress([("action", "reject"), ("reason", "unknown_host")]);
+        for port in [6379, 6380] {
+            assert_eq!(greeting(UNKNOWN, port, 1).await?, "");
+            let log = logged(&proxy, &format!("{UNKNOWN}:{port}")).await?;
+            log.assert_egress([("action", "reject"), ("reason", "unknown_host")]);
+        }
         assert!(proxy.stop().await?.success());
         Ok(())
     })
@@ -499,7 +503,7 @@ fn what_would_capture_envoy_or_cut_the_application_off_is_refused() -> Result<()
         }
         // Whoever may not change the firewall is told so.
         let mut command = as_application("env");
-        command.arg(egress_integration::egressctl::binary()?);
+        command.arg(egressctl::binary()?);
         let output = command.args("capture down".split(' ')).output().await?;
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains("CAP_NET_ADMIN"), "{said}");
@@ -520,25 +524,29 @@ fn a_cgroup_is_captured_but_not_one_that_envoy_is_in() -> Result<()> {
         let proxy = capturing(trusted.egressctl(&edition()), &dns)
             .start()
             .await?;
-        captured(&trusted, &format!("up --to 15001 --cgroup {}", group.0)).await?;
-        let mut inside = Command::new("bash");
-        let script = format!("echo $$ > {}/cgroup.procs && exec curl \"$@\"", group.0);
-        inside.args(["-c", &script, "curl"]);
-        assert_eq!(curl(inside, &format!("-4 http://{EDITION}/")).await?, "200");
-        assert_originated(&only(&site)?, EDITION, EDITION);
-        assert_eq!(get(&format!("-4 http://{EDITION}/")).await?, "301");
+        let inside = group.wrapped(&trusted, Path::new("/usr/bin/curl"))?;
+        for form in ["", "--iptables"] {
+            captured(
+                &trusted,
+                &format!("up --to 15001 --cgroup {} {form}", group.0),
+            )
+            .await?;
+            let url = format!("-4 http://{EDITION}/");
+            assert_eq!(curl(Command::new(&inside), &url).await?, "200", "{form}");
+            assert_originated(&only(&site)?, EDITION, EDITION);
+            assert_eq!(get(&url).await?, "301", "{form}");
+            site.take_seen();
+            captured(&trusted, &format!("down {form}")).await?;
+        }
 
         let before = ruleset().await?;
         let missing = format!("up --to 15001 --cgroup {}-no", group.0);
         let said = refused(&trusted, &missing).await?;
         assert!(said.starts_with("error: there is no cgroup"), "{said}");
-        group.take_in_this_process()?;
-        let proxy = {
-            assert!(proxy.stop().await?.success());
-            capturing(trusted.egressctl(&edition()), &dns).start().await
-        };
-        Group::give_back_this_process()?;
-        let proxy = proxy?;
+        assert!(proxy.stop().await?.success());
+        let inside = group.wrapped(&trusted, &egressctl::binary()?)?;
+        let builder = trusted.egressctl(&edition()).binary(inside);
+        let proxy = capturing(builder, &dns).start().await?;
         let said = refused(&trusted, &format!("up --to 15001 --cgroup {}", group.0)).await?;
         assert!(said.contains("is in the cgroup /"), "{said}");
         assert_eq!(ruleset().await?, before);
@@ -557,22 +565,21 @@ impl Group {
         Ok(Self(path))
     }
 
-    /// Has what this process starts from now on begin in the group.
-    fn take_in_this_process(&self) -> Result<()> {
-        Ok(std::fs::write(
-            Path::new(&self.0).join("cgroup.procs"),
-            "0",
-        )?)
-    }
-
-    fn give_back_this_process() -> Result<()> {
-        Ok(std::fs::write("/sys/fs/cgroup/cgroup.procs", "0")?)
+    /// A script that runs a program in the group.
+    fn wrapped(&self, trusted: &Trusted, program: &Path) -> Result<PathBuf> {
+        let program = program.display();
+        let text = format!(
+            "#!/bin/sh -e\necho $$ > {}/cgroup.procs\nexec {program} \"$@\"\n",
+            self.0
+        );
+        let file = trusted.file("wrapped", &text)?;
+        std::fs::set_permissions(&file, Permissions::from_mode(0o755))?;
+        Ok(file)
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let _ = Group::give_back_this_process();
         let _ = std::fs::remove_dir(&self.0);
     }
 }

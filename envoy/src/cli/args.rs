@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use egress_policy::{Address, ConnectTo, HostName, PortNumber};
 
 use crate::xds::Admin;
@@ -362,7 +362,8 @@ pub struct CaptureDown {
 
 /// What is redirected where.
 #[derive(Debug, ClapArgs)]
-#[group(id = "who", required = true, multiple = true, args = ["users", "cgroup"])]
+#[group(skip)]
+#[command(group = ArgGroup::new("who").required(true).multiple(true).args(["users", "cgroup"]))]
 pub struct Redirection {
     /// The port of `egressctl run --capture`
     #[arg(long, value_name = "PORT", value_parser = port)]

@@ -81,7 +81,7 @@ fn up(args: &CaptureUp) -> Done {
         ));
     }
     let (what, to) = (redirect.what(), redirect.to);
-    Ok(print(&format!("captured: {what}, to port {to}\n")))
+    Ok(print(&format!("captured by port {to}: {what}\n")))
 }
 
 fn down(iptables: bool) -> Done {
