@@ -318,7 +318,19 @@ pub(crate) fn read_bytes(path: &Path) -> Option<Vec<u8>> {
 }
 
 /// What the folders of runs are called, before the part that tells them apart.
-pub(crate) const RUN_PREFIX: &str = "egressctl-";
+const RUN_PREFIX: &str = "egressctl-";
+
+/// Makes the folder of a run, which only its owner can open whatever the umask is. It goes when it is dropped.
+///
+/// # Errors
+/// When it cannot be made.
+pub(crate) fn run_folder() -> io::Result<tempfile::TempDir> {
+    use std::os::unix::fs::PermissionsExt;
+    tempfile::Builder::new()
+        .prefix(RUN_PREFIX)
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir()
+}
 
 /// The socket of Envoy's admin interface in the folder of a run.
 pub(crate) const ADMIN_SOCKET: &str = "admin.sock";
@@ -502,6 +514,11 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn the_folder_of_a_run_is_ours_alone() {
+        assert!(is_ours_alone(run_folder().unwrap().path()));
+    }
 
     #[test]
     fn every_link_on_the_way_is_watched() {

@@ -74,7 +74,7 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         return refuse(&message);
     }
     // Private to this user: the bootstrap names files, and whoever reaches the admin socket rules Envoy.
-    let folder = match tempfile::Builder::new().prefix(fs::RUN_PREFIX).tempdir() {
+    let folder = match fs::run_folder() {
         Ok(folder) => folder,
         Err(error) => return fail(&format!("cannot make a folder for this run: {error}")),
     };
