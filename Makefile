@@ -18,7 +18,7 @@ native := --workspace --exclude egress-filter-wasm
 
 .PHONY: help
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo 'ENVOY=/path/to/envoy          instead of the pinned one'
 	@echo 'NGINX=/path/to/nginx          instead of the one that is found or unpacked'
@@ -39,8 +39,8 @@ mtls: build nginx ## The demo's second half: mutual TLS with a real nginx; KEEP=
 	@$(release)/demo --mutual $(if $(KEEP),--keep)
 
 .PHONY: test
-test: ## All tests: this machine's, wasm under Node, and on a real Envoy
-	@MAKE='$(MAKE)' .setup/tally.sh test-native test-wasm
+test: ## All tests: this machine's, wasm under Node, and on a real Envoy; ALSO=target adds to the tally
+	@MAKE='$(MAKE)' .setup/tally.sh test-native test-wasm $(ALSO)
 
 .PHONY: dist
 dist: build ## What is released, under target/dist: module, CLI, checksums, bills of materials, schema, image
@@ -122,6 +122,10 @@ test-wasm: host
 .PHONY: integration
 integration: dist nginx redis tinyproxy firewall ## Only the tests on a real Envoy
 	@CARGO_TERM_QUIET=false cargo test -p egress-integration --no-fail-fast
+
+.PHONY: integration-compose
+integration-compose: build ## The page's scenarios across docker containers, with a packet capture; KEEP=1 leaves them up
+	@python3 -B integration/compose/play.py
 
 # --- what check consists of ---
 

@@ -12,7 +12,8 @@ for target in "$@"; do
 done
 
 [ -z "$failed" ] || echo "failed:$failed" >&2
-# cargo test and wasm-bindgen-test-runner: `test result: ok. 3 passed; 0 failed; 1 ignored; ...`
+# cargo test and wasm-bindgen-test-runner: `test result: ok. 3 passed; 0 failed; 1 ignored; ...`;
+# integration/compose/play.py: `3 passed, 0 failed`
 awk '
   /^test result: / {
     for (i = 2; i <= NF; i++) {
@@ -20,6 +21,10 @@ awk '
       if ($i ~ /^failed/) wrong += $(i - 1)
       if ($i ~ /^ignored/) skipped += $(i - 1)
     }
+  }
+  /^[0-9]+ passed, [0-9]+ failed$/ {
+    passed += $1
+    wrong += $3
   }
   END {
     printf "%d passed, %d failed", passed, wrong
