@@ -40,17 +40,17 @@ pub enum Effect<'e> {
     ResponseBody(&'static str),
 }
 
-/// Effects in the order in which they are applied. There are never more than nine, so they need no heap.
+/// Effects in the order in which they are applied. There are never more than ten, so they need no heap.
 #[derive(Debug, Clone, Copy)]
 pub struct Effects<'e> {
-    list: [Option<Effect<'e>>; 9],
+    list: [Option<Effect<'e>>; 10],
     len: usize,
 }
 
 impl<'e> Effects<'e> {
     pub(crate) fn new() -> Self {
         Effects {
-            list: [None; 9],
+            list: [None; 10],
             len: 0,
         }
     }

@@ -57,6 +57,10 @@ pub fn plan_http<'e>(
             }
             push_detour(&mut effects, detour, scratch);
             push_tunnel(&mut effects, config, scratch);
+            if !config.headers_stripped {
+                // The listener is somebody else's, and may not know that the server is told how it is reached.
+                effects.push(Effect::Header(":scheme", "https"));
+            }
             if let (Sends::AsWritten { canonical: false }, Some(tls)) = (sends, &cluster.tls) {
                 push_names(&mut effects, tls, scratch);
             }
@@ -130,6 +134,8 @@ pub fn failed(config: &Loaded, facts: &Facts<'_>, details: &str) -> Option<Failu
     let cluster = match decide(config, facts, &parsed).action {
         Action::Originate(cluster) | Action::Forward(cluster) => Some(cluster),
         Action::Passthrough(cluster) if facts.connect => Some(cluster),
+        // On a listener of somebody else's, so is what becomes of it.
+        Action::LeaveAlone(_) if !config.headers_stripped => return None,
         Action::LeaveAlone(_) => None,
         Action::Passthrough(_) | Action::Reject(_) => return None,
     };

@@ -421,6 +421,7 @@ fn where_headers_are_not_stripped_every_one_of_ours_is_settled() {
         "remove x-egress-forward",
         &format!("x-egress-originate: {SHARED}"),
         "choose route",
+        ":scheme: https",
     ];
     assert_eq!(words(&config, "edition.cnn.com"), expected);
     let forward = [
@@ -686,6 +687,17 @@ fn only_what_was_sent_can_fail() {
         );
         assert_eq!(failure(&config, authority, "via_upstream"), None);
     }
+    // On a listener of somebody else's, what is left alone is theirs to explain.
+    let theirs = loaded(&With {
+        untrusted: true,
+        outbound: OutboundMode::AllowAny,
+        ..With::default()
+    });
+    assert_eq!(failure(&theirs, "unknown.example.com", refused), None);
+    assert_eq!(
+        failure(&theirs, "edition.cnn.com", refused),
+        Some(Failure::Refused)
+    );
     assert_eq!(
         failure(&loaded(&With::default()), "unknown.example.com", refused),
         None
