@@ -61,6 +61,7 @@ pub fn main() -> ExitStatus {
         Command::Secrets(secrets) => secrets::main(&secrets),
         Command::Render(render) => match render.target {
             RenderTarget::Envoy(envoy) => render::envoy(&envoy),
+            RenderTarget::Istio(istio) => render::istio(&istio),
         },
     }
 }

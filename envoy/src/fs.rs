@@ -291,6 +291,60 @@ pub fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns the YAML files of a folder by name, and their texts; not those of folders in it. A folder that is not there
+/// has none.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub fn yaml_files(folder: &Path) -> Result<std::collections::BTreeMap<String, String>, FileError> {
+    let failed = |path: &Path, error| FileError::Read {
+        name: path.display().to_string(),
+        error,
+    };
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+        other => other.map_err(|error| failed(folder, error))?,
+    };
+    let mut texts = std::collections::BTreeMap::new();
+    for entry in entries {
+        let path = entry.map_err(|error| failed(folder, error))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if name.ends_with(".yaml") && path.is_file() {
+            let text = fs::read_to_string(&path).map_err(|error| failed(&path, error))?;
+            texts.insert(name.to_owned(), text);
+        }
+    }
+    Ok(texts)
+}
+
+/// Writes a file that others may read, as a whole. The folder is made if it is not there.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_shared(path: &Path, text: &str) -> io::Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+    fs::write(path, text)
+}
+
+/// Returns the SHA-256 of a file, in hexadecimal digits.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn sha256(path: &Path) -> Result<String, FileError> {
+    let bytes = fs::read(path).map_err(|error| FileError::Read {
+        name: path.display().to_string(),
+        error,
+    })?;
+    let sum = ring::digest::digest(&ring::digest::SHA256, &bytes);
+    Ok(sum
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
 /// Puts a text in place of a file's, as a whole or not at all. The file keeps its permissions, and a
 /// symbolic link to it stays one.
 ///

@@ -36,6 +36,16 @@ impl Rules {
             .collect()
     }
 
+    /// Returns the documents of our kinds as they were given, `List`s taken apart, without what a cluster noted down
+    /// on them.
+    pub fn given(&self) -> Vec<Value> {
+        self.documents
+            .iter()
+            .flat_map(|(_, document)| ours(&document.value))
+            .map(as_given)
+            .collect()
+    }
+
     /// Returns a workload of each kind that the rules tell apart in a namespace.
     pub fn workloads(&self, namespace: &str) -> Vec<Proxy> {
         Proxy::kinds(namespace, &self.parsed.destination_rules)
@@ -283,6 +293,33 @@ fn bare(resource: &Value) -> Value {
         }
     }
     bare
+}
+
+/// Returns a resource without what the API server writes, which it would refuse or ignore when it is applied again.
+fn as_given(resource: &Value) -> Value {
+    let mut given = resource.clone();
+    if let Value::Object(fields) = &mut given {
+        fields.remove("status");
+        if let Some(Value::Object(meta)) = fields.get_mut("metadata") {
+            for key in [
+                "creationTimestamp",
+                "generation",
+                "managedFields",
+                "resourceVersion",
+                "selfLink",
+                "uid",
+            ] {
+                meta.remove(key);
+            }
+            if let Some(Value::Object(notes)) = meta.get_mut("annotations") {
+                notes.remove("kubectl.kubernetes.io/last-applied-configuration");
+                if notes.is_empty() {
+                    meta.remove("annotations");
+                }
+            }
+        }
+    }
+    given
 }
 
 fn located(problems: &Problems, documents: &[(String, Document)]) -> Vec<Finding> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use egress_policy::{Address, ConnectTo, HostName, PortNumber};
 
+use crate::istio::Url;
 use crate::xds::Admin;
 
 /// TLS origination for plain HTTP, from Istio's ServiceEntry and DestinationRule, in any Envoy.
@@ -68,6 +69,11 @@ pub enum RenderTarget {
         after_help = "Example:\n  egressctl render envoy -f rules.yaml > bootstrap.yaml && envoy -c bootstrap.yaml"
     )]
     Envoy(RenderEnvoy),
+    /// What a cluster with Istio needs so that the filter originates, in sidecars or at an egress gateway
+    #[command(
+        after_help = "Example:\n  egressctl render istio -f rules.yaml --url oci://registry.example.com/egress:1.0 --label app=sleep | kubectl apply -f -"
+    )]
+    Istio(RenderIstio),
 }
 
 /// `egressctl render envoy`.
@@ -82,6 +88,117 @@ pub struct RenderEnvoy {
     /// Write the bootstrap to this folder, with secrets that Envoy watches: it then sees certificates change
     #[arg(long, value_name = "DIR")]
     pub output_folder: Option<PathBuf>,
+}
+
+/// Which proxies of a mesh get the filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IstioPlace {
+    /// The sidecars of workloads.
+    Sidecar,
+    /// An egress gateway.
+    Gateway,
+}
+
+/// The kind of resource that names the filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IstioApi {
+    /// WasmPlugin.
+    WasmPlugin,
+    /// TrafficExtension, which takes its place from Istio 1.32 on.
+    TrafficExtension,
+}
+
+/// When an image is pulled again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImagePullPolicy {
+    /// When it is not there.
+    #[value(name = "IfNotPresent")]
+    IfNotPresent,
+    /// Whenever a proxy loads it.
+    #[value(name = "Always")]
+    Always,
+}
+
+/// Where the filter stands among the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Phase {
+    /// Before Istio's authentication.
+    #[value(name = "AUTHN")]
+    Authn,
+    /// Before Istio's authorization.
+    #[value(name = "AUTHZ")]
+    Authz,
+    /// Before Istio's statistics.
+    #[value(name = "STATS")]
+    Stats,
+}
+
+/// `egressctl render istio`.
+#[derive(Debug, ClapArgs)]
+pub struct RenderIstio {
+    /// Rules: a YAML or JSON file, a folder of them, or `-` for the standard input; may be repeated
+    #[arg(short, long = "filename", value_name = "FILE", required = true)]
+    pub files: Vec<String>,
+    /// The namespace of the proxies, and of what is rendered
+    #[arg(short, long, value_name = "NAME", default_value = egress_policy::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// A label of the pods that get the filter, for rules with a workloadSelector too; may be repeated
+    #[arg(
+        short,
+        long = "label",
+        visible_alias = "selector",
+        value_name = "KEY=VALUE",
+        value_parser = label
+    )]
+    pub labels: Vec<(String, String)>,
+    /// The Gateway of the Kubernetes Gateway API whose pods get the filter
+    #[arg(long, value_name = "Gateway/NAME", value_parser = gateway, conflicts_with = "labels")]
+    pub target_ref: Option<String>,
+    /// Which proxies get the filter
+    #[arg(long = "for", value_enum, value_name = "PROXIES", default_value_t = IstioPlace::Sidecar)]
+    pub place: IstioPlace,
+    /// Where Istio gets the filter: oci://, https://, http:// or file://
+    #[arg(long, value_name = "URL")]
+    pub url: Url,
+    /// What must come from there: the image's digest, or the module's sum [default: for a module, that of --wasm]
+    #[arg(long, value_name = "HEX", value_parser = sha256)]
+    pub sha256: Option<String>,
+    /// The Secret to pull the image with
+    #[arg(long, value_name = "NAME")]
+    pub image_pull_secret: Option<String>,
+    /// When to pull the image again
+    #[arg(long, value_enum, value_name = "POLICY", ignore_case = true)]
+    pub image_pull_policy: Option<ImagePullPolicy>,
+    /// The kind of resource that names the filter
+    #[arg(long, value_enum, value_name = "KIND", default_value_t = IstioApi::WasmPlugin)]
+    pub api: IstioApi,
+    /// Where the filter stands among the others [default: before the router]
+    #[arg(long, value_enum, value_name = "PHASE", ignore_case = true)]
+    pub phase: Option<Phase>,
+    /// A service account that may read the credentials that rules name; may be repeated
+    #[arg(long = "service-account", value_name = "NAME")]
+    pub service_accounts: Vec<String>,
+    /// What our resources are called
+    #[arg(long, value_name = "NAME", default_value = "egress", value_parser = resource_name)]
+    pub name: String,
+    /// Connect to ADDRESS:PORT where HOST:PORT would be dialled; names stay those of HOST; may be repeated
+    #[arg(long, value_name = "HOST:PORT:ADDRESS:PORT", value_parser = connect_to)]
+    pub connect_to: Vec<ConnectTo>,
+    /// What originated requests tell the server in `Host`
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
+    pub authority: Authority,
+    /// The filter, for its sum [default: egress-filter.wasm beside this program]
+    #[arg(long, value_name = "PATH")]
+    pub wasm: Option<PathBuf>,
+    /// The language to print; JSON is one `List`
+    #[arg(short, long, value_enum, default_value_t = Format::Yaml, conflicts_with_all = ["output_folder", "diff"])]
+    pub output: Format,
+    /// Write a YAML file for each resource to this folder
+    #[arg(long, value_name = "DIR")]
+    pub output_folder: Option<PathBuf>,
+    /// Show how such a folder differs from what would be written: 0 not at all, 1 it does
+    #[arg(long, value_name = "DIR", conflicts_with = "output_folder")]
+    pub diff: Option<PathBuf>,
 }
 
 /// `egressctl run`.
@@ -427,6 +544,36 @@ fn label(text: &str) -> Result<(String, String), String> {
         .split_once('=')
         .ok_or("write it as KEY=VALUE, for example app=sleep")?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+fn gateway(text: &str) -> Result<String, String> {
+    let wrong = "write it as Gateway/NAME: other kinds have no proxies of their own";
+    let (kind, name) = text.split_once('/').ok_or(wrong)?;
+    if !kind.eq_ignore_ascii_case("gateway") {
+        return Err(wrong.to_owned());
+    }
+    resource_name(name)
+}
+
+fn resource_name(text: &str) -> Result<String, String> {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let ends = |c: char| c.is_ascii_alphanumeric();
+    if text.len() <= 63 && text.chars().all(good) && text.starts_with(ends) && text.ends_with(ends)
+    {
+        Ok(text.to_owned())
+    } else {
+        Err("a name has at most 63 letters in lower case, digits and `-`".to_owned())
+    }
+}
+
+fn sha256(text: &str) -> Result<String, String> {
+    let sum = text.strip_prefix("sha256:").unwrap_or(text);
+    let hex = |c: char| matches!(c, '0'..='9' | 'a'..='f');
+    if sum.len() == 64 && sum.chars().all(hex) {
+        Ok(sum.to_owned())
+    } else {
+        Err("write it as 64 digits and letters from a to f, as sha256sum prints it".to_owned())
+    }
 }
 
 fn port_mapping(text: &str) -> Result<(PortNumber, u16), String> {

@@ -12,6 +12,10 @@ use crate::credentials::{Files, Material, Missing, Need};
 use crate::xds::{self, Secrets, Vip};
 use crate::{fs, xds::watched_documents};
 
+mod istio;
+
+pub(super) use istio::istio;
+
 /// The folders beside the bootstrap.
 const SECRETS: &str = "secrets";
 const CREDENTIALS: &str = "credentials";

@@ -34,7 +34,7 @@ const MAX_SESSIONS: usize = 4096;
 
 const DNS_FAMILY: &str = "V4_PREFERRED";
 
-const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+pub(super) const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// Renders a cluster of the table, under its name or another. If there is more than one, they differ in their
 /// transport sockets alone, and the filter chooses.
@@ -622,19 +622,23 @@ fn transport_socket(
         let reference = json!([secrets::certificate(identity, options)]);
         set(&mut common, "tls_certificate_sds_secret_configs", reference);
     }
-    match (secrets::validation(tls, options), &tls.names.any_of[..]) {
-        (None, _) => {}
-        (Some(reference), []) => {
+    let mut beside = Map::new();
+    let names: Vec<Value> = tls.names.any_of.iter().map(|name| san(name)).collect();
+    let names = Some(names).filter(|names| !names.is_empty());
+    set_some(&mut beside, "match_typed_subject_alt_names", names);
+    set_some(&mut beside, "crl", secrets::revoked(tls, options));
+    match secrets::validation(tls, options) {
+        None => {}
+        Some(reference) if beside.is_empty() => {
             set(
                 &mut common,
                 "validation_context_sds_secret_config",
                 reference,
             );
         }
-        (Some(reference), names) => {
-            let names: Vec<Value> = names.iter().map(|name| san(name)).collect();
+        Some(reference) => {
             let combined = json!({
-                "default_validation_context": {"match_typed_subject_alt_names": names},
+                "default_validation_context": beside,
                 "validation_context_sds_secret_config": reference,
             });
             set(&mut common, "combined_validation_context", combined);

@@ -327,10 +327,9 @@ fn passthrough_entries(
 fn particular(
     port: Option<PortNumber>,
     table: &PolicyTable,
+    outbound: OutboundMode,
     variants: Variants,
     options: &Options,
-    by_header: &dyn Fn(&str, &str) -> Value,
-    with_https: &dyn Fn(Value) -> Value,
 ) -> Vec<Value> {
     let mut routes = BTreeMap::new();
     let mut add = |cluster: &str, tls: bool, hash: Option<Value>, guarded: bool| {
@@ -365,7 +364,7 @@ fn particular(
             );
         }
     }
-    if table.outbound() == OutboundMode::AllowAny {
+    if outbound == OutboundMode::AllowAny {
         add(contract::PASSTHROUGH_CLUSTER, false, None, true);
     }
     routes.into_values().collect()
@@ -564,38 +563,13 @@ fn routes(
     variants: Variants,
     options: &Options,
 ) -> Value {
-    let https = json!([{
-        "header": {"key": "x-forwarded-proto", "value": "https"},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    }]);
-    // Only what the server says it has not looked at: trying a refused handshake again would change nothing.
-    let retries = json!({"retry_on": "refused-stream", "num_retries": 2});
-    let by_header = |name: &str, header: &str| {
-        json!({
-            "name": name,
-            "match": {"prefix": "/", "headers": [{"name": header, "present_match": true}]},
-            "route": {"cluster_header": header, "timeout": "0s", "retry_policy": retries},
-            "request_headers_to_remove": [header],
-        })
-    };
-    let with_https = |mut route: Value| {
-        if let Some(fields) = route.as_object_mut() {
-            fields.insert("request_headers_to_add".to_owned(), https.clone());
-        }
-        route
-    };
-    let mut routes = particular(port, table, variants, options, &by_header, &with_https);
-    routes.push(with_https(by_header(
-        "originate",
-        contract::ORIGINATE_HEADER,
-    )));
-    routes.push(by_header("forward", contract::FORWARD_HEADER));
+    let mut routes = named_routes(port, table, table.outbound(), variants, options);
     routes.push(match default {
         Some(cluster) => {
             let mut route = with_https(json!({
                 "name": "originate",
                 "match": {"prefix": "/"},
-                "route": {"cluster": cluster.name.as_str(), "timeout": "0s", "retry_policy": retries},
+                "route": {"cluster": cluster.name.as_str(), "timeout": "0s", "retry_policy": retries()},
             }));
             if guard::is_on(cluster, options) {
                 guard_route(&mut route, table);
@@ -613,4 +587,49 @@ fn routes(
         "name": port.map_or_else(|| forward_proxy::NAME.to_owned(), |port| port.to_string()),
         "virtual_hosts": [{"name": "egress", "domains": ["*"], "routes": upgrade::routes(routes)}],
     })
+}
+
+/// Renders the routes to the clusters that the filter names; with `ALLOW_ANY` the one for hosts that are left alone is
+/// among them.
+pub(super) fn named_routes(
+    port: Option<PortNumber>,
+    table: &PolicyTable,
+    outbound: OutboundMode,
+    variants: Variants,
+    options: &Options,
+) -> Vec<Value> {
+    let mut routes = particular(port, table, outbound, variants, options);
+    routes.push(with_https(by_header(
+        "originate",
+        contract::ORIGINATE_HEADER,
+    )));
+    routes.push(by_header("forward", contract::FORWARD_HEADER));
+    routes
+}
+
+/// Renders a route to the cluster that a header names.
+fn by_header(name: &str, header: &str) -> Value {
+    json!({
+        "name": name,
+        "match": {"prefix": "/", "headers": [{"name": header, "present_match": true}]},
+        "route": {"cluster_header": header, "timeout": "0s", "retry_policy": retries()},
+        "request_headers_to_remove": [header],
+    })
+}
+
+/// Only what the server says it has not looked at: trying a refused handshake again would change nothing.
+fn retries() -> Value {
+    json!({"retry_on": "refused-stream", "num_retries": 2})
+}
+
+/// Tells the server that it was TLS.
+fn with_https(mut route: Value) -> Value {
+    let https = json!([{
+        "header": {"key": "x-forwarded-proto", "value": "https"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }]);
+    if let Some(fields) = route.as_object_mut() {
+        fields.insert("request_headers_to_add".to_owned(), https);
+    }
+    route
 }

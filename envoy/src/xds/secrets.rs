@@ -25,6 +25,8 @@ pub enum Secrets {
     Served(String),
     /// From files that the documents in a folder name, again whenever they are replaced.
     Watched(String),
+    /// From Istio: credentials from istiod, files from the agent beside the proxy, again whenever they change.
+    Istio,
 }
 
 /// Renders how a cluster refers to its client certificate.
@@ -34,11 +36,22 @@ pub(super) fn certificate(identity: &Identity, options: &Options) -> Value {
 
 /// Renders how a cluster refers to those it trusts; `None` where it verifies nothing.
 pub(super) fn validation(tls: &TlsIntent, options: &Options) -> Option<Value> {
+    if options.secrets == Secrets::Istio {
+        // The agent has no name for what is revoked: see `revoked`.
+        let name = contract::trust_name(&tls.trust, None)?;
+        return Some(reference(name.to_string(), options));
+    }
     let name = contract::trust_secret(tls)?.to_string();
     Some(match is_the_systems(tls) {
         true => json!({"name": name}),
         false => reference(name, options),
     })
+}
+
+/// Renders the list of what is revoked, where it does not come with those who are trusted.
+pub(super) fn revoked(tls: &TlsIntent, options: &Options) -> Option<Value> {
+    let path = tls.crl.as_ref()?;
+    (options.secrets == Secrets::Istio).then(|| json!({"filename": path}))
 }
 
 /// Says whether a cluster trusts whom the system trusts, and nothing more: that is always in the bootstrap.
@@ -53,12 +66,29 @@ fn reference(name: String, options: &Options) -> Value {
         Secrets::Watched(folder) => {
             json!({"path_config_source": {"path": format!("{folder}/{}.json", file_name(&name))}})
         }
+        Secrets::Istio => return json!({"sds_config": of_istio(&name), "name": name}),
     };
     let mut config = json!({"resource_api_version": "V3", "initial_fetch_timeout": FIRST});
     if let (Some(config), Value::Object(source)) = (config.as_object_mut(), source) {
         config.extend(source);
     }
     json!({"name": name, "sds_config": config})
+}
+
+/// Renders whom Istio's own clusters ask for a secret.
+///
+/// Source: istio/istio `pilot/pkg/security/model/authentication.go`, `SDSAdsConfig` and `ConstructSdsSecretConfig`.
+fn of_istio(name: &str) -> Value {
+    if !name.starts_with("file-") {
+        return json!({"ads": {}, "resource_api_version": "V3"});
+    }
+    let agent = json!({
+        "api_type": "GRPC",
+        "transport_api_version": "V3",
+        "set_node_on_first_message_only": true,
+        "grpc_services": [{"envoy_grpc": {"cluster_name": "sds-grpc"}}],
+    });
+    json!({"api_config_source": agent, "resource_api_version": "V3"})
 }
 
 fn served() -> Value {

@@ -1,0 +1,206 @@
+//! `egressctl render istio`: resources for a cluster, to be applied or kept in a folder.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use egress_filter::MetadataFormat;
+use egress_policy::Proxy;
+use serde_json::{Value, json};
+
+use super::super::args::{
+    Format, ImagePullPolicy, Input, IstioApi, IstioPlace, Outbound, Phase, RenderIstio,
+};
+use super::super::{ExitStatus, fail, print, refuse, settings, tell};
+use crate::fs;
+use crate::istio::{self, Api, MARK, Manifest, Module, Place, PullPolicy, Wanted};
+use crate::rules::{self, Rules};
+use crate::xds::{AccessLog, Admin, OLDEST, Options, Secrets};
+
+/// What a stream of resources begins with, below the line of every file.
+const EXPLANATION: &str = "\
+# The filter originates by the rules in `pluginConfig`. The DestinationRules keep Istio from doing it too: their `tls` asks
+# for a certificate that nobody has, so that nothing goes out around the filter. Apply them in place of the rules' own.
+";
+
+/// Prints what a cluster needs, writes it, or shows how it differs.
+pub(in super::super) fn istio(args: &RenderIstio) -> ExitStatus {
+    match rendered(args) {
+        Ok((rules, manifests)) => {
+            let mark = format!(
+                "{MARK}{} for Istio; rules digest {}\n",
+                env!("CARGO_PKG_VERSION"),
+                rules.table.digest()
+            );
+            delivered(args, &mark, &manifests).unwrap_or_else(|status| status)
+        }
+        Err(status) => status,
+    }
+}
+
+fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), ExitStatus> {
+    if args.place == IstioPlace::Gateway && args.labels.is_empty() && args.target_ref.is_none() {
+        return Err(refuse(
+            "`--for gateway` does not say which\nhint: name the labels of its pods, for example `--label istio=egressgateway`, or `--target-ref Gateway/NAME`",
+        ));
+    }
+    if args.place == IstioPlace::Sidecar && args.target_ref.is_some() {
+        return Err(refuse(
+            "`--target-ref` names a gateway, and sidecars are named by labels\nhint: add `--for gateway`, or use `--label` instead",
+        ));
+    }
+    let input = input(args);
+    let (sources, settling) = settings::read(&input)?;
+    let rules = rules::compile(&sources, &settling).map_err(|report| {
+        tell(report.to_string().trim_end());
+        ExitStatus::Input
+    })?;
+    if !rules.warnings.0.is_empty() {
+        tell(rules.warnings.to_string().trim_end());
+    }
+    let options = options(&input, settling.proxy);
+    let manifests = istio::manifests(&rules, &options, &wanted(args)?)
+        .map_err(|error| refuse(&format!("{error}\nhint: {}", error.hint())))?;
+    Ok((rules, manifests))
+}
+
+/// Says how the rules are compiled. Hosts that they do not name are Istio's.
+fn input(args: &RenderIstio) -> Input {
+    Input {
+        files: args.files.clone(),
+        namespace: args.namespace.clone(),
+        labels: args.labels.clone(),
+        outbound_traffic_policy: Outbound::AllowAny,
+        connect_to: args.connect_to.clone(),
+        loopback_vips: false,
+        authority: args.authority,
+    }
+}
+
+/// Says how clusters and the filter's configuration are rendered. What only a bootstrap has is not looked at.
+fn options(input: &Input, proxy: Proxy) -> Options {
+    Options {
+        listen: String::new(),
+        ports: Vec::new(),
+        forward_proxy: None,
+        upstream_proxy: None,
+        wasm: String::new(),
+        trust_store: String::new(),
+        access_log: AccessLog::Stdout,
+        format: MetadataFormat::Text,
+        authority: settings::authority(input),
+        proxy,
+        workloads: Vec::new(),
+        admin: Admin::Pipe(String::new()),
+        dns: Vec::new(),
+        loopback_vips: false,
+        // Of proxies of several releases the oldest decides.
+        version: OLDEST,
+        secrets: Secrets::Istio,
+        reloads: true,
+        by_content: true,
+    }
+}
+
+fn wanted(args: &RenderIstio) -> Result<Wanted, ExitStatus> {
+    let sha256 = match &args.sha256 {
+        Some(sum) => Some(sum.clone()),
+        None if args.url.is_of_module() => {
+            let sum = fs::wasm(args.wasm.as_deref()).and_then(|path| fs::sha256(&path));
+            Some(sum.map_err(|error| refuse(&error.to_string()))?)
+        }
+        None => None,
+    };
+    Ok(Wanted {
+        name: args.name.clone(),
+        place: match args.place {
+            IstioPlace::Sidecar => Place::Sidecar,
+            IstioPlace::Gateway => Place::Gateway,
+        },
+        gateway: args.target_ref.clone(),
+        module: Module {
+            url: args.url.clone(),
+            sha256,
+            pull_secret: args.image_pull_secret.clone(),
+            pull_policy: args.image_pull_policy.map(|policy| match policy {
+                ImagePullPolicy::IfNotPresent => PullPolicy::IfNotPresent,
+                ImagePullPolicy::Always => PullPolicy::Always,
+            }),
+        },
+        api: match args.api {
+            IstioApi::WasmPlugin => Api::WasmPlugin,
+            IstioApi::TrafficExtension => Api::TrafficExtension,
+        },
+        phase: args.phase.map(|phase| match phase {
+            Phase::Authn => "AUTHN",
+            Phase::Authz => "AUTHZ",
+            Phase::Stats => "STATS",
+        }),
+        service_accounts: args.service_accounts.clone(),
+    })
+}
+
+fn delivered(
+    args: &RenderIstio,
+    mark: &str,
+    manifests: &[Manifest],
+) -> Result<ExitStatus, ExitStatus> {
+    if args.output == Format::Json {
+        let items: Vec<&Value> = manifests.iter().map(|manifest| &manifest.value).collect();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        let text = serde_json::to_string_pretty(&list)
+            .map_err(|error| fail(&format!("cannot write the list: {error}")))?;
+        return Ok(print(&format!("{text}\n")));
+    }
+    let documents = manifests.iter().map(|manifest| {
+        let text = serde_saphyr::to_string(&manifest.value)
+            .map_err(|error| fail(&format!("cannot write {}: {error}", manifest.kind)))?;
+        Ok((istio::file_name(manifest), format!("{}\n", text.trim_end())))
+    });
+    let documents: Vec<(String, String)> = documents.collect::<Result<_, ExitStatus>>()?;
+    let Some(folder) = args.diff.as_deref().or(args.output_folder.as_deref()) else {
+        let texts: Vec<&str> = documents.iter().map(|(_, text)| text.as_str()).collect();
+        return Ok(print(&format!(
+            "{mark}{EXPLANATION}{}",
+            texts.join("---\n")
+        )));
+    };
+    let files: BTreeMap<String, String> = documents
+        .into_iter()
+        .map(|(name, text)| (name, format!("{mark}{text}")))
+        .collect();
+    let mut there = fs::yaml_files(folder).map_err(|error| refuse(&error.to_string()))?;
+    // What others keep in the folder is none of ours.
+    there.retain(|name, text| files.contains_key(name) || istio::is_ours(text));
+    match args.diff {
+        Some(_) => {
+            let difference = istio::difference(&folder.display().to_string(), &there, &files);
+            Ok(match print(&difference) {
+                ExitStatus::Success if !difference.is_empty() => ExitStatus::Input,
+                status => status,
+            })
+        }
+        None => write(folder, &files, &there),
+    }
+}
+
+fn write(
+    folder: &Path,
+    files: &BTreeMap<String, String>,
+    there: &BTreeMap<String, String>,
+) -> Result<ExitStatus, ExitStatus> {
+    let mut written = String::new();
+    for (name, text) in files {
+        let path = folder.join(name);
+        fs::write_shared(&path, text)
+            .map_err(|error| fail(&format!("cannot write `{}`: {error}", path.display())))?;
+        written.push_str(&format!("{}\n", path.display()));
+    }
+    for name in there.keys().filter(|name| !files.contains_key(*name)) {
+        let path = folder.join(name);
+        tell(&format!(
+            "note: `{}` is from an earlier rendering, and no rule asks for it any more",
+            path.display()
+        ));
+    }
+    Ok(print(&written))
+}

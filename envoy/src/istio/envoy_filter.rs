@@ -1,0 +1,113 @@
+//! The EnvoyFilter: clusters and routes that the WasmPlugin's filter leads requests to.
+//!
+//! How istiod applies each patch, and what happens when none of its objects match:
+//!
+//! - `CLUSTER ADD`: always. Of two clusters with one name Istio's is kept, so none of ours has a name of Istio's.
+//! - `HTTP_ROUTE INSERT_FIRST` without a route to match: each patch puts its route before all others of every virtual
+//!   host of the port, so the last patch is the first route, and they stand here from the last to the first. A proxy
+//!   that has no such route configuration is left as it is: no request of the port is led by us there.
+//! - `HTTP_FILTER INSERT_BEFORE` the router: on every HTTP connection manager of the port. The filter is disabled
+//!   and runs on our own routes alone.
+//!
+//! Source: istio/istio `pilot/pkg/networking/core/envoyfilter/rc_patch.go`, `patchHTTPRoutes`, and `cluster_patch.go`.
+
+use serde_json::{Value, json};
+
+use super::{Manifest, Place, Wanted, fields, manifest};
+use crate::xds::{Led, Options};
+
+/// How Istio is told which proxies are meant.
+pub(super) struct Places {
+    /// The labels of their pods, if they tell.
+    labels: Option<Value>,
+    /// The Gateway, if it tells.
+    target_refs: Option<Value>,
+}
+
+impl Places {
+    pub(super) fn new(options: &Options, wanted: &Wanted) -> Places {
+        let gateway = |name: &String| json!([{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": name}]);
+        let target_refs = wanted.gateway.as_ref().map(gateway);
+        let labels = &options.proxy.labels;
+        let named = target_refs.is_none() && !labels.is_empty();
+        Places {
+            labels: named.then(|| json!(labels)),
+            target_refs,
+        }
+    }
+
+    /// Returns the field of a kind that calls it `selector`, or otherwise, and the field `targetRefs`.
+    pub(super) fn named(&self, labels: &str) -> [Option<Value>; 2] {
+        let selector = self.labels.as_ref().map(|found| json!({labels: found}));
+        [selector, self.target_refs.clone()]
+    }
+}
+
+pub(super) fn envoy_filter(
+    led: &Led,
+    places: &Places,
+    options: &Options,
+    wanted: &Wanted,
+) -> Manifest {
+    let context = match wanted.place {
+        Place::Sidecar => "SIDECAR_OUTBOUND",
+        Place::Gateway => "GATEWAY",
+    };
+    let mut patches: Vec<Value> = led
+        .clusters
+        .iter()
+        .map(|cluster| {
+            json!({
+                "applyTo": "CLUSTER",
+                "match": {"context": context},
+                "patch": {"operation": "ADD", "value": with_own_alpn(cluster)},
+            })
+        })
+        .collect();
+    for (port, routes) in &led.routes {
+        patches.push(json!({
+            "applyTo": "HTTP_FILTER",
+            "match": {"context": context, "listener": listener(port.get(), wanted.place)},
+            "patch": {"operation": "INSERT_BEFORE", "value": led.upgrade},
+        }));
+        patches.extend(routes.iter().rev().map(|route| {
+            json!({
+                "applyTo": "HTTP_ROUTE",
+                "match": {"context": context, "routeConfiguration": {"portNumber": port.get()}},
+                "patch": {"operation": "INSERT_FIRST", "value": route},
+            })
+        }));
+    }
+    let [selector, target_refs] = places.named("labels");
+    let spec = fields([
+        ("workloadSelector", selector),
+        ("targetRefs", target_refs),
+        ("configPatches", Some(json!(patches))),
+    ]);
+    let kind = ("networking.istio.io/v1alpha3", "EnvoyFilter");
+    let body = fields([("spec", Some(json!(spec)))]);
+    manifest(kind, &wanted.name, options, body)
+}
+
+/// Names the router of a port's listener. A gateway's listener may have another port than its service.
+fn listener(port: u16, place: Place) -> Value {
+    let manager = "envoy.filters.network.http_connection_manager";
+    let router =
+        json!({"filter": {"name": manager, "subFilter": {"name": "envoy.filters.http.router"}}});
+    match place {
+        Place::Sidecar => json!({"portNumber": port, "filterChain": router}),
+        Place::Gateway => json!({"filterChain": router}),
+    }
+}
+
+/// Keeps Istio from offering the protocols of its mesh to servers outside.
+///
+/// Source: istio/istio `pilot/pkg/networking/util/util.go`, `AddALPNOverrideToMetadata`.
+fn with_own_alpn(cluster: &Value) -> Value {
+    let mut cluster = cluster.clone();
+    if let Some(fields) = cluster.as_object_mut() {
+        let metadata = json!({"filter_metadata": {"istio": {"alpn_override": "false"}}});
+        fields.insert("metadata".to_owned(), metadata);
+    }
+    cluster
+}
