@@ -1,5 +1,6 @@
 //! What `make dist` lays out is what others take: Istio's agent the image, registries its digests, auditors its bill of
 //! materials. The module in it is the one that all other tests load.
+#![expect(clippy::indexing_slicing, reason = "a test")]
 
 use std::collections::BTreeSet;
 use std::fs;

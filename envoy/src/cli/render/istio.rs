@@ -82,6 +82,7 @@ fn options(input: &Input, proxy: Proxy) -> Options {
         listen: String::new(),
         ports: Vec::new(),
         forward_proxy: None,
+        capture: None,
         upstream_proxy: None,
         wasm: String::new(),
         trust_store: String::new(),
