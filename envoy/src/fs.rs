@@ -5,8 +5,9 @@ use std::env;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::SystemTime;
@@ -319,13 +320,19 @@ pub fn yaml_files(folder: &Path) -> Result<std::collections::BTreeMap<String, St
     Ok(texts)
 }
 
-/// Writes a file that others may read, as a whole. The folder is made if it is not there.
+/// Writes a file of a folder that others may read, as a whole or not at all. The folder is made if it is not there; a
+/// symbolic link in the file's place is replaced, not followed.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn write_shared(path: &Path, text: &str) -> io::Result<()> {
-    fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-    fs::write(path, text)
+pub fn write_shared(folder: &Path, name: &str, text: &str) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o644))
+        .tempfile_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.persist(folder.join(name))?;
+    Ok(())
 }
 
 /// Returns the SHA-256 of a file, in hexadecimal digits.

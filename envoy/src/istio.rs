@@ -25,11 +25,13 @@
 //! | the closed DestinationRules | Istio's plaintext, where the filter does not lead the request elsewhere |
 //! | the ServiceEntries | as Istio lets out hosts that it does not know |
 //!
-//! So the DestinationRules come first in what is rendered, and the ServiceEntries last.
+//! So the DestinationRules come first in what is rendered, and the ServiceEntries last. The WasmPlugin comes before the
+//! EnvoyFilter: it takes the headers that lead to a route away from clients. Without it such a header leads to one
+//! of our clusters, with its TLS and its verified names, and nowhere else.
 //!
 //! Nothing here decides about requests. Other hosts of a port are left to Istio, whatever answers them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use egress_filter::contract;
 use egress_policy::{Arrival, Cluster, PortNumber, ResourceId, Service};
@@ -127,6 +129,9 @@ pub enum Unsupported {
         "the rules name credentials, and Istio gives them only to service accounts that may list Secrets"
     )]
     ServiceAccount,
+    /// Kubernetes would keep only one of two.
+    #[error("{0} would be rendered twice, and the later would take the place of the earlier")]
+    Twice(String),
     /// Kubernetes would not take it.
     #[error(
         "{0} would have {1} bytes, and Kubernetes keeps no resource of more than about {MAX_BYTES}"
@@ -156,6 +161,9 @@ impl Unsupported {
             Unsupported::ServiceAccount => {
                 "name the workload's with `--service-account`, for example `--service-account sleep`"
             }
+            Unsupported::Twice(_) => {
+                "give the rules other names, or what is rendered another with `--name`"
+            }
             Unsupported::TooLarge(..) => "render the rules in parts, with `--name` for each",
         }
     }
@@ -179,10 +187,15 @@ pub fn manifests(
 
     let mut all = closed::destination_rules(rules, &services, options, wanted);
     all.extend(rbac::manifests(&services, options, wanted)?);
-    all.push(envoy_filter::envoy_filter(&led, &places, options, wanted));
     all.push(wasm_plugin::plugin(&led, &places, options, wanted));
+    all.push(envoy_filter::envoy_filter(&led, &places, options, wanted));
     all.extend(given(rules, "ServiceEntry"));
+    let mut names = BTreeSet::new();
     for manifest in &all {
+        let called = format!("{} {}/{}", manifest.kind, manifest.namespace, manifest.name);
+        if !names.insert(called.clone()) {
+            return Err(Unsupported::Twice(called));
+        }
         let bytes = manifest.value.to_string().len();
         if bytes > MAX_BYTES {
             let called = format!("{} {}", manifest.kind, manifest.name);

@@ -44,7 +44,7 @@ use common::{
 };
 
 /// What the application is told, word for word.
-const TOLD: [(&str, &str); 15] = [
+const TOLD: [(&str, &str); 16] = [
     ("expired", "a certificate in the server's chain has expired"),
     (
         "not_yet_valid",
@@ -95,6 +95,10 @@ const TOLD: [(&str, &str); 15] = [
     (
         "secret_missing",
         "the proxy lacks a certificate that the connection needs",
+    ),
+    (
+        "tunnel_refused",
+        "the proxy on the way to the server refused the tunnel",
     ),
 ];
 

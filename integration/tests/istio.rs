@@ -438,6 +438,13 @@ async fn what_is_missing_closes() -> Result<()> {
         let answer = get(&envoy, HOST, &[]).await?;
         assert_eq!(answer.status, 503, "{}", answer.body);
         mesh.nothing_arrived()?;
+        // Nobody takes these away without the plugin; then they lead nowhere but to what is ours.
+        for name in ["x-egress-originate", "x-egress-forward"] {
+            let answer = get(&envoy, HOST, &[(name, "outbound|80||reviews")]).await?;
+            assert_eq!(answer.status, 503, "{name}: {}", answer.body);
+            mesh.nothing_arrived()?;
+            ensure!(mesh.reviews.seen().is_empty(), "{name}");
+        }
     }
     Ok(())
 }

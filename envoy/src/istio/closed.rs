@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use egress_policy::{PortNumber, ResourceId, Service};
+use egress_policy::{PortNumber, ResourceId, Service, fnv};
 use serde_json::{Value, json};
 
 use super::{Manifest, Wanted, fields, given, id_of, manifest, originated};
@@ -39,7 +39,8 @@ pub(super) fn destination_rules(
             rule
         })
         .collect();
-    all.extend(for_others(rules, services, options, wanted));
+    let more = for_others(rules, services, &mut all, options, wanted);
+    all.extend(more);
     all
 }
 
@@ -81,10 +82,11 @@ fn closed() -> Value {
 }
 
 /// Renders a rule for the workloads that a rule with a selector is not for: the server's port speaks TLS for them too.
-/// Where the rules have one for all others, that is it.
+/// Where the rules have one for all others, it is closed for the port, unless it says what TLS the port has.
 fn for_others(
     rules: &Rules,
     services: &[Service<'_>],
+    given: &mut [Manifest],
     options: &Options,
     wanted: &Wanted,
 ) -> Vec<Manifest> {
@@ -99,40 +101,122 @@ fn for_others(
             .rule
             .and_then(rule_of)
             .is_some_and(|rule| rule.selector.is_some());
-        let mut all = rules.parsed.destination_rules.iter();
-        let answered = all.any(|rule| {
-            rule.selector.is_none()
-                && rule.host == *service.host
-                && rule.meta.id.namespace == *namespace
-        });
-        if selects && !answered {
+        if selects {
             let host = service.host.to_string();
             ports.entry(host).or_default().insert(service.port);
         }
     }
-    ports
-        .into_iter()
-        .map(|(host, ports)| {
-            let settings: Vec<Value> = ports
-                .into_iter()
-                .map(|port| json!({"port": {"number": port.get()}, "tls": closed()}))
-                .collect();
-            let spec = json!({"host": host, "trafficPolicy": {"portLevelSettings": settings}});
-            let name = format!("{}-closed-{}", wanted.name, slug(&host));
-            let kind = ("networking.istio.io/v1", "DestinationRule");
-            manifest(kind, &name, options, fields([("spec", Some(spec))]))
-        })
-        .collect()
+    let mut more = Vec::new();
+    for (host, ports) in ports {
+        let mut all = rules.parsed.destination_rules.iter();
+        let for_all = all.find(|rule| {
+            rule.selector.is_none()
+                && rule.host.to_string() == host
+                && rule.meta.id.namespace == *namespace
+        });
+        let for_all = for_all.map(|rule| rule.meta.id.qualified());
+        let given = given.iter_mut();
+        let given = given
+            .filter(|rule| rule.kind == "DestinationRule")
+            .find(|rule| Some(id_of(&rule.value).qualified()) == for_all);
+        match given.and_then(|rule| rule.value.get_mut("spec")) {
+            Some(spec) => ports.into_iter().for_each(|port| close_port(spec, port)),
+            None => {
+                let settings: Vec<Value> = ports.into_iter().map(closed_port).collect();
+                let spec = json!({"host": host, "trafficPolicy": {"portLevelSettings": settings}});
+                let name = format!("{}-closed-{}", wanted.name, slug(&host));
+                let kind = ("networking.istio.io/v1", "DestinationRule");
+                more.push(manifest(
+                    kind,
+                    &name,
+                    options,
+                    fields([("spec", Some(spec))]),
+                ));
+            }
+        }
+    }
+    more
 }
 
-/// Writes a host as part of a name.
+fn closed_port(port: PortNumber) -> Value {
+    json!({"port": {"number": port.get()}, "tls": closed()})
+}
+
+/// Closes a port of a rule that says nothing of TLS for it: without our filter its requests would be plaintext.
+fn close_port(spec: &mut Value, port: PortNumber) {
+    let Some(spec) = spec.as_object_mut() else {
+        return;
+    };
+    let policy = spec.entry("trafficPolicy").or_insert_with(|| json!({}));
+    let number = json!(port.get());
+    let own = items(policy, "portLevelSettings")
+        .find(|settings| settings.pointer("/port/number") == Some(&number));
+    if let Some(own) = own {
+        if own.get("tls").is_none()
+            && let Some(fields) = own.as_object_mut()
+        {
+            fields.insert("tls".to_owned(), closed());
+        }
+        return;
+    }
+    if policy.get("tls").is_some() {
+        return;
+    }
+    let Some(policy) = policy.as_object_mut() else {
+        return;
+    };
+    let list = policy
+        .entry("portLevelSettings")
+        .or_insert_with(|| json!([]));
+    if let Some(list) = list.as_array_mut() {
+        list.push(closed_port(port));
+    }
+}
+
+/// Writes a host as part of a name that no other host has.
 fn slug(host: &str) -> String {
-    host.replace('*', "any").replace('.', "-")
+    let readable = host.replace('*', "any").replace('.', "-");
+    let readable: String = readable.chars().take(63).collect();
+    format!("{readable}-{:016x}", fnv(host.bytes()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_two_hosts_have_one_name() {
+        assert_ne!(slug("a-b.example.com"), slug("a.b.example.com"));
+        assert!(slug(&"a".repeat(253)).len() < 100);
+    }
+
+    #[test]
+    fn a_rule_that_says_nothing_of_a_port_is_closed_for_it() {
+        let port = PortNumber::new(80).unwrap();
+        let with = |policy: Value| {
+            let mut spec = json!({"host": "a.example.com", "trafficPolicy": policy});
+            close_port(&mut spec, port);
+            spec["trafficPolicy"].clone()
+        };
+        let closed_80 = json!({"port": {"number": 80}, "tls": closed()});
+        let pool = json!({"tcp": {"maxConnections": 1}});
+        assert_eq!(
+            with(json!({"connectionPool": pool})),
+            json!({"connectionPool": pool, "portLevelSettings": [closed_80]})
+        );
+        assert_eq!(
+            with(json!({"portLevelSettings": [{"port": {"number": 80}}]})),
+            json!({"portLevelSettings": [closed_80]})
+        );
+        let plain = json!({"tls": {"mode": "DISABLE"}});
+        assert_eq!(with(plain.clone()), plain);
+        let mut bare = json!({"host": "a.example.com"});
+        close_port(&mut bare, port);
+        assert_eq!(
+            bare["trafficPolicy"],
+            json!({"portLevelSettings": [closed_80]})
+        );
+    }
 
     #[test]
     fn every_tls_is_closed_and_nothing_else_changes() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use egress_filter::{PluginConfig, Variants, contract};
-use egress_policy::{Arrival, OutboundMode, PolicyTable, PortNumber};
+use egress_policy::{Arrival, PolicyTable, PortNumber};
 use serde_json::{Value, json};
 
 use super::{Options, cluster, extension, listener, upgrade, variants};
@@ -45,9 +45,7 @@ pub fn led(table: &PolicyTable, resources: &[Value], options: &Options) -> Led {
     let routes: Vec<(PortNumber, Vec<Value>)> = ports
         .into_keys()
         .map(|port| {
-            // Hosts that are left alone are led by the listeners' owner.
-            let outbound = OutboundMode::RegistryOnly;
-            let routes = listener::named_routes(Some(port), table, outbound, VARIANTS, options);
+            let routes = listener::routes_of_ours(port, table, VARIANTS, options);
             (port, upgrade::routes(routes))
         })
         .collect();

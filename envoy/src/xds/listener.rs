@@ -323,11 +323,12 @@ fn passthrough_entries(
 }
 
 /// Renders a route for each cluster whose requests are hashed, or whose addresses are guarded: both are for a
-/// route to say.
+/// route to say. With `every` each cluster has one.
 fn particular(
     port: Option<PortNumber>,
     table: &PolicyTable,
     outbound: OutboundMode,
+    every: bool,
     variants: Variants,
     options: &Options,
 ) -> Vec<Value> {
@@ -354,7 +355,7 @@ fn particular(
     };
     for service in all_http_services(port, table, options) {
         let (cluster, hash) = (service.cluster, cluster::hash_policy(service.cluster));
-        if hash.is_some() || guard::is_on(cluster, options) {
+        if every || hash.is_some() || guard::is_on(cluster, options) {
             let name = super::variants::named(variants, cluster);
             add(
                 name.as_deref().unwrap_or(cluster.name.as_str()),
@@ -563,7 +564,12 @@ fn routes(
     variants: Variants,
     options: &Options,
 ) -> Value {
-    let mut routes = named_routes(port, table, table.outbound(), variants, options);
+    let mut routes = particular(port, table, table.outbound(), false, variants, options);
+    routes.push(with_https(by_header(
+        "originate",
+        contract::ORIGINATE_HEADER,
+    )));
+    routes.push(by_header("forward", contract::FORWARD_HEADER));
     routes.push(match default {
         Some(cluster) => {
             let mut route = with_https(json!({
@@ -589,22 +595,17 @@ fn routes(
     })
 }
 
-/// Renders the routes to the clusters that the filter names; with `ALLOW_ANY` the one for hosts that are left alone is
-/// among them.
-pub(super) fn named_routes(
-    port: Option<PortNumber>,
+/// Renders a route for each cluster of a port that is ours, where Envoy may let in headers from clients: none of them
+/// leads anywhere else.
+pub(super) fn routes_of_ours(
+    port: PortNumber,
     table: &PolicyTable,
-    outbound: OutboundMode,
     variants: Variants,
     options: &Options,
 ) -> Vec<Value> {
-    let mut routes = particular(port, table, outbound, variants, options);
-    routes.push(with_https(by_header(
-        "originate",
-        contract::ORIGINATE_HEADER,
-    )));
-    routes.push(by_header("forward", contract::FORWARD_HEADER));
-    routes
+    // Hosts that are left alone are led by the listeners' owner.
+    let outbound = OutboundMode::RegistryOnly;
+    particular(Some(port), table, outbound, true, variants, options)
 }
 
 /// Renders a route to the cluster that a header names.

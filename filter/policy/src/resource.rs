@@ -83,8 +83,8 @@ fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Meta {
     let read = root.require("metadata", |field| {
         let fields = field.fields()?;
         fields.allow_unknown();
-        let name = fields.require("name", text_of)?;
-        let namespace = fields.read("namespace", text_of);
+        let name = fields.require("name", |field| name_of(field, 253))?;
+        let namespace = fields.read("namespace", |field| name_of(field, 63));
         let created = match field.value.get("creationTimestamp") {
             Some(Value::String(text)) => text.clone(),
             _ => String::new(),
@@ -188,6 +188,38 @@ fn read_labels(field: Field<'_>) -> Vec<(String, String)> {
         }
     }
     labels
+}
+
+/// Reads a name that Kubernetes would take; it becomes part of others, and of files.
+///
+/// Source: kubernetes `staging/src/k8s.io/apimachinery/pkg/util/validation/validation.go`, `IsDNS1123Subdomain` and
+/// `IsDNS1123Label`, which has no dots and 63 characters.
+fn name_of(field: Field<'_>, longest: usize) -> Option<String> {
+    let text = text_of(field)?;
+    let dots = longest > 63;
+    let label = |label: &str| {
+        let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(known)
+    };
+    let good = match dots {
+        true => text.split('.').all(label),
+        false => label(&text),
+    };
+    if text.len() > longest || !good {
+        let shown: String = text.chars().take(60).collect();
+        field.error_with_hint(
+            ProblemKind::Invalid(format!("`{shown}` is no name that Kubernetes takes")),
+            match dots {
+                true => "small letters, digits, `-` and `.`, at most 253",
+                false => "small letters, digits and `-`, at most 63",
+            },
+        );
+        return None;
+    }
+    Some(text)
 }
 
 /// Reads a string that must not be empty.

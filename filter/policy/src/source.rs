@@ -285,6 +285,27 @@ mod tests {
     }
 
     #[test]
+    fn names_are_those_that_kubernetes_takes() {
+        let named = |metadata: Value| {
+            let mut rule = rule(json!({"tls": {"mode": "SIMPLE"}}));
+            rule["metadata"] = metadata;
+            problems(rule)
+        };
+        assert!(named(json!({"name": "a.b-1", "namespace": "n-1"})).is_empty());
+        for bad in ["../a", "a/b", "A", "a..b", "-a", "a-", &"a".repeat(254)] {
+            let found = named(json!({"name": bad}));
+            assert!(found[0].starts_with("error: metadata.name: "), "{found:?}");
+        }
+        for bad in ["a.b", "x/../y", &"a".repeat(64)] {
+            let found = named(json!({"name": "a", "namespace": bad}));
+            assert!(
+                found[0].starts_with("error: metadata.namespace: "),
+                "{found:?}"
+            );
+        }
+    }
+
+    #[test]
     fn a_tls_block_without_a_mode_is_not_plaintext() {
         let found = problems(rule(json!({"tls": {"sni": "a.com"}})));
         assert_eq!(found.len(), 1, "{found:?}");

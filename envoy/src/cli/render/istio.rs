@@ -189,10 +189,17 @@ fn write(
     files: &BTreeMap<String, String>,
     there: &BTreeMap<String, String>,
 ) -> Result<ExitStatus, ExitStatus> {
+    let strange = |name: &&String| there.get(*name).is_some_and(|text| !istio::is_ours(text));
+    if let Some(name) = files.keys().find(strange) {
+        return Err(refuse(&format!(
+            "`{}` was not rendered by us, and would be written over\nhint: move it away, or render with another `--name`",
+            folder.join(name).display()
+        )));
+    }
     let mut written = String::new();
     for (name, text) in files {
         let path = folder.join(name);
-        fs::write_shared(&path, text)
+        fs::write_shared(folder, name, text)
             .map_err(|error| fail(&format!("cannot write `{}`: {error}", path.display())))?;
         written.push_str(&format!("{}\n", path.display()));
     }
