@@ -2,13 +2,12 @@
 
 mod common;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    task::JoinSet,
     time::timeout,
 };
 
@@ -20,8 +19,8 @@ use egress_integration::{
 };
 
 use common::{
-    HOST, LogLine, SHARED, SOON, Trusted, assert_originated, dns, egressctl, entry_with, log_of,
-    only, route, rule,
+    HOST, LogLine, SHARED, SOON, Trusted, assert_originated, dns, egressctl, entry_with, head,
+    log_of, only, request, route, rule, tunnel,
 };
 
 /// The page's entry: originated on port 80, passed through on port 443.
@@ -63,38 +62,6 @@ async fn ask(proxy: &Running, lines: &[&str]) -> Result<(String, String)> {
     timeout(SOON, stream.read_exact(&mut body)).await??;
     let status = head.lines().next().unwrap_or_default().to_owned();
     Ok((status, head + &String::from_utf8(body)?))
-}
-
-fn request(lines: &[&str]) -> String {
-    lines.join("\r\n") + "\r\n\r\n"
-}
-
-/// Reads the head of an answer, byte by byte: what follows is not ours.
-async fn head(stream: &mut TcpStream) -> Result<String> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let byte = timeout(SOON, stream.read_u8()).await?;
-        head.push(byte.with_context(|| String::from_utf8_lossy(&head).into_owned())?);
-    }
-    Ok(String::from_utf8(head)?)
-}
-
-/// A port that is the other end of a tunnel: for clients that know nothing of proxies.
-async fn tunnel(proxy: &Running, lines: &[&str]) -> Result<(SocketAddr, JoinSet<()>)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let address = listener.local_addr()?;
-    let mut upstream = TcpStream::connect(proxy.forward_proxy()?).await?;
-    upstream.write_all(request(lines).as_bytes()).await?;
-    let head = head(&mut upstream).await?;
-    let status = head.split(' ').nth(1).unwrap_or_default();
-    ensure!(status == "200", "{head}");
-    let mut running = JoinSet::new();
-    running.spawn(async move {
-        if let Ok((mut stream, _)) = listener.accept().await {
-            let _ended = copy_bidirectional(&mut stream, &mut upstream).await;
-        }
-    });
-    Ok((address, running))
 }
 
 /// The log line of a CONNECT.
@@ -230,7 +197,9 @@ async fn connect_carries_the_applications_own_tls() -> Result<()> {
         &["CONNECT edition.cnn.com:443 HTTP/1.0"],
         &["CONNECT EDITION.cnn.com.:443 HTTP/1.1", "Host: x"],
     ] {
-        let (end, _running) = tunnel(&proxy, lines).await.context(lines[0])?;
+        let (end, _running) = tunnel(proxy.forward_proxy()?, lines)
+            .await
+            .context(lines[0])?;
         let answer = probe::get_tls(end, HOST, HOST, "/own", &trusted.ca.pem()).await?;
         assert_eq!(answer.answer.status, 200);
         let seen = only(&site)?;
@@ -373,7 +342,7 @@ async fn connect_below_a_wildcard_reaches_nothing_private() -> Result<()> {
     // A service of the mesh may be private, and then the tunnel is there.
     let private = builder(&trusted, &spec("location: MESH_INTERNAL,"));
     let proxy = private.arg("--resolver").arg(&resolver).start().await?;
-    let (end, _running) = tunnel(&proxy, &[&ask, "Host: x"]).await?;
+    let (end, _running) = tunnel(proxy.forward_proxy()?, &[&ask, "Host: x"]).await?;
     let answer = probe::get_tls(end, NAME, NAME, "/", &trusted.ca.pem()).await?;
     assert_eq!(answer.answer.status, 200);
     Ok(())

@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Output, Stdio},
     time::Duration,
@@ -17,7 +17,13 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+    process::Command,
+    task::JoinSet,
+    time::timeout,
+};
 
 use egress_integration::{
     dns::{DnsServer, Zone},
@@ -104,7 +110,7 @@ pub(crate) async fn site(ca: &Ca, leaf: &Leaf) -> Result<StandIn> {
 
 /// A DNS server that leads every name here.
 pub(crate) async fn dns() -> Result<DnsServer> {
-    DnsServer::start(Zone::new().every_name([std::net::Ipv4Addr::LOCALHOST])).await
+    DnsServer::start(Zone::new().every_name([Ipv4Addr::LOCALHOST])).await
 }
 
 /// A run whose names are all looked up.
@@ -323,6 +329,39 @@ pub(crate) fn credential(folder: &Path, name: &str, client: &Issued, ca: &str) -
     std::fs::write(folder.join("tls.key"), client.key_pem())?;
     std::fs::write(folder.join("ca.crt"), ca)?;
     Ok(())
+}
+
+/// These lines as the head of a request.
+pub(crate) fn request(lines: &[&str]) -> String {
+    lines.join("\r\n") + "\r\n\r\n"
+}
+
+/// Reads the head of an answer, byte by byte: what follows is not ours.
+pub(crate) async fn head(stream: &mut TcpStream) -> Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let byte = timeout(SOON, stream.read_u8()).await?;
+        head.push(byte.with_context(|| String::from_utf8_lossy(&head).into_owned())?);
+    }
+    Ok(String::from_utf8(head)?)
+}
+
+/// A port that is the other end of a tunnel through a proxy: for clients that know nothing of proxies.
+pub(crate) async fn tunnel(proxy: SocketAddr, lines: &[&str]) -> Result<(SocketAddr, JoinSet<()>)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    let mut upstream = TcpStream::connect(proxy).await?;
+    upstream.write_all(request(lines).as_bytes()).await?;
+    let head = head(&mut upstream).await?;
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    ensure!(status == "200", "{head}");
+    let mut running = JoinSet::new();
+    running.spawn(async move {
+        if let Ok((mut stream, _)) = listener.accept().await {
+            let _ended = copy_bidirectional(&mut stream, &mut upstream).await;
+        }
+    });
+    Ok((address, running))
 }
 
 /// Waits until something holds that another process is about to do.
