@@ -28,6 +28,7 @@ mod guard;
 mod led;
 mod listener;
 mod secrets;
+mod stats;
 mod tcp;
 mod tunnel;
 mod upgrade;

@@ -5,7 +5,7 @@ use egress_policy::{OutboundMode, PolicyTable};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Admin, Options, capture, cluster, extension, listener, secrets, upstream_proxy, variants,
+    Admin, Options, capture, cluster, extension, listener, secrets, stats, upstream_proxy, variants,
 };
 
 /// Renders the bootstrap of an Envoy that does what `table` says. `resources` are the documents it was
@@ -93,6 +93,7 @@ fn base(options: &Options) -> Map<String, Value> {
         // Envoy takes secrets from files or servers only where it has a name.
         "node": {"id": "egress", "cluster": "egress", "metadata": {"LABELS": options.proxy.labels}},
         "admin": {"address": admin},
+        "stats_config": stats::config(),
         // Envoy warns of a missing limit at every start; files run out long before this one.
         "overload_manager": {"resource_monitors": [extension(
             "envoy.resource_monitors.global_downstream_max_connections",

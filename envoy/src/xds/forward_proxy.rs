@@ -80,6 +80,7 @@ fn tunnels(table: &PolicyTable, options: &Options) -> Vec<Value> {
     let tunnel = |matches: Value| {
         json!({
             "name": "connect",
+            "stat_prefix": "connect",
             "match": {"connect_matcher": {}, "headers": [matches]},
             "route": {
                 "cluster_header": header,

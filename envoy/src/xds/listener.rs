@@ -574,6 +574,7 @@ fn routes(
         Some(cluster) => {
             let mut route = with_https(json!({
                 "name": "originate",
+                "stat_prefix": "originate",
                 "match": {"prefix": "/"},
                 "route": {"cluster": cluster.name.as_str(), "timeout": "0s", "retry_policy": retries()},
             }));
@@ -612,6 +613,7 @@ pub(super) fn routes_of_ours(
 fn by_header(name: &str, header: &str) -> Value {
     json!({
         "name": name,
+        "stat_prefix": name,
         "match": {"prefix": "/", "headers": [{"name": header, "present_match": true}]},
         "route": {"cluster_header": header, "timeout": "0s", "retry_policy": retries()},
         "request_headers_to_remove": [header],
