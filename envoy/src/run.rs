@@ -25,7 +25,7 @@ use crate::xds::{self, Admin, Options};
 use crate::{fs, pinned_envoy};
 
 pub(crate) mod admin;
-mod complaint;
+pub(crate) mod complaint;
 mod discovery;
 mod reload;
 mod secrets;
@@ -55,11 +55,11 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         }
     };
     if xds::Version::find(&version).is_some_and(|version| version < xds::OLDEST) {
-        let oldest = format!("{}.{}", xds::OLDEST.major, xds::OLDEST.minor);
         return refuse(&format!(
-            "`{}` is Envoy {version}; it must be {oldest} or later\nhint: `make envoy` gets {}, and `--envoy` names another",
+            "`{}` is Envoy {version}; it must be {} or later\n{}",
             envoy.display(),
-            pinned_envoy(),
+            xds::OLDEST,
+            settings::another_envoy(),
         ));
     }
     let (sources, settling) = match settings::read(&args.rules.input) {
@@ -235,14 +235,15 @@ struct Reloading {
 }
 
 /// Asks an Envoy for its version, such as `1.40.0`.
-fn version_of(envoy: &Path) -> Result<String, String> {
+pub(crate) fn version_of(envoy: &Path) -> Result<String, String> {
     let output = std::process::Command::new(envoy)
         .arg("--version")
         .output()
         .map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
-    // `version: 9e55…/1.40.0/Clean/RELEASE/BoringSSL`
-    text.split(['/', ' ', '\n'])
+    // `/opt/envoy-1.36/envoy  version: 9e55…/1.40.0/Clean/RELEASE/BoringSSL`: where it is says nothing.
+    let told = text.rsplit_once("version: ").map_or("", |(_, told)| told);
+    told.split(['/', ' ', '\n'])
         .find(|word| xds::Version::find(word).is_some())
         .map(str::to_owned)
         .ok_or_else(|| {

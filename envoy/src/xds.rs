@@ -12,6 +12,7 @@
 //! - a TCP service has a chain of its own, with the same filter as a network filter, or a listener of its own
 //!   where it has a loopback address.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use egress_filter::{AuthorityMode, MetadataFormat};
@@ -120,6 +121,13 @@ pub const OLDEST: Version = Version {
     major: 1,
     minor: 36,
 };
+
+/// As `1.40`.
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
 
 impl Version {
     /// Finds `1.40.0` in a text, such as the answer to `envoy --version`.

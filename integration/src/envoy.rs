@@ -46,6 +46,22 @@ pub fn binary() -> Result<PathBuf> {
     )
 }
 
+/// Asks the Envoy that [`binary`] finds for its version, such as `1.40.0`.
+///
+/// # Errors
+///
+/// When there is none, or it does not tell.
+pub async fn version() -> Result<String> {
+    let binary = binary()?;
+    let output = Command::new(&binary).arg("--version").output().await?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // `…/envoy  version: 9e55…/1.40.0/Clean/RELEASE/BoringSSL`
+    let told = text.split_once("version: ").map(|(_, told)| told);
+    let version = told.and_then(|told| told.split('/').nth(1));
+    let version = version.with_context(|| format!("`{}` says: {text}", binary.display()))?;
+    Ok(version.to_owned())
+}
+
 /// A running Envoy. Dropping it kills it.
 pub struct EnvoyProcess {
     child: OwnedChild,

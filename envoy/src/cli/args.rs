@@ -9,11 +9,16 @@ use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use egress_policy::{Address, ConnectTo, HostName, PortNumber};
 
 use crate::istio::Url;
-use crate::xds::Admin;
+use crate::xds::{Admin, Version};
 
 /// TLS origination for plain HTTP, from Istio's ServiceEntry and DestinationRule, in any Envoy.
 #[derive(Debug, Parser)]
-#[command(name = "egressctl", version, disable_help_subcommand = true)]
+#[command(
+    name = "egressctl",
+    version,
+    disable_help_subcommand = true,
+    after_help = "Examples:\n  egressctl check -f rules.yaml\n  egressctl run -f rules.yaml --port 80=10080"
+)]
 pub struct Args {
     /// What to do.
     #[command(subcommand)]
@@ -30,6 +35,9 @@ pub enum Command {
     )]
     Run(Run),
     /// Print configuration without starting anything
+    #[command(
+        after_help = "Example:\n  egressctl render envoy -f rules.yaml --envoy-version 1.38.2"
+    )]
     Render(Render),
     /// Tell everything that is wrong with rules: 0 good, 1 wrong
     #[command(
@@ -38,7 +46,7 @@ pub enum Command {
     Check(Check),
     /// Tell what Istio does with rules that their author did not mean: 0 nothing, 1 something
     #[command(
-        after_help = "Example:\n  egressctl lint -f rules/\n  egressctl lint --explain sni-without-san"
+        after_help = "Examples:\n  egressctl lint -f rules/\n  egressctl lint --explain sni-without-san"
     )]
     Lint(Lint),
     /// Tell what becomes of a request, and why
@@ -51,6 +59,23 @@ pub enum Command {
     Secrets(Secrets),
     /// Redirect the connections of other programs to `egressctl run --capture`
     Capture(Capture),
+    /// Tell whether all is here that `run` needs: 0 good, 1 not
+    #[command(
+        after_help = "Examples:\n  egressctl doctor\n  egressctl doctor --envoy /usr/bin/envoy -f rules/ --credentials secrets/"
+    )]
+    Doctor(Doctor),
+    /// Print what lets a shell complete these commands
+    #[command(
+        after_help = "Examples:\n  egressctl completions bash > ~/.local/share/bash-completion/completions/egressctl\n  \
+                      egressctl completions zsh > ~/.zfunc/_egressctl\n  \
+                      egressctl completions fish > ~/.config/fish/completions/egressctl.fish"
+    )]
+    Completions(Completions),
+    /// Print the manual page of a command
+    #[command(
+        after_help = "Examples:\n  egressctl man run | man -l -\n  egressctl man --output-folder ~/.local/share/man/man1"
+    )]
+    Man(Man),
 }
 
 /// `egressctl render`.
@@ -85,6 +110,9 @@ pub struct RenderEnvoy {
     /// The language to print
     #[arg(short, long, value_enum, default_value_t = Format::Yaml)]
     pub output: Format,
+    /// The Envoy that is to read it; what that version lacks is refused [default: the one that this was made with]
+    #[arg(long, value_name = "VERSION", value_parser = envoy_version)]
+    pub envoy_version: Option<String>,
     /// Write the bootstrap to this folder, with secrets that Envoy watches: it then sees certificates change
     #[arg(long, value_name = "DIR")]
     pub output_folder: Option<PathBuf>,
@@ -524,6 +552,70 @@ fn capture_at(text: &str) -> Result<CaptureAt, String> {
     };
     let port = PortNumber::new(port).ok_or(wrong)?;
     Ok(CaptureAt { address, port })
+}
+
+/// `egressctl doctor`.
+#[derive(Debug, ClapArgs)]
+pub struct Doctor {
+    /// The Envoy to look at [default: the one that `run` would start]
+    #[arg(long, value_name = "PATH")]
+    pub envoy: Option<PathBuf>,
+    /// The filter [default: egress-filter.wasm beside this program]
+    #[arg(long, value_name = "PATH")]
+    pub wasm: Option<PathBuf>,
+    /// Rules to look at too: a YAML or JSON file, a folder of them, or `-` for the standard input; may be repeated
+    #[arg(short, long = "filename", value_name = "FILE")]
+    pub files: Vec<String>,
+    /// The namespace of the application, which decides what rules it sees
+    #[arg(short, long, value_name = "NAME", default_value = egress_policy::DEFAULT_NAMESPACE)]
+    pub namespace: String,
+    /// A label of the application, for rules with a workloadSelector; may be repeated
+    #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// Where certificates come from.
+    #[command(flatten)]
+    pub credentials: Credentials,
+    /// How to print what is found
+    #[arg(short, long, value_enum, default_value_t = Report::Text)]
+    pub output: Report,
+}
+
+/// `egressctl completions`.
+#[derive(Debug, ClapArgs)]
+pub struct Completions {
+    /// The shell to complete in
+    #[arg(value_enum, value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+/// The shells that completions are printed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// GNU Bash.
+    Bash,
+    /// The Z shell.
+    Zsh,
+    /// Fish.
+    Fish,
+}
+
+/// `egressctl man`.
+#[derive(Debug, ClapArgs)]
+pub struct Man {
+    /// The command, for example `render envoy` [default: egressctl itself]
+    #[arg(value_name = "COMMAND")]
+    pub command: Vec<String>,
+    /// Write the pages of all commands to this folder
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub output_folder: Option<PathBuf>,
+}
+
+fn envoy_version(text: &str) -> Result<String, String> {
+    let plain = text.split('.').all(|part| part.parse::<u32>().is_ok());
+    match Version::find(text) {
+        Some(_) if plain => Ok(text.to_owned()),
+        _ => Err("write it as MAJOR.MINOR.PATCH, for example 1.38.2".to_owned()),
+    }
 }
 
 fn admin(text: &str) -> Result<Admin, String> {

@@ -22,7 +22,7 @@ const CREDENTIALS: &str = "credentials";
 
 /// Prints the bootstrap that `run` would use, or writes it with the secrets that it refers to.
 pub(super) fn envoy(args: &RenderEnvoy) -> ExitStatus {
-    let mut settled = match settings::settle(&args.rules, None) {
+    let mut settled = match settings::settle(&args.rules, args.envoy_version.as_deref()) {
         Ok(settled) => settled,
         Err(status) => return status,
     };

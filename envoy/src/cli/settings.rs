@@ -14,7 +14,7 @@ use crate::credentials::{Need, Store};
 use crate::fs::Source;
 use crate::rules::{self, Rules};
 use crate::xds::{
-    AccessLog, Admin, Capture, OLDEST_WITH_PROXY, Options, Secrets, UpstreamProxy, Version,
+    AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, Secrets, UpstreamProxy, Version,
     service_ports,
 };
 use crate::{fs, pinned_envoy};
@@ -177,10 +177,16 @@ pub(crate) fn settle_read(
     let version = version.unwrap_or(pinned_envoy());
     let found = Version::find(version)
         .ok_or_else(|| fail(&format!("`{version}` is not a version of Envoy")))?;
-    if upstream_proxy.is_some() && found < OLDEST_WITH_PROXY {
-        let oldest = format!("{}.{}", OLDEST_WITH_PROXY.major, OLDEST_WITH_PROXY.minor);
+    if found < OLDEST {
         return Err(refuse(&format!(
-            "`--upstream-proxy` needs Envoy {oldest} or later, and this is {version}"
+            "what is rendered needs Envoy {OLDEST} or later, and {version} was asked for\n{}",
+            another_envoy()
+        )));
+    }
+    if upstream_proxy.is_some() && found < OLDEST_WITH_PROXY {
+        return Err(refuse(&format!(
+            "`--upstream-proxy` needs Envoy {OLDEST_WITH_PROXY} or later, and this is {version}\n{}",
+            another_envoy()
         )));
     }
     let wasm = fs::wasm(args.wasm.as_deref()).map_err(|error| refuse(&error.to_string()))?;
@@ -228,6 +234,14 @@ pub(crate) fn settle_read(
         version: version.to_owned(),
         store,
     })
+}
+
+/// Says how to come by an Envoy that can do what was asked for.
+pub(crate) fn another_envoy() -> String {
+    format!(
+        "hint: `make envoy` gets {}; `--envoy` of `run` and `--envoy-version` of `render` name another",
+        pinned_envoy()
+    )
 }
 
 /// Finds a host whose endpoints are not the host itself: a proxy could not be told which of them to connect to.

@@ -13,7 +13,7 @@ pub(super) fn refusal(line: &str) -> Option<String> {
 }
 
 /// Finds the reason among the lines that Envoy wrote before it ended with `status`.
-pub(super) fn reason<'l>(lines: impl Iterator<Item = &'l str>, status: &str) -> String {
+pub(crate) fn reason<'l>(lines: impl Iterator<Item = &'l str>, status: &str) -> String {
     let lines: Vec<&str> = lines.collect();
     let with = |word: &str| lines.iter().rev().find(|line| line.contains(word));
     // The last critical line is the reason; errors of the filter say more than Envoy's summary of them.
@@ -60,9 +60,9 @@ pub(super) fn reason<'l>(lines: impl Iterator<Item = &'l str>, status: &str) -> 
             shortened(problem)
         );
     }
-    if reason.contains("compiled without support for it")
-        || reason.contains("envoy.wasm.runtime.v8")
-    {
+    // The line that says so is not always the one that Envoy ends with.
+    let says = |words: &str| lines.iter().any(|line| line.contains(words));
+    if says("compiled without support for it") || reason.contains("envoy.wasm.runtime.v8") {
         reason += "\nhint: this Envoy has no V8 and cannot load the filter; use a release that has, such as the pinned one (`make envoy`)";
     }
     reason
@@ -106,6 +106,18 @@ mod tests {
             "{reason}"
         );
         assert!(reason.ends_with("has unknown fields"), "{reason}");
+    }
+
+    /// As Envoy 1.38.3 ends, whose wheel on PyPI has no V8.
+    #[test]
+    fn an_envoy_without_v8_is_told_of() {
+        let lines = [
+            "[a][1][warning][wasm] [b] Failed to create Wasm VM using envoy.wasm.runtime.v8 runtime. Envoy was compiled without support for it",
+            "[a][1][critical][wasm] [b] Plugin configured to fail closed failed to load",
+            "[a][1][critical][main] [b] error initializing configuration '/tmp/b.json': Unable to create Wasm plugin egress",
+        ];
+        let reason = reason(lines.into_iter(), "exit status: 1");
+        assert!(reason.contains("\nhint: this Envoy has no V8"), "{reason}");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Output, Stdio},
@@ -28,6 +28,7 @@ use tokio::{
 use egress_integration::{
     dns::{DnsServer, Zone},
     egressctl::{self, Builder, Egressctl, Running},
+    envoy,
     pki::{Ca, Issued, Leaf},
     probe::{self, Answer},
     silent_port::SilentPort,
@@ -381,11 +382,19 @@ fn name_of(host: &str) -> String {
     host.replace('*', "any").replace('.', "-").to_lowercase()
 }
 
-/// `egressctl` with these arguments, run to its end; its system trusts `trusted`.
+/// `egressctl` with these arguments, run to its end; its system trusts `trusted`. What it renders is for the Envoy
+/// at hand.
 pub(crate) async fn egressctl<A: AsRef<OsStr>>(
     trusted: &Trusted,
     args: impl IntoIterator<Item = A>,
 ) -> Result<Output> {
+    let mut args: Vec<OsString> = args
+        .into_iter()
+        .map(|arg| arg.as_ref().to_owned())
+        .collect();
+    if args.starts_with(&["render".into(), "envoy".into()]) {
+        args.extend(["--envoy-version".into(), envoy::version().await?.into()]);
+    }
     let mut command = Command::new(egressctl::binary()?);
     command
         .args(args)
