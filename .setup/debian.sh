@@ -39,8 +39,11 @@ unpack() {
   mkdir -p .tools
   fresh=$(mktemp -d ".tools/$name.XXXXXX")
   trap 'rm -rf "$fresh"' EXIT
+  # Progress is for those who look; a log has no use for it.
+  local quiet=-q
+  [ ! -t 2 ] || quiet=-q=0
   # Asked for together, so that they are of one version.
-  download() { (cd "$fresh" && apt-get -q download "${packages[@]}" >&2); }
+  download() { (cd "$fresh" && apt-get "$quiet" download "${packages[@]}" >&2); }
   echo "downloading Debian's $name (once)" >&2
   # An image without package lists knows no package; lists that are old name versions that are gone.
   if ! download; then

