@@ -130,7 +130,7 @@ integration-compose: build ## The page's scenarios across docker containers, wit
 	@python3 -B integration/compose/play.py
 
 .PHONY: matrix
-matrix: build nginx redis tinyproxy ## The tests on every Envoy, into README.md; VERSIONS="1.36.4 1.40.0" TESTS="page tcp" some
+matrix: dist nginx redis tinyproxy firewall ## The tests on every Envoy, into README.md; VERSIONS="1.36.4 1.40.0" TESTS="page tcp" some
 	@programs=$$(mktemp); trap 'rm -f "$$programs"' EXIT; \
 	cargo test -p egress-integration --no-run --message-format=json >"$$programs"; \
 	for version in $(or $(VERSIONS),$(versions)); do \

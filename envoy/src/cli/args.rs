@@ -58,6 +58,7 @@ pub enum Command {
     #[command(after_help = "Example:\n  egressctl secrets --within 30d")]
     Secrets(Secrets),
     /// Redirect the connections of other programs to `egressctl run --capture`
+    #[command(after_help = "Example:\n  egressctl capture up --to 15001 --uid app")]
     Capture(Capture),
     /// Tell whether all is here that `run` needs: 0 good, 1 not
     #[command(
@@ -478,6 +479,7 @@ pub enum CaptureCommand {
     #[command(after_help = "Example:\n  egressctl capture up --to 15001 --uid app")]
     Up(CaptureUp),
     /// Take them away; needs root
+    #[command(after_help = "Example:\n  egressctl capture down")]
     Down(CaptureDown),
     /// Print what `up` would install
     #[command(

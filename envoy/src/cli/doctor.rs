@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 use anstyle::{AnsiColor, Style};
 use clap::Parser;
 use egress_policy::Severity;
-use ring::digest;
 use serde_json::{Value, json};
 
 use super::args::{Doctor, Report as Output, Rules};
@@ -261,13 +260,9 @@ fn filter(named: Option<&Path>, found: &mut Vec<Found>) -> Option<PathBuf> {
         found.push(Found::error(about, &text));
         return None;
     }
-    let hash = digest::digest(&digest::SHA256, &bytes);
-    let mut hex = String::new();
-    for byte in hash.as_ref() {
-        let _ = write!(hex, "{byte:02x}");
-    }
+    let sum = fs::sha256(&path).unwrap_or_default();
     let kib = bytes.len().div_ceil(1024);
-    let what = format!("`{}`, {kib} KiB, sha256 {hex}", path.display());
+    let what = format!("`{}`, {kib} KiB, sha256 {sum}", path.display());
     found.push(Found::ok(about, what));
     Some(path)
 }
@@ -312,7 +307,9 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
         &settled.rules.resources(),
         &settled.options,
     );
-    let folder = tempfile::Builder::new().prefix(fs::RUN_PREFIX).tempdir();
+    let folder = tempfile::Builder::new()
+        .prefix("egressctl-doctor-")
+        .tempdir();
     let folder = folder.map_err(|error| format!("cannot make a folder: {error}"))?;
     let file = folder.path().join("bootstrap.json");
     fs::write_private(&file, &bootstrap.to_string())
