@@ -52,8 +52,9 @@ pub(super) fn main(args: &Man) -> ExitStatus {
 
 /// Writes the pages of a command and of all below it, and returns their paths.
 fn written(command: &Command, folder: &Path) -> Result<Vec<String>, String> {
-    let path = folder.join(format!("{}.1", name(command)));
-    let done = page(command).and_then(|page| fs::write_shared(&path, &page));
+    let file = format!("{}.1", name(command));
+    let path = folder.join(&file);
+    let done = page(command).and_then(|page| fs::write_shared(folder, &file, &page));
     done.map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
     let mut paths = vec![path.display().to_string()];
     for below in command.get_subcommands() {
