@@ -27,6 +27,7 @@ help: ## This list
 	@echo 'REDIS_SERVER=/path/to/it      likewise, with redis-cli beside it'
 	@echo 'WASM_OPT=/path/to/wasm-opt    likewise, with wasm-metadce beside it'
 	@echo 'TINYPROXY=/path/to/tinyproxy  instead of the one that is found or unpacked'
+	@echo 'WRK=, H2LOAD=, HAPROXY=, STUNNEL=  likewise, for make bench'
 	@echo 'WASM_TOOLCHAIN=rustup|debian  instead of the one that is found'
 
 .PHONY: build
@@ -57,6 +58,12 @@ check: ## Format, lints, docs, each crate alone; and the tree is left as it was
 .PHONY: bless
 bless: host ## Rewrite the golden files; read the difference like code
 	UPDATE_GOLDENS=1 cargo test -p egress-envoy
+
+.PHONY: bench
+bench: build nginx ## What it costs, against other proxies; ten minutes or more, QUICK=1 one; PARTS=kept,scale some of it
+	@for tool in wrk h2load haproxy stunnel; do .setup/bench.sh "$$tool" >/dev/null; done
+	@.setup/binaryen.sh >/dev/null
+	@python3 -B integration/bench/bench.py
 
 .PHONY: bench-engine
 bench-engine: host ## How fast the engine compiles and decides, by the number of hosts

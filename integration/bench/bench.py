@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""`make bench`: what originating TLS costs, against Envoy without our filter and against other proxies.
+
+It prints and writes RESULTS.md: ratios, of which each has its two sides measured in this run. QUICK=1 takes few
+samples and small sizes, and prints only. PARTS=kept,scale measures only these, and prints only as well.
+"""
+
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import engine
+import fresh
+import kept
+import scale
+from figures import ratio, table
+from lab import CIPHERS, HERE, QUICK, RELEASE, ROOT, Failure, program
+
+PARTS = ["kept", "fresh", "scale", "engine"]
+CPU_LIMIT, CPU_EMPTY, READY, ABOVE, APPLIED = 1.15, 1.10, 2.0, 40, 1.0
+
+CALLS = (
+    "Each call from wasm to Envoy copies and serializes: the filter asks for what it decides by, and sets headers and the log's "
+    "metadata, where the limit has a static route."
+)
+MODULE = "V8 compiles the module when Envoy starts (part 4 has what one host takes), before any listener answers."
+TABLE = "The rules are parsed and compiled by the CLI and again by the filter, and stay in its memory."
+REASONS = {"limit": CALLS, "empty": CALLS, "ready": MODULE, "memory": TABLE, "applied": TABLE}
+
+
+def note(words):
+    print(f"==> bench: {words}", file=sys.stderr, flush=True)
+
+
+def budgets(requests, many):
+    """What we aim at, beside what was measured; what is missed stays, with its reason."""
+    rows, missing = [], {}
+
+    def budget(reason, words, measured, told, most):
+        missed = measured > most
+        rows.append([words, told, "missed" if missed else "kept"])
+        if missed:
+            missing.setdefault(REASONS[reason], {})[words.split(":")[0]] = True
+
+    for (h2, log), compared in requests.items():
+        where = f"HTTP/{'2' if h2 else '1.1'}, log {'on' if log else 'off'}"
+        for name in [kept.OURS, kept.SHARED]:
+            mine, empty = compared[name].low, compared[name].low / compared[kept.EMPTY].low
+            words = f"{name}, {where}: CPU per request"
+            budget("limit", f"{words} ≤ {CPU_LIMIT} of the limit", mine, ratio(mine), CPU_LIMIT)
+            budget("empty", f"{words} ≤ {CPU_EMPTY:.2f} of the empty wasm filter", empty, ratio(empty), CPU_EMPTY)
+    if many:
+        mine = many[scale.OURS, scale.MANY]
+        above = mine["memory"] - many[scale.OURS, 1]["memory"]
+        budget("ready", f"{scale.MANY:,} hosts ready in ≤ {READY:.0f} s", mine["ready"], f"{mine['ready']:.2f} s", READY)
+        budget("memory", f"{scale.MANY:,} hosts ≤ {ABOVE} MB above one", above, f"{above:.0f} MB", ABOVE)
+        budget("applied", f"a change of one applied in ≤ {APPLIED:.0f} s", mine["applied"], f"{mine['applied']:.2f} s", APPLIED)
+    reasons = [f"{reason} Hence: {'; '.join(words)}.\n" for reason, words in missing.items()]
+    return "\n".join([table(["budget", "measured", ""], rows), *reasons]) if rows else ""
+
+
+def version(name, flag, pattern):
+    done = subprocess.run([program(name), flag], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    found = re.search(pattern, done.stdout)
+    if not found:
+        raise Failure(f"{name} {flag} tells no version")
+    return f"{name} {found[1]}"
+
+
+def preface():
+    versions = [version("nginx", "-v", r"nginx/(\S+)"), version("haproxy", "-v", r"version (\S+)")]
+    versions.append(version("stunnel", "-version", r"stunnel (\d\S+)"))
+    pinned = [word for word in (ROOT / "envoy/envoy.txt").read_text().split() if "==" in word]
+    envoy = pinned[0].split("==")[1]
+    return f"""# What originating TLS costs
+
+Written by `make bench{" QUICK=1" if QUICK else ""}`; read ratios, and compare none with those of another run.
+Envoy {envoy}, {", ".join(versions)}; {os.cpu_count()} processors, {platform.machine()}. All variants verify chain and name; in part 1 each is tried with a wrong name and a wrong authority
+first. The server's log has a line for each connection: nothing came but TLS of the version, protocol and cipher meant
+({CIPHERS["TLSv1.3"]} where nothing else is said) and with the right SNI, and no request failed. CPU time is that of
+Envoy's one worker thread, of NGINX's worker, of HAProxy's one thread, and of all of stunnel's. Variants take turns, in an order
+that is shuffled each round. The 10th percentile is the quiet machine. Logs go to /dev/null; stunnel has none for requests, and
+NGINX and stunnel speak no HTTP/2 to servers.
+"""
+
+
+def main():
+    chosen = os.environ.get("PARTS", ",".join(PARTS)).split(",")
+    if unknown := set(chosen) - set(PARTS):
+        raise Failure(f"PARTS has {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    for file in [RELEASE / "egressctl", RELEASE / "egress-filter.wasm"]:
+        if not file.exists():
+            raise Failure(f"no {file.name}; make build makes it")
+    begun = time.monotonic()
+    requests, many, sections = {}, {}, []
+    if "kept" in chosen:
+        text, requests = kept.measure(note)
+        sections.append(f"## 1. Requests over kept connections\n\n{text}")
+    if "fresh" in chosen:
+        sections.append(f"## 2. New connections\n\n{fresh.measure(note)}")
+    if "scale" in chosen:
+        text, many = scale.measure(note)
+        sections.append(f"## 3. Many hosts\n\n{text}")
+    if "engine" in chosen:
+        sections.append(f"## 4. The filter and its engine\n\n{engine.measure(note)}")
+    if held := budgets(requests, many):
+        sections.insert(0, f"## Budgets\n\n{held}")
+    text = "\n".join([preface(), *sections])
+    print(text)
+    note(f"{time.monotonic() - begun:.0f} s")
+    if not QUICK and chosen == PARTS:
+        (HERE / "RESULTS.md").write_text(text)
+        note("written to integration/bench/RESULTS.md")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
+    try:
+        main()
+    except Failure as failure:
+        sys.exit(f"error: {failure}")

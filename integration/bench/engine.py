@@ -1,0 +1,82 @@
+"""Part 4: the filter's size, the start of its VM, and how fast the engine compiles and decides."""
+
+import gzip
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from statistics import median
+
+import figures
+import proxies
+from figures import ratio, spread, table
+from lab import HOST, QUICK, ROOT, Failure, Lab, Origin, asked
+
+LIMIT, EMPTY, OURS = "Envoy without a filter", "an empty wasm filter", "ours"
+
+
+def start_up(note):
+    """From the start of Envoy to its first answer, for one host."""
+    note("start of the VM")
+    with Lab() as lab:
+        origin = Origin(lab, {"h1": {}})
+        origin.serve("good")
+        targets = {HOST: origin.ports["h1"]}
+        ours = proxies.without_log(proxies.rendered(lab, proxies.rules(targets), lab.port()))
+        bare = proxies.limit(ours, targets)
+        bootstraps = {LIMIT: bare, EMPTY: proxies.empty_wasm(bare, lab), OURS: ours}
+
+        def sample(name):
+            bootstrap = proxies.at_port(bootstraps[name], lab.port())
+            begun = time.monotonic()
+            proxy = proxies.envoy(lab, "envoy", bootstrap)
+            taken = time.monotonic() - begun
+            if asked(proxy.port)[0] != 200:
+                raise Failure(f"{name} does not answer")
+            lab.end(proxy.child)
+            return taken
+
+        taken = figures.rounds(2 if QUICK else 10, bootstraps, sample)
+        origin.must_be_verified_tls()
+    base = median(taken[LIMIT])
+    rows = [[name, ratio(median(one) / base), spread((min(one) / base, max(one) / base))] for name, one in taken.items()]
+    told = f"1.00 is {base * 1000:.0f} ms from the start of Envoy to its first answer.\n"
+    return table(["start with one host", "median", "from–to"], rows) + "\n" + told
+
+
+def size():
+    """The module that Envoy loads."""
+    module = proxies.WASM.read_bytes()
+    packed = len(gzip.compress(module, 9))
+    return f"`egress-filter.wasm` has {len(module) / 1000:.0f} kB, {packed / 1000:.0f} kB with gzip.\n"
+
+
+def criterion(note):
+    """What `make bench-engine` measures, in one run of it."""
+    note("the engine")
+    subprocess.run(["cargo", "bench", "-q", "-p", "egress-policy", "--bench", "engine", "--", "--quick", "--noplot"], check=True,
+                   cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    folder = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "criterion"
+    rows = []
+    for path in folder.glob("**/new/benchmark.json"):
+        if path.stat().st_mtime < time.time() - 3600:
+            continue  # of a benchmark that no longer exists
+        about, estimates = json.loads(path.read_text()), json.loads(path.with_name("estimates.json").read_text())
+        each = (about["throughput"] or {}).get("Elements", 1)
+        mean = estimates["mean"]
+        interval = mean["confidence_interval"]
+        words = [f"{value / each:.0f} ns" for value in (mean["point_estimate"], interval["lower_bound"], interval["upper_bound"])]
+        rows.append((about["group_id"], int(about["value_str"] or 0), words))
+    if not rows:
+        raise Failure("cargo bench left no estimates")
+    cells = [[f"{group}, {count:,} hosts", words[0], "–".join(words[1:])] for group, count, words in sorted(rows)]
+    return table(["engine, each resource or request", "mean", "interval"], cells)
+
+
+def measure(note):
+    """The tables of this part."""
+    parts = [start_up(note), size()]
+    if not QUICK:
+        parts.append(criterion(note))
+    return "\n".join(parts)
