@@ -1,6 +1,7 @@
 //! The settings as meant: files read, rules compiled, places found.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{
@@ -125,6 +126,9 @@ pub(crate) fn settle_read(
             "`--forward-proxy` and `--outbound-traffic-policy ALLOW_ANY` would be an open proxy: whoever reaches it could reach everything\nhint: name the hosts in ServiceEntries, and leave `ALLOW_ANY` out",
         ));
     }
+    if let Some(message) = mistaken_for_captured(args, settling.outbound) {
+        return Err(refuse(&message));
+    }
     // Read here, because the command line's own reader would repeat the text, password and all.
     let upstream_proxy: Option<UpstreamProxy> = match args.upstream_proxy.as_deref().map(str::parse)
     {
@@ -242,6 +246,50 @@ pub(crate) fn another_envoy() -> String {
         "hint: `make envoy` gets {}; `--envoy` of `run` and `--envoy-version` of `render` name another",
         pinned_envoy()
     )
+}
+
+/// Tells of listeners beside capture that Envoy could take for those of captured connections, and of a place where
+/// captured connections never come in.
+///
+/// Envoy hands a captured connection to the listener that has its address, or else to one that has the wildcard address
+/// and its port: those that we do not bind, and each bound one beside them, whatever service it is for.
+fn mistaken_for_captured(args: &Args, outbound: OutboundMode) -> Option<String> {
+    let capture = args.capture?;
+    if let Some(address) = capture.address
+        && ![
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            Ipv6Addr::LOCALHOST.into(),
+        ]
+        .contains(&address)
+    {
+        return Some(format!(
+            "`--capture {}`: the kernel redirects connections of this machine to 127.0.0.1 and ::1, and no others belong there\nhint: name the port alone: `--capture {}`",
+            SocketAddr::new(address, capture.port.get()),
+            capture.port
+        ));
+    }
+    let is_wildcard = |address: IpAddr| address.to_canonical().is_unspecified();
+    if let Some(at) = args.forward_proxy.filter(|at| is_wildcard(at.ip())) {
+        return Some(format!(
+            "`--forward-proxy {at}` beside `--capture` would also get what is captured on its way to port {port} of any address\nhint: name one address of this machine, for example `--forward-proxy 127.0.0.1:{port}`",
+            port = at.port()
+        ));
+    }
+    if args.ports.is_empty() {
+        return None;
+    }
+    if is_wildcard(args.listen) {
+        return Some(format!(
+            "`--listen {}` with `--port` beside `--capture` would also get what is captured on its way to these ports of any address\nhint: name one address of this machine, or leave `--listen` or `--port` out: what is captured needs neither",
+            args.listen
+        ));
+    }
+    (outbound == OutboundMode::AllowAny && !args.listen.to_canonical().is_loopback()).then(|| {
+        format!(
+            "with `--outbound-traffic-policy ALLOW_ANY`, what is captured on its way to `--listen {}` would go through Envoy again and again\nhint: leave `--listen` or `--port` out: what is captured needs neither",
+            args.listen
+        )
+    })
 }
 
 /// Finds a host whose endpoints are not the host itself: a proxy could not be told which of them to connect to.
