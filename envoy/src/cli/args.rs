@@ -478,9 +478,9 @@ pub enum CaptureCommand {
     /// Install them, in the place of those that are there; needs root
     #[command(after_help = "Example:\n  egressctl capture up --to 15001 --uid app")]
     Up(CaptureUp),
-    /// Take them away; needs root
+    /// Take them away, those of nftables and those of iptables; needs root
     #[command(after_help = "Example:\n  egressctl capture down")]
-    Down(CaptureDown),
+    Down,
     /// Print what `up` would install
     #[command(
         after_help = "Example:\n  egressctl capture print --to 15001 --uid 1001 | sudo nft -f -"
@@ -497,14 +497,6 @@ pub struct CaptureUp {
     /// The user that Envoy will run as; then it need not run yet, and until it does connections are refused
     #[arg(long, value_name = "USER|UID", conflicts_with = "cgroup")]
     pub envoy_uid: Option<String>,
-}
-
-/// `egressctl capture down`.
-#[derive(Debug, ClapArgs)]
-pub struct CaptureDown {
-    /// Those of `up --iptables`
-    #[arg(long)]
-    pub iptables: bool,
 }
 
 /// What is redirected where.
@@ -525,7 +517,7 @@ pub struct Redirection {
     #[arg(long = "port", value_name = "PORT", value_parser = port)]
     pub ports: Vec<PortNumber>,
     /// Leave connections to these addresses alone, beside 127.0.0.0/8 and ::1; may be repeated
-    #[arg(long = "exclude-cidr", value_name = "CIDR", value_parser = Address::parse)]
+    #[arg(long = "exclude-cidr", value_name = "CIDR", value_parser = excluded)]
     pub excluded: Vec<Address>,
     /// With iptables and ip6tables in the place of nftables
     #[arg(long)]
@@ -535,6 +527,17 @@ pub struct Redirection {
 fn port(text: &str) -> Result<PortNumber, String> {
     let port = text.parse().ok().and_then(PortNumber::new);
     port.ok_or_else(|| "a port is a number from 1 to 65535".to_owned())
+}
+
+fn excluded(text: &str) -> Result<Address, String> {
+    let range = Address::parse(text)?;
+    if range.bits() == 0 {
+        return Err("this is every address, and nothing would be captured".to_owned());
+    }
+    match range.ip.to_canonical() == range.ip {
+        true => Ok(range),
+        false => Err("connections to it are of IPv4; write it as an IPv4 address".to_owned()),
+    }
 }
 
 /// Where redirected connections come in.

@@ -1,16 +1,19 @@
 //! `egressctl capture`: the firewall's rules that lead connections to `egressctl run --capture`.
 
-use std::io::{self, Write as _};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
 
+use egress_policy::PortNumber;
 use nix::unistd::User;
 
 use super::args::{CaptureCommand, CaptureUp, Redirection};
 use super::{ExitStatus, fail, print, refuse, tell};
-use crate::capture::{CHAIN, Ip, LINK, Redirect, TABLE, Who, listening, without_chain};
+use crate::capture::iptables::Ip;
+use crate::capture::listening::{self, Listening};
+use crate::capture::{Redirect, Who};
 use crate::fs;
+
+mod firewall;
 
 /// Where cgroups of version 2 are, for nftables as for us.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -24,7 +27,7 @@ const NET_ADMIN: u64 = 1 << 12;
 pub(super) fn main(command: &CaptureCommand) -> ExitStatus {
     let done = match command {
         CaptureCommand::Up(up_args) => up(up_args),
-        CaptureCommand::Down(down_args) => down(down_args.iptables),
+        CaptureCommand::Down => down(),
         CaptureCommand::Print(args) => {
             redirect(args).map(|redirect| print(&redirect.printed(args.iptables)))
         }
@@ -35,21 +38,25 @@ pub(super) fn main(command: &CaptureCommand) -> ExitStatus {
 type Done = Result<ExitStatus, ExitStatus>;
 
 fn up(args: &CaptureUp) -> Done {
-    let redirect = redirect(&args.redirection)?;
-    if let Some(user) = &args.envoy_uid {
-        refuse_to_capture(&redirect, uid(user)?)?;
+    let mut redirect = redirect(&args.redirection)?;
+    let envoy = args.envoy_uid.as_deref();
+    let envoy = envoy.map(|user| uid("--envoy-uid", user)).transpose()?;
+    if let Some(envoy) = envoy {
+        refuse_to_capture(&redirect, envoy)?;
     }
     needs_rights()?;
     if let Who::Cgroup(path) = &redirect.who {
         needs_cgroup(path)?;
     }
     let listening = listening::on(redirect.to);
-    if listening.is_empty() && args.envoy_uid.is_none() {
+    if listening.is_empty() && envoy.is_none() {
         return Err(refuse(&format!(
             "nothing listens on port {port} of 127.0.0.1 or ::1, so what is captured would be cut off\nhint: start `egressctl run --capture {port}` first; or name the user that will run it: `--envoy-uid USER`",
             port = redirect.to
         )));
     }
+    needs_one_owner(&listening, envoy, redirect.to)?;
+    redirect.unheard = unheard(&listening);
     for socket in &listening {
         refuse_to_capture(&redirect, socket.uid)?;
         if let Who::Cgroup(captured) = &redirect.who {
@@ -67,49 +74,71 @@ fn up(args: &CaptureUp) -> Done {
             }
         }
     }
-    match args.redirection.iptables {
-        true => up_with_iptables(&redirect)?,
-        false => {
-            run("nft", "nftables", &["-f", "-"], &redirect.nft())?;
-        }
-    }
-    let hears = |wanted: fn(&IpAddr) -> bool| listening.iter().any(|one| wanted(&one.address));
-    if has_ipv6() && hears(IpAddr::is_ipv4) && !hears(IpAddr::is_ipv6) {
+    if let Some(ip) = redirect.unheard {
+        let at = match ip {
+            Ip::V4 => "127.0.0.1",
+            Ip::V6 => "::1",
+        };
         tell(&format!(
-            "note: nothing listens on ::1 port {}, so connections over IPv6 are refused",
-            redirect.to
+            "note: nothing listens on {at} port {}, so connections over IPv{} are rejected",
+            redirect.to,
+            if ip == Ip::V4 { 4 } else { 6 }
         ));
     }
+    firewall::install(&redirect, args.redirection.iptables).map_err(|why| fail(&why))?;
     let (what, to) = (redirect.what(), redirect.to);
     Ok(print(&format!("captured by port {to}: {what}\n")))
 }
 
-fn down(iptables: bool) -> Done {
+fn down() -> Done {
     needs_rights()?;
-    let removed = match iptables {
-        true => {
-            let mut removed = false;
-            for ip in versions() {
-                if has_chain(ip)? {
-                    restore(ip, &without_chain(is_linked(ip)?))?;
-                    removed = true;
-                }
-            }
-            removed
-        }
-        false => {
-            let output = output("nft", "nftables", &["delete", "table", "inet", TABLE], "")?;
-            let is_gone = String::from_utf8_lossy(&output.stderr).contains("No such file");
-            if !is_gone {
-                succeeded("nft", &output)?;
-            }
-            !is_gone
-        }
-    };
+    let removed = firewall::remove().map_err(|why| fail(&why))?;
     Ok(print(match removed {
         true => "nothing is captured any more\n",
         false => "nothing was captured\n",
     }))
+}
+
+/// Finds the version of IP that is not listened for, where only one is. The wildcard address of IPv6 counts for IPv6
+/// alone, because it cannot be seen whether it is more.
+fn unheard(listening: &[Listening]) -> Option<Ip> {
+    let hears = |ip| {
+        let is_v4 = ip == Ip::V4;
+        listening.iter().any(|one| one.address.is_ipv4() == is_v4)
+    };
+    match (hears(Ip::V4), hears(Ip::V6)) {
+        (true, false) => Some(Ip::V6),
+        (false, true) => Some(Ip::V4),
+        _ => None,
+    }
+}
+
+/// Refuses a port that somebody else has a part of: what is captured would come to them, readable.
+fn needs_one_owner(
+    listening: &[Listening],
+    envoy: Option<u32>,
+    port: PortNumber,
+) -> Result<(), ExitStatus> {
+    let owners: BTreeSet<u32> = listening.iter().map(|socket| socket.uid).collect();
+    let is_good = match envoy {
+        Some(envoy) => owners.iter().all(|owner| *owner == envoy),
+        None => owners.len() <= 1,
+    };
+    if is_good {
+        return Ok(());
+    }
+    let sockets = listening
+        .iter()
+        .map(|socket| format!("{} of uid {}", socket.address, socket.uid));
+    let sockets: Vec<String> = sockets.collect();
+    let wanted = envoy.map_or_else(
+        || "one user".to_owned(),
+        |uid| format!("uid {uid} of `--envoy-uid`"),
+    );
+    Err(refuse(&format!(
+        "not all that listens on port {port} is of {wanted}: {}; the others would get what is captured\nhint: stop them; a port below 1024 is root's to give",
+        sockets.join(", ")
+    )))
 }
 
 /// Says what is meant; users by name become numbers.
@@ -117,7 +146,7 @@ fn redirect(args: &Redirection) -> Result<Redirect, ExitStatus> {
     let who = match &args.cgroup {
         Some(path) => Who::Cgroup(cgroup(path)?),
         None => {
-            let users: Result<_, _> = args.users.iter().map(|user| uid(user)).collect();
+            let users: Result<_, _> = args.users.iter().map(|user| uid("--uid", user)).collect();
             Who::Users(users?)
         }
     };
@@ -126,17 +155,23 @@ fn redirect(args: &Redirection) -> Result<Redirect, ExitStatus> {
         who,
         ports: args.ports.iter().copied().collect(),
         excluded: args.excluded.clone(),
+        unheard: None,
     })
 }
 
-fn uid(user: &str) -> Result<u32, ExitStatus> {
-    if let Ok(uid) = user.parse() {
-        return Ok(uid);
+fn uid(flag: &str, user: &str) -> Result<u32, ExitStatus> {
+    match user.parse() {
+        // To the kernel that is nobody.
+        Ok(u32::MAX) => {
+            return Err(refuse(&format!("`{flag} {user}`: no user has this number")));
+        }
+        Ok(uid) => return Ok(uid),
+        Err(_) => {}
     }
     match User::from_name(user) {
         Ok(Some(user)) => Ok(user.uid.as_raw()),
         Ok(None) => Err(refuse(&format!(
-            "`--uid {user}`: this machine has no such user\nhint: a number does as well, for example 1001"
+            "`{flag} {user}`: this machine has no such user\nhint: a number does as well, for example 1001"
         ))),
         Err(error) => Err(fail(&format!("cannot look up the user {user}: {error}"))),
     }
@@ -151,6 +186,11 @@ fn cgroup(path: &str) -> Result<String, ExitStatus> {
     };
     if inner.split('/').all(is_plain) {
         return Ok(inner.to_owned());
+    }
+    if inner.contains('\\') {
+        return Err(refuse(&format!(
+            "`--cgroup {path}`: names with `\\` are not supported\nhint: capture by user, with `--uid`"
+        )));
     }
     Err(refuse(&format!(
         "`--cgroup {path}` is no path of a cgroup below {CGROUPS}\nhint: `/proc/PID/cgroup` has that of a process, behind `0::`; for example `--cgroup system.slice/app.service`"
@@ -189,117 +229,7 @@ fn needs_rights() -> Result<(), ExitStatus> {
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
     match effective {
-        Some(bits) if bits & NET_ADMIN == 0 => Err(no_rights()),
+        Some(bits) if bits & NET_ADMIN == 0 => Err(fail(firewall::NO_RIGHTS)),
         _ => Ok(()),
     }
-}
-
-fn no_rights() -> ExitStatus {
-    fail(
-        "the firewall's rules are changed by root, or with CAP_NET_ADMIN\nhint: use sudo; `egressctl capture print` needs no rights",
-    )
-}
-
-fn up_with_iptables(redirect: &Redirect) -> Result<(), ExitStatus> {
-    let mut before = Vec::new();
-    for ip in versions() {
-        let had = has_chain(ip)?;
-        if let Err(status) = restore(ip, &redirect.iptables(ip, is_linked(ip)?)) {
-            // Half of it would let the other half around Envoy unnoticed.
-            for ip in before {
-                restore(ip, &without_chain(is_linked(ip)?))?;
-            }
-            return Err(status);
-        }
-        if !had {
-            before.push(ip);
-        }
-    }
-    Ok(())
-}
-
-/// The versions of IP that this machine has.
-fn versions() -> impl Iterator<Item = Ip> {
-    [Ip::V4, Ip::V6]
-        .into_iter()
-        .filter(|ip| *ip == Ip::V4 || has_ipv6())
-}
-
-fn has_ipv6() -> bool {
-    Path::new("/proc/net/if_inet6").exists()
-}
-
-fn has_chain(ip: Ip) -> Result<bool, ExitStatus> {
-    let asked = ["--wait", "-t", "nat", "-S", CHAIN];
-    Ok(output(ip.iptables(), "iptables", &asked, "")?
-        .status
-        .success())
-}
-
-fn is_linked(ip: Ip) -> Result<bool, ExitStatus> {
-    let mut asked = vec!["--wait", "-t", "nat", "-C"];
-    asked.extend(LINK);
-    Ok(output(ip.iptables(), "iptables", &asked, "")?
-        .status
-        .success())
-}
-
-fn restore(ip: Ip, rules: &str) -> Result<(), ExitStatus> {
-    run(ip.restore(), "iptables", &["--noflush", "--wait"], rules)
-}
-
-fn run(program: &str, package: &str, args: &[&str], input: &str) -> Result<(), ExitStatus> {
-    succeeded(program, &output(program, package, args, input)?)
-}
-
-fn succeeded(program: &str, output: &Output) -> Result<(), ExitStatus> {
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    if said.contains("Operation not permitted") || said.contains("Permission denied") {
-        return Err(no_rights());
-    }
-    let first = said.lines().find(|line| !line.trim().is_empty());
-    let first = first.map_or_else(|| output.status.to_string(), str::to_owned);
-    let has_no = ["No such file", "not supported", "does not exist"];
-    let hint = match has_no.iter().any(|words| said.contains(words)) {
-        true => {
-            "\nhint: this kernel may have no NAT for it, or its module is not loaded: nft_redir and nft_chain_nat, or xt_REDIRECT and xt_owner"
-        }
-        false => "",
-    };
-    Err(fail(&format!(
-        "`{program}` refused the rules, and nothing was changed: {first}{hint}"
-    )))
-}
-
-/// Runs a program of the firewall with this input.
-fn output(program: &str, package: &str, args: &[&str], input: &str) -> Result<Output, ExitStatus> {
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => fail(&format!(
-            "`{program}` is not installed here\nhint: apt-get install {package}"
-        )),
-        _ => fail(&format!("cannot run `{program}`: {error}")),
-    };
-    // Only root's PATH has the folder in many places, and what sudo leaves of it.
-    let beside = Path::new("/usr/sbin").join(program);
-    let found = if beside.exists() {
-        beside
-    } else {
-        program.into()
-    };
-    let mut child = Command::new(found)
-        .args(args)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that ends early says why.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    child.wait_with_output().map_err(failed)
 }

@@ -27,8 +27,8 @@ const POLICY: &str = "private_address";
 /// The ranges that are refused.
 ///
 /// Source: the special-purpose registries of RFC 6890, and RFC 4193 for `fc00::/7`, in which AWS has its
-/// metadata service too.
-const REFUSED: [(&str, u32); 16] = [
+/// metadata service too. NAT64 (RFC 6052) and 6to4 (RFC 3056) have IPv4 addresses in them, whichever they are.
+const REFUSED: [(&str, u32); 18] = [
     ("0.0.0.0", 8),
     ("10.0.0.0", 8),
     ("100.64.0.0", 10),
@@ -42,6 +42,8 @@ const REFUSED: [(&str, u32); 16] = [
     ("240.0.0.0", 4),
     ("::", 127),
     ("::ffff:0:0", 96),
+    ("64:ff9b::", 96),
+    ("2002::", 16),
     ("fc00::", 7),
     ("fe80::", 10),
     ("ff00::", 8),
