@@ -222,12 +222,11 @@ async fn is_captured_until_down(trusted: &Trusted, form: &str) -> Result<()> {
     assert_eq!(get_as_root(&format!("-4 http://{EDITION}/")).await?, "301");
     assert_eq!(site.take_seen().len(), 1);
 
-    let down = format!("down {form}");
-    let said = captured(trusted, &down).await?;
+    let said = captured(trusted, "down").await?;
     assert_eq!(said, "nothing is captured any more\n");
     assert_eq!(get(&format!("-4 http://{EDITION}/")).await?, "301");
     assert_eq!(only(&site)?.listener, Listener::Plain);
-    assert_eq!(captured(trusted, &down).await?, "nothing was captured\n");
+    assert_eq!(captured(trusted, "down").await?, "nothing was captured\n");
     assert!(proxy.stop().await?.success());
     Ok(())
 }
@@ -514,6 +513,96 @@ fn what_would_capture_envoy_or_cut_the_application_off_is_refused() -> Result<()
 }
 
 #[test]
+fn who_listens_beside_envoy_gets_nothing() -> Result<()> {
+    alone(async || {
+        let trusted = Trusted::new()?;
+        let site = site(&trusted).await?;
+        let dns = dns().await?;
+        let builder = trusted.egressctl(&edition());
+        let builder = builder.arg("--resolver").arg(dns.addr().to_string());
+        let proxy = builder.arg("--capture").arg("127.0.0.1:15001");
+        let proxy = proxy.start().await?;
+        let six = "[::1]:15001";
+        // Sockets are of the user that opens them.
+        let own = nix::unistd::setfsuid(nix::unistd::Uid::from_raw(APPLICATION));
+        let others = std::net::TcpListener::bind(six)?;
+        nix::unistd::setfsuid(own);
+        let said = refused(&trusted, &up("")).await?;
+        assert!(
+            said.contains(&format!("::1 of uid {APPLICATION}")),
+            "{said}"
+        );
+        let said = refused(&trusted, &up("--envoy-uid 77")).await?;
+        assert!(said.contains("is of uid 77 of `--envoy-uid`"), "{said}");
+        drop(others);
+
+        for form in ["", "--iptables"] {
+            captured(&trusted, &up(form)).await?;
+            let later = std::net::TcpListener::bind(six)?;
+            later.set_nonblocking(true)?;
+            assert_eq!(
+                get(&format!("-6 http://{EDITION}/")).await?,
+                "000",
+                "{form}"
+            );
+            assert!(later.accept().is_err(), "{form}");
+            assert_eq!(
+                get(&format!("-4 http://{EDITION}/")).await?,
+                "200",
+                "{form}"
+            );
+            assert_originated(&only(&site)?, EDITION, EDITION);
+            assert_eq!(site.counts(Listener::Plain).connections, 0);
+        }
+        assert!(proxy.stop().await?.success());
+        Ok(())
+    })
+}
+
+/// All rules of iptables.
+async fn saved() -> Result<String> {
+    let mut all = String::new();
+    for program in ["/usr/sbin/iptables-save", "/usr/sbin/ip6tables-save"] {
+        all += &stdout(&mut Command::new(program)).await?;
+    }
+    let rules = all.lines().filter(|line| line.starts_with("-A"));
+    Ok(rules.map(|line| format!("{line}\n")).collect())
+}
+
+#[test]
+fn rules_of_iptables_lead_to_us_first_and_once() -> Result<()> {
+    alone(async || {
+        let trusted = Trusted::new()?;
+        let up = |more: &str| up(&format!("--envoy-uid root {more}"));
+        let iptables = async |args: &str| {
+            stdout(Command::new("/usr/sbin/iptables").args(args.split(' '))).await
+        };
+        captured(&trusted, &up("--iptables")).await?;
+        let first = saved().await?;
+        iptables("-t nat -I OUTPUT 1 -d 192.0.2.1 -j RETURN").await?;
+        iptables("-t nat -A OUTPUT -p tcp -j EGRESSCTL").await?;
+        captured(&trusted, &up("--iptables")).await?;
+        iptables("-t nat -C OUTPUT -d 192.0.2.1 -j RETURN").await?;
+        iptables("-t nat -D OUTPUT -d 192.0.2.1 -j RETURN").await?;
+        assert_eq!(saved().await?, first);
+        Ok(())
+    })
+}
+
+#[test]
+fn one_form_takes_the_place_of_the_other() -> Result<()> {
+    alone(async || {
+        let trusted = Trusted::new()?;
+        for (form, has_table) in [("", true), ("--iptables", false), ("", true)] {
+            captured(&trusted, &up(&format!("--envoy-uid root {form}"))).await?;
+            assert_eq!(ruleset().await?.contains("table inet egressctl"), has_table);
+            assert_eq!(saved().await?.contains("EGRESSCTL"), !has_table);
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_cgroup_is_captured_but_not_one_that_envoy_is_in() -> Result<()> {
     alone(async || {
         netns::mount_cgroups()?;
@@ -536,7 +625,7 @@ fn a_cgroup_is_captured_but_not_one_that_envoy_is_in() -> Result<()> {
             assert_originated(&only(&site)?, EDITION, EDITION);
             assert_eq!(get(&url).await?, "301", "{form}");
             site.take_seen();
-            captured(&trusted, &format!("down {form}")).await?;
+            captured(&trusted, "down").await?;
         }
 
         let before = ruleset().await?;
