@@ -10,6 +10,8 @@
 //! server has no certificate for the name; a plaintext one is not, so a firewall should stand behind
 //! `ALLOW_ANY` and behind wildcard hosts without TLS.
 
+use std::net::{IpAddr, Ipv6Addr};
+
 use egress_policy::{Cluster, PolicyTable};
 use serde_json::{Value, json};
 
@@ -27,7 +29,8 @@ const POLICY: &str = "private_address";
 /// The ranges that are refused.
 ///
 /// Source: the special-purpose registries of RFC 6890, and RFC 4193 for `fc00::/7`, in which AWS has its
-/// metadata service too. NAT64 (RFC 6052) and 6to4 (RFC 3056) have IPv4 addresses in them, whichever they are.
+/// metadata service too. 6to4 (RFC 3056) has IPv4 addresses in it, whichever they are, and so has the NAT64 that a
+/// network makes for itself (RFC 8215), at a place that only it knows.
 const REFUSED: [(&str, u32); 18] = [
     ("0.0.0.0", 8),
     ("10.0.0.0", 8),
@@ -42,12 +45,36 @@ const REFUSED: [(&str, u32); 18] = [
     ("240.0.0.0", 4),
     ("::", 127),
     ("::ffff:0:0", 96),
-    ("64:ff9b::", 96),
+    ("64:ff9b:1::", 48),
     ("2002::", 16),
     ("fc00::", 7),
     ("fe80::", 10),
     ("ff00::", 8),
 ];
+
+/// The network in which NAT64 has the whole of IPv4 for those that speak IPv6 only, in the last 32 bits. Public
+/// addresses must be reached there.
+///
+/// Source: RFC 6052, section 2.1.
+const NAT64: (Ipv6Addr, u32) = (Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96);
+
+/// Returns the ranges that are refused, those of IPv4 also as NAT64 has them.
+fn refused() -> impl Iterator<Item = (String, u32)> {
+    let (network, before) = NAT64;
+    let translated = REFUSED
+        .into_iter()
+        .filter_map(move |(address, bits)| match address.parse() {
+            Ok(IpAddr::V4(address)) => {
+                let inside = Ipv6Addr::from_bits(network.to_bits() | u128::from(address.to_bits()));
+                Some((inside.to_string(), before + bits))
+            }
+            _ => None,
+        });
+    let as_they_are = REFUSED.into_iter();
+    as_they_are
+        .map(|(address, bits)| (address.to_owned(), bits))
+        .chain(translated)
+}
 
 /// Says whether a cluster's addresses are looked at. Where a proxy looks names up, we see none.
 pub(super) fn is_on(cluster: &Cluster, options: &Options) -> bool {
@@ -105,8 +132,9 @@ pub(super) fn connect_later(proxy: &mut Value, options: &Options) {
 
 /// The ranges that are refused, for a filter chain.
 pub(super) fn ranges() -> Vec<Value> {
-    let range = |(address, bits): &(&str, u32)| prefix(address, *bits);
-    REFUSED.iter().map(range).collect()
+    refused()
+        .map(|(address, bits)| prefix(&address, bits))
+        .collect()
 }
 
 /// All addresses, and apart those that are refused: a filter chain with these is looked at for every address, whatever
@@ -127,9 +155,8 @@ fn prefix(address: &str, bits: u32) -> Value {
 }
 
 fn rules(table: &PolicyTable) -> Value {
-    let refused: Vec<Value> = REFUSED
-        .iter()
-        .map(|(address, bits)| address_in(address, *bits))
+    let refused: Vec<Value> = refused()
+        .map(|(address, bits)| address_in(&address, bits))
         .collect();
     let mut all = vec![json!({"or_rules": {"rules": refused}})];
     // An address that was given by hand was not chosen by DNS.
@@ -151,4 +178,27 @@ fn address_in(address: &str, bits: u32) -> Value {
         json!({"upstream_ip": prefix(address, bits)}),
     );
     json!({"matcher": matcher})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::refused;
+
+    #[test]
+    fn nat64_is_refused_where_ipv4_is_and_open_elsewhere() {
+        let all: Vec<(String, u32)> = refused().collect();
+        let inside: Vec<_> = all
+            .iter()
+            .filter(|(address, _)| address.starts_with("64:ff9b::"))
+            .collect();
+        let ipv4 = all.iter().filter(|(address, _)| !address.contains(':'));
+        assert_eq!(inside.len(), ipv4.count());
+        for (address, bits) in [
+            ("64:ff9b::a9fe:0", 112), // 169.254.0.0/16
+            ("64:ff9b::a00:0", 104),  // 10.0.0.0/8
+            ("64:ff9b::7f00:0", 104), // 127.0.0.0/8
+        ] {
+            assert!(inside.contains(&&(address.to_owned(), bits)), "{inside:?}");
+        }
+    }
 }
