@@ -31,7 +31,7 @@ make_base() {
     as_root=(sudo -n)
     "${as_root[@]}" true || fail "debootstrap needs root"
   fi
-  .setup/apt.sh debootstrap
+  .setup/apt.sh debootstrap debian-archive-keyring
   envoy=$(.setup/envoy.sh)
   read -r site codename < <(archive) || fail "apt knows no archive of this release"
   eval "$(apt-config shell http_proxy Acquire::http::Proxy https_proxy Acquire::https::Proxy)"
@@ -41,7 +41,7 @@ make_base() {
   fresh=$(mktemp -d .tools/compose-base.XXXXXX)
   trap '${as_root[@]+"${as_root[@]}"} rm -rf --one-file-system "$fresh"' EXIT
   ${as_root[@]+"${as_root[@]}"} env http_proxy="${http_proxy:-}" https_proxy="${https_proxy:-}" \
-    /usr/sbin/debootstrap --variant=minbase --include="$programs" "$codename" "$fresh/root" "$site" >"$fresh/log" 2>&1 || {
+    /usr/sbin/debootstrap --force-check-gpg --variant=minbase --include="$programs" "$codename" "$fresh/root" "$site" >"$fresh/log" 2>&1 || {
     tail -5 "$fresh/log" >&2
     fail "debootstrap failed"
   }

@@ -14,7 +14,8 @@ wasm=egress-filter-$version.wasm
 cp "$release/egress-filter.wasm" "$fresh/$wasm"
 cp "$release/egressctl" "$fresh/egressctl-$version-$(uname -m)-linux"
 cp filter/core/plugin-config.schema.json "$fresh/plugin-config-$version.schema.json"
-python3 .setup/oci.py "$fresh/$wasm" "$version" "$fresh/egress-filter-$version.oci"
+image=egress-filter-$version.oci
+digest=$(python3 .setup/oci.py "$fresh/$wasm" "$version" "$fresh/$image")
 
 # The tool writes beside each manifest, so it works on a copy: manifests, and empty sources.
 copy=$(mktemp -d)
@@ -28,9 +29,16 @@ bill() { # bill PACKAGE-FOLDER TARGET NAME
 bill filter/wasm wasm32-unknown-unknown "egress-filter-$version.cdx"
 bill envoy "$(rustc -vV | sed -n 's/^host: //p')" "egressctl-$version.cdx"
 
-(cd "$fresh" && sha256sum -- *.wasm egressctl-*-linux >SHA256SUMS && sha256sum "$wasm" >"$wasm.sha256")
+(
+  cd "$fresh"
+  echo "$digest" >"$image.sha256"
+  sha256sum "$wasm" >"$wasm.sha256"
+  find . -type f ! -name '*.sha256' ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum -- >"$copy/sums"
+  mv "$copy/sums" SHA256SUMS
+)
 chmod 755 "$fresh"
 rm -rf "$out"
 mv -T "$fresh" "$out"
 echo "==> dist: $out"
 (cd "$out" && ls -l | awk 'NR > 1 {print "    " $5, $9}')
+echo "    The image, for \`egressctl render istio --sha256\`: $digest"

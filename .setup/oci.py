@@ -2,7 +2,8 @@
 """oci.py WASM VERSION FOLDER: writes an image with the module as an OCI image layout.
 
 One gzip layer with one file, `plugin.wasm`, at the root: the form that Istio's agent, Envoy Gateway and a plain
-`COPY --from` all read. The same module gives the same bytes.
+`COPY --from` all read. The same module gives the same bytes. Prints the digest of the manifest: what a registry
+calls the image by, and what Istio compares `sha256` with.
 """
 
 import gzip
@@ -62,3 +63,4 @@ entry["annotations"] = {"org.opencontainers.image.ref.name": version}
 index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry]}
 (folder / "index.json").write_bytes(document(index))
 (folder / "oci-layout").write_bytes(document({"imageLayoutVersion": "1.0.0"}))
+print(entry["digest"].removeprefix("sha256:"))

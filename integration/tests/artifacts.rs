@@ -113,15 +113,38 @@ fn the_module_exports_the_callbacks_that_the_source_has_and_nothing_else() -> Re
     Ok(())
 }
 
+/// The files in a folder and in those below, by their path from there.
+fn files_below(folder: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        match entry.file_type()?.is_dir() {
+            true => {
+                let below = files_below(&entry.path())?.into_iter();
+                found.extend(below.map(|below| format!("{name}/{below}")));
+            }
+            false => found.push(name),
+        }
+    }
+    Ok(found)
+}
+
 #[test]
 fn checksums_are_those_of_the_files() -> Result<()> {
     let dist = Dist::find()?;
     let sums = String::from_utf8(dist.read("SHA256SUMS")?)?;
-    ensure!(sums.lines().count() == 2, "{sums}");
+    let mut summed = BTreeSet::new();
     for line in sums.lines() {
         let (sum, name) = line.split_once("  ").context("a sum and a name")?;
         ensure!(hex(&dist.read(name)?) == sum, "{name}");
+        summed.insert(name.to_owned());
     }
+    let released = files_below(&dist.folder)?.into_iter();
+    let released: BTreeSet<String> = released
+        .filter(|name| name != "SHA256SUMS" && !name.ends_with(".sha256"))
+        .collect();
+    ensure!(summed == released, "summed {summed:?}, there {released:?}");
     let beside = dist.read(&format!("egress-filter-{}.wasm.sha256", dist.version))?;
     ensure!(
         sums.contains(String::from_utf8(beside)?.trim_end()),
@@ -311,6 +334,12 @@ fn istio_takes_the_image() -> Result<()> {
     let image = Image::of_layout(&folder)?;
     ensure!(image.layers.len() == 1, "one layer, for `COPY --from` too");
     ensure!(image.fetch()? == dist.module()?, "another module");
+    // What the agent compares `sha256` with is the digest of the manifest.
+    let index = dist.json(&format!("egress-filter-{}.oci/index.json", dist.version))?;
+    let told = dist.read(&format!("egress-filter-{}.oci.sha256", dist.version))?;
+    let told = String::from_utf8(told)?;
+    let digest = format!("sha256:{}", told.trim_end());
+    ensure!(index["manifests"][0]["digest"] == digest, "{digest}");
     Ok(())
 }
 
