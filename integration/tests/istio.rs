@@ -57,6 +57,8 @@ struct Mesh {
     documents: Vec<Value>,
     /// The key and certificates that istiod would hand out, by name.
     secrets: Vec<(String, Value)>,
+    /// The port that istiod calls the listener and its routes by.
+    listener_port: u16,
 }
 
 impl Mesh {
@@ -89,6 +91,7 @@ impl Mesh {
             site,
             reviews,
             documents,
+            listener_port: 80,
         })
     }
 
@@ -137,7 +140,7 @@ impl Mesh {
                 }
                 (Some("HTTP_ROUTE"), Some("INSERT_FIRST")) if without != Without::Routes => {
                     let port = &patch["match"]["routeConfiguration"]["portNumber"];
-                    for host in hosts.iter_mut().filter(|_| *port == 80) {
+                    for host in hosts.iter_mut().filter(|_| self.is_meant(port)) {
                         host["routes"]
                             .as_array_mut()
                             .context("no routes")?
@@ -146,7 +149,7 @@ impl Mesh {
                 }
                 (Some("HTTP_FILTER"), Some("INSERT_BEFORE")) => {
                     let port = &patch["match"]["listener"]["portNumber"];
-                    if *port == 80 || port.is_null() {
+                    if self.is_meant(port) {
                         filters.insert(filters.len() - 1, value.clone());
                     }
                 }
@@ -156,11 +159,11 @@ impl Mesh {
         }
         let manager = json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-            "stat_prefix": "outbound_0.0.0.0_80;",
+            "stat_prefix": format!("outbound_0.0.0.0_{};", self.listener_port),
             "http_filters": filters,
             "upgrade_configs": [{"upgrade_type": "websocket"}],
             "route_config": {
-                "name": "80",
+                "name": self.listener_port.to_string(),
                 "validate_clusters": false,
                 "ignore_port_in_host_matching": true,
                 "virtual_hosts": hosts,
@@ -171,7 +174,7 @@ impl Mesh {
             "static_resources": {
                 "clusters": clusters,
                 "listeners": [{
-                    "name": "0.0.0.0_80",
+                    "name": "listener",
                     "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
                     "traffic_direction": "OUTBOUND",
                     "listener_filters": listener_filters,
@@ -181,6 +184,11 @@ impl Mesh {
                 }],
             },
         }))
+    }
+
+    /// Whether a patch that names this port, or none, is for the listener.
+    fn is_meant(&self, port: &Value) -> bool {
+        port.is_null() || *port == self.listener_port
     }
 
     /// The cluster that istiod makes of the ServiceEntry's port 80, which leads to the server's port for TLS; with TLS
@@ -339,7 +347,7 @@ fn virtual_host(host: &str, cluster: &str) -> Value {
 }
 
 async fn get(envoy: &EnvoyProcess, host: &str, headers: &[(&str, &str)]) -> Result<Answer> {
-    probe::get_with(envoy.listener("0.0.0.0_80")?, host, "/", headers).await
+    probe::get_with(envoy.listener("listener")?, host, "/", headers).await
 }
 
 #[tokio::test]
@@ -492,7 +500,7 @@ spec:
     let request = format!(
         "PROXY TCP4 192.0.2.1 192.0.2.2 40000 80\r\nGET / HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n\r\n"
     );
-    let answer = probe::raw(envoy.listener("0.0.0.0_80")?, request.as_bytes(), SOON).await?;
+    let answer = probe::raw(envoy.listener("listener")?, request.as_bytes(), SOON).await?;
     let answer = String::from_utf8_lossy(&answer);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     assert_originated(&only(&mesh.site)?, HOST, HOST);
@@ -502,12 +510,16 @@ spec:
 #[tokio::test]
 async fn a_gateway_originates_whatever_port_it_listens_on() -> Result<()> {
     let args = ["--for", "gateway", "--label", "istio=egressgateway"];
-    let mesh = Mesh::new(&originated(HOST, 443), &args).await?;
-    let envoy = mesh.start(Without::Nothing).await?;
-    let answer = get(&envoy, HOST, &[]).await?;
-    ensure!(answer.status == 200, "{}", answer.body);
-    assert_originated(&only(&mesh.site)?, HOST, HOST);
-    mesh.nothing_arrived()
+    for listener_port in [80, 8080] {
+        let mut mesh = Mesh::new(&originated(HOST, 443), &args).await?;
+        mesh.listener_port = listener_port;
+        let envoy = mesh.start(Without::Nothing).await?;
+        let answer = get(&envoy, HOST, &[]).await?;
+        ensure!(answer.status == 200, "{listener_port}: {}", answer.body);
+        assert_originated(&only(&mesh.site)?, HOST, HOST);
+        mesh.nothing_arrived()?;
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ pub(super) fn envoy_filter(
         patches.extend(routes.iter().rev().map(|route| {
             json!({
                 "applyTo": "HTTP_ROUTE",
-                "match": {"context": context, "routeConfiguration": {"portNumber": port.get()}},
+                "match": route_match(port.get(), wanted.place),
                 "patch": {"operation": "INSERT_FIRST", "value": route},
             })
         }));
@@ -97,6 +97,18 @@ fn listener(port: u16, place: Place) -> Value {
     match place {
         Place::Sidecar => json!({"portNumber": port, "filterChain": router}),
         Place::Gateway => json!({"filterChain": router}),
+    }
+}
+
+/// Names the routes of a port, or all of a gateway, for the same reason: its routes are called by the listener's port.
+///
+/// Source: istio/istio `pilot/pkg/networking/core/envoyfilter/rc_patch.go`, `routeConfigurationMatch`.
+fn route_match(port: u16, place: Place) -> Value {
+    match place {
+        Place::Sidecar => {
+            json!({"context": "SIDECAR_OUTBOUND", "routeConfiguration": {"portNumber": port}})
+        }
+        Place::Gateway => json!({"context": "GATEWAY"}),
     }
 }
 
