@@ -117,7 +117,8 @@ impl Redirect {
                 Rules::default().turned_into(&Rules::of(self, ip))
             )
         });
-        format!("#!/bin/sh -e\n{head}{}", script.concat())
+        let once = "# For a machine without these rules: run again, it would lead to the chain twice. `capture up --iptables` replaces them.\n";
+        format!("#!/bin/sh -e\n{head}{once}{}", script.concat())
     }
 }
 

@@ -590,6 +590,37 @@ fn rules_of_iptables_lead_to_us_first_and_once() -> Result<()> {
 }
 
 #[test]
+fn what_iptables_refuses_half_way_is_taken_back() -> Result<()> {
+    alone(async || {
+        let trusted = Trusted::new()?;
+        captured(&trusted, &up("--envoy-uid root --iptables --port 80")).await?;
+        let before = saved().await?;
+        assert!(before.contains("EGRESSCTL"), "{before}");
+        // It says that it would take the rules, and then takes them not.
+        let folder = trusted.path("firewall");
+        std::fs::create_dir(&folder)?;
+        let broken = folder.join("ip6tables-restore");
+        let script = "#!/bin/sh\nfor word; do [ \"$word\" != --test ] || exit 0; done\n\
+                      cat >/dev/null; echo out of memory >&2; exit 1\n";
+        std::fs::write(&broken, script)?;
+        std::fs::set_permissions(&broken, Permissions::from_mode(0o755))?;
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH")?);
+
+        let args = up("--envoy-uid root --iptables --port 443");
+        let mut command = Command::new(egressctl::binary()?);
+        let command = command.arg("capture").args(args.split_whitespace());
+        let output = command.env("PATH", path).output().await?;
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert_eq!(
+            String::from_utf8(output.stderr)?,
+            "error: `ip6tables-restore` refused: out of memory; the rules are those of before\n"
+        );
+        assert_eq!(saved().await?, before);
+        Ok(())
+    })
+}
+
+#[test]
 fn one_form_takes_the_place_of_the_other() -> Result<()> {
     alone(async || {
         let trusted = Trusted::new()?;

@@ -175,11 +175,11 @@ fn succeeded(program: &str, output: &Output) -> Result<(), String> {
     Err(format!("`{program}` refused: {first}{hint}"))
 }
 
-/// Finds a program. Only root's PATH has the folder in many places, and what sudo leaves of it.
+/// Finds a program. Where Debian has them is not on everybody's PATH.
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::iter::once(PathBuf::from("/usr/sbin")).chain(std::env::split_paths(&path));
-    folders
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
         .map(|folder| folder.join(program))
         .find(|file| file.is_file())
 }
