@@ -5,6 +5,8 @@
     reason = "each test program is compiled with this file and uses a part of it"
 )]
 
+pub(crate) mod watched;
+
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},

@@ -1,0 +1,681 @@
+//! While the filter comes, changes, is missing or crashes: what is said of it in `filter/wasm/roll-out.md`.
+//!
+//! Each row of the table there is the test of the same name here; what an application gets, and by what one sees the
+//! state, is read from the row.
+
+mod common;
+#[path = "common/crashing.rs"]
+mod crashing;
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+    time::timeout,
+};
+
+use egress_integration::{
+    egressctl::binary,
+    envoy::{self, EnvoyProcess},
+    pki::Leaf,
+    probe,
+    stand_in::Listener,
+    tls_server::{TlsServer, TlsServerConfig},
+};
+
+use crashing::CRASH;
+
+use common::{
+    HOST, SHARED, SIMPLE, SOON, Trusted, assert_originated, dns, entry_with, eventually, only,
+    originated, rendered, rule,
+    watched::{ADDED, Watched, applied, static_cluster},
+};
+
+const PAGE: &str = include_str!("../../filter/wasm/roll-out.md");
+const CACHE: &str = "cache.example";
+const CODE: &str = "/config/vm_config/code";
+/// How long the listener waits for a filter, in what [`Watched`] starts.
+const FETCH_TIMEOUT: Duration = Duration::from_millis(500);
+/// What the page says that the request gets at which the filter crashes, whatever is due after it.
+const CRASHED: u16 = 503;
+const STILL: &str = "the rules of before";
+
+/// A row of the page's table.
+struct Fact {
+    /// What a request for a host of the rules gets: a status, [`STILL`], or both of them in turn.
+    gets: String,
+    /// Parts of log lines, and counters.
+    tells: Vec<String>,
+}
+
+/// The rows: the state, what an HTTP request gets, what tells it, what ends it.
+fn rows() -> Vec<[String; 4]> {
+    let cells = |line: &str| -> Option<[String; 4]> {
+        let inner = line.strip_prefix("| ")?.strip_suffix(" |")?;
+        let cells: Vec<_> = inner.split(" | ").map(str::to_owned).collect();
+        cells.try_into().ok()
+    };
+    PAGE.lines().filter_map(cells).skip(1).collect()
+}
+
+fn fact(state: &str) -> Result<Fact> {
+    let row = rows().into_iter().find(|[name, ..]| *name == state);
+    let [_, gets, tells, _] = row.with_context(|| format!("no row for `{state}`"))?;
+    let tells = tells.split('`').skip(1).step_by(2);
+    Ok(Fact {
+        gets,
+        tells: tells.map(str::to_owned).collect(),
+    })
+}
+
+impl Fact {
+    /// Proves what the row says, three times over; nothing but verified TLS has reached the site then.
+    async fn holds(&self, watched: &Watched, envoy: &EnvoyProcess) -> Result<()> {
+        for told in &self.tells {
+            told_by(told, envoy).await?;
+        }
+        for _ in 0..3 {
+            if self.gets == STILL {
+                watched.assert_originates(envoy).await?;
+                let http = envoy.listener("outbound_80")?;
+                assert_eq!(probe::get(http, ADDED, "/").await?.status, 502);
+            } else {
+                refused(watched, envoy, self.gets.parse()?).await?;
+            }
+        }
+        assert_eq!(watched.site.counts(Listener::Plain).connections, 0);
+        assert_eq!(watched.site.counts(Listener::Tls).failed_handshakes, []);
+        Ok(())
+    }
+}
+
+/// Proves that requests end in Envoy, those too that say where to go.
+async fn refused(watched: &Watched, envoy: &EnvoyProcess, status: u16) -> Result<()> {
+    let http = envoy.listener("outbound_80")?;
+    let before = watched.site.counts(Listener::Tls).connections;
+    for headers in [&[][..], &[("x-egress-originate", SHARED)]] {
+        let answer = probe::get_with(http, HOST, "/", headers).await?;
+        assert_eq!(answer.status, status, "{}", answer.body);
+    }
+    let site = &watched.site;
+    ensure!(site.seen().is_empty(), "{:?}", site.seen());
+    assert_eq!(site.counts(Listener::Tls).connections, before);
+    Ok(())
+}
+
+/// Waits for a part of a log line, or for a counter that is no longer zero.
+async fn told_by(told: &str, envoy: &EnvoyProcess) -> Result<()> {
+    let counters = ["wasm.", "extension_config_discovery."];
+    if !counters.iter().any(|counter| told.starts_with(counter)) {
+        return envoy
+            .wait_for_stderr(|line| line.contains(told), SOON)
+            .await
+            .map(|_| ());
+    }
+    eventually(told, async || {
+        let stats = envoy.admin_get("/stats").await?.body;
+        let found = stats
+            .lines()
+            .find_map(|line| line.strip_prefix(told)?.strip_prefix(": "));
+        Ok(found.with_context(|| format!("no counter {told}"))? != "0")
+    })
+    .await
+}
+
+/// The module that `egressctl` renders.
+fn module(watched: &Watched) -> Result<PathBuf> {
+    let path = watched.wasm.pointer(&format!("{CODE}/local/filename"));
+    Ok(path.and_then(Value::as_str).context("no module")?.into())
+}
+
+/// The filter for the rules of before, with other code.
+async fn with_code(watched: &Watched, code: Value) -> Result<Value> {
+    let mut wasm = watched.wasm.clone();
+    *wasm.pointer_mut(CODE).context("no code")? = code;
+    let plugin = watched.plugin(&[]).await?;
+    let place = wasm.pointer_mut("/config/configuration/value");
+    *place.context("no plugin configuration")? = json!(plugin.to_string());
+    Ok(wasm)
+}
+
+fn local(path: &Path) -> Value {
+    json!({"local": {"filename": path}})
+}
+
+/// An Envoy whose filter has come and works.
+async fn working() -> Result<(Watched, EnvoyProcess)> {
+    let mut watched = Watched::new().await?;
+    let good = watched.plugin(&[]).await?;
+    watched.write(&good)?;
+    let envoy = watched.start().await?;
+    watched.assert_originates(&envoy).await?;
+    Ok((watched, envoy))
+}
+
+/// Gives the filter one more host, and waits until it has it.
+async fn heals_under(watched: &mut Watched, http: SocketAddr) -> Result<()> {
+    let better = watched.plugin(&[ADDED]).await?;
+    watched.write(&better)?;
+    applied(http, ADDED).await
+}
+
+/// Proves that a good filter ends the state.
+async fn heals(watched: &mut Watched, envoy: &EnvoyProcess) -> Result<()> {
+    heals_under(watched, envoy.listener("outbound_80")?).await?;
+    let host = format!("{ADDED}:{}", watched.site.tls_addr().port());
+    assert_originated(&only(&watched.site)?, &host, ADDED);
+    watched.assert_originates(envoy).await?;
+    assert_eq!(watched.site.counts(Listener::Plain).connections, 0);
+    Ok(())
+}
+
+/// A server of wasm modules.
+struct Modules {
+    addr: SocketAddr,
+    serves: watch::Sender<Option<Vec<u8>>>,
+    accepting: JoinHandle<()>,
+}
+
+impl Drop for Modules {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Modules {
+    /// Answers 404 until it has something.
+    async fn start() -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let addr = listener.local_addr()?;
+        let (serves, served) = watch::channel(None::<Vec<u8>>);
+        let accepting = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let body = served.borrow().clone();
+                let status = if body.is_some() {
+                    "200 OK"
+                } else {
+                    "404 Not Found"
+                };
+                let body = body.unwrap_or_default();
+                let head = format!(
+                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    body.len()
+                );
+                // A client that goes away is its own affair.
+                _ = stream.read(&mut [0; 4096]).await;
+                _ = stream.write_all(head.as_bytes()).await;
+                _ = stream.write_all(&body).await;
+            }
+        });
+        Ok(Self {
+            addr,
+            serves,
+            accepting,
+        })
+    }
+
+    /// The code, to be fetched; what comes must have this digest.
+    fn code(&self, sha256: &str) -> Value {
+        json!({"remote": {
+            "http_uri": {
+                "uri": format!("http://{}/egress-filter.wasm", self.addr),
+                "cluster": "modules",
+                "timeout": "5s",
+            },
+            "sha256": sha256,
+            "retry_policy": {"num_retries": 1},
+        }})
+    }
+}
+
+/// [`Watched`] with a server of modules.
+async fn fetching() -> Result<(Watched, Modules, Vec<u8>, String)> {
+    let mut watched = Watched::new().await?;
+    let modules = Modules::start().await?;
+    watched.add_cluster(static_cluster("modules", modules.addr))?;
+    let bytes = std::fs::read(module(&watched)?)?;
+    let sha256 = hex(&bytes);
+    Ok((watched, modules, bytes, sha256))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Requests for [`HOST`], one after the other, until told to stop; then what they got.
+struct Load {
+    stop: Arc<AtomicBool>,
+    running: JoinHandle<Result<Vec<u16>>>,
+}
+
+impl Load {
+    fn start(http: SocketAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let running = tokio::spawn(async move {
+            let mut statuses = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                statuses.push(probe::get(http, HOST, "/").await?.status);
+            }
+            Ok(statuses)
+        });
+        Self { stop, running }
+    }
+
+    /// Ends it a little later; all must have been answered by the site.
+    async fn assert_all_answered(self, watched: &Watched) -> Result<()> {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        self.stop.store(true, Ordering::Relaxed);
+        let statuses = self.running.await??;
+        ensure!(statuses.len() > 20, "too few requests: {}", statuses.len());
+        ensure!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+        for seen in watched.site.take_seen() {
+            let name = [HOST, ADDED]
+                .into_iter()
+                .find(|name| seen.sni.as_deref() == Some(name));
+            let name = name.with_context(|| seen.to_string())?;
+            let host = format!("{name}:{}", watched.site.tls_addr().port());
+            assert_originated(&seen, &host, name);
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn each_row_has_its_test_and_each_test_its_row() {
+    let tests: BTreeSet<_> = include_str!("rollout.rs")
+        .split("#[tokio::test]\nasync fn ")
+        .skip(1)
+        .filter_map(|text| text.split_once('('))
+        .map(|(name, _)| name.replace('_', " "))
+        .collect();
+    let states: BTreeSet<_> = rows().into_iter().map(|[state, ..]| state).collect();
+    assert_eq!(states, tests);
+    assert!(states.len() > 10);
+}
+
+#[tokio::test]
+async fn no_filter_has_come_yet() -> Result<()> {
+    let mut watched = Watched::new().await?;
+    // Somebody who takes connections and says nothing.
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    watched.ask(silent.local_addr()?)?;
+    // A port that is free now: what Envoy takes is known only when it is live.
+    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await?
+        .local_addr()?;
+    let pointer = "/static_resources/listeners/0/address/socket_address/port_value";
+    let port = watched.bootstrap.pointer_mut(pointer);
+    *port.context("no port")? = json!(free.port());
+    let looking = tokio::spawn(async move {
+        while TcpStream::connect(free).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Instant::now()
+    });
+    let begun = Instant::now();
+    let envoy = watched.start().await?;
+    // Nobody is let in for as long as Envoy waits for the filter.
+    let waited = looking.await?.duration_since(begun);
+    ensure!(waited >= FETCH_TIMEOUT, "let in after {waited:?}");
+    fact("no filter has come yet")?
+        .holds(&watched, &envoy)
+        .await
+}
+
+#[tokio::test]
+async fn the_first_filter_is_refused() -> Result<()> {
+    let mut watched = Watched::new().await?;
+    let mut skewed = watched.plugin(&[]).await?;
+    *skewed.get_mut("digest").context("no digest")? = json!("0123456789abcdef");
+    watched.write(&skewed)?;
+    let envoy = watched.start().await?;
+    fact("the first filter is refused")?
+        .holds(&watched, &envoy)
+        .await?;
+    heals(&mut watched, &envoy).await
+}
+
+#[tokio::test]
+async fn the_module_is_not_there() -> Result<()> {
+    let (mut watched, envoy) = working().await?;
+    let wasm = with_code(&watched, local(&watched.trusted.path("none.wasm"))).await?;
+    watched.write_filter(&wasm)?;
+    fact("the module is not there")?
+        .holds(&watched, &envoy)
+        .await?;
+    heals(&mut watched, &envoy).await
+}
+
+#[tokio::test]
+async fn the_module_is_broken() -> Result<()> {
+    let (mut watched, envoy) = working().await?;
+    let bytes = std::fs::read(module(&watched)?)?;
+    let half = watched.trusted.path("half.wasm");
+    std::fs::write(&half, bytes.get(..bytes.len() / 2).context("no half")?)?;
+    let wasm = with_code(&watched, local(&half)).await?;
+    watched.write_filter(&wasm)?;
+    fact("the module is broken")?
+        .holds(&watched, &envoy)
+        .await?;
+    heals(&mut watched, &envoy).await
+}
+
+#[tokio::test]
+async fn the_module_crashes_as_it_starts() -> Result<()> {
+    let (mut watched, envoy) = working().await?;
+    let path = watched.trusted.path("crashing.wasm");
+    crashing::at_its_start(&module(&watched)?, &path)?;
+    let wasm = with_code(&watched, local(&path)).await?;
+    watched.write_filter(&wasm)?;
+    fact("the module crashes as it starts")?
+        .holds(&watched, &envoy)
+        .await?;
+    heals(&mut watched, &envoy).await
+}
+
+#[tokio::test]
+async fn the_module_cannot_be_fetched() -> Result<()> {
+    let (mut watched, modules, _, sha256) = fetching().await?;
+    let wasm = with_code(&watched, modules.code(&sha256)).await?;
+    watched.write_filter(&wasm)?;
+    let envoy = watched.start().await?;
+    fact("the module cannot be fetched")?
+        .holds(&watched, &envoy)
+        .await?;
+    heals(&mut watched, &envoy).await
+}
+
+#[tokio::test]
+async fn the_fetched_module_has_another_digest() -> Result<()> {
+    let (mut watched, modules, bytes, _) = fetching().await?;
+    modules.serves.send_replace(Some(bytes));
+    let wasm = with_code(&watched, modules.code(&hex(b"another"))).await?;
+    watched.write_filter(&wasm)?;
+    let envoy = watched.start().await?;
+    fact("the fetched module has another digest")?
+        .holds(&watched, &envoy)
+        .await?;
+    heals(&mut watched, &envoy).await
+}
+
+/// Proves that rendered routes lead to the host that was asked for by TLS, and to nothing else, when no filter is asked.
+async fn goes_by_tls(watched: &Watched, envoy: &EnvoyProcess) -> Result<()> {
+    let http = envoy.listener("outbound_80")?;
+    let port = watched.site.tls_addr().port();
+    let host = format!("{HOST}:{port}");
+    let answer = probe::get(http, &host, "/").await?;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_originated(&only(&watched.site)?, &host, HOST);
+    // The certificate is not for this one.
+    let answer = probe::get(http, &format!("other.example:{port}"), "/").await?;
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    ensure!(watched.site.seen().is_empty(), "{:?}", watched.site.seen());
+    assert_eq!(watched.site.counts(Listener::Plain).connections, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_update_is_being_fetched() -> Result<()> {
+    for rendered in [true, false] {
+        let (mut watched, modules, _, sha256) = fetching().await?;
+        if !rendered {
+            watched.lose_default()?;
+        }
+        let good = watched.plugin(&[]).await?;
+        watched.write(&good)?;
+        let envoy = watched.start().await?;
+        watched.assert_originates(&envoy).await?;
+        let wasm = with_code(&watched, modules.code(&sha256)).await?;
+        watched.write_filter(&wasm)?;
+        let fact = fact("an update is being fetched")?;
+        for told in &fact.tells {
+            told_by(told, &envoy).await?;
+        }
+        if rendered {
+            goes_by_tls(&watched, &envoy).await?;
+        } else {
+            fact.holds(&watched, &envoy).await?;
+        }
+        heals(&mut watched, &envoy).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_update_is_being_fetched_under_nack_on_code_cache_miss() -> Result<()> {
+    let (mut watched, modules, _, sha256) = fetching().await?;
+    let good = watched.plugin(&[]).await?;
+    watched.write(&good)?;
+    let envoy = watched.start().await?;
+    watched.assert_originates(&envoy).await?;
+    let mut wasm = with_code(&watched, modules.code(&sha256)).await?;
+    let vm = wasm
+        .pointer_mut("/config/vm_config")
+        .and_then(Value::as_object_mut);
+    vm.context("no VM")?
+        .insert("nack_on_code_cache_miss".to_owned(), json!(true));
+    watched.write_filter(&wasm)?;
+    fact("an update is being fetched under nack on code cache miss")?
+        .holds(&watched, &envoy)
+        .await?;
+    heals(&mut watched, &envoy).await
+}
+
+#[tokio::test]
+async fn an_update_that_the_filter_refuses() -> Result<()> {
+    let (mut watched, envoy) = working().await?;
+    let load = Load::start(envoy.listener("outbound_80")?);
+    let mut skewed = watched.plugin(&[ADDED]).await?;
+    *skewed.get_mut("digest").context("no digest")? = json!("0123456789abcdef");
+    watched.write(&skewed)?;
+    let fact = fact("an update that the filter refuses")?;
+    for told in &fact.tells {
+        told_by(told, &envoy).await?;
+    }
+    load.assert_all_answered(&watched).await?;
+    fact.holds(&watched, &envoy).await?;
+    heals(&mut watched, &envoy).await
+}
+
+#[tokio::test]
+async fn a_good_update() -> Result<()> {
+    let (mut watched, envoy) = working().await?;
+    let http = envoy.listener("outbound_80")?;
+    let load = Load::start(http);
+    // Other rules, then another module.
+    heals_under(&mut watched, http).await?;
+    let path = watched.trusted.path("another.wasm");
+    crashing::at_a_request(&module(&watched)?, &path)?;
+    let wasm = with_code(&watched, local(&path)).await?;
+    watched.write_filter(&wasm)?;
+    eventually("the rules of before", async || {
+        Ok(probe::get(http, ADDED, "/").await?.status == 502)
+    })
+    .await?;
+    let fact = fact("a good update")?;
+    assert_eq!(fact.gets, "200 throughout");
+    for told in &fact.tells {
+        told_by(told, &envoy).await?;
+    }
+    load.assert_all_answered(&watched).await?;
+    assert_eq!(watched.site.counts(Listener::Plain).connections, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_update_that_takes_the_filter_away() -> Result<()> {
+    let (mut watched, envoy) = working().await?;
+    watched.write_resources(&json!([]))?;
+    fact("an update that takes the filter away")?
+        .holds(&watched, &envoy)
+        .await?;
+    heals(&mut watched, &envoy).await
+}
+
+/// The filter that crashes at a request, under a failure policy.
+async fn crashable(watched: &mut Watched, policy: &str) -> Result<EnvoyProcess> {
+    let path = watched.trusted.path("crashable.wasm");
+    crashing::at_a_request(&module(watched)?, &path)?;
+    let mut wasm = with_code(watched, local(&path)).await?;
+    let place = wasm.pointer_mut("/config/failure_policy");
+    *place.context("no failure policy")? = json!(policy);
+    watched.write_filter(&wasm)?;
+    let envoy = watched.start().await?;
+    watched.assert_originates(&envoy).await?;
+    Ok(envoy)
+}
+
+/// Makes the filter crash; the request at which it does gets what the page says.
+async fn crash(watched: &Watched, envoy: &EnvoyProcess) -> Result<()> {
+    let http = envoy.listener("outbound_80")?;
+    let before = watched.site.counts(Listener::Tls).connections;
+    let answer = probe::get_with(http, HOST, "/", &[(CRASH, "now")]).await?;
+    assert_eq!(answer.status, CRASHED, "{}", answer.body);
+    assert_eq!(watched.site.counts(Listener::Tls).connections, before);
+    ensure!(watched.site.seen().is_empty(), "{:?}", watched.site.seen());
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_filter_has_crashed() -> Result<()> {
+    let mut watched = Watched::new().await?;
+    let envoy = crashable(&mut watched, "FAIL_RELOAD").await?;
+    let http = envoy.listener("outbound_80")?;
+    crash(&watched, &envoy).await?;
+    eventually("the filter is started anew", async || {
+        Ok(probe::get(http, HOST, "/").await?.status == 200)
+    })
+    .await?;
+    watched.site.take_seen();
+    // It was started just now, so it stays down for a while.
+    crash(&watched, &envoy).await?;
+    fact("the filter has crashed")?
+        .holds(&watched, &envoy)
+        .await?;
+    eventually("the filter is started anew again", async || {
+        Ok(probe::get(http, HOST, "/").await?.status == 200)
+    })
+    .await?;
+    watched.site.take_seen();
+    watched.assert_originates(&envoy).await
+}
+
+#[tokio::test]
+async fn the_filter_has_crashed_under_fail_closed() -> Result<()> {
+    let mut watched = Watched::new().await?;
+    let envoy = crashable(&mut watched, "FAIL_CLOSED").await?;
+    crash(&watched, &envoy).await?;
+    let fact = fact("the filter has crashed under fail closed")?;
+    fact.holds(&watched, &envoy).await?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    fact.holds(&watched, &envoy).await?;
+    heals(&mut watched, &envoy).await
+}
+
+#[tokio::test]
+async fn the_filter_has_crashed_under_fail_open() -> Result<()> {
+    for rendered in [true, false] {
+        let mut watched = Watched::new().await?;
+        if !rendered {
+            watched.lose_default()?;
+        }
+        let envoy = crashable(&mut watched, "FAIL_OPEN").await?;
+        crash(&watched, &envoy).await?;
+        let fact = fact("the filter has crashed under fail open")?;
+        if rendered {
+            goes_by_tls(&watched, &envoy).await?;
+        } else {
+            fact.holds(&watched, &envoy).await?;
+        }
+        heals(&mut watched, &envoy).await?;
+    }
+    Ok(())
+}
+
+/// Sends a word to a TCP service, and returns what comes back before the end.
+async fn repeated(to: SocketAddr) -> Result<String> {
+    let mut stream = TcpStream::connect(to).await?;
+    let exchange = async {
+        // A connection that is reset has ended too.
+        let mut answer = Vec::new();
+        if stream.write_all(b"word").await.is_ok() && stream.shutdown().await.is_ok() {
+            _ = stream.read_to_end(&mut answer).await;
+        }
+        answer
+    };
+    let answer = timeout(SOON, exchange).await.context("it was left open")?;
+    Ok(String::from_utf8(answer)?)
+}
+
+#[tokio::test]
+async fn a_tcp_connection_after_a_crash() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let (site, dns) = (trusted.site([HOST]).await?, dns().await?);
+    let certificate = trusted.ca.issue(&Leaf::for_names([CACHE]))?;
+    let cache = TlsServer::start(&certificate, TlsServerConfig::default()).await?;
+    let port = cache.addr().port();
+    let ports = format!("[{{number: 6379, name: p, protocol: TCP, targetPort: {port}}}]");
+    let rules = originated(HOST, site.tls_addr().port())
+        + &entry_with(CACHE, &format!("resolution: DNS, ports: {ports}"))
+        + &rule(CACHE, SIMPLE);
+    let resolver = dns.addr().to_string();
+    let args = ["--resolver", &resolver, "--port", "6379=0"];
+    let bootstrap = rendered(&trusted, &rules, &args).await?.to_string();
+    let module = binary()?.with_file_name("egress-filter.wasm");
+    let crashable = trusted.path("crashable.wasm");
+    crashing::at_a_request(&module, &crashable)?;
+    let [from, to] = [&module, &crashable].map(|path| format!("{path:?}"));
+    ensure!(bootstrap.matches(&from).count() > 1, "{bootstrap}");
+    let bootstrap = bootstrap.replace(&from, &to);
+    let envoy = EnvoyProcess::start(&envoy::binary()?, &bootstrap, ["--concurrency", "1"]).await?;
+    let (http, tcp) = (
+        envoy.listener("outbound_80")?,
+        envoy.listener("outbound_6379")?,
+    );
+    assert_eq!(repeated(tcp).await?, "wordend");
+    let works = async || Ok(repeated(tcp).await? == "wordend");
+
+    let crash = async || probe::get_with(http, HOST, "/", &[(CRASH, "now")]).await;
+    assert_eq!(crash().await?.status, CRASHED);
+    eventually("the filter is started anew", works).await?;
+    let heard = cache.heard();
+    // One virtual machine serves both, and it was started just now.
+    assert_eq!(crash().await?.status, CRASHED);
+    let fact = fact("a tcp connection after a crash")?;
+    assert_eq!(fact.gets, "closed at once");
+    for told in &fact.tells {
+        told_by(told, &envoy).await?;
+    }
+    for _ in 0..3 {
+        assert_eq!(repeated(tcp).await?, "");
+    }
+    assert_eq!(cache.heard(), heard);
+    eventually("the filter is started anew again", works).await?;
+    assert!(
+        cache
+            .heard()
+            .iter()
+            .all(|heard| heard.sni.as_deref() == Some(CACHE))
+    );
+    ensure!(site.seen().is_empty(), "{:?}", site.seen());
+    Ok(())
+}
