@@ -139,7 +139,7 @@ integration-compose: build ## The page's scenarios across docker containers, wit
 .PHONY: matrix
 matrix: dist nginx redis tinyproxy firewall ## The tests on every Envoy, into README.md; VERSIONS="1.36.4 1.40.0" TESTS="page tcp" some
 	@programs=$$(mktemp); trap 'rm -f "$$programs"' EXIT; \
-	cargo test -p egress-integration --no-run --message-format=json >"$$programs"; \
+	cargo test $(native) --no-run --message-format=json >"$$programs"; \
 	for version in $(or $(VERSIONS),$(versions)); do \
 	  binary=$$(.setup/envoy.sh "$$version"); \
 	  .setup/matrix.py run "$$version" "$$binary" $(TESTS) <"$$programs"; \

@@ -34,7 +34,8 @@ def programs(messages):
     for line in messages:
         message = json.loads(line)
         target = message.get("target", {})
-        if message.get("executable") and target.get("kind") == ["test"]:
+        ours = message.get("manifest_path", "").endswith("/integration/Cargo.toml")
+        if ours and message.get("executable") and target.get("kind") == ["test"]:
             found[target["name"]] = message["executable"]
     return {name: found[name] for name in sorted(found) if name not in HARNESS}
 
