@@ -261,18 +261,23 @@ class Play:
         self.told[service] += len(lines)
         return lines
 
-    def packets(self):
+    def packets(self, capture="capture"):
         """What was captured until now."""
-        command = ["docker", "exec", self.compose.container("capture"), "cat", "/capture/packets.pcap"]
+        command = ["docker", "exec", self.compose.container(capture), "cat", "/capture/packets.pcap"]
         data = subprocess.run(command, capture_output=True, check=False).stdout
         return Wire(data, self.inside)
 
-    def mark(self):
-        """Leaves a mark in the capture; when it is there, all before it is."""
+    def mark(self, capture="capture"):
+        """Leaves a mark in a capture; when it is there, all before it is."""
         port = next(self.marks)
         knock = f": < /dev/tcp/{self.addresses['my-nginx']}/{port}"
-        run("docker", "exec", self.compose.container("capture"), "bash", "-c", knock, check=False)
-        wait_for("the capture", lambda: port in self.packets().marks)
+
+        def left():
+            # Who has only just begun to listen misses the first.
+            run("docker", "exec", self.compose.container(capture), "bash", "-c", knock, check=False)
+            return port in self.packets(capture).marks
+
+        wait_for("the capture", left)
         return port
 
     def curl(self, command):
@@ -449,13 +454,19 @@ class Play:
         wait_for("render", lambda: self.compose.inspect("render")["State"]["Status"] == "exited")
         self.compose("up", "-d", "--no-deps", "stock")
         wait_for("the stock Envoy", lambda: self.compose.inspect("stock")["State"]["Health"]["Status"] == "healthy")
+        self.compose("up", "-d", "--no-deps", "capture-stock")
         there = f"--connect-to {CNN}:80:stock:80 --connect-to {NGINX}:80:stock:80"
         for scene in (AFTER, ROTATED):
             command = scene.curl.replace("curl ", f"curl {there} ")
             say(f"  $ docker compose exec app {command}")
-            self.check("the application got", self.curl(command), scene.application)
+            after = self.mark("capture-stock")
+            answer = self.curl(command)
+            before = self.mark("capture-stock")
+            self.check("the application got", answer, scene.application)
             self.check(f"{CNN} saw", self.new_lines("edition", len(scene.edition)), scene.edition)
             self.check(f"{NGINX} saw", self.new_lines("my-nginx", len(scene.nginx)), scene.nginx)
+            lines = self.packets("capture-stock").lines(after, before, self.names)
+            self.check(ON_THE_WIRE, lines, scene.wire)
 
     def envoy_gone(self):
         """Without Envoy the application gets an error, and the servers nothing."""

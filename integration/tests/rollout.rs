@@ -52,6 +52,8 @@ const CODE: &str = "/config/vm_config/code";
 const FETCH_TIMEOUT: Duration = Duration::from_millis(500);
 /// What the page says that the request gets at which the filter crashes, whatever is due after it.
 const CRASHED: u16 = 503;
+/// How long a filter that has crashed stays down after its last start; Envoy's second is too short for slow machines.
+const BACKOFF: &str = "5s";
 const STILL: &str = "the rules of before";
 
 /// A row of the page's table.
@@ -531,6 +533,10 @@ async fn an_update_that_takes_the_filter_away() -> Result<()> {
     heals(&mut watched, &envoy).await
 }
 
+fn backoff() -> Value {
+    json!({"backoff": {"base_interval": BACKOFF}})
+}
+
 /// The filter that crashes at a request, under a failure policy.
 async fn crashable(watched: &mut Watched, policy: &str) -> Result<EnvoyProcess> {
     let path = watched.trusted.path("crashable.wasm");
@@ -538,6 +544,9 @@ async fn crashable(watched: &mut Watched, policy: &str) -> Result<EnvoyProcess> 
     let mut wasm = with_code(watched, local(&path)).await?;
     let place = wasm.pointer_mut("/config/failure_policy");
     *place.context("no failure policy")? = json!(policy);
+    let config = wasm.pointer_mut("/config").and_then(Value::as_object_mut);
+    let config = config.context("no configuration")?;
+    config.insert("reload_config".to_owned(), backoff());
     watched.write_filter(&wasm)?;
     let envoy = watched.start().await?;
     watched.assert_originates(&envoy).await?;
@@ -645,7 +654,9 @@ async fn a_tcp_connection_after_a_crash() -> Result<()> {
     crashing::at_a_request(&module, &crashable)?;
     let [from, to] = [&module, &crashable].map(|path| format!("{path:?}"));
     ensure!(bootstrap.matches(&from).count() > 1, "{bootstrap}");
-    let bootstrap = bootstrap.replace(&from, &to);
+    let policy = "\"failure_policy\":";
+    let reload = format!("\"reload_config\":{},{policy}", backoff());
+    let bootstrap = bootstrap.replace(&from, &to).replace(policy, &reload);
     let envoy = EnvoyProcess::start(&envoy::binary()?, &bootstrap, ["--concurrency", "1"]).await?;
     let (http, tcp) = (
         envoy.listener("outbound_80")?,
@@ -656,7 +667,13 @@ async fn a_tcp_connection_after_a_crash() -> Result<()> {
 
     let crash = async || probe::get_with(http, HOST, "/", &[(CRASH, "now")]).await;
     assert_eq!(crash().await?.status, CRASHED);
-    eventually("the filter is started anew", works).await?;
+    // Both have to find the new virtual machine: who still has the old one cannot make it crash.
+    eventually("TCP's filter is started anew", works).await?;
+    eventually("HTTP's filter is started anew", async || {
+        Ok(probe::get(http, HOST, "/").await?.status == 200)
+    })
+    .await?;
+    site.take_seen();
     let heard = cache.heard();
     // One virtual machine serves both, and it was started just now.
     assert_eq!(crash().await?.status, CRASHED);
@@ -665,11 +682,9 @@ async fn a_tcp_connection_after_a_crash() -> Result<()> {
     for told in &fact.tells {
         told_by(told, &envoy).await?;
     }
-    for _ in 0..3 {
-        assert_eq!(repeated(tcp).await?, "");
-    }
+    assert_eq!(repeated(tcp).await?, "");
     assert_eq!(cache.heard(), heard);
-    eventually("the filter is started anew again", works).await?;
+    eventually("TCP's filter is started anew again", works).await?;
     assert!(
         cache
             .heard()
