@@ -452,6 +452,13 @@ async fn an_update_is_being_fetched() -> Result<()> {
         for told in &fact.tells {
             told_by(told, &envoy).await?;
         }
+        // The worker hears of it a little later.
+        let http = envoy.listener("outbound_80")?;
+        eventually("the update", async || {
+            Ok(probe::get(http, HOST, "/").await?.status != 200)
+        })
+        .await?;
+        watched.site.take_seen();
         if rendered {
             goes_by_tls(&watched, &envoy).await?;
         } else {
