@@ -142,11 +142,14 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
                 Err(error) => return fail(&format!("cannot write what Envoy reads: {error}")),
             }
         };
+        // The rules as they were read are large, and nobody asks for them again.
+        let options = settled.options.clone();
+        drop(settled);
         supervise(
             reserved,
             &envoy,
             &file,
-            &settled.options,
+            &options,
             args.concurrency,
             reloading,
             &refused,

@@ -33,6 +33,25 @@ impl From<Marker> for Place {
     }
 }
 
+impl From<Marker> for At {
+    fn from(mark: Marker) -> Self {
+        let short = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        At {
+            line: short(mark.line()),
+            column: short(mark.col() + 1),
+        }
+    }
+}
+
+impl From<At> for Place {
+    fn from(at: At) -> Self {
+        Place {
+            line: at.line as usize,
+            column: at.column as usize,
+        }
+    }
+}
+
 /// One document of a text.
 #[derive(Clone)]
 pub struct Document {
@@ -41,24 +60,31 @@ pub struct Document {
     marks: Mark,
 }
 
-/// Where the parts of a document stand.
+/// Where the parts of a document stand. There are as many as values, so each is small.
 #[derive(Debug, Clone)]
 struct Mark {
-    at: Place,
+    at: At,
     /// Where its key stands, for the value of an object.
-    key: Option<Place>,
+    key: Option<At>,
     children: Children,
+}
+
+/// A [`Place`], of which no text that is read has more than four billion.
+#[derive(Debug, Clone, Copy)]
+struct At {
+    line: u32,
+    column: u32,
 }
 
 #[derive(Debug, Clone)]
 enum Children {
     None,
-    List(Vec<Mark>),
-    Object(BTreeMap<String, Mark>),
+    List(Box<[Mark]>),
+    Object(Box<[(Box<str>, Mark)]>),
 }
 
 /// The fields of an object, and where they stand.
-type Object = (Map<String, Value>, BTreeMap<String, Mark>);
+type Object = (Map<String, Value>, Vec<(Box<str>, Mark)>);
 
 /// Why a text is not YAML.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,7 +102,7 @@ impl fmt::Debug for Document {
     /// Leaves out what it says: it may be a Secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Document")
-            .field("at", &self.marks.at)
+            .field("at", &Place::from(self.marks.at))
             .finish_non_exhaustive()
     }
 }
@@ -90,20 +116,21 @@ impl Document {
         for segment in &path.0 {
             let next = match (&mark.children, segment) {
                 (Children::List(list), Segment::Index(index)) => list.get(*index),
-                (Children::Object(object), Segment::Key(key)) => object.get(key),
+                (Children::Object(object), Segment::Key(key)) => mark_of(object, key),
                 _ => None,
             };
             match next {
                 Some(next) => mark = next,
                 // The field is missing: point at the object that should have it, by its name.
-                None => return mark.key.unwrap_or(mark.at),
+                None => return mark.key.unwrap_or(mark.at).into(),
             }
         }
-        if key {
+        let at = if key {
             mark.key.unwrap_or(mark.at)
         } else {
             mark.at
-        }
+        };
+        at.into()
     }
 }
 
@@ -174,10 +201,10 @@ impl<'t> Reader<'t> {
         span: Span,
         depth: usize,
     ) -> Result<(Value, Mark), InvalidYaml> {
-        let at: Place = span.start.into();
+        let at: At = span.start.into();
         let wrong = |what: &str, hint: Option<&str>| InvalidYaml {
             what: what.to_owned(),
-            at,
+            at: at.into(),
             hint: hint.map(str::to_owned),
         };
         if depth > MAX_DEPTH {
@@ -227,11 +254,15 @@ impl<'t> Reader<'t> {
                         None => return Err(wrong("the list does not end", None)),
                     }
                 }
-                (anchor, Value::Array(items), Children::List(marks))
+                (anchor, Value::Array(items), Children::List(marks.into()))
             }
             Event::MappingStart(anchor, _) => {
-                let (object, marks) = self.object(at, depth)?;
-                (anchor, Value::Object(object), Children::Object(marks))
+                let (object, marks) = self.object(at.into(), depth)?;
+                (
+                    anchor,
+                    Value::Object(object),
+                    Children::Object(marks.into()),
+                )
             }
             _ => {
                 return Err(wrong(
@@ -252,7 +283,7 @@ impl<'t> Reader<'t> {
     }
 
     fn object(&mut self, at: Place, depth: usize) -> Result<Object, InvalidYaml> {
-        let (mut object, mut marks) = (Map::new(), BTreeMap::<String, Mark>::new());
+        let (mut object, mut marks) = (Map::new(), Vec::new());
         let mut merged = Vec::new();
         loop {
             let Some((event, span)) = self.next()? else {
@@ -262,7 +293,8 @@ impl<'t> Reader<'t> {
                     hint: None,
                 });
             };
-            let at: Place = span.start.into();
+            let key_at: At = span.start.into();
+            let at: Place = key_at.into();
             let key = match event {
                 Event::MappingEnd => break,
                 Event::Scalar(text, ..) => text.into_owned(),
@@ -286,7 +318,9 @@ impl<'t> Reader<'t> {
                 merged.push((value, mark));
                 continue;
             }
-            if let Some(first) = marks.get(&key) {
+            if object.contains_key(&key)
+                && let Some(first) = mark_of(&marks, &key)
+            {
                 let line = first.key.unwrap_or(first.at).line;
                 let what = format!("`{}` is given twice", shown(&key));
                 return Err(InvalidYaml {
@@ -295,32 +329,38 @@ impl<'t> Reader<'t> {
                     hint: Some(format!("it stands in line {line} already")),
                 });
             }
-            marks.insert(
-                key.clone(),
-                Mark {
-                    key: Some(at),
-                    ..mark
-                },
-            );
+            let mark = Mark {
+                key: Some(key_at),
+                ..mark
+            };
+            marks.push((key.as_str().into(), mark));
             object.insert(key, value);
         }
         for (value, mark) in merged {
             let (Value::Object(more), Children::Object(more_marks)) = (value, mark.children) else {
                 return Err(InvalidYaml {
                     what: "`<<` takes an object".to_owned(),
-                    at: mark.at,
+                    at: mark.at.into(),
                     hint: None,
                 });
             };
+            for (key, mark) in more_marks {
+                if !object.contains_key(&*key) {
+                    marks.push((key, mark));
+                }
+            }
             for (key, value) in more {
                 object.entry(key).or_insert(value);
-            }
-            for (key, mark) in more_marks {
-                marks.entry(key).or_insert(mark);
             }
         }
         Ok((object, marks))
     }
+}
+
+/// Finds a field's mark among those of an object, which are few.
+fn mark_of<'m>(marks: &'m [(Box<str>, Mark)], key: &str) -> Option<&'m Mark> {
+    let found = marks.iter().find(|(name, _)| **name == *key);
+    found.map(|(_, mark)| mark)
 }
 
 /// Counts the values in a value.
