@@ -94,6 +94,8 @@ fn base(options: &Options) -> Map<String, Value> {
         "node": {"id": "egress", "cluster": "egress", "metadata": {"LABELS": options.proxy.labels}},
         "admin": {"address": admin},
         "stats_config": stats::config(),
+        // What reading rules took for a moment goes back to the system; Envoy's allocator would keep it.
+        "memory_allocator_manager": {"bytes_to_release": 64 << 20, "memory_release_interval": "1s"},
         // Envoy warns of a missing limit at every start; files run out long before this one.
         "overload_manager": {"resource_monitors": [extension(
             "envoy.resource_monitors.global_downstream_max_connections",
