@@ -124,10 +124,10 @@ def one(kind, count):
         ready = time.monotonic() - proxy.begun
         for name in names[:IN_USE]:
             until(proxy, name, name)
-        memory = resident(proxy.envoy())
         before = dns.asked
         time.sleep(WINDOW)
         queries = (dns.asked - before) * 60 / WINDOW
+        memory = resident(proxy.envoy())
         load = Load(lab, origin, proxy.port, names[0])
         changing = names[-1]
         path, text = proxy.prepared({changing: "changed.bench.example.com"})
@@ -165,7 +165,7 @@ def measure(note):
     head = ["", "hosts", "ready", "Envoy's memory", "above one host", "a change applied", "failed meanwhile", "DNS queries a minute"]
     told = (
         "Ready is from the start of `egressctl run` (of Envoy, for Istio's shape, whose configuration is generated before) to the "
-        "first answer; memory is resident; applied is from the rename of the changed file to the first answer from a server that "
+        "first answer; memory is resident, when it has come to rest; applied is from the rename of the changed file to the first answer from a server that "
         f"saw the changed host's new SNI, under load on another host. DNS answers have a TTL of {TTL} s, {IN_USE} hosts (or all) "
         f"are in use, counted for {WINDOW} s. Istio's shape is read from a file as a whole, where istiod would send the one "
         "cluster that changed.\n"
