@@ -569,7 +569,7 @@ fn blocks(rules: &Rules) -> Vec<Block<'_>> {
         };
         policies.extend(
             rule.policy
-                .as_ref()
+                .as_deref()
                 .map(|policy| (policy_of(&root), policy)),
         );
         for subset in &rule.subsets {

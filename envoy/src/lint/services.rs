@@ -41,12 +41,14 @@ pub(super) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
 fn policies(rule: &DestinationRule) -> impl Iterator<Item = (String, &TrafficPolicy)> {
     let whole = rule
         .policy
-        .iter()
+        .as_deref()
         .map(|policy| ("spec.trafficPolicy".to_owned(), policy));
-    whole.chain(rule.subsets.iter().filter_map(|subset| {
-        let path = format!("spec.subsets[{}].trafficPolicy", subset.index);
-        Some((path, subset.policy.as_ref()?))
-    }))
+    whole
+        .into_iter()
+        .chain(rule.subsets.iter().filter_map(|subset| {
+            let path = format!("spec.subsets[{}].trafficPolicy", subset.index);
+            Some((path, subset.policy.as_ref()?))
+        }))
 }
 
 fn plaintext_to_443(

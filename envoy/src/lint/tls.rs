@@ -446,7 +446,7 @@ fn last_field(world: &World<'_>, subject: &Subject, port: &str) -> &'static str 
 fn port_settings_drop_tls(world: &World<'_>, findings: &mut Findings<'_>) {
     for rule in world.rules() {
         let Some(policy) = &rule.policy else { continue };
-        if !policy.tls.as_ref().is_some_and(originates) {
+        if !policy.tls.as_deref().is_some_and(originates) {
             continue;
         }
         let covered = world.covered(rule);

@@ -122,12 +122,12 @@ impl<'i> World<'i> {
         for (at, rule) in self.rules().iter().enumerate() {
             let whole = rule
                 .policy
-                .iter()
+                .as_deref()
                 .map(|policy| (PolicySource::Rule, policy));
             let subsets = rule.subsets.iter().filter_map(|subset| {
                 Some((PolicySource::Subset(subset.index), subset.policy.as_ref()?))
             });
-            for (source, policy) in whole.chain(subsets) {
+            for (source, policy) in whole.into_iter().chain(subsets) {
                 let block = |tls, source, port| Block {
                     at,
                     rule,
@@ -220,7 +220,7 @@ impl<'i> World<'i> {
 /// Returns the settings of TLS for a port.
 fn tls_of(policy: &TrafficPolicy, port: PortNumber) -> Option<&ClientTls> {
     match policy.port_level.iter().find(|entry| entry.port == port) {
-        Some(entry) => entry.policy.tls.as_ref(),
-        None => policy.tls.as_ref(),
+        Some(entry) => entry.policy.tls.as_deref(),
+        None => policy.tls.as_deref(),
     }
 }

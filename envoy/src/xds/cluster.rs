@@ -62,11 +62,11 @@ pub(super) fn cluster(
             } else {
                 set(&mut fields, "cluster_type", dns(*one_at_a_time, options));
             }
-            load_balancer(cluster.load_balancer.as_ref(), &mut fields);
+            load_balancer(cluster.load_balancer.as_deref(), &mut fields);
             fields
         }
     };
-    let pool = cluster.connection_pool.as_ref();
+    let pool = cluster.connection_pool.as_deref();
     set(&mut fields, "name", json!(name));
     let connect_timeout = pool.and_then(|pool| pool.tcp.connect_timeout).map(duration);
     set(
@@ -485,7 +485,7 @@ fn outlier_detection(detection: &OutlierDetection) -> Value {
 
 /// Renders which HTTP is spoken, and that SNI and verified name are the request's where they are.
 fn protocol_options(cluster: &Cluster) -> Option<Value> {
-    let pool = cluster.connection_pool.as_ref();
+    let pool = cluster.connection_pool.as_deref();
     let http2 = {
         let mut fields = Map::new();
         set_some(

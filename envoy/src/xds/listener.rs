@@ -242,7 +242,7 @@ fn tls_chains(
 
 /// Adds to a `tcp_proxy` how long its connections may be idle, and live.
 pub(super) fn limit(proxy: &mut Value, cluster: &Cluster) {
-    let pool = cluster.connection_pool.as_ref();
+    let pool = cluster.connection_pool.as_deref();
     let (Some(pool), Some(fields)) = (pool, proxy.as_object_mut()) else {
         return;
     };

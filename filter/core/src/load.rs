@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use egress_policy::fields::{Field, Report, Way};
+use egress_policy::node::{Key, Node, Object};
 use egress_policy::{
-    Arrival, Cluster, ConnectTo, FieldPath, HostName, Origin, OutboundMode, Parser, PolicyTable,
-    PortNumber, Problem, ProblemKind, Problems, Proxy, Segment, Settling, Severity, map_of,
+    Arrival, Cluster, ConnectTo, Digest, FieldPath, HostName, Origin, OutboundMode, Parser,
+    PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Segment, Settling,
+    Severity, map_of,
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
 
 use crate::config::{
     ALWAYS, AuthorityMode, FORWARD_PROXY, FilterKind, MetadataFormat, SCHEMA, Variants,
@@ -21,6 +22,8 @@ use crate::contract;
 pub struct Loaded {
     /// What to do with each host and port.
     pub table: PolicyTable,
+    /// The fingerprint of the table.
+    pub digest: Digest,
     /// The service port of the listener, if one configuration serves one listener.
     pub listener_port: Option<PortNumber>,
     /// The listener is a forward proxy: requests name the port, and the facts tell of CONNECT. Never with
@@ -84,51 +87,44 @@ pub fn load(json: &[u8]) -> Result<Loaded, InvalidConfig> {
 /// Reads a plugin configuration; `node_labels` count where it does not say the labels of the workload. `None`
 /// are labels that cannot be read.
 ///
+/// What is not needed any more is given back as soon as may be, the text first: the memory of a VM never shrinks, so
+/// what loading takes at its height is taken for good.
+///
 /// # Errors
 /// As [`load`].
-pub fn load_for(
-    json: &[u8],
+pub fn load_for<J: AsRef<[u8]>>(
+    json: J,
     node_labels: Option<BTreeMap<String, String>>,
 ) -> Result<Loaded, InvalidConfig> {
-    let mut reader = serde_json::Deserializer::from_slice(json);
-    let read = reader
-        .deserialize_map(Reader)
-        .and_then(|read| reader.end().map(|()| read));
-    let (settings, parser) = read.map_err(|error| InvalidConfig::Json(error.to_string()))?;
-    let (resources, mut problems) = parser.finish();
-
-    let settings = Value::Object(settings);
-    let report = Report::new(Origin::default());
-    let settings = read_settings(Field {
-        report: &report,
-        way: Way::Root,
-        value: &settings,
-    });
-    let mut own = report.into_problems();
-    own.append(&mut problems.0);
-    let problems = Problems(own);
+    let (settings, resources, problems) = read(json.as_ref())?;
+    drop(json);
     let Some(settings) = settings.filter(|_| !problems.has_errors()) else {
         return Err(InvalidConfig::Problems(problems));
     };
 
-    let compile = |settling: &Settling| match PolicyTable::compile(&resources, settling) {
-        Ok(compiled) => Ok(compiled),
-        Err(mut more) => {
+    let compile = |resources: &Resources, settling: &Settling| {
+        PolicyTable::compile(resources, settling).map_err(|mut more| {
             more.0.splice(0..0, problems.0.iter().cloned());
-            Err(InvalidConfig::Problems(more))
-        }
+            InvalidConfig::Problems(more)
+        })
     };
-    let (mut table, mut warnings) = compile(&settings.settling)?;
-    let found = table.digest().to_string();
-    if let Some(wanted) = settings.digest.filter(|wanted| *wanted != found) {
+    let (mut table, mut warnings) = compile(&resources, &settings.settling)?;
+    let again = settings.labels_of_the_node.then_some(resources);
+    let mut digest = table.digest();
+    if let Some(wanted) = settings
+        .digest
+        .filter(|wanted| *wanted != digest.to_string())
+    {
+        let found = digest.to_string();
         return Err(InvalidConfig::Skew { found, wanted });
     }
-    if settings.labels_of_the_node {
+    if let Some(resources) = again {
         // The renderer knew of no labels, so the digest is that of none.
         let mut settling = settings.settling;
         settling.proxy.labels = node_labels.ok_or(InvalidConfig::NodeLabels)?;
         if !settling.proxy.labels.is_empty() {
-            (table, warnings) = compile(&settling)?;
+            (table, warnings) = compile(&resources, &settling)?;
+            digest = table.digest();
         } else if resources
             .destination_rules
             .iter()
@@ -166,6 +162,7 @@ pub fn load_for(
         variants,
         variant_kind: settings.variants,
         table,
+        digest,
         listener_port: settings.listener_port,
         forward_proxy: settings.forward_proxy,
         upstream_proxy: settings.upstream_proxy,
@@ -357,23 +354,42 @@ fn read_connect_to(field: Field<'_>) -> Option<ConnectTo> {
     })
 }
 
+/// Reads the text, without what it means for a table.
+fn read(json: &[u8]) -> Result<(Option<Settings>, Resources, Problems), InvalidConfig> {
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let read = reader
+        .deserialize_map(Reader)
+        .and_then(|read| reader.end().map(|()| read));
+    let (settings, parser) = read.map_err(|error| InvalidConfig::Json(error.to_string()))?;
+    let (resources, mut problems) = parser.finish();
+    let report = Report::new(Origin::default());
+    let settings = read_settings(Field {
+        report: &report,
+        way: Way::Root,
+        value: &Node::Object(settings),
+    });
+    let mut own = report.into_problems();
+    own.append(&mut problems.0);
+    Ok((settings, resources, Problems(own)))
+}
+
 /// Reads the outer object, and each resource by itself: ten thousand of them are never in memory at once.
 struct Reader;
 
 impl<'de> Visitor<'de> for Reader {
-    type Value = (Map<String, Value>, Parser);
+    type Value = (Object<'de>, Parser);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with `resources`")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut settings = Map::new();
+        let mut settings = Object::default();
         let mut parser = None;
-        while let Some(key) = map.next_key::<String>()? {
+        while let Some(Key(key)) = map.next_key()? {
             if key == "resources" && parser.is_none() {
                 parser = Some(map.next_value_seed(ResourceList)?);
-            } else if key == "resources" || settings.contains_key(&key) {
+            } else if key == "resources" || settings.get(&key).is_some() {
                 map.next_value::<IgnoredAny>()?;
                 return Err(serde::de::Error::custom(format_args!(
                     "`{key}` is given twice"
@@ -406,8 +422,8 @@ impl<'de> Visitor<'de> for ResourceList {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Parser, A::Error> {
         let mut parser = Parser::new();
-        while let Some(value) = list.next_element::<Value>()? {
-            parser.document(&value);
+        while let Some(value) = list.next_element::<Node<'de>>()? {
+            parser.node(&value);
         }
         Ok(parser)
     }

@@ -116,7 +116,7 @@ pub struct Cluster {
     pub tls: Option<TlsIntent>,
     /// `tunnel`: the endpoints are a proxy's, which is asked for another host. TLS, HTTP and limits are those
     /// towards the proxy, and what the application sends goes inside.
-    pub tunnel: Option<Tunnel>,
+    pub tunnel: Option<Box<Tunnel>>,
     /// What is spoken.
     pub speaks: Speaks,
     /// Where it leads.
@@ -125,11 +125,11 @@ pub struct Cluster {
     /// requests name, so whoever answers for a name in DNS chooses the address.
     pub public_only: bool,
     /// `loadBalancer`.
-    pub load_balancer: Option<LoadBalancer>,
+    pub load_balancer: Option<Box<LoadBalancer>>,
     /// `connectionPool`.
-    pub connection_pool: Option<ConnectionPool>,
+    pub connection_pool: Option<Box<ConnectionPool>>,
     /// `outlierDetection`.
-    pub outlier_detection: Option<OutlierDetection>,
+    pub outlier_detection: Option<Box<OutlierDetection>>,
     /// `proxyProtocol`.
     pub proxy_protocol: Option<ProxyProtocol>,
     /// `retryBudget`.

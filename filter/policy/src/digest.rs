@@ -1,6 +1,9 @@
 //! A stable fingerprint of a table, by which the renderer and the filter find out that they disagree.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
+use std::ops::Range;
+
+use crate::order::sort_by;
 
 /// A fingerprint of 64 bits. It tells versions apart; it does not protect against forgery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +25,30 @@ impl Digest {
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Lines whose order does not count, in one text: a string for each of them would be most of what a large table takes.
+#[derive(Default)]
+pub(crate) struct Lines {
+    text: String,
+    places: Vec<Range<usize>>,
+}
+
+impl Lines {
+    /// Adds a line.
+    pub(crate) fn add(&mut self, line: fmt::Arguments<'_>) {
+        let begin = self.text.len();
+        // Writing to a string does not fail.
+        let _ = self.text.write_fmt(line);
+        self.places.push(begin..self.text.len());
+    }
+
+    /// Takes the fingerprint of the lines in their order as texts.
+    pub(crate) fn digest(mut self) -> Digest {
+        let line = |place: &Range<usize>| self.text.get(place.clone()).unwrap_or_default();
+        sort_by(&mut self.places, |one, other| line(one).cmp(line(other)));
+        Digest::of(self.places.iter().map(line))
     }
 }
 

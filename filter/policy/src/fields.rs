@@ -1,14 +1,13 @@
 //! Reads JSON objects field by field and reports everything that is wrong with them, not the first thing.
 //!
 //! Serde's derive stops at the first error and knows no place; people who mend a file want all of
-//! them, each with its way. So the wire format is read here by hand, from one [`Value`] a document.
+//! them, each with its way. So the wire format is read here by hand, from one [`Node`] a document.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use serde_json::{Map, Value};
-
 use crate::host::{HostPattern, InvalidHost};
+use crate::node::{Node, Object};
 use crate::port::PortNumber;
 use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Segment, Severity, did_you_mean};
 use crate::resource::ResourceId;
@@ -120,7 +119,7 @@ pub struct Field<'a> {
     /// How to get there.
     pub way: Way<'a>,
     /// What stands there.
-    pub value: &'a Value,
+    pub value: &'a Node<'a>,
 }
 
 impl<'a> Field<'a> {
@@ -147,23 +146,23 @@ impl<'a> Field<'a> {
     #[inline(never)]
     fn wrong_type(&self, expected: &'static str) {
         let (found, hint) = match self.value {
-            Value::Null => ("nothing".to_owned(), None),
-            Value::Bool(word) => (
+            Node::Null => ("nothing".to_owned(), None),
+            Node::Bool(word) => (
                 format!("`{word}`"),
                 (expected == "a string").then(|| format!("write \"{word}\" in quotes")),
             ),
-            Value::Number(number) => (
+            Node::Number(number) => (
                 format!("`{number}`"),
                 (expected == "a string").then(|| format!("write \"{number}\" in quotes")),
             ),
-            Value::String(text) => {
+            Node::Text(text) => {
                 let short: String = text.chars().take(40).collect();
                 let hint = (expected != "an object" && is_number(text))
                     .then(|| format!("write {short} without quotes"));
                 (format!("the string `{short}`"), hint)
             }
-            Value::Array(_) => ("a list".to_owned(), None),
-            Value::Object(_) => ("an object".to_owned(), None),
+            Node::List(_) => ("a list".to_owned(), None),
+            Node::Object(_) => ("an object".to_owned(), None),
         };
         let kind = ProblemKind::WrongType { expected, found };
         self.report
@@ -174,7 +173,7 @@ impl<'a> Field<'a> {
     #[inline(never)]
     pub fn text(&self) -> Option<&'a str> {
         match self.value {
-            Value::String(text) => Some(text),
+            Node::Text(text) => Some(text),
             _ => {
                 self.wrong_type("a string");
                 None
@@ -186,7 +185,7 @@ impl<'a> Field<'a> {
     #[inline(never)]
     pub fn bool(&self) -> Option<bool> {
         match self.value {
-            Value::Bool(word) => Some(*word),
+            Node::Bool(word) => Some(*word),
             _ => {
                 self.wrong_type("`true` or `false`");
                 None
@@ -197,7 +196,7 @@ impl<'a> Field<'a> {
     /// Reads a whole number between two bounds, both allowed.
     #[inline(never)]
     pub fn number(&self, min: u64, max: u64) -> Option<u64> {
-        let Value::Number(number) = self.value else {
+        let Node::Number(number) = self.value else {
             self.wrong_type("a number");
             return None;
         };
@@ -216,7 +215,10 @@ impl<'a> Field<'a> {
 
     /// Reads a whole number of any sign.
     pub fn integer(&self) -> Option<i64> {
-        let number = self.value.as_i64();
+        let number = match self.value {
+            Node::Number(number) => number.as_i64(),
+            _ => None,
+        };
         if number.is_none() {
             self.wrong_type("a whole number");
         }
@@ -226,7 +228,11 @@ impl<'a> Field<'a> {
     /// Reads a number between two bounds, both allowed.
     #[inline(never)]
     pub fn decimal(&self, min: f64, max: f64) -> Option<f64> {
-        let Some(number) = self.value.as_f64() else {
+        let number = match self.value {
+            Node::Number(number) => number.as_f64(),
+            _ => None,
+        };
+        let Some(number) = number else {
             self.wrong_type("a number");
             return None;
         };
@@ -323,11 +329,12 @@ impl<'a> Field<'a> {
     #[inline(never)]
     pub fn fields(&self) -> Option<Fields<'a>> {
         match self.value {
-            Value::Object(map) => Some(Fields {
+            Node::Object(map) => Some(Fields {
                 report: self.report,
                 way: self.way,
                 map,
-                known: RefCell::default(),
+                // As many as most objects are asked for.
+                known: RefCell::new(Vec::with_capacity(12)),
                 open: Cell::new(false),
             }),
             _ => {
@@ -337,9 +344,17 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// Returns how many items a list has; none where it is no list.
+    pub fn count(&self) -> usize {
+        match self.value {
+            Node::List(items) => items.len(),
+            _ => 0,
+        }
+    }
+
     /// Calls `each` for every item of a list.
     pub fn items(&self, mut each: impl FnMut(Field<'_>)) {
-        let Value::Array(items) = self.value else {
+        let Node::List(items) = self.value else {
             self.wrong_type("a list");
             return;
         };
@@ -354,11 +369,11 @@ impl<'a> Field<'a> {
 
     /// Calls `each` for every field of an object whose keys are free.
     pub fn entries(&self, mut each: impl FnMut(&str, Field<'_>)) {
-        let Value::Object(map) = self.value else {
+        let Node::Object(map) = self.value else {
             self.wrong_type("an object");
             return;
         };
-        for (key, value) in map {
+        for (key, value) in map.iter() {
             each(
                 key,
                 Field {
@@ -393,7 +408,7 @@ impl<'a> Field<'a> {
 pub struct Fields<'a> {
     report: &'a Report,
     way: Way<'a>,
-    map: &'a Map<String, Value>,
+    map: &'a Object<'a>,
     known: RefCell<Vec<&'static str>>,
     open: Cell<bool>,
 }
@@ -415,9 +430,11 @@ impl<'a> Fields<'a> {
 
     /// Looks a field up, and knows it from now on. Not inlined: each of a hundred fields would bring it along.
     #[inline(never)]
-    fn find(&self, name: &'static str) -> Option<&'a Value> {
+    fn find(&self, name: &'static str) -> Option<&'a Node<'a>> {
         self.known.borrow_mut().push(name);
-        self.map.get(name).filter(|value| !value.is_null())
+        self.map
+            .get(name)
+            .filter(|value| !matches!(value, Node::Null))
     }
 
     /// Reads a field that must be there.
@@ -432,18 +449,23 @@ impl<'a> Fields<'a> {
         self.read(name, read)
     }
 
+    /// Returns a field of an object that is not ours, whatever it is.
+    pub fn peek(&self, name: &str) -> Option<&'a Node<'a>> {
+        self.map.get(name)
+    }
+
     /// Says whether the field is there, without reading it.
     #[inline(never)]
     pub fn has(&self, name: &str) -> bool {
-        !matches!(self.map.get(name), None | Some(Value::Null))
+        !matches!(self.map.get(name), None | Some(Node::Null))
     }
 
     /// Says whether the field is there and says something: an empty string or list does not.
     pub fn given(&self, name: &str) -> bool {
         match self.map.get(name) {
-            None | Some(Value::Null) => false,
-            Some(Value::String(text)) => !text.is_empty(),
-            Some(Value::Array(items)) => !items.is_empty(),
+            None | Some(Node::Null) => false,
+            Some(Node::Text(text)) => !text.is_empty(),
+            Some(Node::List(items)) => !items.is_empty(),
             Some(_) => true,
         }
     }
@@ -524,8 +546,8 @@ impl Drop for Fields<'_> {
             return;
         }
         let known = self.known.borrow();
-        for key in self.map.keys() {
-            if !known.contains(&key.as_str()) {
+        for (key, _) in self.map.iter() {
+            if !known.contains(&key) {
                 let hint =
                     did_you_mean(key, &known).map(|meant| format!("did you mean `{meant}`?"));
                 let hint = hint.unwrap_or_else(|| format!("known here: {}", listed(&known)));

@@ -59,6 +59,7 @@ mod explain;
 pub mod fields;
 mod host;
 mod merge;
+pub mod node;
 mod order;
 mod port;
 mod problem;

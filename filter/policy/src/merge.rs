@@ -130,7 +130,7 @@ pub(crate) struct Merged<'r> {
 
 impl<'r> Merged<'r> {
     fn of(rule: &'r DestinationRule, part_of: Vec<usize>) -> Self {
-        let policy = rule.policy.as_ref().map(|policy| (rule, policy));
+        let policy = rule.policy.as_deref().map(|policy| (rule, policy));
         let subsets = rule.subsets.iter().map(|subset| (rule, subset)).collect();
         Merged {
             first: rule,
@@ -144,7 +144,7 @@ impl<'r> Merged<'r> {
     fn add(&mut self, rule: &'r DestinationRule) {
         self.policy = self
             .policy
-            .or(rule.policy.as_ref().map(|policy| (rule, policy)));
+            .or(rule.policy.as_deref().map(|policy| (rule, policy)));
         for subset in &rule.subsets {
             if !self
                 .subsets
@@ -359,11 +359,11 @@ impl<'r> Settings<'r> {
         Settings {
             rule,
             source,
-            tls: policy.and_then(|policy| policy.tls.as_ref()),
-            load_balancer: policy.and_then(|policy| policy.load_balancer.as_ref()),
-            connection_pool: policy.and_then(|policy| policy.connection_pool.as_ref()),
-            outlier_detection: policy.and_then(|policy| policy.outlier_detection.as_ref()),
-            tunnel: policy.and_then(|policy| policy.tunnel.as_ref()),
+            tls: policy.and_then(|policy| policy.tls.as_deref()),
+            load_balancer: policy.and_then(|policy| policy.load_balancer.as_deref()),
+            connection_pool: policy.and_then(|policy| policy.connection_pool.as_deref()),
+            outlier_detection: policy.and_then(|policy| policy.outlier_detection.as_deref()),
+            tunnel: policy.and_then(|policy| policy.tunnel.as_deref()),
             proxy_protocol: policy.and_then(|policy| policy.proxy_protocol),
             retry_budget: policy.and_then(|policy| policy.retry_budget.as_ref()),
         }

@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use serde_json::Value;
-
 use crate::fields::{Field, Fields};
+use crate::node::Node;
 use crate::problem::{Origin, ProblemKind};
 
 mod client_tls;
@@ -85,8 +84,8 @@ fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Meta {
         fields.allow_unknown();
         let name = fields.require("name", |field| name_of(field, 253))?;
         let namespace = fields.read("namespace", |field| name_of(field, 63));
-        let created = match field.value.get("creationTimestamp") {
-            Some(Value::String(text)) => text.clone(),
+        let created = match fields.peek("creationTimestamp") {
+            Some(Node::Text(text)) => text.clone().into_owned(),
             _ => String::new(),
         };
         let namespace = namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());

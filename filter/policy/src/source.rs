@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::fields::{Field, Fields, Report, Way, listed};
+use crate::node::Node;
 use crate::order::sort_by;
 use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Severity, did_you_mean};
 use crate::resource::{DestinationRule, Meta, ResourceId, Resources, ServiceEntry};
@@ -33,10 +34,15 @@ impl Parser {
 
     /// Reads one document: a resource, or a Kubernetes `List` of them. `null`, an empty document, is none.
     pub fn document(&mut self, value: &Value) {
+        self.node(&Node::from(value));
+    }
+
+    /// As [`Parser::document`], from what was read for this alone.
+    pub fn node(&mut self, value: &Node<'_>) {
         let document = self.documents;
         self.documents += 1;
-        let Value::Object(map) = value else {
-            if !value.is_null() {
+        let Node::Object(map) = value else {
+            if *value != Node::Null {
                 self.lone(
                     document,
                     FieldPath::default(),
@@ -48,9 +54,9 @@ impl Parser {
             }
             return;
         };
-        let is_list = matches!(map.get("kind"), Some(Value::String(kind)) if kind == "List");
+        let is_list = matches!(map.get("kind"), Some(Node::Text(kind)) if kind == "List");
         match map.get("items") {
-            Some(Value::Array(items)) if is_list => {
+            Some(Node::List(items)) if is_list => {
                 let list = Way::Key(&Way::Root, "items");
                 for (index, item) in items.iter().enumerate() {
                     self.resource(
@@ -131,7 +137,7 @@ impl Parser {
         });
     }
 
-    fn resource(&mut self, origin: Origin, way: Way<'_>, value: &Value) {
+    fn resource(&mut self, origin: Origin, way: Way<'_>, value: &Node<'_>) {
         let report = Report::new(origin);
         let field = Field {
             report: &report,
@@ -145,14 +151,29 @@ impl Parser {
         self.problems.extend(report.into_problems());
         match read {
             Some(Read::ServiceEntry(entry)) if usable => {
-                self.resources.service_entries.push(*entry)
+                push(&mut self.resources.service_entries, *entry);
             }
-            Some(Read::DestinationRule(rule)) if usable => {
-                self.resources.destination_rules.push(*rule)
+            Some(Read::DestinationRule(mut rule)) if usable => {
+                let rules = &mut self.resources.destination_rules;
+                if let Some(before) = rules.last()
+                    && before.policy == rule.policy
+                {
+                    rule.policy.clone_from(&before.policy);
+                }
+                push(rules, *rule);
             }
             _ => {}
         }
     }
+}
+
+/// Adds to a list that may become long: where `push` would take room for twice as many, which in a VM is never given
+/// back, this takes room for a quarter more.
+fn push<T>(list: &mut Vec<T>, item: T) {
+    if list.len() == list.capacity() {
+        list.reserve_exact(list.len() / 4 + 4);
+    }
+    list.push(item);
 }
 
 enum Read {

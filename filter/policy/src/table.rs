@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use crate::cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
 use crate::decision::{Action, Arrival, Connection, Decision, Query, Reason, Spoken, Target};
-use crate::digest::Digest;
+use crate::digest::{Digest, Lines};
 use crate::host::{HostName, HostPattern};
 use crate::merge::{
     Merged, PolicySource, Proxy, RuleIndex, Settings, exported, for_port, for_subset,
@@ -384,42 +384,46 @@ impl PolicyTable {
 
     /// Returns a fingerprint: equal for two tables that decide alike, whatever order they were read in.
     pub fn digest(&self) -> Digest {
-        let mut lines: Vec<String> = self
-            .services()
-            .map(|service| {
-                let Service {
-                    host,
-                    port,
-                    target,
-                    arrival,
-                    subset,
-                    cluster,
-                    ..
-                } = service;
-                format!(
-                    "{host} {port} {target} {arrival:?} {} {}",
-                    subset.unwrap_or(""),
-                    cluster.name
-                )
-            })
-            .collect();
-        lines.extend(self.clusters.iter().map(Cluster::line));
-        lines.extend(
-            self.connect_to
-                .iter()
-                .map(|to| format!("{} {} {} {}", to.host, to.port, to.address, to.address_port)),
-        );
+        let mut lines = Lines::default();
+        for service in self.services() {
+            let Service {
+                host,
+                port,
+                target,
+                arrival,
+                subset,
+                cluster,
+                ..
+            } = service;
+            let subset = subset.unwrap_or("");
+            let name = &cluster.name;
+            lines.add(format_args!(
+                "{host} {port} {target} {arrival:?} {subset} {name}"
+            ));
+        }
+        for cluster in &self.clusters {
+            lines.add(format_args!("{}", cluster.line()));
+        }
+        for to in &self.connect_to {
+            lines.add(format_args!(
+                "{} {} {} {}",
+                to.host, to.port, to.address, to.address_port
+            ));
+        }
         // A host without a port refuses; an address stands for its host.
-        lines.extend(self.hosts.iter().map(|host| host.pattern.to_string()));
+        for host in &self.hosts {
+            lines.add(format_args!("{}", host.pattern));
+        }
         for (alias, at) in &self.aliases {
             let host = self.hosts.get(*at).map(|host| host.pattern.to_string());
-            lines.push(format!("{alias} is {}", host.unwrap_or_default()));
+            lines.add(format_args!("{alias} is {}", host.unwrap_or_default()));
         }
         let pattern = |place: usize| self.hosts.get(place).map(|host| &host.pattern);
-        lines.extend(self.connections.lines(pattern));
-        lines.push(self.outbound.as_str().to_owned());
-        sort_by(&mut lines, String::cmp);
-        Digest::of(lines.iter().map(String::as_str))
+        for line in self.connections.lines(pattern) {
+            lines.add(format_args!("{line}"));
+        }
+        lines.add(format_args!("{}", self.outbound.as_str()));
+        lines.digest()
     }
 
     fn connect_to(&self, host: &str, port: PortNumber) -> Option<(&str, PortNumber)> {
@@ -508,7 +512,7 @@ impl<'r> Compiler<'r> {
                 self.hosts.push(Host {
                     pattern: host.clone(),
                     entry: entry_at,
-                    ports: Vec::new(),
+                    ports: Vec::with_capacity(entry.ports.len()),
                 });
                 self.owners.push(entry);
             } else if !self
@@ -849,16 +853,22 @@ impl<'r> Compiler<'r> {
         } = service;
         let load_balancer = settings
             .and_then(|settings| settings.load_balancer)
-            .cloned();
+            .cloned()
+            .map(Box::new);
         let connection_pool = settings
             .and_then(|settings| settings.connection_pool)
-            .cloned();
+            .cloned()
+            .map(Box::new);
         let outlier_detection = settings
             .and_then(|settings| settings.outlier_detection)
-            .cloned();
+            .cloned()
+            .map(Box::new);
         let proxy_protocol = settings.and_then(|settings| settings.proxy_protocol);
         let retry_budget = settings.and_then(|settings| settings.retry_budget).cloned();
-        let tunnel = settings.and_then(|settings| settings.tunnel).cloned();
+        let tunnel = settings
+            .and_then(|settings| settings.tunnel)
+            .cloned()
+            .map(Box::new);
         let http = connection_pool.as_ref().map(|pool| &pool.http);
         let as_received = http.is_some_and(|http| http.use_client_protocol);
         let upgrade = http.map(|http| http.h2_upgrade).unwrap_or_default();

@@ -409,7 +409,7 @@ fn endpoints(cluster: &Cluster) -> Value {
 
 fn settings(cluster: &Cluster) -> Value {
     let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap();
-    let pool = cluster.connection_pool.as_ref();
+    let pool = cluster.connection_pool.as_deref();
     let tcp = pool.map(|pool| &pool.tcp);
     let http = pool.map(|pool| &pool.http);
     let idle = http.and_then(|http| http.idle_timeout);
@@ -464,7 +464,7 @@ fn settings(cluster: &Cluster) -> Value {
         "maxRequestsPerConnection": http.and_then(|http| http.max_requests_per_connection),
         "maxRetries": http.and_then(|http| http.max_retries),
         "outlierDetection": outlier,
-        "loadBalancer": cluster.load_balancer.as_ref().map(balancer),
+        "loadBalancer": cluster.load_balancer.as_deref().map(balancer),
         "warmup": warmup.map(|warmup| {
             json!([millis(warmup.duration), warmup.minimum_percent, warmup.aggression])
         }),

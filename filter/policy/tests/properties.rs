@@ -454,7 +454,7 @@ proptest! {
             let rule = documents.iter().find(of_rule).filter(|_| decision.policy_source == Some(PolicySource::Rule));
             let wanted = rule.and_then(|rule| rule.pointer("/spec/trafficPolicy/tunnel"));
             let wanted = wanted.map(|tunnel| format!("{}:{}", tunnel["targetHost"].as_str().unwrap(), tunnel["targetPort"]));
-            prop_assert_eq!(service.cluster.tunnel.as_ref().map(Tunnel::authority), wanted);
+            prop_assert_eq!(service.cluster.tunnel.as_deref().map(Tunnel::authority), wanted);
             if service.cluster.tunnel.is_some() {
                 prop_assert_eq!(&service.cluster.own, &Some((service.host.clone(), service.port)));
                 let listed = matches!(service.cluster.endpoints, Endpoints::Listed { .. });

@@ -27,7 +27,7 @@ impl RootContext for Root {
                 return false;
             }
         };
-        match egress_filter::load_for(&json, node_labels()) {
+        match egress_filter::load_for(json, node_labels()) {
             Ok(loaded) => {
                 for warning in &loaded.warnings.0 {
                     warn!("egress: {warning}");
@@ -40,7 +40,7 @@ impl RootContext for Root {
                 info!(
                     "egress: {} hosts, digest {}",
                     loaded.table.len(),
-                    loaded.table.digest()
+                    loaded.digest
                 );
                 self.loaded = Some(Rc::new(loaded));
                 true

@@ -1,5 +1,7 @@
 //! `DestinationRule`: how to reach the services of a host.
 
+use std::sync::Arc;
+
 use crate::fields::{Field, Fields};
 use crate::host::HostPattern;
 use crate::problem::{Origin, ProblemKind};
@@ -15,8 +17,8 @@ pub struct DestinationRule {
     pub meta: Meta,
     /// The host or hosts it is for.
     pub host: HostPattern,
-    /// What it says, for all ports and for single ones.
-    pub policy: Option<TrafficPolicy>,
+    /// What it says, for all ports and for single ones. Most rules say what the one before them says, and share it.
+    pub policy: Option<Arc<TrafficPolicy>>,
     /// Named variants of the host.
     pub subsets: Vec<Subset>,
     /// The namespaces that see it; empty means all.
@@ -62,7 +64,9 @@ fn read_spec(field: Field<'_>, meta: Meta) -> Option<DestinationRule> {
         }
         field.host()
     });
-    let policy = fields.read("trafficPolicy", |field| read_policy(field, namespace));
+    let policy = fields
+        .read("trafficPolicy", |field| read_policy(field, namespace))
+        .map(Arc::new);
     let mut subsets: Vec<Subset> = Vec::new();
     fields.read("subsets", |list| {
         let mut index = 0;

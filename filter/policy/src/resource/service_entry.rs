@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::fields::{Field, Fields};
 use crate::host::{HostName, HostPattern, InvalidHost};
+use crate::node::Node;
 use crate::port::{PortNumber, Protocol, ProtocolClass};
 use crate::problem::{Origin, ProblemKind, Segment};
 use crate::resource::destination_rule::is_label;
@@ -212,6 +213,7 @@ fn read_spec(field: Field<'_>, meta: Meta) -> Option<ServiceEntry> {
     }
     let mut endpoints = Vec::new();
     fields.read("endpoints", |list| {
+        endpoints.reserve_exact(list.count());
         list.items(|item| endpoints.extend(read_endpoint(item, resolution, &ports)));
         Some(())
     });
@@ -253,6 +255,7 @@ fn read_spec(field: Field<'_>, meta: Meta) -> Option<ServiceEntry> {
 fn read_hosts(fields: &Fields<'_>) -> Vec<HostPattern> {
     let mut hosts = Vec::new();
     fields.require("hosts", |list| {
+        hosts.reserve_exact(list.count());
         list.items(|item| match item.host() {
             Some(HostPattern::Any) => item.error_with_hint(
                 ProblemKind::Invalid(InvalidHost::Everything.to_string()),
@@ -261,7 +264,7 @@ fn read_hosts(fields: &Fields<'_>) -> Vec<HostPattern> {
             Some(host) => hosts.push(host),
             None => {}
         });
-        if matches!(list.value, serde_json::Value::Array(items) if items.is_empty()) {
+        if matches!(list.value, Node::List(items) if items.is_empty()) {
             list.error(ProblemKind::Invalid(
                 "service entry must have at least one host".to_owned(),
             ));
@@ -275,6 +278,7 @@ fn read_ports(fields: &Fields<'_>) -> Vec<ServicePort> {
     let mut ports: Vec<ServicePort> = Vec::new();
     let mut index = 0;
     fields.read("ports", |list| {
+        ports.reserve_exact(list.count());
         list.items(|item| {
             let port = read_port(item, index);
             index += 1;

@@ -10,21 +10,24 @@ use crate::resource::client_tls::{ClientTls, read_tls};
 
 /// The settings of a rule, and those of single ports that replace them.
 ///
+/// Most rules have one or two of them, so those that are large stand behind a pointer: ten thousand rules are read at
+/// once, and each list of them grows by copying.
+///
 /// Source: istio/api `networking/v1alpha3/destination_rule.proto`, `TrafficPolicy`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct TrafficPolicy {
     /// How to spread the load.
-    pub load_balancer: Option<LoadBalancer>,
+    pub load_balancer: Option<Box<LoadBalancer>>,
     /// Limits and times.
-    pub connection_pool: Option<ConnectionPool>,
+    pub connection_pool: Option<Box<ConnectionPool>>,
     /// When to leave an address alone.
-    pub outlier_detection: Option<OutlierDetection>,
+    pub outlier_detection: Option<Box<OutlierDetection>>,
     /// TLS towards the server.
-    pub tls: Option<ClientTls>,
+    pub tls: Option<Box<ClientTls>>,
     /// Settings of single service ports. An entry replaces all the others as a whole.
     pub port_level: Vec<PortPolicy>,
     /// A proxy to go through.
-    pub tunnel: Option<Tunnel>,
+    pub tunnel: Option<Box<Tunnel>>,
     /// The header that tells the server who is calling.
     pub proxy_protocol: Option<ProxyProtocol>,
     /// How many retries there may be at once.
@@ -276,6 +279,7 @@ pub(super) fn read_policy(field: Field<'_>, namespace: &str) -> Option<TrafficPo
     }
     fields.read("portLevelSettings", |list| {
         let mut index = 0;
+        policy.port_level.reserve_exact(list.count());
         list.items(|item| {
             policy
                 .port_level
@@ -284,7 +288,7 @@ pub(super) fn read_policy(field: Field<'_>, namespace: &str) -> Option<TrafficPo
         });
         Some(())
     });
-    policy.tunnel = fields.read("tunnel", read_tunnel);
+    policy.tunnel = fields.read("tunnel", read_tunnel).map(Box::new);
     policy.proxy_protocol = fields.read("proxyProtocol", |field| {
         let fields = field.fields()?;
         let version = fields.read("version", |field| {
@@ -324,10 +328,18 @@ pub(super) fn read_policy(field: Field<'_>, namespace: &str) -> Option<TrafficPo
 /// Reads the four settings that a port may have too.
 fn read_settings(fields: &Fields<'_>, namespace: &str) -> TrafficPolicy {
     TrafficPolicy {
-        load_balancer: fields.read("loadBalancer", read_load_balancer),
-        connection_pool: fields.read("connectionPool", read_connection_pool),
-        outlier_detection: fields.read("outlierDetection", read_outlier_detection),
-        tls: fields.read("tls", |field| read_tls(field, namespace)),
+        load_balancer: fields
+            .read("loadBalancer", read_load_balancer)
+            .map(Box::new),
+        connection_pool: fields
+            .read("connectionPool", read_connection_pool)
+            .map(Box::new),
+        outlier_detection: fields
+            .read("outlierDetection", read_outlier_detection)
+            .map(Box::new),
+        tls: fields
+            .read("tls", |field| read_tls(field, namespace))
+            .map(Box::new),
         ..TrafficPolicy::default()
     }
 }

@@ -79,7 +79,9 @@ impl<'r> Compiler<'r> {
         merged: &Merged<'r>,
         settings: Settings<'r>,
     ) {
-        let tunnel = merged.policy.and_then(|(_, policy)| policy.tunnel.as_ref());
+        let tunnel = merged
+            .policy
+            .and_then(|(_, policy)| policy.tunnel.as_deref());
         let entry = matches!(settings.source, PolicySource::Port(_));
         if tunnel.is_none() || !entry || service.arrival == Arrival::Http {
             return;
