@@ -91,6 +91,33 @@ pub const UPSTREAM_TUNNEL_STATE: &str = "egress.tunnel";
 /// Source: istio/istio `pkg/model/proxy.go`, `NodeMetadata.Labels`.
 pub const NODE_LABELS: [&str; 4] = ["xds", "node", "metadata", "LABELS"];
 
+/// The properties with Envoy's own version, major and minor.
+///
+/// Source: envoyproxy/data-plane-api `envoy/config/core/v3/base.proto`, `Node.user_agent_build_version`.
+pub const ENVOY_VERSION: [[&str; 5]; 2] = [
+    [
+        "xds",
+        "node",
+        "user_agent_build_version",
+        "version",
+        "major_number",
+    ],
+    [
+        "xds",
+        "node",
+        "user_agent_build_version",
+        "version",
+        "minor_number",
+    ],
+];
+
+/// The newest Envoy, major and minor, of which we know that it looks at the routes again when a filter of our ABI
+/// writes a header. All before it do so too; those to come are told to, until they were tried.
+///
+/// Source: envoyproxy/envoy `source/extensions/common/wasm/context.cc`, `Context::onHeadersModified`, and
+/// `integration/tests/hostcalls.rs`.
+pub const ROUTES_FOLLOW_HEADERS: (u64, u64) = (1, 40);
+
 /// The property with Envoy's word on how a response came about.
 pub const RESPONSE_DETAILS: [&str; 2] = ["response", "code_details"];
 

@@ -36,8 +36,15 @@ pub enum Effect<'e> {
     Count(Failure),
     /// Set a response header, in place of all that were there.
     ResponseHeader(&'static str, &'e str),
-    /// Replace the body of the response once it comes; a response without one keeps none.
-    ResponseBody(&'static str),
+    /// Say this to the application in place of what Envoy answers, with the status and the detail that Envoy chose.
+    AnswerInstead(&'static str),
+}
+
+impl Effect<'_> {
+    /// Says whether the request or connection goes no further.
+    pub fn ends(&self) -> bool {
+        matches!(self, Effect::Answer { .. } | Effect::Close)
+    }
 }
 
 /// Effects in the order in which they are applied. There are never more than ten, so they need no heap.

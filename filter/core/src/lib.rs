@@ -47,6 +47,7 @@ mod load;
 mod metadata;
 mod plan;
 mod plan_tcp;
+mod remembered;
 
 pub use config::{AuthorityMode, FilterKind, MetadataFormat, PluginConfig, Variants};
 pub use effect::{Effect, Effects};
@@ -57,3 +58,4 @@ pub use load::{InvalidConfig, Loaded, load, load_for};
 pub use metadata::{Entry, FIELDS, varint};
 pub use plan::{Scratch, failed, plan_failure, plan_http};
 pub use plan_tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};
+pub use remembered::Remembered;

@@ -155,15 +155,28 @@ impl<'o> Writer<'o> {
         if parts.is_empty() {
             self.out.push(b'-');
         }
-        for byte in parts.iter().flat_map(|part| part.bytes()) {
-            // One request is one line, and a client cannot write a second entry.
-            match byte {
-                b'!'..=b'~' if byte != b'"' && byte != b'\\' => self.out.push(byte),
-                _ => self
-                    .out
-                    .extend_from_slice(format!("\\x{byte:02x}").as_bytes()),
-            }
+        for part in parts {
+            self.line(part.as_bytes());
         }
+    }
+
+    /// One request is one line, and a client cannot write a second entry.
+    fn line(&mut self, mut text: &[u8]) {
+        let passes = |byte: &u8| matches!(byte, b'!'..=b'~') && *byte != b'"' && *byte != b'\\';
+        // Nearly always this is all of it, and copied as a whole.
+        while let Some(at) = text.iter().position(|byte| !passes(byte)) {
+            let (before, rest) = text.split_at(at);
+            self.out.extend_from_slice(before);
+            let Some((byte, rest)) = rest.split_first() else {
+                return;
+            };
+            let digit =
+                |number: u8| char::from_digit(u32::from(number), 16).map_or(b'?', |it| it as u8);
+            self.out
+                .extend([b'\\', b'x', digit(byte >> 4), digit(byte & 15)]);
+            text = rest;
+        }
+        self.out.extend_from_slice(text);
     }
 
     /// Writes one field of a `google.protobuf.Struct`: `fields = 1 {key = 1; value = 2 {string_value = 3}}`.

@@ -169,9 +169,6 @@ pub fn plan_failure<'e>(
     let parsed = Authority::parse(facts.authority);
     let decision = decide(config, facts, &parsed);
     write_metadata(config, facts.authority, &decision, Some(failure), scratch);
-    let length = u16::try_from(failure.body().len()).unwrap_or(0);
-    scratch.body.clear();
-    scratch.body.push_str(itoa(length, &mut [0; 5]));
     let scratch: &'e Scratch = scratch;
 
     let mut effects = Effects::new();
@@ -179,9 +176,7 @@ pub fn plan_failure<'e>(
     if grpc {
         effects.push(Effect::ResponseHeader("grpc-message", failure.message()));
     } else {
-        effects.push(Effect::ResponseBody(failure.body()));
-        effects.push(Effect::ResponseHeader("content-length", &scratch.body));
-        effects.push(Effect::ResponseHeader("content-type", "text/plain"));
+        effects.push(Effect::AnswerInstead(failure.body()));
     }
     effects.push(Effect::Count(failure));
     effects.push(Effect::Metadata(&scratch.metadata));

@@ -78,13 +78,6 @@ unsafe extern "C" {
         value: *mut *mut u8,
         value_len: *mut usize,
     ) -> u32;
-    fn proxy_set_buffer_bytes(
-        buffer: u32,
-        start: usize,
-        size: usize,
-        value: *const u8,
-        value_len: usize,
-    ) -> u32;
     fn proxy_close_stream(stream: u32) -> u32;
     fn proxy_define_metric(kind: u32, name: *const u8, name_len: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, by: i64) -> u32;
@@ -95,8 +88,8 @@ fn take(status: u32, value: *mut u8, len: usize) -> Result<Option<Vec<u8>>, Host
     match status {
         // Of what is empty there is nothing to allocate.
         OK if value.is_null() => Ok(Some(Vec::new())),
-        // SAFETY: the host got the block from our `proxy_on_memory_allocate`, which the SDK defines as a
-        // `Vec` of exactly `len` bytes, and wrote all of it. It gives the block away with the call.
+        // SAFETY: the host got the block from our `malloc`, which the SDK defines as a `Vec` of exactly `len` bytes,
+        // and wrote all of it. It gives the block away with the call.
         OK => Ok(Some(unsafe { Vec::from_raw_parts(value, len, len) })),
         NOT_FOUND => Ok(None),
         _ => Err(HostError),
@@ -209,13 +202,6 @@ pub(crate) fn plugin_configuration() -> Result<Vec<u8>, HostError> {
         proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, usize::MAX, &mut value, &mut len)
     };
     take(status, value, len).map(Option::unwrap_or_default)
-}
-
-/// Puts `body` in place of the part of the response's body that has come.
-pub(crate) fn set_response_body(body: &str) -> Result<(), HostError> {
-    const RESPONSE_BODY: u32 = 1;
-    // SAFETY: the host reads the text during the call only.
-    done(unsafe { proxy_set_buffer_bytes(RESPONSE_BODY, 0, usize::MAX, body.as_ptr(), body.len()) })
 }
 
 /// Defines a counter, or finds the one of this name, and returns its number in this VM.

@@ -2,16 +2,14 @@
 
 use std::cell::RefCell;
 
-use egress_filter::{
-    Effect, Effects, Facts, Scratch, contract, failed, plan_failure, plan_http, varint,
-};
+use egress_filter::{Effect, Effects, Facts, Scratch, contract, failed, plan_failure, varint};
 use egress_policy::PortNumber;
 use log::error;
 use proxy_wasm::traits::HttpContext;
 use proxy_wasm::types::Action;
 
 use crate::host::{self, HostError};
-use crate::{Shared, counters};
+use crate::{Shared, counters, routes};
 
 thread_local! {
     /// One VM handles one request or connection at a time, so all of them share the room for their texts.
@@ -23,8 +21,6 @@ pub struct Request {
     loaded: Option<Shared>,
     /// What it was planned by, once it was let go; its response is looked at then only.
     sent: Option<Sent>,
-    /// What takes the place of the response's body.
-    body: Option<&'static str>,
 }
 
 /// The facts of a request, kept for its response.
@@ -47,11 +43,7 @@ impl Sent {
 
 impl Request {
     pub(crate) fn new(loaded: Option<Shared>) -> Self {
-        Request {
-            loaded,
-            sent: None,
-            body: None,
-        }
+        Request { loaded, sent: None }
     }
 
     /// Says whether the request goes on; `Ok(false)` when it was answered here.
@@ -60,9 +52,9 @@ impl Request {
             return Err(HostError);
         };
         let authority = host::request_header(":authority")?.unwrap_or_default();
-        let (port, connect) = match loaded.listener_port {
+        let (port, connect) = match loaded.config().listener_port {
             Some(_) => (None, false),
-            None if loaded.forward_proxy => asked_of_a_proxy()?,
+            None if loaded.config().forward_proxy => asked_of_a_proxy()?,
             None => (destination_port()?, false),
         };
         let sent = Sent {
@@ -70,34 +62,42 @@ impl Request {
             port,
             connect,
         };
-        let goes_on = SCRATCH
-            .with_borrow_mut(|scratch| carry_out(&plan_http(loaded, &sent.facts(), scratch)))?;
+        let mut goes_on = true;
+        loaded.plan_http(&sent.facts(), |effect| {
+            goes_on &= !effect.ends();
+            apply(effect)
+        })?;
         self.sent = goes_on.then_some(sent);
         Ok(goes_on)
     }
 
-    /// Looks at a response that could be Envoy's own, and says why the connection failed if it did.
-    fn explain(&mut self) -> Result<(), HostError> {
-        let (Some(loaded), Some(sent)) = (&self.loaded, self.sent.take()) else {
-            return Ok(());
+    /// Looks at a response that could be Envoy's own, and says why the connection failed if it did; `Ok(true)` when
+    /// another answer has taken its place.
+    fn explain(&mut self) -> Result<bool, HostError> {
+        let (Some(loaded), Some(sent)) = (self.loaded.as_deref(), self.sent.take()) else {
+            return Ok(false);
         };
+        let loaded = loaded.config();
         let details = host::property(&contract::RESPONSE_DETAILS)?.unwrap_or_default();
         let details = std::str::from_utf8(&details).unwrap_or_default();
         let facts = sent.facts();
         let Some(failure) = failed(loaded, &facts, details) else {
-            return Ok(());
+            return Ok(false);
         };
         let content = host::response_header("content-type")?.unwrap_or_default();
         let grpc = content.starts_with(b"application/grpc");
         SCRATCH.with(|scratch| {
             let mut scratch = scratch.try_borrow_mut().map_err(|_| HostError)?;
+            let mut answered = false;
             for effect in plan_failure(loaded, &facts, failure, grpc, &mut scratch).iter() {
-                match effect {
-                    Effect::ResponseBody(body) => self.body = Some(body),
-                    effect => apply(effect)?,
+                if let Effect::AnswerInstead(body) = effect {
+                    host::answer(status()?, details, body)?;
+                    answered = true;
+                } else {
+                    apply(effect)?;
                 }
             }
-            Ok(())
+            Ok(answered)
         })
     }
 }
@@ -122,19 +122,17 @@ impl HttpContext for Request {
 
     fn on_http_response_headers(&mut self, count: usize, _end_of_stream: bool) -> Action {
         // Of the answers that count, those of servers have more headers: they cost no call.
-        if count <= contract::LOCAL_REPLY_HEADERS && self.explain().is_err() {
-            error!("egress: the host refused a call; a failure is not told whole");
+        if count > contract::LOCAL_REPLY_HEADERS {
+            return Action::Continue;
         }
-        Action::Continue
-    }
-
-    fn on_http_response_body(&mut self, _size: usize, _end_of_stream: bool) -> Action {
-        if let Some(body) = self.body.take()
-            && host::set_response_body(body).is_err()
-        {
-            error!("egress: the host refused a call; a failure is told in Envoy's words");
+        match self.explain() {
+            Ok(true) => Action::Pause,
+            Ok(false) => Action::Continue,
+            Err(HostError) => {
+                error!("egress: the host refused a call; a failure is not told whole");
+                Action::Continue
+            }
         }
-        Action::Continue
     }
 }
 
@@ -142,7 +140,7 @@ impl HttpContext for Request {
 pub(crate) fn carry_out(effects: &Effects<'_>) -> Result<bool, HostError> {
     let mut goes_on = true;
     for effect in effects.iter() {
-        goes_on &= !matches!(effect, Effect::Answer { .. } | Effect::Close);
+        goes_on &= !effect.ends();
         apply(effect)?;
     }
     Ok(goes_on)
@@ -154,7 +152,7 @@ fn apply(effect: Effect<'_>) -> Result<(), HostError> {
         Effect::Authority(value) => host::set_request_header(":authority", value),
         Effect::Header(name, value) => host::set_request_header(name, value),
         Effect::RemoveHeader(name) => host::remove_request_header(name),
-        Effect::ChooseRouteAgain => host::call(contract::CLEAR_ROUTE_CACHE, &[]),
+        Effect::ChooseRouteAgain => routes::choose_again(),
         Effect::FilterState(key, value) => {
             host::call(contract::SET_FILTER_STATE, &filter_state(key, value))
         }
@@ -171,9 +169,16 @@ fn apply(effect: Effect<'_>) -> Result<(), HostError> {
         Effect::Close => host::close_downstream(),
         Effect::Count(failure) => counters::count(failure),
         Effect::ResponseHeader(name, value) => host::set_response_header(name, value),
-        // Comes when the body does.
-        Effect::ResponseBody(_) => Ok(()),
+        // Only where there is an answer already: see `explain`.
+        Effect::AnswerInstead(_) => Err(HostError),
     }
+}
+
+/// Reads the status of the response.
+fn status() -> Result<u32, HostError> {
+    let status = host::response_header(":status")?.unwrap_or_default();
+    let status = std::str::from_utf8(&status).ok();
+    status.and_then(|text| text.parse().ok()).ok_or(HostError)
 }
 
 /// Reads what a forward proxy is asked: the port of the URL's scheme, and whether the method is CONNECT, which has

@@ -5,8 +5,9 @@
 //! Envoy's answer, when a connection failed ──► egress_filter::plan_failure ──effects──► host.rs ──► Envoy
 //! ```
 //!
-//! [`root`] keeps the configuration, [`http`] handles one request, [`tcp`] one connection that is not HTTP, `counters` counts failures, `host` is
-//! the one file that calls the host. Nothing is decided here: an `if` about policy belongs into `egress-policy`.
+//! [`root`] keeps the configuration, [`http`] handles one request, [`tcp`] one connection that is not HTTP, `counters`
+//! counts failures, `routes` knows when Envoy has to be told to choose the route again, `host` is the one file that calls
+//! the host. Nothing is decided here: an `if` about policy belongs into `egress-policy`.
 //!
 //! What it does not do: TLS. That is the transport socket of the cluster the request is led to.
 
@@ -19,6 +20,7 @@ mod counters;
 mod host;
 pub mod http;
 pub mod root;
+mod routes;
 pub mod tcp;
 
 /// What Envoy calls first.
@@ -38,8 +40,9 @@ pub fn start() {
     proxy_wasm::set_root_context(|_| -> Box<dyn RootContext> { Box::new(root::Root::default()) });
 }
 
-/// A configuration that streams share; one that is replaced lives on in the streams that began with it.
-type Shared = Rc<egress_filter::Loaded>;
+/// A configuration that streams share, and what is remembered by it; one that is replaced lives on in the streams that
+/// began with it.
+type Shared = Rc<egress_filter::Remembered>;
 
 impl Context for root::Root {}
 impl Context for http::Request {}

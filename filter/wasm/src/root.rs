@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use egress_filter::{FilterKind, MetadataFormat, contract, varint};
+use egress_filter::{FilterKind, MetadataFormat, Remembered, contract, varint};
 use log::{error, info, warn};
 use proxy_wasm::traits::{HttpContext, RootContext, StreamContext};
 use proxy_wasm::types::ContextType;
 
 use crate::http::Request;
 use crate::tcp::Connection;
-use crate::{Shared, counters, host};
+use crate::{Shared, counters, host, routes};
 
 /// The plugin, once in each VM. Until it has a configuration it refuses every request.
 #[derive(Default)]
@@ -37,12 +37,13 @@ impl RootContext for Root {
                     return false;
                 }
                 counters::define();
+                routes::learn();
                 info!(
                     "egress: {} hosts, digest {}",
                     loaded.table.len(),
                     loaded.digest
                 );
-                self.loaded = Some(Rc::new(loaded));
+                self.loaded = Some(Rc::new(Remembered::new(loaded)));
                 true
             }
             Err(problem) => {
@@ -64,7 +65,7 @@ impl RootContext for Root {
 
     // Asked for each request and connection, so what the configuration says of it is kept.
     fn get_type(&self) -> Option<ContextType> {
-        Some(match self.loaded.as_ref().map(|loaded| loaded.filter) {
+        Some(match self.loaded.as_ref().map(|loaded| loaded.config().filter) {
             Some(FilterKind::Network) => ContextType::StreamContext,
             Some(FilterKind::Http) | None => ContextType::HttpContext,
         })

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use egress_filter::{
-    ConnectionEnd, ConnectionFacts, connection_failed, contract, plan_connection_failure, plan_tcp,
-    wanted,
+    ConnectionEnd, ConnectionFacts, Remembered, connection_failed, contract,
+    plan_connection_failure, plan_tcp, wanted,
 };
 use egress_policy::PortNumber;
 use log::error;
@@ -50,7 +50,7 @@ impl Connection {
 
     /// Says whether the connection goes on; `Ok(false)` when it is closed here.
     fn handle(&mut self) -> Result<bool, HostError> {
-        let Some(loaded) = &self.loaded else {
+        let Some(loaded) = self.loaded.as_deref().map(Remembered::config) else {
             return Err(HostError);
         };
         let wanted = wanted(loaded);
@@ -70,9 +70,10 @@ impl Connection {
 
     /// Says why the server was not reached, if it was not.
     fn explain(&mut self) -> Result<(), HostError> {
-        let (Some(loaded), Some(sent)) = (&self.loaded, self.sent.take()) else {
+        let (Some(loaded), Some(sent)) = (self.loaded.as_deref(), self.sent.take()) else {
             return Ok(());
         };
+        let loaded = loaded.config();
         let flags = host::property(&contract::RESPONSE_FLAGS)?.unwrap_or_default();
         // Envoy hands integers over as eight bytes, least first.
         let flags = <[u8; 8]>::try_from(flags.as_slice()).map_or(0, u64::from_le_bytes);

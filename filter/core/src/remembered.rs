@@ -1,0 +1,198 @@
+//! Plans that were made before. A request like one before it gets the same effects, and nothing is decided again:
+//! deciding and writing the metadata takes some ten times as long as finding both written down.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use egress_policy::PortNumber;
+
+use crate::effect::Effect;
+use crate::facts::Facts;
+use crate::load::Loaded;
+use crate::plan::{Scratch, plan_http};
+
+/// How many plans are kept: a power of two. Each takes some hundred bytes, all of them a tenth of a megabyte or two.
+const PLANS: usize = 256;
+
+/// The longest authority for which a plan is kept, in bytes; hosts' names are no longer than this, with a port.
+const LONGEST: usize = 260;
+
+/// A configuration and the plans that were made by it.
+///
+/// A plan is made of the configuration and of facts alone, so the same facts have the same one. A plan stays until
+/// another takes its place, which is that of its authority's hash: whoever asks for many hosts in turn is served as
+/// if nothing were kept, and takes no more memory. Answers of our own are not kept.
+#[derive(Debug)]
+pub struct Remembered {
+    config: Loaded,
+    room: RefCell<Room>,
+}
+
+#[derive(Debug, Default)]
+struct Room {
+    plans: Vec<Option<Box<Plan>>>,
+    scratch: Scratch,
+}
+
+/// A plan, and the facts that it was made of.
+#[derive(Debug, Default)]
+struct Plan {
+    authority: String,
+    port: Option<PortNumber>,
+    connect: bool,
+    effects: Vec<Kept>,
+    /// The texts of the effects, one behind the other.
+    text: String,
+    metadata: Vec<u8>,
+}
+
+/// An effect whose texts are in [`Plan::text`].
+#[derive(Debug)]
+enum Kept {
+    Authority(Range<usize>),
+    Header(&'static str, Range<usize>),
+    RemoveHeader(&'static str),
+    ChooseRouteAgain,
+    FilterState(&'static str, Range<usize>),
+    TransportSocket(Range<usize>),
+    Tunnel(Range<usize>),
+    Metadata,
+}
+
+impl Remembered {
+    /// Begins with no plan.
+    pub fn new(config: Loaded) -> Self {
+        Remembered {
+            config,
+            room: RefCell::default(),
+        }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Loaded {
+        &self.config
+    }
+
+    /// Has `act` do each effect that [`plan_http`] has for these facts, in order.
+    ///
+    /// # Errors
+    /// The first of `act`, after which it is asked nothing more.
+    pub fn plan_http<E>(
+        &self,
+        facts: &Facts<'_>,
+        act: impl FnMut(Effect<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match self.room.try_borrow_mut() {
+            Ok(mut room) => room.plan_http(&self.config, facts, act),
+            // One asks from within another's `act`.
+            Err(_) => Room::default().plan_http(&self.config, facts, act),
+        }
+    }
+}
+
+impl Room {
+    fn plan_http<E>(
+        &mut self,
+        config: &Loaded,
+        facts: &Facts<'_>,
+        mut act: impl FnMut(Effect<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let at = place(facts.authority);
+        if let Some(Some(plan)) = self.plans.get(at)
+            && plan.is_for(facts)
+        {
+            return plan.effects().try_for_each(act);
+        }
+        let effects = plan_http(config, facts, &mut self.scratch);
+        if self.plans.is_empty() {
+            self.plans.resize_with(PLANS, || None);
+        }
+        if let Some(kept) = self.plans.get_mut(at) {
+            kept.get_or_insert_default().keep(facts, effects.iter());
+        }
+        effects.iter().try_for_each(&mut act)
+    }
+}
+
+impl Plan {
+    fn is_for(&self, facts: &Facts<'_>) -> bool {
+        // There is no plan without an effect.
+        !self.effects.is_empty()
+            && self.authority == facts.authority
+            && self.port == facts.port
+            && self.connect == facts.connect
+    }
+
+    /// Takes the place of what was kept here, if it is to be kept at all; else nothing is kept here.
+    fn keep<'e>(&mut self, facts: &Facts<'_>, mut effects: impl Iterator<Item = Effect<'e>>) {
+        self.authority.clear();
+        self.effects.clear();
+        self.text.clear();
+        self.metadata.clear();
+        let short = facts.authority.len() <= LONGEST;
+        if short && effects.all(|effect| self.add(effect)) {
+            self.authority.push_str(facts.authority);
+            (self.port, self.connect) = (facts.port, facts.connect);
+        } else {
+            self.effects.clear();
+        }
+    }
+
+    fn add(&mut self, effect: Effect<'_>) -> bool {
+        let text = &mut self.text;
+        let mut put = |value: &str| {
+            let begin = text.len();
+            text.push_str(value);
+            begin..text.len()
+        };
+        self.effects.push(match effect {
+            Effect::Authority(value) => Kept::Authority(put(value)),
+            Effect::Header(name, value) => Kept::Header(name, put(value)),
+            Effect::RemoveHeader(name) => Kept::RemoveHeader(name),
+            Effect::ChooseRouteAgain => Kept::ChooseRouteAgain,
+            Effect::FilterState(key, value) => Kept::FilterState(key, put(value)),
+            Effect::TransportSocket(name) => Kept::TransportSocket(put(name)),
+            Effect::Tunnel(target) => Kept::Tunnel(put(target)),
+            Effect::Metadata(value) => {
+                self.metadata.extend_from_slice(value);
+                Kept::Metadata
+            }
+            // Ends of a request, of which there is no hurry to have more.
+            Effect::Answer { .. }
+            | Effect::Close
+            | Effect::Count(_)
+            | Effect::ResponseHeader(..)
+            | Effect::AnswerInstead(_) => return false,
+        });
+        true
+    }
+
+    fn effects(&self) -> impl Iterator<Item = Effect<'_>> {
+        let text = |range: &Range<usize>| self.text.get(range.clone()).unwrap_or_default();
+        self.effects.iter().map(move |kept| match kept {
+            Kept::Authority(value) => Effect::Authority(text(value)),
+            Kept::Header(name, value) => Effect::Header(name, text(value)),
+            Kept::RemoveHeader(name) => Effect::RemoveHeader(name),
+            Kept::ChooseRouteAgain => Effect::ChooseRouteAgain,
+            Kept::FilterState(key, value) => Effect::FilterState(key, text(value)),
+            Kept::TransportSocket(name) => Effect::TransportSocket(text(name)),
+            Kept::Tunnel(target) => Effect::Tunnel(text(target)),
+            Kept::Metadata => Effect::Metadata(&self.metadata),
+        })
+    }
+}
+
+/// Where the plan for an authority is kept. Whoever makes others collide has them planned, no more.
+fn place(authority: &str) -> usize {
+    let mix =
+        |hash: u64, part: u64| (hash.rotate_left(5) ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let (chunks, rest) = authority.as_bytes().as_chunks::<8>();
+    let hash = chunks
+        .iter()
+        .fold(0, |hash, chunk| mix(hash, u64::from_le_bytes(*chunk)));
+    let hash = rest
+        .iter()
+        .fold(hash, |hash, byte| mix(hash, u64::from(*byte)));
+    // The upper bits depend on all that went in.
+    usize::try_from(hash >> 32).unwrap_or(0) & (PLANS - 1)
+}

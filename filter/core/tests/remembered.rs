@@ -1,0 +1,205 @@
+//! What is remembered is what would be planned, and takes no memory again.
+#![expect(
+    unsafe_code,
+    reason = "a global allocator is unsafe to implement; this one adds a count to the system's"
+)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that meets what it did not expect should stop"
+)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::convert::Infallible;
+
+use egress_filter::{Effect, Facts, Remembered, Scratch, load, plan_http};
+use egress_policy::PortNumber;
+use serde_json::{Value, json};
+
+thread_local! {
+    /// The allocations of this thread, so that tests that run beside each other are not mixed.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator as it came; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // A thread that is ending has no counter any more, and nobody asks for it.
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const HTTP: Option<PortNumber> = Some(PortNumber::HTTP);
+
+/// Hosts with a cluster of their own, below a wildcard, forwarded, and more of them than plans are kept.
+fn config() -> Vec<u8> {
+    let document = |kind: &str, name: &str, spec: Value| json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+    let port = |target: u16| json!([{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": target}]);
+    let mut resources = Vec::new();
+    let mut entry = |name: &str, host: &str, target: u16, tls: Option<Value>| {
+        let resolution = if host.starts_with('*') {
+            "DYNAMIC_DNS"
+        } else {
+            "DNS"
+        };
+        let spec = json!({"hosts": [host], "resolution": resolution, "ports": port(target)});
+        resources.push(document("ServiceEntry", name, spec));
+        resources.extend(tls.map(|tls| {
+            let spec = json!({"host": host, "trafficPolicy": {"tls": tls}});
+            document("DestinationRule", name, spec)
+        }));
+    };
+    entry(
+        "own",
+        "own.example",
+        443,
+        Some(json!({"mode": "SIMPLE", "sni": "s.example"})),
+    );
+    entry("odd", "odd.example", 8443, Some(json!({"mode": "SIMPLE"})));
+    entry("plain", "plain.example", 8080, None);
+    entry(
+        "any",
+        "*.wild.example",
+        443,
+        Some(json!({"mode": "SIMPLE"})),
+    );
+    serde_json::to_vec(&json!({"schema": 1, "resources": resources})).unwrap()
+}
+
+fn shown<'e>(effects: impl Iterator<Item = Effect<'e>>) -> Vec<String> {
+    effects.map(|effect| format!("{effect:?}")).collect()
+}
+
+fn remembered(all: &Remembered, facts: &Facts<'_>) -> Vec<String> {
+    let mut seen = Vec::new();
+    let Ok(()) = all.plan_http(facts, |effect| {
+        seen.push(format!("{effect:?}"));
+        Ok::<_, Infallible>(())
+    });
+    seen
+}
+
+/// Requests of all kinds: known and unknown hosts, other spellings, other ports, CONNECT, nonsense.
+fn requests() -> Vec<(String, Option<PortNumber>, bool)> {
+    let mut hosts: Vec<String> = [
+        "own.example",
+        "OWN.example:80",
+        "own.example.",
+        "odd.example",
+        "odd.example:8443",
+        "plain.example",
+        "nobody.example",
+        "",
+        "a b",
+        "\u{fffd}",
+        "own.example\"",
+    ]
+    .map(str::to_owned)
+    .into();
+    hosts.extend((0..600).map(|at| format!("h{at}.wild.example")));
+    hosts.push(format!("{}.wild.example", "a".repeat(300)));
+    let ways = [
+        (HTTP, false),
+        (Some(PortNumber::HTTPS), false),
+        (None, false),
+        (HTTP, true),
+    ];
+    let with = |host: String| ways.map(|(port, connect)| (host.clone(), port, connect));
+    hosts.into_iter().flat_map(with).collect()
+}
+
+#[test]
+fn what_is_remembered_is_what_would_be_planned() {
+    let json = config();
+    let (config, all) = (load(&json).unwrap(), Remembered::new(load(&json).unwrap()));
+    let mut scratch = Scratch::default();
+    let mut kinds = std::collections::BTreeSet::new();
+    for (authority, port, connect) in requests() {
+        let facts = Facts {
+            authority: &authority,
+            port,
+            connect,
+        };
+        let planned = shown(plan_http(&config, &facts, &mut scratch).iter());
+        kinds.insert(planned.len());
+        // New, remembered, and once more when others have been asked for.
+        for _ in 0..2 {
+            assert_eq!(remembered(&all, &facts), planned, "{facts:?}");
+        }
+    }
+    for (authority, port, connect) in requests().into_iter().rev() {
+        let facts = Facts {
+            authority: &authority,
+            port,
+            connect,
+        };
+        let planned = shown(plan_http(&config, &facts, &mut scratch).iter());
+        assert_eq!(remembered(&all, &facts), planned, "{facts:?}");
+    }
+    assert!(kinds.len() > 2, "all requests have alike plans: {kinds:?}");
+}
+
+#[test]
+fn a_request_like_one_before_it_allocates_nothing() {
+    let all = Remembered::new(load(&config()).unwrap());
+    let ask = |authority: &str| {
+        let facts = Facts {
+            authority,
+            port: HTTP,
+            connect: false,
+        };
+        let before = ALLOCATIONS.get();
+        let mut count = 0;
+        let Ok(()) = all.plan_http(&facts, |_| {
+            count += 1;
+            Ok::<_, Infallible>(())
+        });
+        assert!(count > 0);
+        ALLOCATIONS.get() - before
+    };
+    let hosts: Vec<String> = (0..600)
+        .map(|at| format!("h{at:03}.wild.example"))
+        .collect();
+    // More hosts than plans: each takes another's place, and its room.
+    for _ in 0..2 {
+        for host in &hosts {
+            ask(host);
+        }
+    }
+    let taken: u64 = hosts.iter().map(|host| ask(host)).sum();
+    assert_eq!(taken, 0, "allocations of {} requests", hosts.len());
+    ask("own.example");
+    assert_eq!(ask("own.example"), 0);
+    ask("nobody.example");
+    assert_eq!(ask("nobody.example"), 0);
+}
+
+#[test]
+fn the_first_error_ends_a_plan() {
+    let all = Remembered::new(load(&config()).unwrap());
+    let facts = Facts {
+        authority: "own.example",
+        port: HTTP,
+        connect: false,
+    };
+    for _ in 0..2 {
+        let mut asked = 0;
+        let refused = all.plan_http(&facts, |_| {
+            asked += 1;
+            Err(())
+        });
+        assert_eq!((refused, asked), (Err(()), 1));
+    }
+}

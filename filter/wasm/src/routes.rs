@@ -1,0 +1,31 @@
+//! Whether Envoy looks at the routes again of itself, which spares each request a call.
+
+use std::cell::Cell;
+
+use egress_filter::contract;
+
+use crate::host::{self, HostError};
+
+thread_local! {
+    static FOLLOW_HEADERS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Finds out which Envoy this is. One that does not say is told each time.
+pub(crate) fn learn() {
+    let [major, minor] = contract::ENVOY_VERSION.map(|path| {
+        let number = host::property(&path).ok().flatten()?;
+        // Envoy hands integers over as eight bytes, least first.
+        <[u8; 8]>::try_from(number).ok().map(u64::from_le_bytes)
+    });
+    let known = major.is_some_and(|major| major == contract::ROUTES_FOLLOW_HEADERS.0)
+        && minor.is_some_and(|minor| minor <= contract::ROUTES_FOLLOW_HEADERS.1);
+    FOLLOW_HEADERS.set(known);
+}
+
+/// Has Envoy look at the routes again, after a header was written or removed.
+pub(crate) fn choose_again() -> Result<(), HostError> {
+    if FOLLOW_HEADERS.get() {
+        return Ok(());
+    }
+    host::call(contract::CLEAR_ROUTE_CACHE, &[])
+}
