@@ -4,6 +4,7 @@ import re
 import subprocess
 from statistics import median
 
+import calls
 import figures
 import proxies
 from figures import Compared, ratio, spread, table
@@ -11,6 +12,10 @@ from lab import HOST, QUICK, Dns, Failure, Lab, Load, Origin, asked, program
 
 LIMIT, ISTIO, EMPTY, LUA = "Envoy without a filter", "Istio's plain shape", "an empty wasm filter", "a Lua filter"
 OURS, SHARED = "ours, own cluster", "ours, shared cluster"
+# What ours cannot do without: the calls of ours to Envoy on its routes, with nothing behind them; and the shared
+# cluster, a dynamic forward proxy, with no filter at all.
+BARE, BARE_SHARED = "a wasm filter that makes the calls of ours, own cluster", "the same, shared cluster"
+FORWARD = "Envoy's forward proxy without a filter"
 NGINX, HAPROXY, STUNNEL = "NGINX", "HAProxy", "stunnel"
 ROUNDS = 5 if QUICK else 31
 SAMPLE = 0.12
@@ -28,10 +33,18 @@ def start_all(lab, origin, dns, h2, log):
     shared = proxies.rendered(lab, proxies.rules(targets, "DNS"), lab.port(), "--resolver", f"127.0.0.1:{dns.port}")
     bare = proxies.limit(ours, targets)
     clusters = proxies.istio_clusters(targets, str(lab.run / "ca.pem"), h2)
+    # Servers' ports are not 443 here. So that ours is asked what it is asked elsewhere, a host whose port needs not
+    # be named, clients name it.
+    named = {name: f"{HOST}:{target}" for name in (OURS, SHARED, BARE, BARE_SHARED, FORWARD)}
+    cluster = f"outbound|80||{HOST}"
+    own, common = calls.module(lab, calls.OWN, cluster), calls.module(lab, calls.SHARED)
     bootstraps = {
         LIMIT: bare,
         ISTIO: proxies.istio(ours, targets, clusters, dns.port),
+        FORWARD: proxies.without_filter(shared),
         EMPTY: proxies.empty_wasm(bare, lab),
+        BARE: proxies.wasm(proxies.without_filter(ours), own),
+        BARE_SHARED: proxies.wasm(proxies.without_filter(shared), common),
         LUA: proxies.lua(ours, HOST, target),
         OURS: ours,
         SHARED: shared,
@@ -39,7 +52,7 @@ def start_all(lab, origin, dns, h2, log):
     running = {}
     for name, bootstrap in bootstraps.items():
         bootstrap = proxies.at_port(bootstrap if log else proxies.without_log(bootstrap), lab.port())
-        running[name] = proxies.envoy(lab, name.replace(" ", "-"), bootstrap)
+        running[name] = proxies.envoy(lab, name.replace(" ", "-"), bootstrap, named.get(name, HOST))
     running[HAPROXY] = proxies.haproxy(lab, targets, log, h2)
     if not h2:
         running[NGINX] = proxies.nginx(lab, targets, log)
@@ -52,19 +65,19 @@ def must_verify(origin, running):
     for certificate in ["wrong-name", "wrong-authority"]:
         origin.serve(certificate)
         for name, proxy in running.items():
-            status, body = asked(proxy.port)
+            status, body = asked(proxy.port, proxy.authority)
             if status == 200:
                 raise Failure(f"{name} accepted a certificate with the {certificate}: {body}")
     origin.serve("good")
     for name, proxy in running.items():
-        status, body = asked(proxy.port)
+        status, body = asked(proxy.port, proxy.authority)
         if status != 200 or not body.startswith(f"{HOST} "):
             raise Failure(f"{name} does not answer: {status} {body} {proxy.child.errors.read_text()[-2000:]}")
 
 
 def cpu(lab, origin, running):
     """Nanoseconds of the worker for each request, as many samples as there are rounds."""
-    loads = {name: Load(lab, origin, proxy.port) for name, proxy in running.items()}
+    loads = {name: Load(lab, origin, proxy.port, proxy.authority) for name, proxy in running.items()}
 
     taken = figures.rounds(ROUNDS, running, lambda name: loads[name].sample(running[name].clock, 1, SETTLE, SAMPLE))
     for name, load in loads.items():
@@ -72,9 +85,9 @@ def cpu(lab, origin, running):
     return taken
 
 
-def h2load(port, *options, log=None):
+def h2load(proxy, *options, log=None):
     """What h2load told; a request that was not answered with 2xx fails the run."""
-    command = [program("h2load"), "--h1", f"--connect-to=127.0.0.1:{port}", *options, f"http://{HOST}/"]
+    command = [program("h2load"), "--h1", f"--connect-to=127.0.0.1:{proxy.port}", *options, f"http://{proxy.authority}/"]
     if log:
         command.insert(1, f"--log-file={log}")
         log.unlink(missing_ok=True)
@@ -89,7 +102,7 @@ def throughput(running):
     number = 1500 if QUICK else 8000
 
     def sample(name):
-        told = h2load(running[name].port, "-c", 16, "-n", number)
+        told = h2load(running[name], "-c", 16, "-n", number)
         return float(re.search(r"([0-9.]+) req/s", told)[1])
 
     return figures.rounds(2 if QUICK else 3, running, sample)
@@ -105,7 +118,7 @@ def latency(lab, running, rate):
     each = max(1, rate // clients)
 
     def sample(name):
-        h2load(running[name].port, "-c", clients, "--rps", each, "-n", int(each * clients * seconds), log=log)
+        h2load(running[name], "-c", clients, "--rps", each, "-n", int(each * clients * seconds), log=log)
         times = sorted(int(line.split("\t")[2]) for line in log.read_text().splitlines())
         return times[len(times) // 2], times[len(times) * 99 // 100]
 

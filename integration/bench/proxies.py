@@ -23,6 +23,8 @@ class Proxy:
     port: int
     child: object
     clock: Callable[[], int]
+    # What it is asked for.
+    authority: str = HOST
 
 
 # --- rules ---
@@ -101,9 +103,7 @@ def originating(bootstrap):
 
 def limit(bootstrap, targets):
     """Without our filter: a route for each host leads to the cluster that the filter would choose."""
-    bootstrap = copy.deepcopy(bootstrap)
-    filters = manager(bootstrap)["http_filters"]
-    filters[:] = [one for one in filters if one["name"] != "egress"]
+    bootstrap = without_filter(bootstrap)
     pattern = originating(bootstrap)[0]
     hosts = []
     for host, port in targets.items():
@@ -120,14 +120,32 @@ def limit(bootstrap, targets):
     return bootstrap
 
 
+def without_filter(bootstrap):
+    """Ours, and nothing in the filter's place: all requests take the route that needs no word of it."""
+    bootstrap = copy.deepcopy(bootstrap)
+    filters = manager(bootstrap)["http_filters"]
+    filters[:] = [one for one in filters if one["name"] != "egress"]
+    return bootstrap
+
+
+def assembled(lab, text):
+    """A module, from its text."""
+    source = lab.write("module.wat", text)
+    module = source.with_suffix(".wasm")
+    assembler = Path(program("wasm-opt")).with_name("wasm-as")
+    subprocess.run([assembler, source, "-o", module], check=True)
+    return module
+
+
 def empty_wasm(bootstrap, lab):
     """The limit, and a wasm filter that does nothing."""
-    module = lab.run / "empty.wasm"
-    if not module.exists():
-        assembler = Path(program("wasm-opt")).with_name("wasm-as")
-        subprocess.run([assembler, HERE / "empty.wat", "-o", module], check=True)
-    vm = {"code": {"local": {"filename": str(module)}}, "runtime": "envoy.wasm.runtime.v8", "vm_id": "empty"}
-    config = {"name": "empty", "root_id": "empty", "failure_policy": "FAIL_RELOAD", "vm_config": vm}
+    return wasm(bootstrap, assembled(lab, (HERE / "empty.wat").read_text()))
+
+
+def wasm(bootstrap, module):
+    """The limit, and a wasm filter."""
+    vm = {"code": {"local": {"filename": str(module)}}, "runtime": "envoy.wasm.runtime.v8", "vm_id": module.stem}
+    config = {"name": "bare", "root_id": "bare", "failure_policy": "FAIL_RELOAD", "vm_config": vm}
     bootstrap = copy.deepcopy(bootstrap)
     added = {"name": "egress", "typed_config": {"@type": f"{HTTP}.wasm.v3.Wasm", "config": config}}
     manager(bootstrap)["http_filters"].insert(0, added)
@@ -243,13 +261,13 @@ def whole_process(pid):
     return lambda: time.clock_gettime_ns((~pid << 3) | 2)
 
 
-def envoy(lab, name, bootstrap):
+def envoy(lab, name, bootstrap, authority=HOST):
     port = bootstrap["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"]
     # Each its own port, and nothing shared with an Envoy that runs beside it.
     path = lab.write(f"{name}.json", json.dumps(bootstrap))
     child = lab.start(program("envoy"), "-c", path, "--concurrency", 1, "--use-dynamic-base-id", "--log-level", "error")
     listening(name, child, port)
-    return Proxy(name, port, child, schedstat(child.pid, "wrk:worker_0"))
+    return Proxy(name, port, child, schedstat(child.pid, "wrk:worker_0"), authority)
 
 
 def at_port(bootstrap, port):
