@@ -53,7 +53,7 @@ def size():
 
 
 def criterion(note):
-    """What `make bench-engine` measures, in one run of it."""
+    """What `make bench-engine` measures, in one run of it: the table, and nanoseconds by group and number of hosts."""
     note("the engine")
     subprocess.run(["cargo", "bench", "-q", "-p", "egress-policy", "--bench", "engine", "--", "--quick", "--noplot"], check=True,
                    cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
@@ -66,17 +66,22 @@ def criterion(note):
         each = (about["throughput"] or {}).get("Elements", 1)
         mean = estimates["mean"]
         interval = mean["confidence_interval"]
-        words = [f"{value / each:.0f} ns" for value in (mean["point_estimate"], interval["lower_bound"], interval["upper_bound"])]
-        rows.append((about["group_id"], int(about["value_str"] or 0), words))
+        values = [value / each for value in (mean["point_estimate"], interval["lower_bound"], interval["upper_bound"])]
+        rows.append((about["group_id"], int(about["value_str"] or 0), values))
     if not rows:
         raise Failure("cargo bench left no estimates")
-    cells = [[f"{group}, {count:,} hosts", words[0], "–".join(words[1:])] for group, count, words in sorted(rows)]
-    return table(["engine, each resource or request", "mean", "interval"], cells)
+    cells = [
+        [f"{group}, {count:,} hosts", *(f"{value:.0f} ns" for value in values[:1]), "–".join(f"{value:.0f} ns" for value in values[1:])]
+        for group, count, values in sorted(rows)
+    ]
+    means = {(group, count): values[0] for group, count, values in rows}
+    return table(["engine, each resource or request", "mean", "interval"], cells), means
 
 
 def measure(note):
-    """The tables of this part."""
-    parts = [start_up(note), size()]
+    """The tables of this part, and how fast the engine is where that was measured."""
+    parts, means = [start_up(note), size()], {}
     if not QUICK:
-        parts.append(criterion(note))
-    return "\n".join(parts)
+        text, means = criterion(note)
+        parts.append(text)
+    return "\n".join(parts), means
