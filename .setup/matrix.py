@@ -98,15 +98,15 @@ def ordered(version):
 
 
 def ledger():
-    """The known reasons for failures: the version from which it works, the text, and the tests."""
+    """The known reasons for failures: the version from which it works, the text, the tests, and whether they always fail."""
     reasons = []
     for line in LEDGER.read_text().splitlines():
-        if begin := re.fullmatch(r"before (\d+\.\d+): (.+)", line):
-            reasons.append((begin[1], begin[2], set()))
+        if begin := re.fullmatch(r"before (\d+\.\d+)(, at times)?: (.+)", line):
+            reasons.append((begin[1], begin[3], set(), not begin[2]))
         elif line.startswith("  "):
             reasons[-1][2].add(line.strip())
         elif line and not line.startswith("#"):
-            sys.exit(f"error: {LEDGER}: neither `before X.Y: REASON` nor an indented test: {line}")
+            sys.exit(f"error: {LEDGER}: neither `before X.Y: REASON`, with `, at times` perhaps, nor an indented test: {line}")
     return reasons
 
 
@@ -117,18 +117,18 @@ def cell(version, name, tests, reasons, surprises):
     refused, letters, failed = {}, set(), 0
     for test, end in tests.items():
         known = [
-            chr(ord("a") + at)
-            for at, (since, _, listed) in enumerate(reasons)
+            (chr(ord("a") + at), always)
+            for at, (since, _, listed, always) in enumerate(reasons)
             if ordered(version) < ordered(since) and f"{name}::{test}" in listed
         ]
         if "needs" in end:
             refused[end["needs"]] = refused.get(end["needs"], 0) + 1
         elif not end["passed"]:
             failed += 1
-            letters.update(known)
+            letters.update(letter for letter, _ in known)
             if not known:
                 surprises.append(f"{name}::{test} fails on Envoy {version}: {end['said'][:300]}")
-        elif known:
+        elif any(always for _, always in known):
             surprises.append(f"{name}::{test} passes on Envoy {version}")
     parts = []
     for needs, count in sorted(refused.items()):
@@ -153,8 +153,8 @@ def table(readme):
         count = max(len(files.get(name, {})) for files in kept.values())
         rows.append([f"{name.replace('_', ' ')} ({count})", *cells])
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    for at, (since, reason, _) in enumerate(reasons):
-        lines.append(f"\n({chr(ord('a') + at)}) Before {since}: {reason}")
+    for at, (since, reason, _, always) in enumerate(reasons):
+        lines.append(f"\n({chr(ord('a') + at)}) Before {since}{'' if always else ', at times'}: {reason}")
     text = "\n".join(lines)
     path = pathlib.Path(readme)
     before, begin, rest = path.read_text().partition(BEGIN)
