@@ -1,5 +1,5 @@
-//! Plans that were made before. A request like one before it gets the same effects, and nothing is decided again:
-//! deciding and writing the metadata takes some ten times as long as finding both written down.
+//! Plans that were made before. A request like one before it gets the same effects, and nothing is decided or written
+//! again.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use crate::facts::Facts;
 use crate::load::Loaded;
 use crate::plan::{Scratch, plan_http};
 
-/// How many plans are kept: a power of two. Each takes some hundred bytes, all of them a tenth of a megabyte or two.
+/// How many plans are kept: a power of two. Each takes some hundred bytes.
 const PLANS: usize = 256;
 
 /// The longest authority for which a plan is kept, in bytes; hosts' names are no longer than this, with a port.
@@ -20,8 +20,8 @@ const LONGEST: usize = 260;
 /// A configuration and the plans that were made by it.
 ///
 /// A plan is made of the configuration and of facts alone, so the same facts have the same one. A plan stays until
-/// another takes its place, which is that of its authority's hash: whoever asks for many hosts in turn is served as
-/// if nothing were kept, and takes no more memory. Answers of our own are not kept.
+/// another takes its place, which is that of its authority's hash, so more hosts than there are places are planned
+/// again and take no more memory. Answers of our own are not kept.
 #[derive(Debug)]
 pub struct Remembered {
     config: Loaded,
@@ -157,7 +157,7 @@ impl Plan {
                 self.metadata.extend_from_slice(value);
                 Kept::Metadata
             }
-            // Ends of a request, of which there is no hurry to have more.
+            // The request ends here, or its response was looked at: neither is kept.
             Effect::Answer { .. }
             | Effect::Close
             | Effect::Count(_)
@@ -182,7 +182,8 @@ impl Plan {
     }
 }
 
-/// Where the plan for an authority is kept. Whoever makes others collide has them planned, no more.
+/// Where the plan for an authority is kept. Those that share a place are planned anew each time, and decided no
+/// differently.
 fn place(authority: &str) -> usize {
     let mix =
         |hash: u64, part: u64| (hash.rotate_left(5) ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -193,6 +194,28 @@ fn place(authority: &str) -> usize {
     let hash = rest
         .iter()
         .fold(hash, |hash, byte| mix(hash, u64::from(*byte)));
-    // The upper bits depend on all that went in.
-    usize::try_from(hash >> 32).unwrap_or(0) & (PLANS - 1)
+    // Only the uppermost bits of a product depend on all that went in.
+    usize::try_from(hash >> (u64::BITS - PLANS.trailing_zeros())).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{PLANS, place};
+
+    #[test]
+    fn authorities_that_differ_in_their_last_letters_have_places_of_their_own() {
+        for (begin, end) in [
+            ("cdn.example:8", ""),
+            ("h", ".example.com"),
+            ("cdn.example-", "xyz:80"),
+        ] {
+            let places: BTreeSet<usize> = (100..400)
+                .map(|n| place(&format!("{begin}{n}{end}")))
+                .collect();
+            assert!(places.len() > 150, "{begin}…{end}: {}", places.len());
+            assert!(places.iter().all(|place| *place < PLANS));
+        }
+    }
 }
