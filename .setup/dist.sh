@@ -31,9 +31,9 @@ bill envoy "$(rustc -vV | sed -n 's/^host: //p')" "egressctl-$version.cdx"
 
 (
   cd "$fresh"
-  echo "$digest" >"$image.sha256"
+  echo "$digest" >"$image.digest"
   sha256sum "$wasm" >"$wasm.sha256"
-  find . -type f ! -name '*.sha256' ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum -- >"$copy/sums"
+  find . -type f ! -name '*.sha256' ! -name '*.digest' ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum -- >"$copy/sums"
   mv "$copy/sums" SHA256SUMS
 )
 chmod 755 "$fresh"

@@ -142,7 +142,8 @@ fn checksums_are_those_of_the_files() -> Result<()> {
     }
     let released = files_below(&dist.folder)?.into_iter();
     let released: BTreeSet<String> = released
-        .filter(|name| name != "SHA256SUMS" && !name.ends_with(".sha256"))
+        .filter(|name| name != "SHA256SUMS")
+        .filter(|name| !name.ends_with(".sha256") && !name.ends_with(".digest"))
         .collect();
     ensure!(summed == released, "summed {summed:?}, there {released:?}");
     let beside = dist.read(&format!("egress-filter-{}.wasm.sha256", dist.version))?;
@@ -336,7 +337,7 @@ fn istio_takes_the_image() -> Result<()> {
     ensure!(image.fetch()? == dist.module()?, "another module");
     // What the agent compares `sha256` with is the digest of the manifest.
     let index = dist.json(&format!("egress-filter-{}.oci/index.json", dist.version))?;
-    let told = dist.read(&format!("egress-filter-{}.oci.sha256", dist.version))?;
+    let told = dist.read(&format!("egress-filter-{}.oci.digest", dist.version))?;
     let told = String::from_utf8(told)?;
     let digest = format!("sha256:{}", told.trim_end());
     ensure!(index["manifests"][0]["digest"] == digest, "{digest}");

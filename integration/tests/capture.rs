@@ -596,7 +596,7 @@ fn what_iptables_refuses_half_way_is_taken_back() -> Result<()> {
         captured(&trusted, &up("--envoy-uid root --iptables --port 80")).await?;
         let before = saved().await?;
         assert!(before.contains("EGRESSCTL"), "{before}");
-        // It says that it would take the rules, and then takes them not.
+        // Asked whether it would take the rules, it agrees; then it fails.
         let folder = trusted.path("firewall");
         std::fs::create_dir(&folder)?;
         let broken = folder.join("ip6tables-restore");

@@ -819,3 +819,33 @@ async fn counters_outlive_a_configuration() -> Result<()> {
     assert_eq!(dns().await?, Some(2));
     Ok(())
 }
+
+#[tokio::test]
+async fn what_a_route_adds_to_responses_is_added_once() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let nowhere = DnsServer::start(Zone::new()).await?;
+    let resolver = nowhere.addr().to_string();
+    let rules = originated(HOST, 443);
+    let mut bootstrap = rendered(&trusted, &rules, &["--resolver", &resolver]).await?;
+    let manager = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
+    let host = bootstrap.pointer_mut(&format!("{manager}/route_config/virtual_hosts/0"));
+    let host = host.and_then(Value::as_object_mut);
+    let added = json!([{"header": {"key": "x-added", "value": "by a route"}}]);
+    host.context("no routes")?
+        .insert("response_headers_to_add".to_owned(), added);
+    let binary = envoy::binary()?;
+    let envoy = EnvoyProcess::start(&binary, &bootstrap.to_string(), [""; 0]).await?;
+    let answer = probe::get(envoy.listener("outbound_80")?, HOST, "/").await?;
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(answer.body, message("dns")? + "\n");
+    assert_eq!(answer.header("x-added"), Some("by a route"), "{answer:?}");
+    for once in ["content-type", "content-length", "x-added"] {
+        let count = answer
+            .headers
+            .iter()
+            .filter(|(name, _)| name == once)
+            .count();
+        assert_eq!(count, 1, "{once}: {answer:?}");
+    }
+    Ok(())
+}

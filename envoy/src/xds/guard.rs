@@ -8,7 +8,8 @@
 //! What it cannot do: where a name has several addresses, only the first is looked at, and Envoy tries the
 //! others when that one does not answer. An originated request is safe all the same, because a private
 //! server has no certificate for the name; a plaintext one is not, so a firewall should stand behind
-//! `ALLOW_ANY` and behind wildcard hosts without TLS.
+//! `ALLOW_ANY` and behind wildcard hosts without TLS. Nor can it know the addresses that a network chose for a NAT64 of
+//! its own (RFC 6052, section 2.2), behind which private IPv4 addresses may be reached.
 
 use std::net::{IpAddr, Ipv6Addr};
 

@@ -65,10 +65,12 @@ impl RootContext for Root {
 
     // Asked for each request and connection, so what the configuration says of it is kept.
     fn get_type(&self) -> Option<ContextType> {
-        Some(match self.loaded.as_ref().map(|loaded| loaded.config().filter) {
-            Some(FilterKind::Network) => ContextType::StreamContext,
-            Some(FilterKind::Http) | None => ContextType::HttpContext,
-        })
+        Some(
+            match self.loaded.as_ref().map(|loaded| loaded.config().filter) {
+                Some(FilterKind::Network) => ContextType::StreamContext,
+                Some(FilterKind::Http) | None => ContextType::HttpContext,
+            },
+        )
     }
 }
 

@@ -96,8 +96,8 @@ impl Watched {
         Ok(())
     }
 
-    /// Has Envoy ask a server for the filter, by gRPC, in place of the file.
-    pub(crate) fn ask(&mut self, server: SocketAddr) -> Result<()> {
+    /// Has Envoy ask a server for the filter, by gRPC, in place of the file, and wait for it so long.
+    pub(crate) fn ask(&mut self, server: SocketAddr, patience: Duration) -> Result<()> {
         let filter = format!("{MANAGER}/http_filters/0/config_discovery/config_source");
         let source = self.bootstrap.pointer_mut(&filter);
         let source = source.and_then(Value::as_object_mut);
@@ -109,6 +109,8 @@ impl Watched {
             "grpc_services": [{"envoy_grpc": {"cluster_name": "discovery"}}],
         });
         source.insert("api_config_source".to_owned(), grpc);
+        let patience = format!("{}s", patience.as_secs());
+        source.insert("initial_fetch_timeout".to_owned(), json!(patience));
         let mut cluster = static_cluster("discovery", server);
         let http2 = json!({"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
             "explicit_http_config": {"http2_protocol_options": {}}});

@@ -179,6 +179,8 @@ fn succeeded(program: &str, output: &Output) -> Result<(), String> {
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
+        // What is run as root is never what lies in the current folder.
+        .filter(|folder| folder.is_absolute())
         .chain([PathBuf::from("/usr/sbin")])
         .map(|folder| folder.join(program))
         .find(|file| file.is_file())
