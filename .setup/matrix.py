@@ -114,7 +114,7 @@ def cell(version, name, tests, reasons, surprises):
     """What one version makes of one feature."""
     if tests is None:
         return "not run"
-    refused, letters, failed = {}, set(), 0
+    refused, letters, failed, times = {}, set(), 0, set()
     for test, end in tests.items():
         known = [
             (chr(ord("a") + at), always)
@@ -128,7 +128,9 @@ def cell(version, name, tests, reasons, surprises):
             letters.update(letter for letter, _ in known)
             if not known:
                 surprises.append(f"{name}::{test} fails on Envoy {version}: {end['said'][:300]}")
-        elif any(always for _, always in known):
+        elif not all(always for _, always in known):
+            times.update(letter for letter, always in known if not always)
+        elif known:
             surprises.append(f"{name}::{test} passes on Envoy {version}")
     parts = []
     for needs, count in sorted(refused.items()):
@@ -136,6 +138,8 @@ def cell(version, name, tests, reasons, surprises):
         parts.append(f"{some}refused: needs {needs}")
     if failed:
         parts.append(f"{failed} of {len(tests)} fail {''.join(f'({letter})' for letter in sorted(letters))}".strip())
+    if times:
+        parts.append(f"{'the rest ' if parts else 'yes, '}at times not {''.join(f'({letter})' for letter in sorted(times))}")
     return "; ".join(parts) or "yes"
 
 
