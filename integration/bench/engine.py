@@ -70,9 +70,9 @@ def criterion(note):
         rows.append((about["group_id"], int(about["value_str"] or 0), values))
     if not rows:
         raise Failure("cargo bench left no estimates")
+    told = lambda value: f"{value:.0f} ns"
     cells = [
-        [f"{group}, {count:,} hosts", *(f"{value:.0f} ns" for value in values[:1]), "–".join(f"{value:.0f} ns" for value in values[1:])]
-        for group, count, values in sorted(rows)
+        [f"{group}, {count:,} hosts", told(mean), f"{told(lower)}–{told(upper)}"] for group, count, (mean, lower, upper) in sorted(rows)
     ]
     means = {(group, count): values[0] for group, count, values in rows}
     return table(["engine, each resource or request", "mean", "interval"], cells), means

@@ -2,6 +2,9 @@
 //! materials. The module in it is the one that all other tests load.
 #![expect(clippy::indexing_slicing, reason = "a test")]
 
+#[path = "common/sha256.rs"]
+mod sha256;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read as _;
@@ -10,7 +13,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
+use sha256::hex;
 use wasmparser::{Parser, Payload};
 
 /// What a module may weigh: each Envoy that is configured anew fetches it.
@@ -50,11 +53,6 @@ impl Dist {
     fn module(&self) -> Result<Vec<u8>> {
         self.read(&format!("egress-filter-{}.wasm", self.version))
     }
-}
-
-fn hex(content: &[u8]) -> String {
-    let bytes = Sha256::digest(content);
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use egress_integration::{envoy::EnvoyProcess, probe, stand_in::Listener};
 
 use common::{
-    HOST, SOON, assert_originated, only,
+    HOST, MANAGER, SOON, assert_originated, only,
     watched::{ADDED, Watched, applied},
 };
 
@@ -119,9 +119,11 @@ async fn envoy_does_not_start_with_a_bad_configuration() -> Result<()> {
     let wasm = update
         .pointer("/resources/0/typed_config")
         .context("no filter")?;
-    let filter =
-        "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters/0";
-    let place = watched.bootstrap.pointer_mut(filter).context("no filter")?;
+    let filter = format!("{MANAGER}/http_filters/0");
+    let place = watched
+        .bootstrap
+        .pointer_mut(&filter)
+        .context("no filter")?;
     *place = json!({"name": "egress", "typed_config": wasm});
 
     let Err(error) = watched.start().await else {

@@ -39,8 +39,8 @@ use egress_integration::{
 };
 
 use common::{
-    HOST, SIMPLE, SOON, Trusted, dns, entry, entry_with, log_of, originated, rendered, route, rule,
-    site,
+    HOST, MANAGER, SIMPLE, SOON, Trusted, dns, entry, entry_with, log_of, originated, rendered,
+    route, rule, site,
 };
 
 /// What the application is told, word for word.
@@ -827,8 +827,7 @@ async fn what_a_route_adds_to_responses_is_added_once() -> Result<()> {
     let resolver = nowhere.addr().to_string();
     let rules = originated(HOST, 443);
     let mut bootstrap = rendered(&trusted, &rules, &["--resolver", &resolver]).await?;
-    let manager = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
-    let host = bootstrap.pointer_mut(&format!("{manager}/route_config/virtual_hosts/0"));
+    let host = bootstrap.pointer_mut(&format!("{MANAGER}/route_config/virtual_hosts/0"));
     let host = host.and_then(Value::as_object_mut);
     let added = json!([{"header": {"key": "x-added", "value": "by a route"}}]);
     host.context("no routes")?

@@ -25,8 +25,8 @@ use egress_integration::{
 };
 
 use common::{
-    HOST, SOON, Trusted, assert_no_leak, assert_originated, by_credential, egressctl, only,
-    originated, route,
+    HOST, MANAGER, SOON, Trusted, assert_no_leak, assert_originated, by_credential, egressctl,
+    only, originated, route,
 };
 
 /// A host of the mesh, which no rule of ours names.
@@ -462,9 +462,10 @@ async fn what_is_missing_closes() -> Result<()> {
 async fn without_the_closed_rule_istio_would_send_plaintext() -> Result<()> {
     let mesh = Mesh::new(&originated(HOST, 443), &[]).await?;
     let mut bootstrap = mesh.bootstrap(Without::Closed, json!([]))?;
-    let filters =
-        "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
-    let filters = bootstrap.pointer_mut(filters).and_then(Value::as_array_mut);
+    let filters = format!("{MANAGER}/http_filters");
+    let filters = bootstrap
+        .pointer_mut(&filters)
+        .and_then(Value::as_array_mut);
     filters.context("no filters")?.remove(0);
     let envoy = EnvoyProcess::start(&envoy::binary()?, &bootstrap.to_string(), [""; 0]).await?;
     let _ = get(&envoy, HOST, &[]).await?;

@@ -6,15 +6,13 @@
 mod common;
 #[path = "common/crashing.rs"]
 mod crashing;
+#[path = "common/sha256.rs"]
+mod sha256;
 
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::{Duration, Instant},
 };
 
@@ -38,10 +36,12 @@ use egress_integration::{
 };
 
 use crashing::CRASH;
+use sha256::hex;
 
 use common::{
-    HOST, SHARED, SIMPLE, SOON, Trusted, assert_originated, dns, entry_with, eventually, only,
-    originated, rendered, rule,
+    HOST, SHARED, SIMPLE, SOON, Trusted, assert_originated, dns, entry_with, eventually,
+    load::Load,
+    only, originated, rendered, rule,
     watched::{ADDED, Watched, applied, static_cluster},
 };
 
@@ -85,11 +85,24 @@ fn fact(state: &str) -> Result<Fact> {
 }
 
 impl Fact {
+    /// Waits for each part of a log line, and for each counter to be no longer zero.
+    async fn is_told(&self, envoy: &EnvoyProcess) -> Result<()> {
+        let counters = ["wasm.", "extension_config_discovery."];
+        for told in &self.tells {
+            if counters.iter().any(|counter| told.starts_with(counter)) {
+                eventually(told, async || Ok(counter(envoy, told).await? != 0)).await?;
+            } else {
+                envoy
+                    .wait_for_stderr(|line| line.contains(told), SOON)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Proves what the row says, three times over; nothing but verified TLS has reached the site then.
     async fn holds(&self, watched: &Watched, envoy: &EnvoyProcess) -> Result<()> {
-        for told in &self.tells {
-            told_by(told, envoy).await?;
-        }
+        self.is_told(envoy).await?;
         for _ in 0..3 {
             if self.gets == STILL {
                 watched.assert_originates(envoy).await?;
@@ -121,18 +134,6 @@ async fn refused(watched: &Watched, envoy: &EnvoyProcess, status: u16) -> Result
     Ok(())
 }
 
-/// Waits for a part of a log line, or for a counter that is no longer zero.
-async fn told_by(told: &str, envoy: &EnvoyProcess) -> Result<()> {
-    let counters = ["wasm.", "extension_config_discovery."];
-    if !counters.iter().any(|counter| told.starts_with(counter)) {
-        return envoy
-            .wait_for_stderr(|line| line.contains(told), SOON)
-            .await
-            .map(|_| ());
-    }
-    eventually(told, async || Ok(counter(envoy, told).await? != 0)).await
-}
-
 /// The module that `egressctl` renders.
 fn module(watched: &Watched) -> Result<PathBuf> {
     let path = watched.wasm.pointer(&format!("{CODE}/local/filename"));
@@ -141,11 +142,8 @@ fn module(watched: &Watched) -> Result<PathBuf> {
 
 /// The filter for the rules of before, with other code.
 async fn with_code(watched: &Watched, code: Value) -> Result<Value> {
-    let mut wasm = watched.wasm.clone();
+    let mut wasm = watched.configured(&watched.plugin(&[]).await?)?;
     *wasm.pointer_mut(CODE).context("no code")? = code;
-    let plugin = watched.plugin(&[]).await?;
-    let place = wasm.pointer_mut("/config/configuration/value");
-    *place.context("no plugin configuration")? = json!(plugin.to_string());
     Ok(wasm)
 }
 
@@ -156,11 +154,16 @@ fn local(path: &Path) -> Value {
 /// An Envoy whose filter has come and works.
 async fn working() -> Result<(Watched, EnvoyProcess)> {
     let mut watched = Watched::new().await?;
+    let envoy = works(&mut watched).await?;
+    Ok((watched, envoy))
+}
+
+async fn works(watched: &mut Watched) -> Result<EnvoyProcess> {
     let good = watched.plugin(&[]).await?;
     watched.write(&good)?;
     let envoy = watched.start().await?;
     watched.assert_originates(&envoy).await?;
-    Ok((watched, envoy))
+    Ok(envoy)
 }
 
 /// Gives the filter one more host, and waits until it has it.
@@ -178,6 +181,41 @@ async fn heals(watched: &mut Watched, envoy: &EnvoyProcess) -> Result<()> {
     watched.assert_originates(envoy).await?;
     assert_eq!(watched.site.counts(Listener::Plain).connections, 0);
     Ok(())
+}
+
+/// Proves what the row of a state says, and that a good filter ends it.
+async fn passes(state: &str, watched: &mut Watched, envoy: &EnvoyProcess) -> Result<()> {
+    fact(state)?.holds(watched, envoy).await?;
+    heals(watched, envoy).await
+}
+
+/// Gives a filter that works another module, which changes nothing.
+async fn keeps_its_module(state: &str, code: impl FnOnce(&Watched) -> Result<Value>) -> Result<()> {
+    let (mut watched, envoy) = working().await?;
+    let wasm = with_code(&watched, code(&watched)?).await?;
+    watched.write_filter(&wasm)?;
+    passes(state, &mut watched, &envoy).await
+}
+
+/// Starts an Envoy that has to fetch the first module.
+async fn does_not_fetch(
+    state: &str,
+    mut watched: Watched,
+    modules: &Modules,
+    sha256: &str,
+) -> Result<()> {
+    let wasm = with_code(&watched, modules.code(sha256)).await?;
+    watched.write_filter(&wasm)?;
+    let envoy = watched.start().await?;
+    passes(state, &mut watched, &envoy).await
+}
+
+/// Waits until requests for [`HOST`] are answered again.
+async fn recovers(http: SocketAddr) -> Result<()> {
+    eventually("the filter is started anew", async || {
+        Ok(probe::get(http, HOST, "/").await?.status == 200)
+    })
+    .await
 }
 
 /// A counter of Envoy's.
@@ -260,52 +298,21 @@ async fn fetching() -> Result<(Watched, Modules, Vec<u8>, String)> {
     Ok((watched, modules, bytes, sha256))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    use sha2::Digest as _;
-    sha2::Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
-}
-
-/// Requests for [`HOST`], one after the other, until told to stop; then what they got.
-struct Load {
-    stop: Arc<AtomicBool>,
-    running: JoinHandle<Result<Vec<u16>>>,
-}
-
-impl Load {
-    fn start(http: SocketAddr) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let running = tokio::spawn(async move {
-            let mut statuses = Vec::new();
-            while !stopped.load(Ordering::Relaxed) {
-                statuses.push(probe::get(http, HOST, "/").await?.status);
-            }
-            Ok(statuses)
-        });
-        Self { stop, running }
+/// Ends a load; all of it must have been answered by the site, and be so a little longer.
+async fn assert_all_answered(load: Load, watched: &Watched) -> Result<()> {
+    load.goes_on().await?;
+    let answered = load.end().await?;
+    ensure!(answered > 20, "too few requests: {answered}");
+    for seen in watched.site.take_seen() {
+        let name = [HOST, ADDED]
+            .into_iter()
+            .find(|name| seen.sni.as_deref() == Some(name));
+        let name = name.with_context(|| seen.to_string())?;
+        let host = format!("{name}:{}", watched.site.tls_addr().port());
+        assert_originated(&seen, &host, name);
     }
-
-    /// Ends it a little later; all must have been answered by the site.
-    async fn assert_all_answered(self, watched: &Watched) -> Result<()> {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        self.stop.store(true, Ordering::Relaxed);
-        let statuses = self.running.await??;
-        ensure!(statuses.len() > 20, "too few requests: {}", statuses.len());
-        ensure!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-        for seen in watched.site.take_seen() {
-            let name = [HOST, ADDED]
-                .into_iter()
-                .find(|name| seen.sni.as_deref() == Some(name));
-            let name = name.with_context(|| seen.to_string())?;
-            let host = format!("{name}:{}", watched.site.tls_addr().port());
-            assert_originated(&seen, &host, name);
-        }
-        assert_eq!(watched.site.counts(Listener::Tls).failed_handshakes, []);
-        Ok(())
-    }
+    assert_eq!(watched.site.counts(Listener::Tls).failed_handshakes, []);
+    Ok(())
 }
 
 #[test]
@@ -357,73 +364,50 @@ async fn the_first_filter_is_refused() -> Result<()> {
     *skewed.get_mut("digest").context("no digest")? = json!("0123456789abcdef");
     watched.write(&skewed)?;
     let envoy = watched.start().await?;
-    fact("the first filter is refused")?
-        .holds(&watched, &envoy)
-        .await?;
-    heals(&mut watched, &envoy).await
+    passes("the first filter is refused", &mut watched, &envoy).await
 }
 
 #[tokio::test]
 async fn the_module_is_not_there() -> Result<()> {
-    let (mut watched, envoy) = working().await?;
-    let wasm = with_code(&watched, local(&watched.trusted.path("none.wasm"))).await?;
-    watched.write_filter(&wasm)?;
-    fact("the module is not there")?
-        .holds(&watched, &envoy)
-        .await?;
-    heals(&mut watched, &envoy).await
+    keeps_its_module("the module is not there", |watched| {
+        Ok(local(&watched.trusted.path("none.wasm")))
+    })
+    .await
 }
 
 #[tokio::test]
 async fn the_module_is_broken() -> Result<()> {
-    let (mut watched, envoy) = working().await?;
-    let bytes = std::fs::read(module(&watched)?)?;
-    let half = watched.trusted.path("half.wasm");
-    std::fs::write(&half, bytes.get(..bytes.len() / 2).context("no half")?)?;
-    let wasm = with_code(&watched, local(&half)).await?;
-    watched.write_filter(&wasm)?;
-    fact("the module is broken")?
-        .holds(&watched, &envoy)
-        .await?;
-    heals(&mut watched, &envoy).await
+    keeps_its_module("the module is broken", |watched| {
+        let bytes = std::fs::read(module(watched)?)?;
+        let half = watched.trusted.path("half.wasm");
+        std::fs::write(&half, bytes.get(..bytes.len() / 2).context("no half")?)?;
+        Ok(local(&half))
+    })
+    .await
 }
 
 #[tokio::test]
 async fn the_module_crashes_as_it_starts() -> Result<()> {
-    let (mut watched, envoy) = working().await?;
-    let path = watched.trusted.path("crashing.wasm");
-    crashing::at_its_start(&module(&watched)?, &path)?;
-    let wasm = with_code(&watched, local(&path)).await?;
-    watched.write_filter(&wasm)?;
-    fact("the module crashes as it starts")?
-        .holds(&watched, &envoy)
-        .await?;
-    heals(&mut watched, &envoy).await
+    keeps_its_module("the module crashes as it starts", |watched| {
+        let path = watched.trusted.path("crashing.wasm");
+        crashing::at_its_start(&module(watched)?, &path)?;
+        Ok(local(&path))
+    })
+    .await
 }
 
 #[tokio::test]
 async fn the_module_cannot_be_fetched() -> Result<()> {
-    let (mut watched, modules, _, sha256) = fetching().await?;
-    let wasm = with_code(&watched, modules.code(&sha256)).await?;
-    watched.write_filter(&wasm)?;
-    let envoy = watched.start().await?;
-    fact("the module cannot be fetched")?
-        .holds(&watched, &envoy)
-        .await?;
-    heals(&mut watched, &envoy).await
+    let (watched, modules, _, sha256) = fetching().await?;
+    does_not_fetch("the module cannot be fetched", watched, &modules, &sha256).await
 }
 
 #[tokio::test]
 async fn the_fetched_module_has_another_digest() -> Result<()> {
-    let (mut watched, modules, bytes, _) = fetching().await?;
+    let (watched, modules, bytes, _) = fetching().await?;
     modules.serves.send_replace(Some(bytes));
-    let wasm = with_code(&watched, modules.code(&hex(b"another"))).await?;
-    watched.write_filter(&wasm)?;
-    let envoy = watched.start().await?;
-    fact("the fetched module has another digest")?
-        .holds(&watched, &envoy)
-        .await?;
-    heals(&mut watched, &envoy).await
+    let state = "the fetched module has another digest";
+    does_not_fetch(state, watched, &modules, &hex(b"another")).await
 }
 
 /// Proves that rendered routes lead to the host that was asked for by TLS, and to nothing else, when no filter is asked.
@@ -449,16 +433,11 @@ async fn an_update_is_being_fetched() -> Result<()> {
         if !rendered {
             watched.lose_default()?;
         }
-        let good = watched.plugin(&[]).await?;
-        watched.write(&good)?;
-        let envoy = watched.start().await?;
-        watched.assert_originates(&envoy).await?;
+        let envoy = works(&mut watched).await?;
         let wasm = with_code(&watched, modules.code(&sha256)).await?;
         watched.write_filter(&wasm)?;
         let fact = fact("an update is being fetched")?;
-        for told in &fact.tells {
-            told_by(told, &envoy).await?;
-        }
+        fact.is_told(&envoy).await?;
         // The worker hears of it a little later.
         let http = envoy.listener("outbound_80")?;
         eventually("the update", async || {
@@ -479,10 +458,7 @@ async fn an_update_is_being_fetched() -> Result<()> {
 #[tokio::test]
 async fn an_update_is_being_fetched_under_nack_on_code_cache_miss() -> Result<()> {
     let (mut watched, modules, _, sha256) = fetching().await?;
-    let good = watched.plugin(&[]).await?;
-    watched.write(&good)?;
-    let envoy = watched.start().await?;
-    watched.assert_originates(&envoy).await?;
+    let envoy = works(&mut watched).await?;
     let mut wasm = with_code(&watched, modules.code(&sha256)).await?;
     let vm = wasm
         .pointer_mut("/config/vm_config")
@@ -490,24 +466,24 @@ async fn an_update_is_being_fetched_under_nack_on_code_cache_miss() -> Result<()
     vm.context("no VM")?
         .insert("nack_on_code_cache_miss".to_owned(), json!(true));
     watched.write_filter(&wasm)?;
-    fact("an update is being fetched under nack on code cache miss")?
-        .holds(&watched, &envoy)
-        .await?;
-    heals(&mut watched, &envoy).await
+    passes(
+        "an update is being fetched under nack on code cache miss",
+        &mut watched,
+        &envoy,
+    )
+    .await
 }
 
 #[tokio::test]
 async fn an_update_that_the_filter_refuses() -> Result<()> {
     let (mut watched, envoy) = working().await?;
-    let load = Load::start(envoy.listener("outbound_80")?);
+    let load = Load::start(envoy.listener("outbound_80")?, 1);
     let mut skewed = watched.plugin(&[ADDED]).await?;
     *skewed.get_mut("digest").context("no digest")? = json!("0123456789abcdef");
     watched.write(&skewed)?;
     let fact = fact("an update that the filter refuses")?;
-    for told in &fact.tells {
-        told_by(told, &envoy).await?;
-    }
-    load.assert_all_answered(&watched).await?;
+    fact.is_told(&envoy).await?;
+    assert_all_answered(load, &watched).await?;
     fact.holds(&watched, &envoy).await?;
     heals(&mut watched, &envoy).await
 }
@@ -522,7 +498,7 @@ async fn a_good_update() -> Result<()> {
         bail!("one counter: {:?}", fact.tells);
     };
     let before = counter(&envoy, reloaded).await?;
-    let load = Load::start(http);
+    let load = Load::start(http, 1);
     // Other rules, then another module.
     heals_under(&mut watched, http).await?;
     let path = watched.trusted.path("another.wasm");
@@ -534,7 +510,7 @@ async fn a_good_update() -> Result<()> {
     })
     .await?;
     assert_eq!(counter(&envoy, reloaded).await?, before + 2);
-    load.assert_all_answered(&watched).await?;
+    assert_all_answered(load, &watched).await?;
     assert_eq!(watched.site.counts(Listener::Plain).connections, 0);
     Ok(())
 }
@@ -543,10 +519,7 @@ async fn a_good_update() -> Result<()> {
 async fn an_update_that_takes_the_filter_away() -> Result<()> {
     let (mut watched, envoy) = working().await?;
     watched.write_resources(&json!([]))?;
-    fact("an update that takes the filter away")?
-        .holds(&watched, &envoy)
-        .await?;
-    heals(&mut watched, &envoy).await
+    passes("an update that takes the filter away", &mut watched, &envoy).await
 }
 
 fn backoff() -> Value {
@@ -586,20 +559,14 @@ async fn the_filter_has_crashed() -> Result<()> {
     let envoy = crashable(&mut watched, "FAIL_RELOAD").await?;
     let http = envoy.listener("outbound_80")?;
     crash(&watched, &envoy).await?;
-    eventually("the filter is started anew", async || {
-        Ok(probe::get(http, HOST, "/").await?.status == 200)
-    })
-    .await?;
+    recovers(http).await?;
     watched.site.take_seen();
     // It was started just now, so it stays down for a while.
     crash(&watched, &envoy).await?;
     fact("the filter has crashed")?
         .holds(&watched, &envoy)
         .await?;
-    eventually("the filter is started anew again", async || {
-        Ok(probe::get(http, HOST, "/").await?.status == 200)
-    })
-    .await?;
+    recovers(http).await?;
     watched.site.take_seen();
     watched.assert_originates(&envoy).await
 }
@@ -679,28 +646,23 @@ async fn a_tcp_connection_after_a_crash() -> Result<()> {
         envoy.listener("outbound_6379")?,
     );
     assert_eq!(repeated(tcp).await?, "wordend");
-    let works = async || Ok(repeated(tcp).await? == "wordend");
+    let is_up = async || Ok(repeated(tcp).await? == "wordend");
 
     let crash = async || probe::get_with(http, HOST, "/", &[(CRASH, "now")]).await;
     assert_eq!(crash().await?.status, CRASHED);
     // Both have to find the new virtual machine: who still has the old one cannot make it crash.
-    eventually("TCP's filter is started anew", works).await?;
-    eventually("HTTP's filter is started anew", async || {
-        Ok(probe::get(http, HOST, "/").await?.status == 200)
-    })
-    .await?;
+    eventually("TCP's filter is started anew", is_up).await?;
+    recovers(http).await?;
     site.take_seen();
     let heard = cache.heard();
     // One virtual machine serves both, and it was started just now.
     assert_eq!(crash().await?.status, CRASHED);
     let fact = fact("a tcp connection after a crash")?;
     assert_eq!(fact.gets, "closed at once");
-    for told in &fact.tells {
-        told_by(told, &envoy).await?;
-    }
+    fact.is_told(&envoy).await?;
     assert_eq!(repeated(tcp).await?, "");
     assert_eq!(cache.heard(), heard);
-    eventually("TCP's filter is started anew again", works).await?;
+    eventually("TCP's filter is started anew again", is_up).await?;
     assert!(
         cache
             .heard()

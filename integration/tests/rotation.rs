@@ -6,78 +6,23 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
 };
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tokio::task::JoinSet;
 
 use egress_integration::{
     pki::{Ca, Issued, Leaf, Validity},
-    probe,
     stand_in::{Clients, StandIn, StandInConfig},
 };
 
 use common::{
-    HOST, Stage, Trusted, assert_originated, credential, egressctl, entry, eventually, rule,
+    HOST, Stage, Trusted, assert_originated, credential, egressctl, entry, eventually, load::Load,
+    rule,
 };
 
 /// The clients that ask without a pause.
 const CLIENTS: usize = 4;
-
-/// Requests that come in one after another on each of some connections, and what became of them.
-struct Load {
-    stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
-    clients: JoinSet<Result<()>>,
-}
-
-impl Load {
-    /// Every request must be answered 200; the first that is not ends the load with an error.
-    fn start(stage: &Stage) -> Result<Self> {
-        let (stop, answered) = (Arc::default(), Arc::default());
-        let mut clients = JoinSet::new();
-        let addr = stage.proxy.listener(80)?;
-        for _ in 0..CLIENTS {
-            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
-            clients.spawn(async move {
-                while !AtomicBool::load(&stop, Ordering::Relaxed) {
-                    let answer = probe::get(addr, HOST, "/load").await?;
-                    ensure!(answer.status == 200, "{}: {}", answer.status, answer.body);
-                    AtomicU64::fetch_add(&answered, 1, Ordering::Relaxed);
-                }
-                Ok(())
-            });
-        }
-        Ok(Self {
-            stop,
-            answered,
-            clients,
-        })
-    }
-
-    /// Waits for some more answers, so that what comes next happens under load.
-    async fn goes_on(&self) -> Result<()> {
-        let wanted = self.answered.load(Ordering::Relaxed) + 50;
-        eventually("more answers", async || {
-            Ok(self.answered.load(Ordering::Relaxed) >= wanted)
-        })
-        .await
-    }
-
-    /// Ends it; returns how many requests were answered, all of them well.
-    async fn end(mut self) -> Result<u64> {
-        self.stop.store(true, Ordering::Relaxed);
-        while let Some(ended) = self.clients.join_next().await {
-            ended??;
-        }
-        Ok(self.answered.load(Ordering::Relaxed))
-    }
-}
 
 /// A server that wants to know its clients, and a client that is known to it.
 struct World {
@@ -164,7 +109,7 @@ async fn a_pair_is_renewed_by_renames_without_a_failed_request() -> Result<()> {
         &world.ca.pem(),
     )?;
     let stage = world.stage(NEW_CONNECTIONS).await?;
-    let load = Load::start(&stage)?;
+    let load = Load::start(stage.proxy.listener(80)?, CLIENTS);
     load.goes_on().await?;
     assert_eq!(last_client(&stage).as_deref(), Some("first"));
     // The certificate first and the key a while after it, then the other way round: halves in between are no pair.
@@ -233,7 +178,7 @@ async fn a_pair_is_renewed_as_kubelet_does_it() -> Result<()> {
         symlink(Path::new("..data").join(name), folder.join(name))?;
     }
     let stage = world.stage(NEW_CONNECTIONS).await?;
-    let load = Load::start(&stage)?;
+    let load = Load::start(stage.proxy.listener(80)?, CLIENTS);
     load.goes_on().await?;
     let mut before = "..2026_01".to_owned();
     for round in 2..6 {
@@ -259,7 +204,7 @@ async fn connections_that_live_long_are_made_anew_with_the_new_certificate() -> 
     let stage = world
         .stage("connectionPool: {tcp: {maxConnectionDuration: 1s}},")
         .await?;
-    let load = Load::start(&stage)?;
+    let load = Load::start(stage.proxy.listener(80)?, CLIENTS);
     load.goes_on().await?;
     let second = world.client("second")?;
     renamed(&world.path("tls.crt"), second.chain_pem())?;
@@ -293,7 +238,7 @@ async fn an_authority_is_replaced_under_load() -> Result<()> {
         &world.ca.pem(),
     )?;
     let stage = world.stage(NEW_CONNECTIONS).await?;
-    let load = Load::start(&stage)?;
+    let load = Load::start(stage.proxy.listener(80)?, CLIENTS);
     let admin = stage.proxy.admin()?.to_string();
     for bundle in [&both, &world.ca.pem(), &both] {
         load.goes_on().await?;
@@ -341,7 +286,7 @@ async fn a_revoked_server_is_refused_and_one_that_is_not_is_not() -> Result<()> 
     let list = |serials: &[u64]| world.ca.crl(serials, Validity::Valid);
     fs::write(world.path("ca.crl"), list(&[])?)?;
     let stage = world.stage(NEW_CONNECTIONS).await?;
-    let load = Load::start(&stage)?;
+    let load = Load::start(stage.proxy.listener(80)?, CLIENTS);
     load.goes_on().await?;
     // Others that are revoked do not matter.
     renamed(

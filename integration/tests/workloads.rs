@@ -12,7 +12,9 @@ use egress_integration::{
     stand_in::{Clients, Listener, StandIn, StandInConfig},
 };
 
-use common::{HOST, Trusted, assert_originated, credential, egressctl, entry, only, route};
+use common::{
+    HOST, MANAGER, Trusted, assert_originated, credential, egressctl, entry, only, route,
+};
 
 /// A rule for the workloads of one app, or for all others, with a policy in YAML's flow style.
 fn rule_for(name: &str, app: Option<&str>, policy: &str) -> String {
@@ -198,9 +200,10 @@ async fn a_socket_that_nobody_chose_connects_to_nobody() -> Result<()> {
     let world = World::new(CERTIFICATES).await?;
     // As if the filter's choice had got lost on its way: nothing hands it to the upstream connection.
     let mut bootstrap = world.bootstrap.clone();
-    let filters =
-        "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config/http_filters";
-    let filters = bootstrap.pointer_mut(filters).and_then(Value::as_array_mut);
+    let filters = format!("{MANAGER}/http_filters");
+    let filters = bootstrap
+        .pointer_mut(&filters)
+        .and_then(Value::as_array_mut);
     let filters = filters.context("no filters")?;
     let before = filters.len();
     filters.retain(|filter| filter["name"] != "envoy.filters.http.set_filter_state");

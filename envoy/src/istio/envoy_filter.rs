@@ -73,7 +73,7 @@ pub(super) fn envoy_filter(
         patches.extend(routes.iter().rev().map(|route| {
             json!({
                 "applyTo": "HTTP_ROUTE",
-                "match": route_match(port.get(), wanted.place),
+                "match": route_match(context, port.get(), wanted.place),
                 "patch": {"operation": "INSERT_FIRST", "value": route},
             })
         }));
@@ -103,12 +103,10 @@ fn listener(port: u16, place: Place) -> Value {
 /// Names the routes of a port, or all of a gateway, for the same reason: its routes are called by the listener's port.
 ///
 /// Source: istio/istio `pilot/pkg/networking/core/envoyfilter/rc_patch.go`, `routeConfigurationMatch`.
-fn route_match(port: u16, place: Place) -> Value {
+fn route_match(context: &str, port: u16, place: Place) -> Value {
     match place {
-        Place::Sidecar => {
-            json!({"context": "SIDECAR_OUTBOUND", "routeConfiguration": {"portNumber": port}})
-        }
-        Place::Gateway => json!({"context": "GATEWAY"}),
+        Place::Sidecar => json!({"context": context, "routeConfiguration": {"portNumber": port}}),
+        Place::Gateway => json!({"context": context}),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The metadata of a request for the access log: twelve entries, in one property.
 
 use std::fmt::Write;
+use std::io::Write as _;
 
 use egress_policy::{ResourceId, Target, TlsIntent, Trust};
 
@@ -170,10 +171,8 @@ impl<'o> Writer<'o> {
             let Some((byte, rest)) = rest.split_first() else {
                 return;
             };
-            let digit =
-                |number: u8| char::from_digit(u32::from(number), 16).map_or(b'?', |it| it as u8);
-            self.out
-                .extend([b'\\', b'x', digit(byte >> 4), digit(byte & 15)]);
+            // Writing to a list of bytes does not fail.
+            let _ = write!(self.out, "\\x{byte:02x}");
             text = rest;
         }
         self.out.extend_from_slice(text);

@@ -1,52 +1,12 @@
 //! What loading takes at its height, which a VM never gives back, and what stays of it.
 
-#![expect(
-    unsafe_code,
-    reason = "a global allocator is unsafe to implement; this one adds what the system's is asked for"
-)]
+#[path = "../../policy/tests/counting/mod.rs"]
+mod counting;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use egress_filter::load_for;
 use serde_json::{Value, json};
-
-thread_local! {
-    /// What this thread has, and the most it ever had, in bytes.
-    static TAKEN: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
-}
-
-struct Counting;
-
-impl Counting {
-    fn count(taken: usize, given: usize) {
-        // A thread that is ending has no counter any more, and nobody asks for it.
-        let _ = TAKEN.try_with(|cell| {
-            let (now, most) = cell.get();
-            let now = (now + taken).saturating_sub(given);
-            cell.set((now, most.max(now)));
-        });
-    }
-}
-
-// SAFETY: every call goes to the system's allocator as it came; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        Self::count(layout.size(), 0);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        Self::count(0, layout.size());
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// An entry and a rule for each host.
 fn config(hosts: usize) -> Vec<u8> {
@@ -79,10 +39,10 @@ fn loading_takes_little_more_than_the_text_and_keeps_less() {
     const HOSTS: usize = 10_000;
     let json = config(HOSTS);
     let text = json.len();
-    let before = TAKEN.get().0 - text;
-    TAKEN.set((before + text, before + text));
+    counting::forget_most();
+    let before = counting::bytes().0 - text;
     let loaded = load_for(json, Some(BTreeMap::new())).unwrap();
-    let (now, most) = TAKEN.get();
+    let (now, most) = counting::bytes();
     assert_eq!(loaded.table.len(), HOSTS);
     let (kept, most) = ((now - before) / HOSTS, (most - before) / HOSTS);
     // In bytes a host. With pointers of eight bytes; a VM has those of four.

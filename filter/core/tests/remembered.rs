@@ -1,45 +1,17 @@
 //! What is remembered is what would be planned, and takes no memory again.
 #![expect(
-    unsafe_code,
-    reason = "a global allocator is unsafe to implement; this one adds a count to the system's"
-)]
-#![expect(
     clippy::unwrap_used,
     reason = "a test that meets what it did not expect should stop"
 )]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+#[path = "../../policy/tests/counting/mod.rs"]
+mod counting;
+
 use std::convert::Infallible;
 
 use egress_filter::{Effect, Facts, Remembered, Scratch, load, plan_http};
 use egress_policy::PortNumber;
 use serde_json::{Value, json};
-
-thread_local! {
-    /// The allocations of this thread, so that tests that run beside each other are not mixed.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator as it came; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // A thread that is ending has no counter any more, and nobody asks for it.
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 const HTTP: Option<PortNumber> = Some(PortNumber::HTTP);
 
@@ -189,14 +161,14 @@ fn a_request_like_one_before_it_allocates_nothing() {
             port: HTTP,
             connect: false,
         };
-        let before = ALLOCATIONS.get();
+        let before = counting::allocations();
         let mut count = 0;
         let Ok(()) = all.plan_http(&facts, |_| {
             count += 1;
             Ok::<_, Infallible>(())
         });
         assert!(count > 0);
-        ALLOCATIONS.get() - before
+        counting::allocations() - before
     };
     let hosts: Vec<String> = (0..600)
         .map(|at| format!("h{at:03}.wild.example"))

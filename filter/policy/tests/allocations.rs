@@ -1,70 +1,22 @@
 //! A request costs no memory: reading its authority and deciding allocate nothing.
 #![cfg(not(target_arch = "wasm32"))]
 #![expect(
-    unsafe_code,
-    reason = "a global allocator is unsafe to implement; this one adds a count to the system's"
-)]
-#![expect(
     clippy::unwrap_used,
     reason = "a test that meets what it did not expect should stop"
 )]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
 
 use egress_policy::{
     Action, Arrival, Authority, OutboundMode, Parser, PolicyTable, PortNumber, Query, Settling,
 };
 use serde_json::{Value, json};
 
-thread_local! {
-    /// The allocations of this thread, so that tests that run beside each other are not mixed.
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-impl Counting {
-    fn count() {
-        // A thread that is ending has no counter any more, and nobody asks for it.
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-    }
-}
-
-// SAFETY: every call goes to the system's allocator as it came; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        Self::count();
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        Self::count();
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        Self::count();
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 /// Returns what `work` returns, and the number of its allocations.
 fn counted<T>(work: impl FnOnce() -> T) -> (T, u64) {
-    let before = ALLOCATIONS.with(Cell::get);
+    let before = counting::allocations();
     let result = work();
-    (result, ALLOCATIONS.with(Cell::get) - before)
+    (result, counting::allocations() - before)
 }
 
 /// 10,000 hosts, every tenth a wildcard.

@@ -150,6 +150,13 @@ pub(crate) fn property(path: &[&str]) -> Result<Option<Vec<u8>>, HostError> {
     take(status, value, len)
 }
 
+/// Reads a property that is a whole number; `None` when it is not there, or is something else.
+pub(crate) fn number(path: &[&str]) -> Result<Option<u64>, HostError> {
+    let bytes = property(path)?.unwrap_or_default();
+    // Envoy hands integers over as eight bytes, least first.
+    Ok(<[u8; 8]>::try_from(bytes).ok().map(u64::from_le_bytes))
+}
+
 /// Sets a property of one part.
 pub(crate) fn set_property(name: &str, value: &[u8]) -> Result<(), HostError> {
     // SAFETY: the host reads both during the call only.

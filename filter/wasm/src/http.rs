@@ -197,14 +197,10 @@ fn asked_of_a_proxy() -> Result<(Option<PortNumber>, bool), HostError> {
 
 /// Reads the port that the application dialled.
 fn destination_port() -> Result<Option<PortNumber>, HostError> {
-    let Some(bytes) = host::property(&contract::DESTINATION_PORT)? else {
-        return Ok(None);
-    };
-    // Envoy hands integers over as eight bytes, least first.
-    let number = <[u8; 8]>::try_from(bytes.as_slice())
-        .map(i64::from_le_bytes)
-        .unwrap_or(0);
-    Ok(u16::try_from(number).ok().and_then(PortNumber::new))
+    let number = host::number(&contract::DESTINATION_PORT)?;
+    Ok(number
+        .and_then(|number| u16::try_from(number).ok())
+        .and_then(PortNumber::new))
 }
 
 /// Writes the protobuf message `{string path = 1; string value = 2; LifeSpan span = 3}`, span left at

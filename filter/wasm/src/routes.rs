@@ -12,11 +12,7 @@ thread_local! {
 
 /// Finds out which Envoy this is. One that does not say is told each time.
 pub(crate) fn learn() {
-    let [major, minor] = contract::ENVOY_VERSION.map(|path| {
-        let number = host::property(&path).ok().flatten()?;
-        // Envoy hands integers over as eight bytes, least first.
-        <[u8; 8]>::try_from(number).ok().map(u64::from_le_bytes)
-    });
+    let [major, minor] = contract::ENVOY_VERSION.map(|path| host::number(&path).ok().flatten());
     let known = major.is_some_and(|major| major == contract::ROUTES_FOLLOW_HEADERS.0)
         && minor.is_some_and(|minor| minor <= contract::ROUTES_FOLLOW_HEADERS.1);
     FOLLOW_HEADERS.set(known);

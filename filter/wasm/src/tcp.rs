@@ -74,9 +74,7 @@ impl Connection {
             return Ok(());
         };
         let loaded = loaded.config();
-        let flags = host::property(&contract::RESPONSE_FLAGS)?.unwrap_or_default();
-        // Envoy hands integers over as eight bytes, least first.
-        let flags = <[u8; 8]>::try_from(flags.as_slice()).map_or(0, u64::from_le_bytes);
+        let flags = host::number(&contract::RESPONSE_FLAGS)?.unwrap_or(0);
         if flags == 0 {
             return Ok(());
         }

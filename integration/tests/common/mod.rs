@@ -5,6 +5,7 @@
     reason = "each test program is compiled with this file and uses a part of it"
 )]
 
+pub(crate) mod load;
 pub(crate) mod watched;
 
 use std::{
@@ -39,6 +40,9 @@ use egress_integration::{
 
 /// The host of the task page.
 pub(crate) const HOST: &str = "edition.cnn.com";
+/// Where the HTTP connection manager of the first listener stands in a bootstrap.
+pub(crate) const MANAGER: &str =
+    "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
 /// How long something may take that is on its way.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// How long a command may take that starts nothing, or an Envoy that does not start.

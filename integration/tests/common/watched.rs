@@ -17,10 +17,8 @@ use egress_integration::{
     stand_in::{Listener, StandIn},
 };
 
-use super::{HOST, SOON, Trusted, assert_originated, dns, only, originated, rendered};
+use super::{HOST, MANAGER, SOON, Trusted, assert_originated, dns, only, originated, rendered};
 
-/// Where the HTTP connection manager stands in a bootstrap.
-const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
 /// A host that rules get later.
 pub(crate) const ADDED: &str = "money.cnn.com";
 /// How often to ask whether an update has come through; Envoy tells nobody.
@@ -128,12 +126,17 @@ impl Watched {
         Ok(())
     }
 
-    /// Gives the filter another plugin configuration, by the rename that Envoy watches for.
-    pub(crate) fn write(&mut self, plugin: &Value) -> Result<()> {
+    /// The filter with this plugin configuration.
+    pub(crate) fn configured(&self, plugin: &Value) -> Result<Value> {
         let mut wasm = self.wasm.clone();
         let place = wasm.pointer_mut("/config/configuration/value");
         *place.context("no plugin configuration")? = json!(plugin.to_string());
-        self.write_filter(&wasm)
+        Ok(wasm)
+    }
+
+    /// Gives the filter another plugin configuration, by the rename that Envoy watches for.
+    pub(crate) fn write(&mut self, plugin: &Value) -> Result<()> {
+        self.write_filter(&self.configured(plugin)?)
     }
 
     /// Gives Envoy another filter.
