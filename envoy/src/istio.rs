@@ -266,12 +266,12 @@ fn given(rules: &Rules, kind: &str) -> Vec<Manifest> {
         .map(|mut value| {
             let id = id_of(&value);
             if let Some(Value::Object(meta)) = value.get_mut("metadata") {
-                meta.insert("namespace".to_owned(), json!(id.namespace));
+                meta.insert("namespace".to_owned(), json!(&*id.namespace));
             }
             Manifest {
                 kind: kind.to_owned(),
-                namespace: id.namespace,
-                name: id.name,
+                namespace: id.namespace.to_string(),
+                name: id.name.to_string(),
                 value,
             }
         })
@@ -282,14 +282,15 @@ fn given(rules: &Rules, kind: &str) -> Vec<Manifest> {
 fn id_of(value: &Value) -> ResourceId {
     let text = |key: &str| {
         let found = value.get("metadata").and_then(|meta| meta.get(key));
-        found.and_then(Value::as_str).map(str::to_owned)
+        found.and_then(Value::as_str)
     };
     ResourceId {
         kind: "",
         namespace: text("namespace")
             .filter(|namespace| !namespace.is_empty())
-            .unwrap_or_else(|| egress_policy::DEFAULT_NAMESPACE.to_owned()),
-        name: text("name").unwrap_or_default(),
+            .unwrap_or(egress_policy::DEFAULT_NAMESPACE)
+            .into(),
+        name: text("name").unwrap_or_default().into(),
     }
 }
 

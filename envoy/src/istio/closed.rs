@@ -112,7 +112,7 @@ fn for_others(
         let for_all = all.find(|rule| {
             rule.selector.is_none()
                 && rule.host.to_string() == host
-                && rule.meta.id.namespace == *namespace
+                && *rule.meta.id.namespace == **namespace
         });
         let for_all = for_all.map(|rule| rule.meta.id.qualified());
         let given = given.iter_mut();

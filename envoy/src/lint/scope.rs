@@ -80,7 +80,7 @@ pub(super) fn entry_seen(entry: &ServiceEntry, namespace: &str) -> bool {
 }
 
 fn rule_seen(rule: &DestinationRule, namespace: &str) -> bool {
-    let owner = rule.meta.id.namespace.as_str();
+    let owner = &*rule.meta.id.namespace;
     match rule.selector {
         Some(_) => owner == namespace,
         None => exported(&rule.export_to, owner, namespace),
@@ -103,7 +103,7 @@ pub(super) fn clients(resources: &Resources) -> BTreeSet<String> {
         .chain(rules.map(|rule| (&rule.meta, &rule.export_to)));
     let mut clients = BTreeSet::from([String::new()]);
     for (meta, export_to) in metas {
-        clients.insert(meta.id.namespace.clone());
+        clients.insert(meta.id.namespace.to_string());
         let named = export_to
             .iter()
             .filter(|to| !matches!(to.as_str(), "." | "*" | "~"));
@@ -157,7 +157,7 @@ impl Scope {
                     };
                     let stages = [
                         (own, client.as_str()),
-                        (&offered, entry.meta.id.namespace.as_str()),
+                        (&offered, &*entry.meta.id.namespace),
                         (&offered, ROOT_NAMESPACE),
                     ];
                     let lookup = Lookup {
@@ -187,7 +187,7 @@ fn file(rules: &[DestinationRule]) -> (Index<'_>, Index<'_>, Index<'_>) {
     let (mut local, mut private, mut offered) = (Index::new(), Index::new(), Index::new());
     for at in sorted {
         let Some(rule) = rules.get(at) else { continue };
-        let owner = rule.meta.id.namespace.as_str();
+        let owner = &*rule.meta.id.namespace;
         let own = |to: &String| to == "." || to == owner;
         let is_private = rule.selector.is_some()
             || (rule.export_to.len() == 1 && rule.export_to.iter().all(own));
@@ -498,7 +498,7 @@ mod tests {
     fn scope(entry: Value, rules: &[&str]) -> (Vec<String>, Vec<String>) {
         let resources = read(entry, rules);
         let scope = Scope::of(&resources);
-        let name = |at: usize| resources.destination_rules[at].meta.id.name.clone();
+        let name = |at: usize| resources.destination_rules[at].meta.id.name.to_string();
         let used = scope.policies[&(0, 0)].iter();
         let used = used
             .map(|at| at.map_or_else(|| "none".to_owned(), name))

@@ -158,7 +158,7 @@ fn of_host(
         }
         let both = |client: &&String| {
             let foreign =
-                **client != first.meta.id.namespace && **client != later.meta.id.namespace;
+                ***client != *first.meta.id.namespace && ***client != *later.meta.id.namespace;
             let same = first.meta.id.namespace == later.meta.id.namespace;
             (same || foreign)
                 && scope::entry_seen(first, client)

@@ -574,11 +574,9 @@ fn shortened(text: String) -> String {
 
 /// Writes words in backticks with commas between them.
 pub fn listed(words: &[&str]) -> String {
-    words
-        .iter()
-        .map(|word| format!("`{word}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    let words = words.iter().map(|word| format!("`{word}`"));
+    let listed = words.reduce(|all, word| all + ", " + &word);
+    listed.unwrap_or_default()
 }
 
 /// Reads numbers with units, `1h2m3.5s`; none may be negative.

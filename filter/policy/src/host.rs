@@ -139,6 +139,15 @@ impl HostPattern {
         }
     }
 
+    /// Returns what is compared: the name, or the ending without its star; nothing for `*`.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            HostPattern::Exact(name) => name.as_str(),
+            HostPattern::Suffix(suffix) => suffix,
+            HostPattern::Any => "",
+        }
+    }
+
     /// Returns the one name the pattern stands for, if it is not a wildcard.
     pub fn exact(&self) -> Option<&HostName> {
         match self {

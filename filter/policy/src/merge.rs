@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::host::HostPattern;
-use crate::order::sort_by;
+use crate::order::sorted;
 use crate::port::PortNumber;
 use crate::resource::{
     ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, ProxyProtocol,
@@ -50,7 +50,7 @@ impl Proxy {
     pub fn kinds(namespace: &str, rules: &[DestinationRule]) -> Vec<Proxy> {
         let mut labels = std::collections::BTreeSet::from([BTreeMap::new()]);
         for rule in rules {
-            if rule.meta.id.namespace == namespace {
+            if *rule.meta.id.namespace == *namespace {
                 labels.extend(
                     rule.selector
                         .iter()
@@ -80,7 +80,7 @@ impl DestinationRule {
         match &self.selector {
             None => true,
             Some(labels) => {
-                self.meta.id.namespace == proxy.namespace
+                *self.meta.id.namespace == *proxy.namespace
                     && labels
                         .iter()
                         .all(|(key, value)| proxy.labels.get(key) == Some(value))
@@ -90,7 +90,7 @@ impl DestinationRule {
 
     /// Says whether the rule is seen from `namespace`. One with a selector is for its own namespace alone.
     pub(crate) fn seen_from(&self, namespace: &str) -> bool {
-        let owner = self.meta.id.namespace.as_str();
+        let owner = &*self.meta.id.namespace;
         match self.selector {
             Some(_) => owner == namespace,
             None => exported(&self.export_to, owner, namespace),
@@ -108,7 +108,7 @@ impl DestinationRule {
 
     /// Says whether other namespaces may see the rule.
     fn is_offered(&self) -> bool {
-        let own = |to: &String| to == "." || *to == self.meta.id.namespace;
+        let own = |to: &String| to == "." || **to == *self.meta.id.namespace;
         self.selector.is_none() && !(self.export_to.len() == 1 && self.export_to.iter().all(own))
     }
 }
@@ -161,11 +161,42 @@ impl<'r> Merged<'r> {
 /// All rules, found by namespace and host.
 pub(crate) struct RuleIndex<'r> {
     /// What each namespace uses itself.
-    local: BTreeMap<&'r str, HostIndex<Vec<&'r DestinationRule>>>,
+    local: BTreeMap<&'r str, ByHost<'r>>,
     /// What each namespace offers to others.
-    offered: BTreeMap<&'r str, HostIndex<Vec<&'r DestinationRule>>>,
+    offered: BTreeMap<&'r str, ByHost<'r>>,
     /// What the root namespace keeps to itself. The rest of its rules are for everyone, and so asked last.
-    root: HostIndex<Vec<&'r DestinationRule>>,
+    root: ByHost<'r>,
+}
+
+/// Rules by host; those of one host in their order.
+#[derive(Default)]
+struct ByHost<'r> {
+    index: HostIndex,
+    hosts: Vec<(&'r HostPattern, Vec<&'r DestinationRule>)>,
+}
+
+impl<'r> ByHost<'r> {
+    fn add(&mut self, rule: &'r DestinationRule) {
+        let next = self.hosts.len();
+        let place = self.index.entry(&rule.host, next, &text(&self.hosts));
+        if place == next {
+            self.hosts.push((&rule.host, Vec::with_capacity(1)));
+        }
+        if let Some((_, rules)) = self.hosts.get_mut(place) {
+            rules.push(rule);
+        }
+    }
+
+    /// Returns the rules of the most specific host that has every name of `host`.
+    fn find(&self, host: &HostPattern) -> Option<&[&'r DestinationRule]> {
+        let place = self.index.find_pattern(host, text(&self.hosts))?;
+        self.hosts.get(place).map(|(_, rules)| &rules[..])
+    }
+}
+
+/// Says what text stands at a place.
+fn text<'h, T>(hosts: &'h [(&HostPattern, T)]) -> impl Fn(usize) -> &'h str {
+    |at| hosts.get(at).map_or("", |(host, _)| host.text())
 }
 
 impl<'r> RuleIndex<'r> {
@@ -173,35 +204,25 @@ impl<'r> RuleIndex<'r> {
     ///
     /// Source: istio/istio `pilot/pkg/model/push_context.go`, `setDestinationRules`.
     pub(crate) fn of(rules: &'r [DestinationRule]) -> Self {
-        let mut sorted: Vec<&DestinationRule> = rules.iter().collect();
-        sort_by(&mut sorted, |a, b| {
-            (a.selector.is_none(), a.meta.order()).cmp(&(b.selector.is_none(), b.meta.order()))
-        });
+        let sorted = sorted(&rules.iter().map(|rule| &rule.meta).collect::<Vec<_>>());
+        let of = |selected: bool| {
+            let rules = sorted.iter().filter_map(|at| rules.get(*at));
+            rules.filter(move |rule| rule.selector.is_some() == selected)
+        };
         let mut index = RuleIndex {
             local: BTreeMap::new(),
             offered: BTreeMap::new(),
-            root: HostIndex::default(),
+            root: ByHost::default(),
         };
-        for rule in sorted {
-            let owner = rule.meta.id.namespace.as_str();
+        for rule in of(true).chain(of(false)) {
+            let owner = &*rule.meta.id.namespace;
             if rule.seen_from(owner) {
-                let rules = index
-                    .local
-                    .entry(owner)
-                    .or_default()
-                    .entry(&rule.host, Vec::new);
-                rules.into_iter().for_each(|rules| rules.push(rule));
+                index.local.entry(owner).or_default().add(rule);
             }
             if rule.is_offered() {
-                let rules = index
-                    .offered
-                    .entry(owner)
-                    .or_default()
-                    .entry(&rule.host, Vec::new);
-                rules.into_iter().for_each(|rules| rules.push(rule));
+                index.offered.entry(owner).or_default().add(rule);
             } else if owner == ROOT_NAMESPACE {
-                let rules = index.root.entry(&rule.host, Vec::new);
-                rules.into_iter().for_each(|rules| rules.push(rule));
+                index.root.add(rule);
             }
         }
         index
@@ -226,11 +247,11 @@ impl<'r> RuleIndex<'r> {
             ROOT_NAMESPACE => Some(&self.root),
             namespace => self.local.get(namespace),
         };
-        if let Some(rules) = own.and_then(|index| index.find_pattern(host)) {
+        if let Some(rules) = own.and_then(|rules| rules.find(host)) {
             return applicable(rules, proxy);
         }
         [owner, ROOT_NAMESPACE].into_iter().find_map(|offering| {
-            let rules = self.offered.get(offering)?.find_pattern(host)?;
+            let rules = self.offered.get(offering)?.find(host)?;
             applicable(rules, proxy)
         })
     }
@@ -241,6 +262,10 @@ impl<'r> RuleIndex<'r> {
 /// A rule for selected workloads comes before one for all; of several for all that do not merge, the
 /// last counts.
 fn applicable<'r>(rules: &[&'r DestinationRule], proxy: &Proxy) -> Option<Merged<'r>> {
+    if let [rule] = rules {
+        let is_for_it = rule.seen_from(&proxy.namespace) && rule.selects(proxy);
+        return is_for_it.then(|| Merged::of(rule, Vec::new()));
+    }
     let merged = merge(rules);
     let for_all = |at: usize| {
         merged

@@ -4,6 +4,9 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::mem;
 
+use crate::resource::Meta;
+use crate::table::index::word;
+
 /// Sorts; what compares as equal stays in the order it had.
 pub(crate) fn sort_by<T>(items: &mut Vec<T>, order: impl Fn(&T, &T) -> Ordering) {
     let mut places: Vec<usize> = (0..items.len()).collect();
@@ -19,6 +22,32 @@ pub(crate) fn sort_by<T>(items: &mut Vec<T>, order: impl Fn(&T, &T) -> Ordering)
             .into_iter()
             .filter_map(|place| taken.get_mut(place)?.take()),
     );
+}
+
+/// Returns the places of resources in the order of [`Meta::order`].
+///
+/// Names often begin alike and lie far apart in memory, so what they differ in is laid out first.
+pub(crate) fn sorted(metas: &[&Meta]) -> Vec<usize> {
+    let first = metas.first().map_or("", |meta| &meta.id.name).as_bytes();
+    let alike = metas.iter().fold(first.len(), |alike, meta| {
+        let pairs = first.iter().zip(meta.id.name.as_bytes()).take(alike);
+        pairs.take_while(|(one, other)| one == other).count()
+    });
+    let head = |meta: &Meta| {
+        let rest = meta.id.name.as_bytes().get(alike..).unwrap_or_default();
+        word(rest.get(..8).unwrap_or(rest)).swap_bytes()
+    };
+    let keys: Vec<(&str, u64)> = metas
+        .iter()
+        .map(|meta| (&*meta.created, head(meta)))
+        .collect();
+    let mut places: Vec<usize> = (0..metas.len()).collect();
+    sort_places(&mut places, &|one, other| {
+        let order = |at: usize| metas.get(at).map(|meta| meta.order());
+        let heads = keys.get(one).cmp(&keys.get(other));
+        heads.then_with(|| order(one).cmp(&order(other)))
+    });
+    places
 }
 
 #[inline(never)]
@@ -39,6 +68,8 @@ mod tests {
     use wasm_bindgen_test::wasm_bindgen_test as test;
 
     use super::*;
+    use crate::problem::Origin;
+    use crate::resource::ResourceId;
 
     #[test]
     fn what_is_alike_keeps_its_order() {
@@ -47,6 +78,37 @@ mod tests {
         expected.sort_by_key(|(key, _)| *key);
         sort_by(&mut items, |one, other| one.0.cmp(&other.0));
         assert_eq!(items, expected);
+    }
+
+    #[test]
+    fn resources_come_by_age_then_name_then_namespace() {
+        let meta = |created: &str, name: &str, namespace: &str| Meta {
+            id: ResourceId {
+                kind: "ServiceEntry",
+                namespace: namespace.into(),
+                name: name.into(),
+            },
+            origin: Origin::default(),
+            created: created.to_owned(),
+        };
+        let names = [
+            "entry-2",
+            "entry-10",
+            "entry",
+            "entry-1",
+            "entry-123456789",
+            "entry-123456788",
+            "f",
+        ];
+        let mut metas: Vec<Meta> = names.iter().map(|name| meta("", name, "b")).collect();
+        metas.push(meta("", "entry-1", "a"));
+        metas.push(meta("2026-01-01T00:00:00Z", "a", "a"));
+        let mut expected: Vec<&Meta> = metas.iter().collect();
+        expected.sort_by(|one, other| one.order().cmp(&other.order()));
+        let all: Vec<&Meta> = metas.iter().collect();
+        let found: Vec<&Meta> = sorted(&all).into_iter().map(|at| all[at]).collect();
+        assert_eq!(found, expected);
+        assert!(sorted(&[]).is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The resources as Istio writes them: one file a kind, read from JSON, no meaning yet.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::fields::{Field, Fields};
 use crate::node::Node;
@@ -23,15 +24,15 @@ pub use traffic_policy::{
 /// The namespace of a resource that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
-/// The kind, namespace and name of a resource.
+/// The kind, namespace and name of a resource. Copies of it share its texts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ResourceId {
     /// For example `ServiceEntry`.
     pub kind: &'static str,
     /// `metadata.namespace`, or [`DEFAULT_NAMESPACE`].
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// `metadata.name`.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl ResourceId {
@@ -91,8 +92,8 @@ fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Meta {
         let namespace = namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
         let id = ResourceId {
             kind,
-            namespace,
-            name,
+            namespace: namespace.into(),
+            name: name.into(),
         };
         field.report.name(&id);
         Some(Meta {
@@ -104,8 +105,8 @@ fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Meta {
     read.unwrap_or_else(|| {
         let id = ResourceId {
             kind,
-            namespace: DEFAULT_NAMESPACE.to_owned(),
-            name: String::new(),
+            namespace: DEFAULT_NAMESPACE.into(),
+            name: "".into(),
         };
         Meta {
             id,

@@ -10,7 +10,7 @@ use crate::host::{HostName, HostPattern};
 use crate::merge::{
     Merged, PolicySource, Proxy, RuleIndex, Settings, exported, for_port, for_subset,
 };
-use crate::order::sort_by;
+use crate::order::sorted;
 use crate::port::{PortNumber, Protocol, ProtocolClass};
 use crate::problem::{FieldPath, Problem, ProblemKind, Problems, Segment, Severity};
 use crate::resource::{
@@ -19,10 +19,11 @@ use crate::resource::{
 };
 use crate::source::problem_of;
 use crate::table::connections::{Candidate, Connections};
-use crate::table::index::HostIndex;
+use crate::table::hosts::{Host, Hosts, Port, Subsets, Way, narrow};
 use crate::tls::{TlsIntent, Trust};
 
 mod connections;
+mod hosts;
 pub(crate) mod index;
 mod tunnels;
 
@@ -89,40 +90,13 @@ pub struct Settling {
 /// The compiled, validated resources: what to do with each host and port, and the clusters for it.
 #[derive(Debug, Clone)]
 pub struct PolicyTable {
-    index: HostIndex<usize>,
-    hosts: Vec<Host>,
+    hosts: Hosts,
     clusters: Vec<Cluster>,
     resources: Vec<ResourceId>,
     outbound: OutboundMode,
     connect_to: Vec<ConnectTo>,
-    /// Addresses that stand for a host.
-    aliases: Vec<(HostName, usize)>,
     /// What connections without a host are told apart by.
     connections: Connections,
-}
-
-#[derive(Debug, Clone)]
-struct Host {
-    pattern: HostPattern,
-    entry: usize,
-    ports: Vec<Port>,
-}
-
-#[derive(Debug, Clone)]
-struct Port {
-    number: PortNumber,
-    target: PortNumber,
-    arrival: Arrival,
-    way: Way,
-    /// Most hosts have none.
-    subsets: Vec<(Box<str>, Way)>,
-}
-
-/// A cluster, and who said so.
-#[derive(Debug, Clone, Copy)]
-struct Way {
-    cluster: usize,
-    rule: Option<(usize, PolicySource)>,
 }
 
 /// A host and port of the table, for those who render it.
@@ -167,11 +141,9 @@ impl PolicyTable {
         settling: &Settling,
     ) -> Result<(PolicyTable, Problems), Problems> {
         let mut compiler = Compiler::new(resources, settling);
-        let mut entries: Vec<&ServiceEntry> = resources.service_entries.iter().collect();
-        sort_by(&mut entries, |one, other| {
-            one.meta.order().cmp(&other.meta.order())
-        });
-        for entry in entries {
+        let entries = &resources.service_entries;
+        let order = sorted(&entries.iter().map(|entry| &entry.meta).collect::<Vec<_>>());
+        for entry in order.into_iter().filter_map(|at| entries.get(at)) {
             let owner = &entry.meta.id.namespace;
             if exported(&entry.export_to, owner, &settling.proxy.namespace) {
                 compiler.entry(entry);
@@ -185,20 +157,13 @@ impl PolicyTable {
         // Ports are looked for behind the most specific host first. A host without the port hides no wider
         // one that has it, as routes are per port in Istio.
         let mut first = None;
-        let found = self
-            .index
-            .find_all(query.host)
-            .filter_map(|at| self.hosts.get(*at))
-            .find_map(|host| {
-                first = first.or(Some(host));
-                host.ports
-                    .iter()
-                    .find(|port| port.number == query.port)
-                    .map(|port| (host, port))
-            });
+        let found = self.hosts.find_map(query.host, |host| {
+            first = first.or(Some(host));
+            Some((host, self.hosts.port(host, query.port)?))
+        });
         let Some((host, port)) = found else {
             return match first {
-                Some(host) => self.no_way(Reason::UnknownPort, self.resources.get(host.entry)),
+                Some(host) => self.no_way(Reason::UnknownPort, self.entry_of(host)),
                 None => self.no_way(Reason::UnknownHost, None),
             };
         };
@@ -228,7 +193,12 @@ impl PolicyTable {
             (Some(found), Spoken::Tls { .. }) if found.by_address => {
                 return Decision {
                     action: Action::Reject(Reason::OtherProtocol),
-                    ..self.no_way(Reason::OtherProtocol, self.entry_of(found.host))
+                    ..self.no_way(
+                        Reason::OtherProtocol,
+                        self.hosts
+                            .get(found.host)
+                            .and_then(|host| self.entry_of(host)),
+                    )
                 };
             }
             (_, Spoken::Tls { server_name }) => {
@@ -251,9 +221,8 @@ impl PolicyTable {
             }
             (None, Spoken::Bytes) => None,
         };
-        let port_of = |host: &'t Host| host.ports.iter().find(|other| other.number == port);
         let Some((host, name, port)) =
-            name.and_then(|host| Some((host, host.pattern.exact()?, port_of(host)?)))
+            name.and_then(|host| Some((host, host.pattern.exact()?, self.hosts.port(host, port)?)))
         else {
             return refused(match self.connections.has(port) {
                 true => Reason::UnknownHost,
@@ -274,8 +243,8 @@ impl PolicyTable {
         self.connections.needs_address(port)
     }
 
-    fn entry_of(&self, host: usize) -> Option<&ResourceId> {
-        self.resources.get(self.hosts.get(host)?.entry)
+    fn entry_of(&self, host: &Host) -> Option<&ResourceId> {
+        self.resources.get(host.entry as usize)
     }
 
     /// Decides, now that host and port are found.
@@ -285,7 +254,7 @@ impl PolicyTable {
         port: &'t Port,
         query: &Query<'q>,
     ) -> Decision<'t, 'q> {
-        let entry = self.resources.get(host.entry);
+        let entry = self.entry_of(host);
         let refused = |reason| Decision {
             service_entry: entry,
             ..refused(reason)
@@ -295,13 +264,15 @@ impl PolicyTable {
         }
         let way = match query.subset {
             None => Some(&port.way),
-            Some(wanted) => port
-                .subsets
+            Some(wanted) => self
+                .hosts
+                .subsets(port)
                 .iter()
                 .find(|(name, _)| **name == *wanted)
                 .map(|(_, way)| way),
         };
-        let Some((way, cluster)) = way.and_then(|way| Some((way, self.clusters.get(way.cluster)?)))
+        let Some((way, cluster)) =
+            way.and_then(|way| Some((way, self.clusters.get(way.cluster as usize)?)))
         else {
             return refused(Reason::UnknownSubset);
         };
@@ -311,6 +282,7 @@ impl PolicyTable {
             (Arrival::Http | Arrival::Tcp, None) => Action::Forward(cluster),
         };
         let name = host.pattern.exact().map_or(query.host, HostName::as_str);
+        let rule = way.rule();
         Decision {
             action,
             target: Some(Target {
@@ -319,8 +291,8 @@ impl PolicyTable {
             }),
             connect_to: self.connect_to(name, port.target),
             service_entry: entry,
-            rule: way.rule.and_then(|(rule, _)| self.resources.get(rule)),
-            policy_source: way.rule.map(|(_, source)| source),
+            rule: rule.and_then(|(rule, _)| self.resources.get(rule)),
+            policy_source: rule.map(|(_, source)| source),
         }
     }
 
@@ -335,8 +307,9 @@ impl PolicyTable {
             .iter()
             .enumerate()
             .flat_map(move |(place, host)| {
-                host.ports.iter().flat_map(move |port| {
-                    let subsets = port.subsets.iter().map(|(name, way)| (Some(&**name), way));
+                self.hosts.ports(host).flat_map(move |port| {
+                    let subsets = self.hosts.subsets(port).iter();
+                    let subsets = subsets.map(|(name, way)| (Some(&**name), way));
                     std::iter::once((None, &port.way))
                         .chain(subsets)
                         .filter_map(move |(subset, way)| {
@@ -348,14 +321,14 @@ impl PolicyTable {
                                 target: port.target,
                                 arrival: port.arrival,
                                 subset,
-                                cluster: self.clusters.get(way.cluster)?,
+                                cluster: self.clusters.get(way.cluster as usize)?,
                                 connect_to: pinned
                                     .and_then(|name| self.connect_to(name.as_str(), port.target)),
                                 addresses: candidate.map_or(&[], |candidate| &candidate.addresses),
                                 vip: candidate.and_then(|candidate| candidate.vip),
                                 connectable: candidate.is_some(),
-                                service_entry: self.resources.get(host.entry),
-                                rule: way.rule.and_then(|(rule, _)| self.resources.get(rule)),
+                                service_entry: self.entry_of(host),
+                                rule: way.rule().and_then(|(rule, _)| self.resources.get(rule)),
                             })
                         })
                 })
@@ -379,7 +352,7 @@ impl PolicyTable {
 
     /// Says whether it has no host.
     pub fn is_empty(&self) -> bool {
-        self.hosts.is_empty()
+        self.len() == 0
     }
 
     /// Returns a fingerprint: equal for two tables that decide alike, whatever order they were read in.
@@ -411,12 +384,11 @@ impl PolicyTable {
             ));
         }
         // A host without a port refuses; an address stands for its host.
-        for host in &self.hosts {
+        for host in self.hosts.iter() {
             lines.add(format_args!("{}", host.pattern));
         }
-        for (alias, at) in &self.aliases {
-            let host = self.hosts.get(*at).map(|host| host.pattern.to_string());
-            lines.add(format_args!("{alias} is {}", host.unwrap_or_default()));
+        for (alias, host) in self.hosts.aliases() {
+            lines.add(format_args!("{alias} is {host}"));
         }
         let pattern = |place: usize| self.hosts.get(place).map(|host| &host.pattern);
         for line in self.connections.lines(pattern) {
@@ -468,11 +440,9 @@ fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
 struct Compiler<'r> {
     settling: &'r Settling,
     rules: RuleIndex<'r>,
-    index: HostIndex<usize>,
-    hosts: Vec<Host>,
+    hosts: Hosts,
     /// The entry that each host came from first.
     owners: Vec<&'r ServiceEntry>,
-    aliases: Vec<(HostName, usize)>,
     /// The services whose connections are bytes.
     connections: Vec<Candidate<'r>>,
     clusters: Vec<Cluster>,
@@ -488,10 +458,8 @@ impl<'r> Compiler<'r> {
         Compiler {
             settling,
             rules: RuleIndex::of(&resources.destination_rules),
-            index: HostIndex::default(),
-            hosts: Vec::new(),
+            hosts: Hosts::default(),
             owners: Vec::new(),
-            aliases: Vec::new(),
             connections: Vec::new(),
             clusters: Vec::new(),
             names: BTreeMap::new(),
@@ -505,15 +473,8 @@ impl<'r> Compiler<'r> {
     fn entry(&mut self, entry: &'r ServiceEntry) {
         self.check_entry(entry);
         for (at, host) in entry.hosts.iter().enumerate() {
-            let next = self.hosts.len();
-            let place = self.index.entry(host, || next).map_or(next, |place| *place);
-            if place == next {
-                let entry_at = self.entry_place(entry);
-                self.hosts.push(Host {
-                    pattern: host.clone(),
-                    entry: entry_at,
-                    ports: Vec::with_capacity(entry.ports.len()),
-                });
+            let (place, new) = self.hosts.entry(host, self.entry_place(entry));
+            if new {
                 self.owners.push(entry);
             } else if !self
                 .owners
@@ -527,17 +488,13 @@ impl<'r> Compiler<'r> {
                 .rules
                 .rule(&self.settling.proxy, &entry.meta.id.namespace, host);
             for port in &entry.ports {
-                let taken = self
-                    .hosts
-                    .get(place)
-                    .is_some_and(|host| host.ports.iter().any(|other| other.number == port.number));
+                let known = self.hosts.get(place);
+                let taken = known.is_some_and(|host| self.hosts.port(host, port.number).is_some());
                 let number = port.index;
-                if !taken && let Some(port) = self.port(entry, host, port, rule.as_ref()) {
+                if !taken && let Some((port, subsets)) = self.port(entry, host, port, rule.as_ref())
+                {
                     self.candidate(entry, host, place, number, &port);
-                    self.hosts
-                        .get_mut(place)
-                        .into_iter()
-                        .for_each(|host| host.ports.push(port.clone()));
+                    self.hosts.add_port(place, port, subsets);
                 }
             }
             // As in Istio, whoever names an address of the service in `Host` names the service.
@@ -547,13 +504,7 @@ impl<'r> Compiler<'r> {
                     .iter()
                     .filter(|address| address.prefix.is_none())
                 {
-                    let alias = HostName::address(address.ip);
-                    let at = self
-                        .index
-                        .entry(&HostPattern::Exact(alias.clone()), || place);
-                    if at.is_some_and(|at| *at == place) {
-                        self.aliases.push((alias, place));
-                    }
+                    self.hosts.alias(HostName::address(address.ip), place);
                 }
             }
         }
@@ -635,25 +586,28 @@ impl<'r> Compiler<'r> {
             );
         }
         for port in &entry.ports {
-            let mut path = FieldPath::keys("spec.ports");
-            path.0.extend([
-                Segment::Index(port.index),
-                Segment::Key("protocol".to_owned()),
-            ]);
+            let path = || {
+                let mut path = FieldPath::keys("spec.ports");
+                path.0.extend([
+                    Segment::Index(port.index),
+                    Segment::Key("protocol".to_owned()),
+                ]);
+                path
+            };
             match port.protocol.class() {
                 ProtocolClass::Http | ProtocolClass::Tls => {}
                 ProtocolClass::Tcp if port.protocol != Protocol::Unset => {
                     if entry.hosts.iter().any(|host| host.exact().is_none()) {
                         let text = "a wildcard host on a port that speaks neither HTTP nor TLS";
                         let hint = "nothing listens on it, for no connection says which host it is for; give a ServiceEntry for each host";
-                        told(Severity::Warning, path, text, hint);
+                        told(Severity::Warning, path(), text, hint);
                     }
                 }
                 ProtocolClass::Tcp | ProtocolClass::None => {
                     let hint = "nothing listens on it; write HTTP, HTTPS, TLS, HTTP2, GRPC or TCP";
                     told(
                         Severity::Warning,
-                        path,
+                        path(),
                         "a port without a known protocol",
                         hint,
                     );
@@ -688,7 +642,7 @@ impl<'r> Compiler<'r> {
         host: &HostPattern,
         port: &ServicePort,
         merged: Option<&Merged<'r>>,
-    ) -> Option<Port> {
+    ) -> Option<(Port, Subsets)> {
         let arrival = match port.protocol.class() {
             ProtocolClass::Http => Arrival::Http,
             ProtocolClass::Tls => Arrival::Tls,
@@ -729,13 +683,8 @@ impl<'r> Compiler<'r> {
                 }
             }
         }
-        Some(Port {
-            number: port.number,
-            target: port.target,
-            arrival,
-            way,
-            subsets,
-        })
+        let port = Port::new(port.number, port.target, arrival, way);
+        Some((port, subsets))
     }
 
     /// Settles where a service, or a subset of it, goes. `None` when that cannot be honoured, which has been
@@ -834,7 +783,7 @@ impl<'r> Compiler<'r> {
         }
         let cluster = self.cluster(service, tls, settings, subset)?;
         let rule = settings.map(|settings| (self.rule_place(settings.rule), settings.source));
-        Some(Way { cluster, rule })
+        Some(Way::new(cluster, rule))
     }
 
     /// Finds or makes the cluster of a port. Hosts share one unless something in the rules is theirs alone.
@@ -1037,12 +986,13 @@ impl<'r> Compiler<'r> {
             .filter_map(|from| clusters.get_mut(from).and_then(Option::take))
             .collect();
         let mut hosts = self.hosts;
-        for port in hosts.iter_mut().flat_map(|host| host.ports.iter_mut()) {
-            for way in
-                std::iter::once(&mut port.way).chain(port.subsets.iter_mut().map(|(_, way)| way))
-            {
-                way.cluster = places.get(way.cluster).copied().unwrap_or(usize::MAX);
-            }
+        for way in hosts.ways_mut() {
+            way.cluster = narrow(
+                places
+                    .get(way.cluster as usize)
+                    .copied()
+                    .unwrap_or(usize::MAX),
+            );
         }
         let entries = self
             .resources
@@ -1056,13 +1006,11 @@ impl<'r> Compiler<'r> {
             .map(|rule| rule.meta.id.clone());
         let ids = entries.chain(rules).collect();
         let table = PolicyTable {
-            index: self.index,
             hosts,
             clusters: sorted,
             resources: ids,
             outbound: self.settling.outbound,
             connect_to: self.settling.connect_to.clone(),
-            aliases: self.aliases,
             connections,
         };
         Ok((table, problems))

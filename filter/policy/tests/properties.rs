@@ -600,7 +600,7 @@ fn each_has_its_tls(documents: &[Value]) -> Result<(), TestCaseError> {
         };
         let document = documents
             .iter()
-            .find(|document| document["metadata"]["name"] == rule.name.as_str());
+            .find(|document| document["metadata"]["name"] == *rule.name);
         let block = &block_at(document.unwrap(), source)["tls"];
         let word = |key: &str| block.get(key).and_then(Value::as_str).map(str::to_owned);
         let mode = word("mode").filter(|mode| mode != "DISABLE");

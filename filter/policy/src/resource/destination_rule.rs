@@ -52,7 +52,7 @@ impl DestinationRule {
 
 /// Source: istio/istio `pkg/config/validation/validation.go`, `ValidateDestinationRule`.
 fn read_spec(field: Field<'_>, meta: Meta) -> Option<DestinationRule> {
-    let namespace = meta.id.namespace.as_str();
+    let namespace = &*meta.id.namespace;
     let fields = field.fields()?;
     let host = fields.require("host", |field| {
         let text = field.text()?;

@@ -85,12 +85,10 @@ impl Connections {
         self.0.iter().flat_map(move |(port, all)| {
             let line = |known: &Known| {
                 let host = pattern(known.host).map(HostPattern::to_string);
-                let ranges: Vec<String> = known.dialled().map(|range| range.to_string()).collect();
-                format!(
-                    "tcp {port} {} {}",
-                    host.unwrap_or_default(),
-                    ranges.join(" ")
-                )
+                let ranges = known.dialled().map(|range| range.to_string());
+                let ranges = ranges.reduce(|all, range| all + " " + &range);
+                let (host, ranges) = (host.unwrap_or_default(), ranges.unwrap_or_default());
+                format!("tcp {port} {host} {ranges}")
             };
             all.iter().map(line).collect::<Vec<_>>()
         })
@@ -202,9 +200,11 @@ impl<'r> Compiler<'r> {
 
     /// Tells of services whose connections cannot be told apart.
     fn check_port(&mut self, port: PortNumber, all: &[Candidate<'r>]) {
+        let [http, tls] =
+            [Arrival::Http, Arrival::Tls].map(|arrival| self.neighbour(port, arrival));
         let mut taken = BTreeMap::new();
         for candidate in all {
-            self.check_neighbours(port, candidate);
+            self.check_neighbours(port, candidate, http.as_deref(), tls.as_deref());
             let addresses = &candidate.known.addresses;
             let ranges = addresses.iter().copied().map(Address::range).map(Some);
             let without = addresses.is_empty().then_some(None);
@@ -224,16 +224,23 @@ impl<'r> Compiler<'r> {
         }
     }
 
+    /// Returns the first host that speaks so on the port.
+    fn neighbour(&self, port: PortNumber, arrival: Arrival) -> Option<String> {
+        let speaks = |other: &Port| other.arrival == arrival;
+        let mut hosts = self.hosts.iter();
+        hosts
+            .find(|host| self.hosts.port(host, port).is_some_and(speaks))
+            .map(|host| host.pattern.to_string())
+    }
+
     /// Tells of services on the same port whose clients speak first.
-    fn check_neighbours(&mut self, port: PortNumber, candidate: &Candidate<'r>) {
-        let neighbour = |arrival: Arrival| {
-            let speaks = |other: &Port| other.number == port && other.arrival == arrival;
-            let mut hosts = self.hosts.iter();
-            hosts
-                .find(|host| host.ports.iter().any(speaks))
-                .map(|host| host.pattern.to_string())
-        };
-        let (http, tls) = (neighbour(Arrival::Http), neighbour(Arrival::Tls));
+    fn check_neighbours(
+        &mut self,
+        port: PortNumber,
+        candidate: &Candidate<'r>,
+        http: Option<&str>,
+        tls: Option<&str>,
+    ) {
         if let Some(http) = http
             && candidate.known.addresses.is_empty()
         {

@@ -1,0 +1,236 @@
+//! The hosts of a table and their ports, packed: a decision reads few places, wherever in a large table they are.
+
+use super::index::HostIndex;
+use crate::decision::Arrival;
+use crate::host::{HostName, HostPattern};
+use crate::merge::PolicySource;
+use crate::port::PortNumber;
+
+/// All hosts, found by name.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Hosts {
+    index: HostIndex,
+    hosts: Vec<Host>,
+    /// The ports behind the first of each host.
+    more: Vec<Port>,
+    /// The subsets of the few ports that have any.
+    subsets: Vec<Subsets>,
+    /// Addresses that stand for a host.
+    aliases: Vec<(HostName, usize)>,
+}
+
+/// A host or pattern.
+#[derive(Debug, Clone)]
+pub(super) struct Host {
+    pub(super) pattern: HostPattern,
+    /// The place of its ServiceEntry among all resources.
+    pub(super) entry: u32,
+    first: Option<Port>,
+}
+
+/// A port of a host.
+#[derive(Debug, Clone)]
+pub(super) struct Port {
+    pub(super) number: PortNumber,
+    pub(super) target: PortNumber,
+    pub(super) arrival: Arrival,
+    pub(super) way: Way,
+    /// The place of its subsets, if it has any.
+    subsets: u32,
+    /// The place of the next one of its host.
+    next: u32,
+}
+
+/// The ways of subsets, by their names.
+pub(super) type Subsets = Vec<(Box<str>, Way)>;
+
+/// A cluster, and who said so.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    /// The place of the cluster.
+    pub(super) cluster: u32,
+    /// The place of the rule among all resources.
+    rule: u32,
+    subset: u32,
+    port_level: u32,
+}
+
+/// No place. So many do not fit into memory.
+const NONE: u32 = u32::MAX;
+
+/// Places of aliases are counted from here.
+const ALIASES: usize = 1 << 31;
+
+pub(super) fn narrow(place: usize) -> u32 {
+    u32::try_from(place).unwrap_or(NONE)
+}
+
+impl Way {
+    pub(super) fn new(cluster: usize, rule: Option<(usize, PolicySource)>) -> Self {
+        let (subset, port_level) = match rule.map(|(_, source)| source) {
+            None | Some(PolicySource::Rule) => (NONE, NONE),
+            Some(PolicySource::Port(port)) => (NONE, narrow(port)),
+            Some(PolicySource::Subset(subset)) => (narrow(subset), NONE),
+            Some(PolicySource::SubsetPort(subset, port)) => (narrow(subset), narrow(port)),
+        };
+        Way {
+            cluster: narrow(cluster),
+            rule: rule.map_or(NONE, |(rule, _)| narrow(rule)),
+            subset,
+            port_level,
+        }
+    }
+
+    /// Returns the place of the rule among all resources, and which part of it counts.
+    pub(super) fn rule(&self) -> Option<(usize, PolicySource)> {
+        let place = |place: u32| (place != NONE).then_some(place as usize);
+        let source = match (place(self.subset), place(self.port_level)) {
+            (None, None) => PolicySource::Rule,
+            (None, Some(port)) => PolicySource::Port(port),
+            (Some(subset), None) => PolicySource::Subset(subset),
+            (Some(subset), Some(port)) => PolicySource::SubsetPort(subset, port),
+        };
+        Some((place(self.rule)?, source))
+    }
+}
+
+impl Port {
+    pub(super) fn new(number: PortNumber, target: PortNumber, arrival: Arrival, way: Way) -> Self {
+        Port {
+            number,
+            target,
+            arrival,
+            way,
+            subsets: NONE,
+            next: NONE,
+        }
+    }
+}
+
+impl Hosts {
+    /// Tries the hosts that have the name or address, the most specific first, until one gives something.
+    pub(super) fn find_map<'h, T>(
+        &'h self,
+        name: &str,
+        mut give: impl FnMut(&'h Host) -> Option<T>,
+    ) -> Option<T> {
+        let text = |place| text(&self.hosts, &self.aliases, place);
+        self.index.find_map(name, text, |place| {
+            give(self.hosts.get(self.host_at(place))?)
+        })
+    }
+
+    /// Returns the place of a pattern's host, and whether it has been made just now.
+    pub(super) fn entry(&mut self, pattern: &HostPattern, entry: usize) -> (usize, bool) {
+        let next = self.hosts.len();
+        let place = self.place_of(pattern, next);
+        if place != next {
+            return (self.host_at(place), false);
+        }
+        self.hosts.push(Host {
+            pattern: pattern.clone(),
+            entry: narrow(entry),
+            first: None,
+        });
+        (place, true)
+    }
+
+    /// Lets an address stand for a host, unless it stands for another already.
+    pub(super) fn alias(&mut self, alias: HostName, host: usize) {
+        let next = ALIASES + self.aliases.len();
+        let place = self.place_of(&HostPattern::Exact(alias.clone()), next);
+        if place == next || self.host_at(place) == host {
+            self.aliases.push((alias, host));
+        }
+    }
+
+    /// Adds a port behind the others of a host.
+    pub(super) fn add_port(&mut self, host: usize, mut port: Port, subsets: Subsets) {
+        let Some(host) = self.hosts.get_mut(host) else {
+            return;
+        };
+        if !subsets.is_empty() {
+            port.subsets = narrow(self.subsets.len());
+            self.subsets.push(subsets);
+        }
+        let Some(first) = &mut host.first else {
+            host.first = Some(port);
+            return;
+        };
+        let new = narrow(self.more.len());
+        let mut at = first.next;
+        if at == NONE {
+            first.next = new;
+        }
+        while let Some(port) = self.more.get_mut(at as usize) {
+            at = port.next;
+            if at == NONE {
+                port.next = new;
+            }
+        }
+        self.more.push(port);
+    }
+
+    pub(super) fn get(&self, place: usize) -> Option<&Host> {
+        self.hosts.get(place)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Host> {
+        self.hosts.iter()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Returns the ports of a host in the order they were added.
+    pub(super) fn ports<'h>(&'h self, host: &'h Host) -> impl Iterator<Item = &'h Port> {
+        let next = |port: &&Port| self.more.get(port.next as usize);
+        std::iter::successors(host.first.as_ref(), next)
+    }
+
+    /// Returns the subsets of a port by name.
+    pub(super) fn subsets(&self, port: &Port) -> &[(Box<str>, Way)] {
+        let subsets = self.subsets.get(port.subsets as usize);
+        subsets.map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn port<'h>(&'h self, host: &'h Host, number: PortNumber) -> Option<&'h Port> {
+        self.ports(host).find(|port| port.number == number)
+    }
+
+    /// Returns the ways of all ports and subsets.
+    pub(super) fn ways_mut(&mut self) -> impl Iterator<Item = &mut Way> {
+        let first = self.hosts.iter_mut().filter_map(|host| host.first.as_mut());
+        let ports = first.chain(&mut self.more).map(|port| &mut port.way);
+        let subsets = self.subsets.iter_mut().flatten();
+        ports.chain(subsets.map(|(_, way)| way))
+    }
+
+    /// Returns the addresses that stand for hosts.
+    pub(super) fn aliases(&self) -> impl Iterator<Item = (&HostName, &HostPattern)> {
+        let named = self.aliases.iter();
+        named.filter_map(|(alias, host)| Some((alias, &self.hosts.get(*host)?.pattern)))
+    }
+
+    fn place_of(&mut self, pattern: &HostPattern, next: usize) -> usize {
+        let text = |place| text(&self.hosts, &self.aliases, place);
+        self.index.entry(pattern, next, &text)
+    }
+
+    /// Returns the place of the host that a place of the index means.
+    fn host_at(&self, place: usize) -> usize {
+        let alias = place.checked_sub(ALIASES);
+        alias.map_or(place, |alias| {
+            self.aliases.get(alias).map_or(place, |(_, host)| *host)
+        })
+    }
+}
+
+/// Says what text stands at a place of the index.
+fn text<'h>(hosts: &'h [Host], aliases: &'h [(HostName, usize)], place: usize) -> &'h str {
+    match place.checked_sub(ALIASES) {
+        Some(alias) => aliases.get(alias).map_or("", |(alias, _)| alias.as_str()),
+        None => hosts.get(place).map_or("", |host| host.pattern.text()),
+    }
+}
