@@ -258,7 +258,11 @@ impl<'a> Field<'a> {
             Ok(host) => Some(host),
             Err(problem) => {
                 let hint = match &problem {
-                    InvalidHost::Label { .. } if text.contains("://") => {
+                    InvalidHost::Label { .. }
+                        if text
+                            .split_once(':')
+                            .is_some_and(|(_, rest)| rest.starts_with("//")) =>
+                    {
                         Some("give the host alone, without scheme and path")
                     }
                     InvalidHost::Label { .. } if text.contains(':') => {
