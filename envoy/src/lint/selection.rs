@@ -218,7 +218,7 @@ fn shadowed_ports(
     later: &ServiceEntry,
     findings: &mut Findings<'_>,
 ) {
-    for port in &later.ports {
+    for port in later.ports.iter() {
         let other = first.ports.iter().find(|other| other.number == port.number);
         let differs = other
             .is_some_and(|other| (other.target, other.protocol) != (port.target, port.protocol));

@@ -57,7 +57,7 @@ fn plaintext_to_443(
     entry: &ServiceEntry,
     findings: &mut Findings<'_>,
 ) {
-    for port in &entry.ports {
+    for port in entry.ports.iter() {
         let mapped = entry
             .endpoints
             .iter()
@@ -276,7 +276,7 @@ fn port_never_matches(world: &World<'_>, rule: &DestinationRule, findings: &mut 
     let ports: Vec<_> = covered
         .iter()
         .filter_map(|service| world.service(*service))
-        .flat_map(|(entry, _)| &entry.ports)
+        .flat_map(|(entry, _)| entry.ports.iter())
         .collect();
     if ports.is_empty() {
         return;

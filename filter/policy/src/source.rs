@@ -150,8 +150,14 @@ impl Parser {
         let usable = !report.has_errors();
         self.problems.extend(report.into_problems());
         match read {
-            Some(Read::ServiceEntry(entry)) if usable => {
-                push(&mut self.resources.service_entries, *entry);
+            Some(Read::ServiceEntry(mut entry)) if usable => {
+                let entries = &mut self.resources.service_entries;
+                if let Some(before) = entries.last()
+                    && before.ports == entry.ports
+                {
+                    entry.ports.clone_from(&before.ports);
+                }
+                push(entries, *entry);
             }
             Some(Read::DestinationRule(mut rule)) if usable => {
                 let rules = &mut self.resources.destination_rules;

@@ -487,7 +487,7 @@ impl<'r> Compiler<'r> {
             let rule = self
                 .rules
                 .rule(&self.settling.proxy, &entry.meta.id.namespace, host);
-            for port in &entry.ports {
+            for port in entry.ports.iter() {
                 let known = self.hosts.get(place);
                 let taken = known.is_some_and(|host| self.hosts.port(host, port.number).is_some());
                 let number = port.index;
@@ -585,7 +585,7 @@ impl<'r> Compiler<'r> {
                 hint,
             );
         }
-        for port in &entry.ports {
+        for port in entry.ports.iter() {
             let path = || {
                 let mut path = FieldPath::keys("spec.ports");
                 path.0.extend([

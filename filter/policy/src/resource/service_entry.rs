@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::fields::{Field, Fields};
 use crate::host::{HostName, HostPattern, InvalidHost};
@@ -22,8 +23,8 @@ pub struct ServiceEntry {
     pub hosts: Vec<HostPattern>,
     /// The addresses by which connections are told apart.
     pub addresses: Vec<Address>,
-    /// The ports that applications use.
-    pub ports: Vec<ServicePort>,
+    /// The ports that applications use. Most entries have those of the one before them, and share them.
+    pub ports: Arc<Vec<ServicePort>>,
     /// How an address is found.
     pub resolution: Resolution,
     /// Where the service really is, when that is not its host.
@@ -238,7 +239,7 @@ fn read_spec(field: Field<'_>, meta: Meta) -> Option<ServiceEntry> {
         meta,
         hosts,
         addresses,
-        ports,
+        ports: ports.into(),
         resolution,
         endpoints,
         workload_selector,
@@ -434,7 +435,7 @@ fn check_dynamic(fields: &Fields<'_>, entry: &ServiceEntry) {
             Some("the request's host says where to go"),
         );
     }
-    for port in &entry.ports {
+    for port in entry.ports.iter() {
         if !matches!(
             port.protocol,
             Protocol::Http | Protocol::Tls | Protocol::Grpc | Protocol::Http2
