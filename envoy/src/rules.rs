@@ -12,6 +12,8 @@ use crate::credentials::{Documents, Need, Taken};
 use crate::fs::Source;
 use crate::yaml::{self, Document, Place};
 
+mod alike;
+
 /// Rules that compile.
 #[derive(Debug)]
 pub struct Rules {
@@ -27,13 +29,15 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Returns the documents of our kinds as JSON, `List`s taken apart: what the filter is given.
+    /// Returns the documents of our kinds as JSON, `List`s taken apart and those that are alike told briefly: what the
+    /// filter is given.
     pub fn resources(&self) -> Vec<Value> {
-        self.documents
+        let whole = self
+            .documents
             .iter()
             .flat_map(|(_, document)| ours(&document.value))
-            .map(bare)
-            .collect()
+            .map(bare);
+        alike::briefly(whole.collect())
     }
 
     /// Returns the documents of our kinds as they were given, `List`s taken apart, without what a cluster noted down

@@ -422,8 +422,13 @@ impl<'de> Visitor<'de> for ResourceList {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Parser, A::Error> {
         let mut parser = Parser::new();
-        while let Some(value) = list.next_element::<Node<'de>>()? {
-            parser.node(&value);
+        let mut resource = Node::Null;
+        while let Some(told) = list.next_element::<Node<'de>>()? {
+            resource = match told {
+                Node::List(list) => resource.retold(list),
+                whole => whole,
+            };
+            parser.node(&resource);
         }
         Ok(parser)
     }

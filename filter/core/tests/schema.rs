@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egress_filter::{InvalidConfig, load};
+use egress_policy::node::Node;
 use egress_policy::{Parser, Problem, ProblemKind, Severity};
 use jsonschema::Validator;
 use serde_json::{Value, json};
@@ -53,9 +54,14 @@ fn problems(config: &Value) -> Vec<Problem> {
     let mut parser = Parser::new();
     match config.get("resources") {
         Some(Value::Array(resources)) => {
-            resources
-                .iter()
-                .for_each(|resource| parser.document(resource));
+            let mut resource = Node::Null;
+            for told in resources {
+                resource = match Node::from(told) {
+                    Node::List(list) => resource.retold(list),
+                    whole => whole,
+                };
+                parser.node(&resource);
+            }
             found.extend(parser.finish().1.0);
         }
         _ => return vec![problem_of_load(config).unwrap_or_else(|| panic!("{config} loads"))],
@@ -107,6 +113,13 @@ fn whole() -> Vec<Value> {
             .iter()
             .map(|resource| json!({"resources": [resource]})),
     );
+    let another = |resource| json!({"resources": [resource, ["another", "another.example.com"]]});
+    let read = |resource: &&Value| {
+        egress_policy::KINDS
+            .iter()
+            .any(|kind| resource["kind"] == *kind)
+    };
+    configs.extend(resources.iter().filter(read).map(another));
     configs
 }
 
@@ -288,10 +301,11 @@ fn compare(
         None => (name, schema),
     };
     if name == "resource" {
-        let to = match value["kind"].as_str().unwrap() {
-            "ServiceEntry" => "serviceEntry",
-            "DestinationRule" => "destinationRule",
-            _ => "otherKind",
+        let to = match value.get("kind").map(|kind| kind.as_str().unwrap()) {
+            Some("ServiceEntry") => "serviceEntry",
+            Some("DestinationRule") => "destinationRule",
+            Some(_) => "otherKind",
+            None => "another",
         };
         return compare(root, &root["$defs"][to], to, config, value, used);
     }
