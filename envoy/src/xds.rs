@@ -29,6 +29,7 @@ mod guard;
 mod led;
 mod listener;
 mod secrets;
+mod server_name;
 mod stats;
 mod tcp;
 mod tunnel;

@@ -36,8 +36,8 @@ use egress_integration::{
 };
 
 use common::{
-    HOST, LogLine, SIMPLE, SOON, Trusted, assert_originated, by_credential, entry, entry_with,
-    eventually, only, originated, route, rule,
+    HOST, LogLine, SIMPLE, SOON, Trusted, assert_originated, by_credential, crowd, entry,
+    entry_with, eventually, only, originated, route, rule,
 };
 
 /// A file of rules that are put in place as careful editors do it.
@@ -379,11 +379,19 @@ async fn a_connection_stays_open_while_hosts_come_and_is_closed_politely_by_a_ne
 
 #[tokio::test]
 async fn tls_that_is_passed_through_goes_on_under_the_rules_it_began_with() -> Result<()> {
+    for others in [String::new(), crowd(443)] {
+        passed_through(&others).await?;
+    }
+    Ok(())
+}
+
+async fn passed_through(others: &str) -> Result<()> {
     let trusted = Trusted::new()?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let tls = |hosts: &[&str]| -> String {
         let spec = "resolution: DNS, ports: [{number: 443, name: tls, protocol: TLS}]";
-        hosts.iter().map(|host| entry_with(host, spec)).collect()
+        let entries: String = hosts.iter().map(|host| entry_with(host, spec)).collect();
+        entries + others
     };
     let rules = Rules::new(&trusted, &tls(&[HOST]))?;
     let proxy = watching(&trusted, &rules.0)

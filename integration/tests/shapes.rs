@@ -15,8 +15,8 @@ use egress_integration::{
 };
 
 use common::{
-    HOST, LogLine, SHARED, SOON, Stage, Trusted, assert_no_leak, assert_originated, by_dns, dns,
-    entry, entry_with, log_of, only, originated, route, rule,
+    HOST, LogLine, SHARED, SOON, Stage, Trusted, assert_no_leak, assert_originated, by_dns, crowd,
+    dns, entry, entry_with, log_of, only, originated, route, rule,
 };
 
 async fn site_of(trusted: &Trusted, http: HttpVersions) -> Result<StandIn> {
@@ -408,12 +408,20 @@ async fn tls_of_a_host_is_passed_through_by_dns() -> Result<()> {
 
 #[tokio::test]
 async fn tls_for_an_unknown_name_is_closed_and_logged() -> Result<()> {
+    for others in [String::new(), crowd(443)] {
+        unknown_names(&others).await?;
+    }
+    Ok(())
+}
+
+async fn unknown_names(others: &str) -> Result<()> {
     let trusted = Trusted::new()?;
     let site = trusted
         .site([HOST, "other.example", "www.edition.cnn.com"])
         .await?;
     let dns = dns().await?;
-    let proxy = by_dns(&trusted, &https(site.tls_addr().port()), &dns).await?;
+    let rules = https(site.tls_addr().port()) + others;
+    let proxy = by_dns(&trusted, &rules, &dns).await?;
     let https = proxy.listener(443)?;
     for name in ["other.example", "www.edition.cnn.com", "cnn.com"] {
         // Whatever the request inside asks for: nobody can read it, and nobody answers.
@@ -476,7 +484,57 @@ async fn passed_through_hosts_have_servers_of_their_own() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_most_specific_of_many_names_has_a_connection() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let dns = dns().await?;
+    let names = ["a.example.com", "*.a.example.com", "*.example.com"];
+    let mut rules = crowd(443);
+    let mut sites = Vec::new();
+    for name in names {
+        let site = trusted.site(names).await?;
+        let resolution = match name.starts_with('*') {
+            true => "DYNAMIC_DNS",
+            false => "DNS",
+        };
+        let spec = format!(
+            "resolution: {resolution}, location: MESH_INTERNAL, \
+             ports: [{{number: 443, name: tls, protocol: TLS, targetPort: {}}}]",
+            site.tls_addr().port()
+        );
+        rules += &entry_with(name, &spec);
+        sites.push(site);
+    }
+    let proxy = by_dns(&trusted, &rules, &dns).await?;
+    let (https, ca) = (proxy.listener(443)?, trusted.ca.pem());
+    for (name, site) in [
+        ("a.example.com", &sites[0]),
+        ("A.Example.com", &sites[0]),
+        ("b.a.example.com", &sites[1]),
+        ("b.example.com", &sites[2]),
+    ] {
+        let tls = probe::get_tls(https, name, HOST, "/", &ca).await;
+        assert_eq!(tls.with_context(|| name.to_owned())?.answer.status, 200);
+        let sni = only(site)?.sni;
+        ensure!(
+            sni.as_ref()
+                .is_some_and(|sni| sni.eq_ignore_ascii_case(name)),
+            "{sni:?}"
+        );
+    }
+    let apex = probe::get_tls(https, "example.com", HOST, "/", &ca).await;
+    ensure!(apex.is_err(), "{apex:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn one_port_takes_http_of_one_host_and_tls_of_another() -> Result<()> {
+    for others in [String::new(), crowd(8080)] {
+        http_and_tls(&others).await?;
+    }
+    Ok(())
+}
+
+async fn http_and_tls(others: &str) -> Result<()> {
     let trusted = Trusted::new()?;
     let plain = SilentPort::start().await?;
     let site = trusted.site([HOST, "tls.example"]).await?;
@@ -484,6 +542,7 @@ async fn one_port_takes_http_of_one_host_and_tls_of_another() -> Result<()> {
     let tls = "resolution: DNS, ports: [{number: 8080, name: p, protocol: TLS, targetPort: 443}]";
     let rules =
         entry_with(HOST, http) + &rule(HOST, common::SIMPLE) + &entry_with("tls.example", tls);
+    let rules = rules + others;
     let mut builder = trusted.egressctl(&rules).port(8080, 0);
     for host in [HOST, "tls.example"] {
         builder = builder

@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
 use super::{
-    Capture, Options, capture, cluster, duration, extension, forward_proxy, guard, service_ports,
-    tcp, tunnel, upgrade, upstream_proxy,
+    Capture, Options, capture, cluster, duration, extension, forward_proxy, guard, server_name,
+    service_ports, tcp, tunnel, upgrade, upstream_proxy,
 };
 
 /// Renders all listeners, in the order of their ports.
@@ -87,6 +87,9 @@ impl Port {
         if arrivals.contains(&Arrival::Tcp) {
             chains.extend(tcp::chains(port, arrivals, capture.is_some(), plugins));
         }
+        // Chains that match addresses too have one way of matching.
+        let by_name = capture.is_none() && !arrivals.contains(&Arrival::Tcp);
+        let matcher = by_name.then(|| server_name::matcher(&mut chains)).flatten();
         let mut fields = match capture {
             Some(capture) => {
                 capture::add_rest(&mut chains, table, options);
@@ -103,6 +106,7 @@ impl Port {
                 json!([refused_log(unled(capture.is_some() && !has_tls), options)]),
             ),
         ]);
+        fields.extend(matcher.map(|matcher| ("filter_chain_matcher".to_owned(), matcher)));
         if has_tls {
             let inspector = extension(
                 "envoy.filters.listener.tls_inspector",

@@ -280,6 +280,20 @@ spec: {{hosts: [\"{host}\"], {spec}}}
     )
 }
 
+/// A ServiceEntry for so many names on a port that Envoy is given a table of them.
+pub(crate) fn crowd(port: u16) -> String {
+    let hosts: Vec<String> = (0..1000).map(|at| format!("{at}.crowd.example")).collect();
+    format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: crowd}}
+spec: {{hosts: [{}], resolution: DNS, ports: [{{number: {port}, name: tls, protocol: TLS}}]}}
+",
+        hosts.join(", ")
+    )
+}
+
 /// A DestinationRule with a traffic policy in YAML's flow style.
 pub(crate) fn rule(host: &str, policy: &str) -> String {
     let name = name_of(host);
