@@ -32,7 +32,24 @@ class Sample:
 
 
 def linear_memories(pid):
-    """The size of each VM's memory, as wasm sees it: what lies, readable and writable, before a guard."""
+    """The size of each VM's memory, as wasm sees it."""
+    return [end - begin for begin, end in places_of_memories(pid)]
+
+
+def resident_memories(pid):
+    """What of the VMs' memories is resident, in bytes."""
+    begins = {begin for begin, _ in places_of_memories(pid)}
+    resident, here = 0, 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if place := re.match(r"([0-9a-f]+)-", line):
+            here = int(place[1], 16)
+        elif line.startswith("Rss:") and here in begins:
+            resident += int(line.split()[1]) << 10
+    return resident
+
+
+def places_of_memories(pid):
+    """Where each VM's memory is: what lies, readable and writable, before a guard."""
     maps = []
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         span, rights = line.split()[:2]
@@ -40,7 +57,7 @@ def linear_memories(pid):
         maps.append((begin, end, rights))
     for (begin, end, rights), (after, after_end, after_rights) in pairwise(maps):
         if rights.startswith("rw") and after_rights.startswith("---") and end == after and after_end - after >= GUARD:
-            yield end - begin
+            yield begin, end
 
 
 def rules(targets):

@@ -1,13 +1,16 @@
 """Part 3: what many hosts cost: time to ready, memory, a change of one host under load, DNS."""
 
+import http.client
 import json
 import os
+import socket
 import time
 from pathlib import Path
 
 import proxies
 from figures import table
 from lab import QUICK, RELEASE, Dns, Failure, Lab, Load, Origin, alive, asked, program, wait_for
+from memory import MB, resident_memories
 
 OURS, ISTIO = "ours", "Istio's shape"
 SIZES = {OURS: [1, 1000], ISTIO: [1, 100]} if QUICK else {OURS: [1, 100, 1000, 10000, 100000], ISTIO: [1, 100, 1000, 10000]}
@@ -40,6 +43,15 @@ def replace(path, text):
     os.replace(fresh, path)
 
 
+def admin_says(admin, path):
+    """What Envoy's admin interface, a socket, has at a path."""
+    connection = http.client.HTTPConnection("envoy")
+    with socket.socket(socket.AF_UNIX) as connection.sock:
+        connection.sock.connect(admin)
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+
+
 class Ours:
     """`egressctl run`, and what it does when the file of rules changes."""
 
@@ -62,6 +74,24 @@ class Ours:
                 if "envoy" in Path(f"/proc/{pid}/comm").read_text():
                     return int(pid)
         raise Failure("egressctl run has started no Envoy")
+
+    def memory_parts(self):
+        """What Envoy's memory consists of, in MB: the VMs' memories; what its allocator has given out, and keeps; and how
+        large one copy of the filter's configuration is."""
+        pid = self.envoy()
+        words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        bootstrap = json.loads(Path(words[words.index("--config-path") + 1]).read_text())
+        admin = bootstrap["admin"]["address"]["pipe"]["path"]
+        memory = admin_says(admin, "/memory")
+        filters = [dump["ecds_filter"] for dump in admin_says(admin, "/config_dump?resource=ecds_filters")["configs"]]
+        texts = [one["typed_config"]["config"]["configuration"]["value"] for one in filters]
+        parts = {
+            "vms": resident_memories(pid),
+            "allocated": int(memory["allocated"]),
+            "free": int(memory["pageheap_free"]),
+            "configuration": sum(len(text) for text in texts),
+        }
+        return {name: size / MB for name, size in parts.items()}
 
 
 class Istio:
@@ -128,6 +158,7 @@ def one(kind, count):
         time.sleep(WINDOW)
         queries = (dns.asked - before) * 60 / WINDOW
         memory = resident(proxy.envoy())
+        parts = proxy.memory_parts() if kind is Ours else {}
         load = Load(lab, origin, proxy.port, names[0])
         changing = names[-1]
         path, text = proxy.prepared({changing: "changed.bench.example.com"})
@@ -138,7 +169,7 @@ def one(kind, count):
         applied = time.monotonic() - begun
         requests = load.finish(f"{kind.__name__} of {count} hosts during the change")
         origin.must_be_verified_tls()
-    return {"ready": ready, "memory": memory, "queries": queries, "applied": applied, "requests": requests}
+    return {"ready": ready, "memory": memory, "memory_parts": parts, "queries": queries, "applied": applied, "requests": requests}
 
 
 def measure(note):
