@@ -30,53 +30,66 @@ pub(super) fn matcher(chains: &mut [Value]) -> Option<Value> {
     let mut protocols = Map::new();
     let (mut exact, mut wildcards) = (Map::new(), Vec::new());
     for chain in chains.iter_mut().filter_map(Value::as_object_mut) {
-        let matches = chain.remove("filter_chain_match")?;
-        let name = chain.get_mut("name")?;
+        let matches = chain.remove("filter_chain_match").unwrap_or_default();
+        let Some(name) = chain.get_mut("name") else {
+            continue; // nothing leads to it
+        };
         let Some(Value::Array(server_names)) = matches.get("server_names") else {
             protocols.insert("raw_buffer".to_owned(), lead_to(name));
             continue;
         };
         // A chain that lost a host is another one: what went through it must come to an end.
         let digest = Digest::of_text(&matches.to_string());
-        *name = json!(format!("{}_{digest}", name.as_str()?));
+        *name = json!(format!("{}_{digest}", name.as_str().unwrap_or_default()));
+        let chain = lead_to(name);
         for server_name in server_names.iter().filter_map(Value::as_str) {
             match server_name.strip_prefix('*') {
-                Some(suffix) => wildcards.push((suffix.to_owned(), lead_to(name))),
+                Some(ending) => wildcards.push((ending.to_owned(), chain.clone())),
                 None => {
-                    exact.insert(server_name.to_owned(), lead_to(name));
+                    exact.insert(server_name.to_owned(), chain.clone());
                 }
             }
         }
     }
-    wildcards.sort_by_key(|(suffix, _)| Reverse(suffix.len()));
-    protocols.insert(
-        "tls".to_owned(),
-        json!({"matcher": server_names(exact, wildcards)}),
-    );
-    Some(json!({"matcher_tree": {
-        "input": input("transport_protocol", "TransportProtocolInput"),
-        "exact_match_map": {"map": protocols},
-    }}))
+    wildcards.sort_by_key(|(ending, _)| Reverse(ending.len()));
+    let tls = object([("matcher", by_server_name(exact, wildcards))]);
+    protocols.insert("tls".to_owned(), tls);
+    let input = input("transport_protocol", "TransportProtocolInput");
+    Some(object([("matcher_tree", table(input, protocols))]))
 }
 
-fn server_names(exact: Map<String, Value>, wildcards: Vec<(String, Value)>) -> Value {
+fn by_server_name(exact: Map<String, Value>, wildcards: Vec<(String, Value)>) -> Value {
     let input = input("server_name", "ServerNameInput");
-    let matchers: Vec<Value> = wildcards
-        .into_iter()
-        .map(|(suffix, chain)| {
-            let predicate = json!({"input": input, "value_match": {"suffix": suffix}});
-            json!({"predicate": {"single_predicate": predicate}, "on_match": chain})
-        })
-        .collect();
-    let wildcards = json!({"matcher_list": {"matchers": matchers}});
+    let wildcards = (!wildcards.is_empty()).then(|| by_ending(&input, wildcards));
     if exact.is_empty() {
-        return wildcards;
+        return wildcards.unwrap_or_default();
     }
-    let mut all = json!({"matcher_tree": {"input": input, "exact_match_map": {"map": exact}}});
-    if let (false, Some(fields)) = (matchers.is_empty(), all.as_object_mut()) {
-        fields.insert("on_no_match".to_owned(), json!({"matcher": wildcards}));
-    }
-    all
+    let exact = ("matcher_tree", table(input, exact));
+    let rest = wildcards.map(|wildcards| ("on_no_match", object([("matcher", wildcards)])));
+    object([exact].into_iter().chain(rest))
+}
+
+fn by_ending(input: &Value, endings: Vec<(String, Value)>) -> Value {
+    let matcher = |(ending, chain)| {
+        let predicate = json!({"input": input, "value_match": {"suffix": ending}});
+        json!({"predicate": {"single_predicate": predicate}, "on_match": chain})
+    };
+    let matchers = endings.into_iter().map(matcher).collect();
+    object([(
+        "matcher_list",
+        object([("matchers", Value::Array(matchers))]),
+    )])
+}
+
+fn table(input: Value, map: Map<String, Value>) -> Value {
+    let map = object([("map", Value::Object(map))]);
+    object([("input", input), ("exact_match_map", map)])
+}
+
+/// As `json!`, which would copy what is in it.
+fn object<'k>(fields: impl IntoIterator<Item = (&'k str, Value)>) -> Value {
+    let fields = fields.into_iter();
+    Value::Object(fields.map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
 fn input(name: &str, kind: &str) -> Value {
