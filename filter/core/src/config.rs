@@ -12,6 +12,9 @@
 //!
 //! A forward proxy has `"listener": {"mode": "FORWARD_PROXY"}`: the port is that of each request.
 //!
+//! A list among the resources stands for a resource like the one before it, with another name and for other hosts:
+//! `["name", "host"]`.
+//!
 //! The renderer writes a [`PluginConfig`]; the filter reads it back with [`load`](crate::load()).
 
 use std::collections::BTreeMap;
@@ -194,7 +197,7 @@ pub struct PluginConfig<'c> {
     pub filter: FilterKind,
     /// How metadata is written.
     pub metadata: MetadataFormat,
-    /// The rules, as the user wrote them.
+    /// The rules, as the user wrote them; those that are like the one before them may be lists.
     pub resources: &'c [Value],
 }
 

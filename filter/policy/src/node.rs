@@ -43,8 +43,9 @@ impl<'n> Node<'n> {
         }
         *self.field("metadata")?.field("name")? = hosts.remove(0);
         let spec = self.field("spec")?;
-        if let Some(list) = spec.field("hosts") {
-            *list = Node::List(hosts);
+        if let Some(Node::List(list)) = spec.field("hosts") {
+            list.clear();
+            list.append(&mut hosts);
             return Some(());
         }
         *spec.field("host")? = hosts.pop()?;
