@@ -289,7 +289,7 @@ impl Talk {
 /// The messages, as far as they are used. Their numbers are Envoy's.
 ///
 /// Source: envoyproxy/envoy `api/envoy/service/discovery/v3/discovery.proto`,
-/// `api/envoy/extensions/transport_sockets/tls/v3/{secret,common}.proto`,
+/// `api/envoy/extensions/transport_sockets/tls/v3/{secret,common}.proto`, `api/envoy/extensions/wasm/v3/wasm.proto`,
 /// `api/envoy/config/core/v3/{base,extension}.proto`; cncf/xds `xds/type/v3/typed_struct.proto`.
 mod proto {
     use prost::bytes::Bytes;
@@ -355,6 +355,15 @@ mod proto {
 
     impl TypedExtensionConfig {
         pub(super) fn of(name: &str, config: &serde_json::Value) -> Self {
+            TypedExtensionConfig {
+                name: name.to_owned(),
+                typed_config: Some(Wasm::any(config).unwrap_or_else(|| TypedStruct::any(config))),
+            }
+        }
+    }
+
+    impl TypedStruct {
+        fn any(config: &serde_json::Value) -> Any {
             let fields = config.as_object().into_iter().flatten();
             let fields = fields.filter(|(key, _)| *key != "@type");
             let kind = config.get("@type").and_then(serde_json::Value::as_str);
@@ -364,14 +373,123 @@ mod proto {
                     fields: fields.map(|(key, one)| (key.clone(), value(one))).collect(),
                 }),
             };
-            TypedExtensionConfig {
-                name: name.to_owned(),
-                typed_config: Some(Any {
-                    type_url: "type.googleapis.com/xds.type.v3.TypedStruct".to_owned(),
-                    value: message.encode_to_vec().into(),
-                }),
+            Any {
+                type_url: "type.googleapis.com/xds.type.v3.TypedStruct".to_owned(),
+                value: message.encode_to_vec().into(),
             }
         }
+    }
+
+    /// Our filter, as an HTTP filter or as a network filter, which are the same on the wire. A [`TypedStruct`] would
+    /// say it, too, but Envoy makes JSON of that and reads it, which takes long when there are many rules.
+    #[derive(Clone, PartialEq, Message)]
+    struct Wasm {
+        #[prost(message, optional, tag = "1")]
+        config: Option<PluginConfig>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct PluginConfig {
+        #[prost(string, tag = "1")]
+        name: String,
+        #[prost(string, tag = "2")]
+        root_id: String,
+        #[prost(message, optional, tag = "3")]
+        vm_config: Option<VmConfig>,
+        #[prost(message, optional, tag = "4")]
+        configuration: Option<Any>,
+        #[prost(int32, tag = "7")]
+        failure_policy: i32,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct VmConfig {
+        #[prost(string, tag = "1")]
+        vm_id: String,
+        #[prost(string, tag = "2")]
+        runtime: String,
+        #[prost(message, optional, tag = "3")]
+        code: Option<Code>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct Code {
+        #[prost(message, optional, tag = "1")]
+        local: Option<File>,
+    }
+
+    #[derive(Clone, PartialEq, Message)]
+    struct File {
+        #[prost(string, tag = "1")]
+        filename: String,
+    }
+
+    /// Envoy's number for a filter that refuses requests when it has crashed, until it is back.
+    const FAIL_RELOAD: i32 = 1;
+
+    /// The message around the text that our filter reads.
+    const STRING: &str = "type.googleapis.com/google.protobuf.StringValue";
+
+    impl Wasm {
+        /// Returns the message that `config` says, `None` if there is more in it than the fields above, or less.
+        fn any(config: &serde_json::Value) -> Option<Any> {
+            let [kind, plugin] = fields(config, ["@type", "config"])?;
+            let [name, root_id, vm, configuration, failure_policy] = fields(
+                plugin,
+                [
+                    "name",
+                    "root_id",
+                    "vm_config",
+                    "configuration",
+                    "failure_policy",
+                ],
+            )?;
+            let [vm_id, runtime, code] = fields(vm, ["vm_id", "runtime", "code"])?;
+            let [local] = fields(code, ["local"])?;
+            let [filename] = fields(local, ["filename"])?;
+            let [configuration_kind, text] = fields(configuration, ["@type", "value"])?;
+            if configuration_kind != STRING || failure_policy != "FAIL_RELOAD" {
+                return None;
+            }
+            let message = Wasm {
+                config: Some(PluginConfig {
+                    name: string(name)?,
+                    root_id: string(root_id)?,
+                    vm_config: Some(VmConfig {
+                        vm_id: string(vm_id)?,
+                        runtime: string(runtime)?,
+                        code: Some(Code {
+                            local: Some(File {
+                                filename: string(filename)?,
+                            }),
+                        }),
+                    }),
+                    configuration: Some(Any {
+                        type_url: STRING.to_owned(),
+                        value: string(text)?.encode_to_vec().into(),
+                    }),
+                    failure_policy: FAIL_RELOAD,
+                }),
+            };
+            Some(Any {
+                type_url: string(kind)?,
+                value: message.encode_to_vec().into(),
+            })
+        }
+    }
+
+    /// Returns the values of these fields, if the object has them and no others.
+    fn fields<'v, const N: usize>(
+        object: &'v serde_json::Value,
+        keys: [&str; N],
+    ) -> Option<[&'v serde_json::Value; N]> {
+        let object = object.as_object().filter(|object| object.len() == N)?;
+        let values: Option<Vec<_>> = keys.iter().map(|key| object.get(*key)).collect();
+        values?.try_into().ok()
+    }
+
+    fn string(value: &serde_json::Value) -> Option<String> {
+        value.as_str().map(str::to_owned)
     }
 
     fn value(json: &serde_json::Value) -> Value {
@@ -552,6 +670,61 @@ mod tests {
         );
         // It is not sent over and over.
         assert!(talk.answers(&offers(&[("a", 1)])).is_empty());
+    }
+
+    /// What stands in the bytes of a plugin, by the numbers of the fields on the way to it.
+    fn part<'b>(mut bytes: &'b [u8], way: &[u32]) -> Option<&'b [u8]> {
+        use prost::encoding::{WireType, decode_key, decode_varint, skip_field};
+        let Some((wanted, rest)) = way.split_first() else {
+            return Some(bytes);
+        };
+        while !bytes.is_empty() {
+            let (number, kind) = decode_key(&mut bytes).unwrap();
+            match kind {
+                WireType::LengthDelimited if number == *wanted => {
+                    let length = decode_varint(&mut bytes).unwrap();
+                    return part(&bytes[..usize::try_from(length).unwrap()], rest);
+                }
+                WireType::Varint if number == *wanted => return Some(&bytes[..1]),
+                _ => skip_field(kind, number, &mut bytes, Default::default()).unwrap(),
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_plugin_is_the_message_it_says() {
+        let mut config = serde_json::json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
+            "config": {
+                "name": "egress",
+                "root_id": "root",
+                "failure_policy": "FAIL_RELOAD",
+                "vm_config": {"vm_id": "vm", "runtime": "v8", "code": {"local": {"filename": "/filter.wasm"}}},
+                "configuration": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "rules"},
+            },
+        });
+        let written = Offer::plugin("one", &config, 1).resource;
+        let says = |way: &[u32], what: &[u8]| {
+            assert_eq!(part(&written, way), Some(what), "{way:?}");
+        };
+        says(&[1], b"one");
+        says(&[2, 1], config["@type"].as_str().unwrap().as_bytes());
+        says(&[2, 2, 1, 1], b"egress");
+        says(&[2, 2, 1, 2], b"root");
+        says(&[2, 2, 1, 3, 1], b"vm");
+        says(&[2, 2, 1, 3, 2], b"v8");
+        says(&[2, 2, 1, 3, 3, 1, 1], b"/filter.wasm");
+        says(&[2, 2, 1, 4, 2, 1], b"rules");
+        says(&[2, 2, 1, 7], &[1]);
+        // What has another shape is handed over field by field.
+        config["config"]["failure_policy"] = "FAIL_CLOSED".into();
+        let written = Offer::plugin("one", &config, 1).resource;
+        let kind = part(&written, &[2, 1]);
+        assert_eq!(
+            kind,
+            Some(&b"type.googleapis.com/xds.type.v3.TypedStruct"[..])
+        );
     }
 
     #[test]
