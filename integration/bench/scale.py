@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import proxies
@@ -34,6 +35,35 @@ def resident(pid):
 
 def free_kb():
     return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
+
+
+def worked(proxy):
+    """The CPU seconds so far of `egressctl`, where there is one, and of Envoy's threads by what they do.
+
+    Those of `egressctl` are counted in ticks of 10 ms, threads that have ended included.
+    """
+    seconds = dict.fromkeys(["Envoy's main thread", "Envoy's worker", "V8's threads", "Envoy's other threads"], 0.0)
+    envoy = proxy.envoy()
+    if proxy.child.pid != envoy:
+        fields = Path(f"/proc/{proxy.child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        seconds["egressctl"] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    for task in Path(f"/proc/{envoy}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            seconds[part(task, envoy)] += int((task / "schedstat").read_text().split()[0]) / 1e9
+    return seconds
+
+
+def part(task, envoy):
+    """What a thread of Envoy does."""
+    if task.name == str(envoy):
+        return "Envoy's main thread"
+    named = (task / "comm").read_text()
+    words = {"wrk:": "Envoy's worker", "V8 ": "V8's threads"}
+    return next((words[start] for start in words if named.startswith(start)), "Envoy's other threads")
+
+
+def since(before, after):
+    return {name: round(seconds - before.get(name, 0), 2) for name, seconds in after.items()}
 
 
 def replace(path, text):
@@ -137,7 +167,11 @@ def until(proxy, host, body):
 
 
 def one(kind, count):
-    """The figures of one shape and size."""
+    """The figures of one shape and size.
+
+    `ready_parts` and `applied_parts` are CPU seconds by what took them; they may overlap, and the worker's are those of the
+    load as well.
+    """
     with Lab() as lab:
         bundle = lab.run / "bundle.pem"
         system = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -151,7 +185,7 @@ def one(kind, count):
             until(proxy, names[0], names[0])
         except Failure as failure:
             raise NotReady(" ".join(str(failure).split())) from failure
-        ready = time.monotonic() - proxy.begun
+        ready, ready_parts = time.monotonic() - proxy.begun, since({}, worked(proxy))
         for name in names[:IN_USE]:
             until(proxy, name, name)
         before = dns.asked
@@ -163,13 +197,17 @@ def one(kind, count):
         changing = names[-1]
         path, text = proxy.prepared({changing: "changed.bench.example.com"})
         load.resume()
+        before = worked(proxy)
         begun = time.monotonic()
         replace(path, text)
         until(proxy, changing, "changed.bench.example.com")
-        applied = time.monotonic() - begun
+        applied, applied_parts = time.monotonic() - begun, since(before, worked(proxy))
         requests = load.finish(f"{kind.__name__} of {count} hosts during the change")
         origin.must_be_verified_tls()
-    return {"ready": ready, "memory": memory, "memory_parts": parts, "queries": queries, "applied": applied, "requests": requests}
+    return {
+        "ready": ready, "memory": memory, "queries": queries, "applied": applied, "requests": requests,
+        "ready_parts": ready_parts, "applied_parts": applied_parts, "memory_parts": parts,
+    }  # fmt: skip
 
 
 def measure(note):
