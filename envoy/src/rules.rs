@@ -1,6 +1,7 @@
 //! Rules from files: read, parsed and compiled, with every problem at its line.
 
 use std::fmt;
+use std::sync::Arc;
 
 use egress_policy::{
     FieldPath, Origin, Parser, PolicyTable, Problem, ProblemKind, Problems, Proxy, Resources,
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::credentials::{Documents, Need, Taken};
 use crate::fs::Source;
-use crate::yaml::{self, Document, Place};
+use crate::yaml::{self, AlreadyRead, Document, Place};
 
 mod alike;
 
@@ -25,8 +26,11 @@ pub struct Rules {
     pub warnings: Report,
     /// The Secrets and ConfigMaps that stood among the rules.
     pub credentials: Documents,
-    documents: Vec<(String, Document)>,
+    documents: Documented,
 }
+
+/// Documents, each with the name of its file.
+type Documented = Vec<(Arc<str>, Document)>;
 
 impl Rules {
     /// Returns the documents of our kinds as JSON, `List`s taken apart and those that are alike told briefly: what the
@@ -36,6 +40,17 @@ impl Rules {
             .documents
             .iter()
             .flat_map(|(_, document)| ours(&document.value))
+            .cloned()
+            .map(bare);
+        alike::briefly(whole.collect())
+    }
+
+    /// Returns what [`Rules::resources`] does, but takes it out of the documents: of these only the places are left.
+    pub(crate) fn take_resources(&mut self) -> Vec<Value> {
+        let whole = self
+            .documents
+            .iter_mut()
+            .flat_map(|(_, document)| into_ours(document.value.take()))
             .map(bare);
         alike::briefly(whole.collect())
     }
@@ -82,7 +97,7 @@ impl Rules {
     /// Returns the file and the place of a resource's field; of what is around it when it is not there.
     pub(crate) fn field(&self, origin: Origin, path: &FieldPath) -> (String, Place) {
         match self.documents.get(origin.document) {
-            Some((file, document)) => (file.clone(), document.place(path, false)),
+            Some((file, document)) => (file.to_string(), document.place(path, false)),
             None => (String::new(), Place { line: 1, column: 1 }),
         }
     }
@@ -189,14 +204,24 @@ impl fmt::Display for Report {
 /// # Errors
 /// With every problem of every document, each at its place, in the order of the files.
 pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report> {
+    compile_known(sources, settling, None)
+}
+
+/// As [`compile`]; what is `known` is not read again, and afterwards these sources are known.
+pub(crate) fn compile_known(
+    sources: &[Source],
+    settling: &Settling,
+    known: Option<&mut AlreadyRead>,
+) -> Result<Rules, Report> {
     let mut findings = Vec::new();
-    let mut documents: Vec<(String, Document)> = Vec::new();
-    for source in sources {
-        match yaml::read(&source.text) {
-            Ok(read) => documents.extend(
-                read.into_iter()
-                    .map(|document| (source.name.clone(), document)),
-            ),
+    let mut documents = Documented::new();
+    let texts: Vec<&str> = sources.iter().map(|source| source.text.as_str()).collect();
+    for (source, read) in sources.iter().zip(yaml::read_all(&texts, known)) {
+        match read {
+            Ok(read) => {
+                let file: Arc<str> = source.name.as_str().into();
+                documents.extend(read.into_iter().map(|document| (file.clone(), document)));
+            }
             Err(error) => findings.push(Finding {
                 severity: Severity::Error,
                 file: source.name.clone(),
@@ -272,23 +297,37 @@ pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report>
 /// Returns the resources of a document that the filter is given: ours, and nothing else that stands in
 /// the same files.
 fn ours(value: &Value) -> Vec<&Value> {
-    let kind = |value: &Value| value.get("kind").and_then(Value::as_str).map(str::to_owned);
-    let known = |value: &&Value| {
-        kind(value).is_some_and(|kind| egress_policy::KINDS.contains(&kind.as_str()))
-    };
     match value.get("items") {
-        Some(Value::Array(items)) if kind(value).as_deref() == Some("List") => {
-            items.iter().filter(known).collect()
+        Some(Value::Array(items)) if kind(value) == Some("List") => {
+            items.iter().filter(|item| is_ours(item)).collect()
         }
-        _ => Some(value).into_iter().filter(known).collect(),
+        _ => Some(value).into_iter().filter(|it| is_ours(it)).collect(),
     }
+}
+
+/// As [`ours`].
+fn into_ours(mut value: Value) -> Vec<Value> {
+    if kind(&value) == Some("List")
+        && let Some(Value::Array(items)) = value.get_mut("items")
+    {
+        return std::mem::take(items).into_iter().filter(is_ours).collect();
+    }
+    Some(value).into_iter().filter(is_ours).collect()
+}
+
+fn kind(value: &Value) -> Option<&str> {
+    value.get("kind").and_then(Value::as_str)
+}
+
+/// Says whether a value is a resource of a kind that we read.
+pub(crate) fn is_ours(value: &Value) -> bool {
+    kind(value).is_some_and(|kind| egress_policy::KINDS.contains(&kind))
 }
 
 /// Returns a resource without what Kubernetes notes down on it: the filter has no use for it, and with ten
 /// thousand resources it is most of the text.
-fn bare(resource: &Value) -> Value {
-    let mut bare = resource.clone();
-    if let Value::Object(fields) = &mut bare {
+fn bare(mut resource: Value) -> Value {
+    if let Value::Object(fields) = &mut resource {
         fields.remove("status");
         if let Some(Value::Object(meta)) = fields.get_mut("metadata") {
             meta.retain(|key, _| {
@@ -296,7 +335,7 @@ fn bare(resource: &Value) -> Value {
             });
         }
     }
-    bare
+    resource
 }
 
 /// Returns a resource without what the API server writes, which it would refuse or ignore when it is applied again.
@@ -326,7 +365,7 @@ fn as_given(resource: &Value) -> Value {
     given
 }
 
-fn located(problems: &Problems, documents: &[(String, Document)]) -> Vec<Finding> {
+fn located(problems: &Problems, documents: &[(Arc<str>, Document)]) -> Vec<Finding> {
     problems
         .0
         .iter()
@@ -334,13 +373,13 @@ fn located(problems: &Problems, documents: &[(String, Document)]) -> Vec<Finding
         .collect()
 }
 
-fn finding(problem: &Problem, documents: &[(String, Document)]) -> Finding {
+fn finding(problem: &Problem, documents: &[(Arc<str>, Document)]) -> Finding {
     let by_key = matches!(
         problem.kind,
         ProblemKind::UnknownField(_) | ProblemKind::NotSupported(_)
     );
     let (file, place) = match documents.get(problem.origin.document) {
-        Some((file, document)) => (file.clone(), document.place(&problem.path, by_key)),
+        Some((file, document)) => (file.to_string(), document.place(&problem.path, by_key)),
         None => (String::new(), Place { line: 1, column: 1 }),
     };
     Finding {

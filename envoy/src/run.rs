@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use egress_policy::PortNumber;
@@ -22,6 +23,7 @@ use crate::cli::args::Run;
 use crate::cli::settings::{self, Settled};
 use crate::cli::{ExitStatus, fail, print, refuse, tell};
 use crate::xds::{self, Admin, Options};
+use crate::yaml::AlreadyRead;
 use crate::{fs, pinned_envoy};
 
 pub(crate) mod admin;
@@ -45,28 +47,19 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         Ok(envoy) => envoy,
         Err(error) => return refuse(&error.to_string()),
     };
-    let version = match version_of(&envoy) {
-        Ok(version) => version,
-        Err(error) => {
-            return fail(&format!(
-                "`{}` is not an Envoy that runs here: {error}",
-                envoy.display()
-            ));
-        }
-    };
-    if xds::Version::find(&version).is_some_and(|version| version < xds::OLDEST) {
-        return refuse(&format!(
-            "`{}` is Envoy {version}; it must be {} or later\n{}",
-            envoy.display(),
-            xds::OLDEST,
-            settings::another_envoy(),
-        ));
-    }
+    // Envoy takes a moment to say it, in which the rules are read.
+    let asked = std::thread::spawn({
+        let envoy = envoy.clone();
+        move || version_of(&envoy)
+    });
+    let version = || supported(&envoy, asked);
     let (sources, settling) = match settings::read(&args.rules.input) {
         Ok(read) => read,
         Err(status) => return status,
     };
-    let mut settled = match settle(args, &version, &sources, settling) {
+    let mut known = AlreadyRead::default();
+    let worth_knowing = (!args.once).then_some(&mut known);
+    let mut settled = match settle(args, version, &sources, settling, worth_knowing) {
         Ok(settled) => settled,
         Err(status) => return status,
     };
@@ -79,12 +72,9 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         Err(error) => return fail(&format!("cannot make a folder for this run: {error}")),
     };
     place(&mut settled.options, folder.path(), !args.once);
+    let resources = settled.rules.take_resources();
     let bootstrap = if args.once {
-        xds::bootstrap(
-            &settled.rules.table,
-            &settled.rules.resources(),
-            &settled.options,
-        )
+        xds::bootstrap(&settled.rules.table, &resources, &settled.options)
     } else {
         let (listeners, clusters) = reload::files(folder.path());
         let path = |path: &Path| path.display().to_string();
@@ -131,20 +121,21 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
                 refusals,
                 keeping,
                 ports: chosen,
+                known,
             };
-            match Reloader::new(ways, &settled) {
+            match Reloader::new(ways, &settled, &resources) {
                 Ok(reloader) => Some(Reloading {
                     reloader,
                     args: args.clone(),
-                    version,
+                    version: settled.version.clone(),
                     sources,
                 }),
                 Err(error) => return fail(&format!("cannot write what Envoy reads: {error}")),
             }
         };
-        // The rules as they were read are large, and nobody asks for them again.
+        // The rules as they were read are large; nobody asks for them again, and nobody waits until they are gone.
         let options = settled.options.clone();
-        drop(settled);
+        std::thread::spawn(move || drop((settled, resources)));
         supervise(
             reserved,
             &envoy,
@@ -167,11 +158,12 @@ const DISCOVERY_SOCKET: &str = "discovery.sock";
 /// Settles what was read, for an Envoy on this machine.
 fn settle(
     args: &Run,
-    version: &str,
+    version: impl FnOnce() -> Result<String, ExitStatus>,
     sources: &[fs::Source],
     settling: egress_policy::Settling,
+    known: Option<&mut AlreadyRead>,
 ) -> Result<Settled, ExitStatus> {
-    let mut settled = settings::settle_read(&args.rules, Some(version), sources, settling)?;
+    let mut settled = settings::settle_read(&args.rules, version, sources, settling, known)?;
     if let Some(capture) = &mut settled.options.capture
         && args.rules.capture.is_some_and(|at| at.address.is_none())
         && TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err()
@@ -235,6 +227,30 @@ struct Reloading {
     args: Run,
     version: String,
     sources: Vec<fs::Source>,
+}
+
+/// Waits for an Envoy's version; says so when it is none that we can run.
+fn supported(
+    envoy: &Path,
+    asked: JoinHandle<Result<String, String>>,
+) -> Result<String, ExitStatus> {
+    let told = asked.join();
+    let told = told.unwrap_or_else(|_| Err("its version could not be found out".to_owned()));
+    let version = told.map_err(|error| {
+        fail(&format!(
+            "`{}` is not an Envoy that runs here: {error}",
+            envoy.display()
+        ))
+    })?;
+    if xds::Version::find(&version).is_some_and(|version| version < xds::OLDEST) {
+        return Err(refuse(&format!(
+            "`{}` is Envoy {version}; it must be {} or later\n{}",
+            envoy.display(),
+            xds::OLDEST,
+            settings::another_envoy(),
+        )));
+    }
+    Ok(version)
 }
 
 /// Asks an Envoy for its version, such as `1.40.0`.

@@ -300,8 +300,9 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
         text: SAMPLE.to_owned(),
     };
     let settling = settings::settling(&args.input);
-    let settled = settings::settle_read(&args, Some(version), &[source], settling)
-        .map_err(|_| "cannot render a bootstrap")?;
+    let settled =
+        settings::settle_read(&args, || Ok(version.to_owned()), &[source], settling, None)
+            .map_err(|_| "cannot render a bootstrap")?;
     let bootstrap = xds::bootstrap(
         &settled.rules.table,
         &settled.rules.resources(),

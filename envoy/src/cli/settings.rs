@@ -18,6 +18,7 @@ use crate::xds::{
     AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, Secrets, UpstreamProxy, Version,
     service_ports,
 };
+use crate::yaml::AlreadyRead;
 use crate::{fs, pinned_envoy};
 
 /// All that rendering needs.
@@ -111,15 +112,18 @@ pub fn authority(input: &Input) -> AuthorityMode {
 /// With the status to exit with, when everything that is wrong has been told.
 pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus> {
     let (sources, settling) = read(&args.input)?;
-    settle_read(args, version, &sources, settling)
+    let version = || Ok(version.unwrap_or(pinned_envoy()).to_owned());
+    settle_read(args, version, &sources, settling, None)
 }
 
-/// As [`settle`], with what has been read already.
+/// As [`settle`], with what has been read already, and what is known of it. The `version` is asked for when the rules
+/// are compiled, so that who has to find it out may do so meanwhile.
 pub(crate) fn settle_read(
     args: &Args,
-    version: Option<&str>,
+    version: impl FnOnce() -> Result<String, ExitStatus>,
     sources: &[Source],
     mut settling: Settling,
+    known: Option<&mut AlreadyRead>,
 ) -> Result<Settled, ExitStatus> {
     if args.forward_proxy.is_some() && settling.outbound == OutboundMode::AllowAny {
         return Err(refuse(
@@ -145,7 +149,7 @@ pub(crate) fn settle_read(
         true => std::mem::take(&mut settling.proxy.labels),
         false => settling.proxy.labels.clone(),
     };
-    let mut rules = match rules::compile(sources, &settling) {
+    let mut rules = match rules::compile_known(sources, &settling, known) {
         Ok(rules) => rules,
         Err(report) => {
             tell(report.to_string().trim_end());
@@ -178,8 +182,8 @@ pub(crate) fn settle_read(
         return Err(refuse(&message));
     }
     let store = store(&args.credentials, &mut rules, &settling.proxy.namespace)?;
-    let version = version.unwrap_or(pinned_envoy());
-    let found = Version::find(version)
+    let version = version()?;
+    let found = Version::find(&version)
         .ok_or_else(|| fail(&format!("`{version}` is not a version of Envoy")))?;
     if found < OLDEST {
         return Err(refuse(&format!(
@@ -235,7 +239,7 @@ pub(crate) fn settle_read(
     Ok(Settled {
         rules,
         options,
-        version: version.to_owned(),
+        version,
         store,
     })
 }

@@ -33,6 +33,7 @@ use crate::cli::{print, tell};
 use crate::credentials::{Need, Store};
 use crate::fs::{self, Source};
 use crate::xds::{self, Admin, Dynamic, Options};
+use crate::yaml::AlreadyRead;
 
 /// How long connections may go on under a listener that was replaced or removed. Then Envoy closes them; until then it
 /// keeps what they need.
@@ -73,6 +74,8 @@ pub(super) struct Reloader {
     /// Whether own clusters are called by what they are; once that was needed it stays so.
     by_content: bool,
     ports: BTreeMap<PortNumber, u16>,
+    /// What was read last.
+    known: AlreadyRead,
     now: Dynamic,
     /// The clusters that Envoy has, and until when those that are not needed any more.
     clusters: BTreeMap<String, (Value, Option<Instant>)>,
@@ -95,6 +98,8 @@ pub(super) struct Ways {
     pub(super) keeping: Keeping,
     /// The ports that were chosen for services whose port was left open.
     pub(super) ports: BTreeMap<PortNumber, u16>,
+    /// What was read.
+    pub(super) known: AlreadyRead,
 }
 
 /// Returns the files from which Envoy reads listeners and clusters.
@@ -107,7 +112,7 @@ impl Reloader {
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub(super) fn new(ways: Ways, settled: &Settled) -> io::Result<Self> {
+    pub(super) fn new(ways: Ways, settled: &Settled, resources: &[Value]) -> io::Result<Self> {
         let mut reloader = Reloader {
             folder: ways.folder,
             admin: settled.options.admin.clone(),
@@ -121,7 +126,8 @@ impl Reloader {
             places: places(settled),
             by_content: false,
             ports: ways.ports,
-            now: rendered(settled),
+            known: ways.known,
+            now: rendered(settled, resources),
             clusters: BTreeMap::new(),
             draining: None,
             version: 1,
@@ -189,20 +195,25 @@ impl Reloader {
     /// Compiles what was read and applies it, or says what is wrong with it.
     async fn try_out(&mut self, args: &Arc<Run>, envoy: &str, sources: Vec<Source>) {
         let (args, envoy, folder) = (args.clone(), envoy.to_owned(), self.folder.clone());
-        let known = self.places.clone();
-        let compiled = tokio::task::spawn_blocking(move || {
+        let listened_on = self.places.clone();
+        let mut known = std::mem::take(&mut self.known);
+        let settle = move |known: &mut AlreadyRead| {
             let settling = settings::settling(&args.rules.input);
-            let mut settled = super::settle(&args, &envoy, &sources, settling).ok()?;
+            let mut settled =
+                super::settle(&args, || Ok(envoy), &sources, settling, Some(known)).ok()?;
             super::place(&mut settled.options, &folder, true);
-            match check_ports(&settled, Some(&known)) {
+            match check_ports(&settled, Some(&listened_on)) {
                 Ok(()) => Some(settled),
                 Err(error) => {
                     tell(&format!("error: {error}"));
                     None
                 }
             }
-        });
-        let Ok(Some(mut settled)) = compiled.await else {
+        };
+        let compiled = tokio::task::spawn_blocking(move || (settle(&mut known), known)).await;
+        let (settled, known) = compiled.unwrap_or_default();
+        self.known = known;
+        let Some(mut settled) = settled else {
             tell("the rules before them stay in use");
             return;
         };
@@ -251,13 +262,14 @@ impl Reloader {
     /// Gives Envoy other rules, or back what it had.
     async fn apply(&mut self, settled: &mut Settled) -> Result<(), String> {
         settled.options.by_content = self.by_content;
-        let mut next = rendered(settled);
+        let resources = settled.rules.take_resources();
+        let mut next = rendered(settled, &resources);
         if !self.by_content && self.replaces(&next, |now, had| now != had) {
             // Envoy goes on with the old cluster of a name until the new one is ready, and a filter that went by the
             // name alone would send what it originates to one that was made for plaintext.
             self.by_content = true;
             settled.options.by_content = true;
-            next = rendered(settled);
+            next = rendered(settled, &resources);
         }
         let sockets = |cluster: &Value| {
             ["transport_socket", "transport_socket_matches"]
@@ -533,9 +545,9 @@ async fn reason(mut refusals: watch::Receiver<String>) -> String {
     refusals.borrow_and_update().clone()
 }
 
-fn rendered(settled: &Settled) -> Dynamic {
+fn rendered(settled: &Settled, resources: &[Value]) -> Dynamic {
     let options: &Options = &settled.options;
-    xds::dynamic(&settled.rules.table, &settled.rules.resources(), options)
+    xds::dynamic(&settled.rules.table, resources, options)
 }
 
 fn services(settled: &Settled) -> BTreeSet<PortNumber> {
