@@ -106,12 +106,12 @@ def told(samples):
     rows = []
     for words, of in [("resident memory of Envoy", lambda one: one.resident), ("memory of all VMs, as wasm sees it", lambda one: one.vms)]:
         more = growth(samples, of)
-        flat = "flat" if more <= FLAT_MB else "grows"
+        flat = "kept" if more <= FLAT_MB else "missed"
         rows.append([words, *(f"{of(one) / MB:.1f} MB" for one in (samples[0], samples[len(samples) // WARM], samples[-1])), f"{more:+.2f} MB", flat])
     head = ["", "at first", f"after {samples[len(samples) // WARM].requests:,}", f"after {samples[-1].requests:,}", "from then on", ""]
     words = (
         "Half of the requests go to a host with a cluster of its own, half to one of a shared cluster; all are logged to /dev/null. "
-        f"From then on: from the second tenth of the requests to the last, medians of each; flat is up to {FLAT_MB:.0f} MB.\n"
+        f"From then on: from the second tenth of the requests to the last, medians of each; the budget is that it is flat, up to {FLAT_MB:.0f} MB.\n"
     )
     return table(head, rows) + "\n" + words
 

@@ -17,14 +17,20 @@ use super::extension;
 /// From this many names on they are matched by a table.
 const MANY: usize = 500;
 
+/// Up to this many wildcards: a table has none, so they are tried one after the other.
+const FEW_WILDCARDS: usize = 100;
+
 /// Takes what the chains of a listener match from them and returns it as `filter_chain_matcher`, where they have many
-/// server names; each chain has some, or it is the only one for what is no TLS.
+/// server names and few wildcards; each chain has some, or it is the only one for what is no TLS.
 pub(super) fn matcher(chains: &mut [Value]) -> Option<Value> {
-    let names = |chain: &Value| match chain.pointer("/filter_chain_match/server_names") {
-        Some(Value::Array(names)) => names.len(),
-        _ => 0,
+    let names = || {
+        let lists = chains.iter();
+        let lists =
+            lists.filter_map(|it| it.pointer("/filter_chain_match/server_names")?.as_array());
+        lists.flatten().filter_map(Value::as_str)
     };
-    if chains.iter().map(names).sum::<usize>() < MANY {
+    let wildcards = names().filter(|name| name.starts_with('*')).count();
+    if names().count() < MANY || wildcards > FEW_WILDCARDS {
         return None;
     }
     let mut protocols = Map::new();
@@ -107,4 +113,35 @@ fn lead_to(chain: &Value) -> Value {
         json!({"value": chain}),
     );
     json!({"action": name})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chains(exact: usize, wildcards: usize) -> Vec<Value> {
+        let exact = (0..exact).map(|at| format!("host-{at}.example.com"));
+        let wildcards = (0..wildcards).map(|at| format!("*.tenant-{at}.example.com"));
+        let names: Vec<String> = exact.chain(wildcards).collect();
+        vec![json!({
+            "name": "tls_0",
+            "filter_chain_match": {"transport_protocol": "tls", "server_names": names},
+        })]
+    }
+
+    #[test]
+    fn many_names_are_matched_by_a_table_unless_many_are_wildcards() {
+        for (exact, wildcards, by_table) in [
+            (MANY, 0, true),
+            (MANY - 1, 0, false),
+            (MANY, FEW_WILDCARDS, true),
+            (MANY, FEW_WILDCARDS + 1, false),
+        ] {
+            let mut chains = chains(exact, wildcards);
+            let before = chains.clone();
+            let matcher = matcher(&mut chains);
+            assert_eq!(matcher.is_some(), by_table, "{exact} and {wildcards}");
+            assert_eq!(chains == before, !by_table);
+        }
+    }
 }

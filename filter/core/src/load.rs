@@ -81,7 +81,7 @@ pub enum InvalidConfig {
 /// # Errors
 /// With everything that is wrong; then nothing of the configuration is in use.
 pub fn load(json: &[u8]) -> Result<Loaded, InvalidConfig> {
-    load_for(json, Some(BTreeMap::new()))
+    load_for(json.to_vec(), Some(BTreeMap::new()))
 }
 
 /// Reads a plugin configuration; `node_labels` count where it does not say the labels of the workload. `None`
@@ -92,11 +92,11 @@ pub fn load(json: &[u8]) -> Result<Loaded, InvalidConfig> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_for<J: AsRef<[u8]>>(
-    json: J,
+pub fn load_for(
+    json: Vec<u8>,
     node_labels: Option<BTreeMap<String, String>>,
 ) -> Result<Loaded, InvalidConfig> {
-    let (settings, resources, problems) = read(json.as_ref())?;
+    let (settings, resources, problems) = read(&json)?;
     drop(json);
     let Some(settings) = settings.filter(|_| !problems.has_errors()) else {
         return Err(InvalidConfig::Problems(problems));

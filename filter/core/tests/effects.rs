@@ -816,7 +816,7 @@ fn the_labels_of_the_node_choose_the_transport_socket() {
         ("bank", "default/bank"),
         ("none", "default/rest"),
     ] {
-        let config = load_for(by_node("SOCKETS").as_bytes(), node(app)).unwrap();
+        let config = load_for(by_node("SOCKETS").into_bytes(), node(app)).unwrap();
         let (words, metadata) = planned(&config, "api.example.com");
         assert_eq!(metadata["rule"], rule);
         assert_eq!(metadata["cluster"], CLUSTER);
@@ -842,7 +842,7 @@ fn the_labels_of_the_node_choose_the_transport_socket() {
 
 #[test]
 fn where_sockets_cannot_be_chosen_clusters_are() {
-    let config = load_for(by_node("CLUSTERS").as_bytes(), node("shop")).unwrap();
+    let config = load_for(by_node("CLUSTERS").into_bytes(), node("shop")).unwrap();
     let (words, metadata) = planned(&config, "api.example.com");
     let cluster = &metadata["cluster"];
     assert!(
@@ -860,7 +860,7 @@ fn where_sockets_cannot_be_chosen_clusters_are() {
 
 #[test]
 fn labels_that_cannot_be_read_load_nothing() {
-    let error = load_for(by_node("SOCKETS").as_bytes(), None).unwrap_err();
+    let error = load_for(by_node("SOCKETS").into_bytes(), None).unwrap_err();
     assert!(
         error.to_string().contains("node.metadata.LABELS"),
         "{error}"
@@ -870,12 +870,12 @@ fn labels_that_cannot_be_read_load_nothing() {
         r#""namespace":"default""#,
         r#""namespace":"default","labels":{"app":"bank"}"#,
     );
-    let config = load_for(said.as_bytes(), None).unwrap();
+    let config = load_for(said.clone().into_bytes(), None).unwrap();
     assert_eq!(
         planned(&config, "api.example.com").1["rule"],
         "default/bank"
     );
-    let config = load_for(said.as_bytes(), node("shop")).unwrap();
+    let config = load_for(said.into_bytes(), node("shop")).unwrap();
     assert_eq!(
         planned(&config, "api.example.com").1["rule"],
         "default/bank"
