@@ -49,11 +49,11 @@ def grown(means, group, words):
     return f"{group} takes {few:.0f} ns at {FEW} hosts and {most:.0f} ns at {MOST:,}: {words}."
 
 
-def worked(words, parts):
+def worked(parts):
     """What took CPU time until something had happened, the most first."""
     most = sorted((part for part in parts.items() if part[1] >= 0.05), key=lambda part: -part[1])
     told = ", ".join(f"{seconds:.2f} s of {name}" for name, seconds in most)
-    return f"{words} took, in CPU time that partly overlaps: {told}. With one host"
+    return f"It took, in CPU time that partly overlaps: {told}. With one host"
 
 
 def held(few, most):
@@ -86,11 +86,11 @@ def budgets(requests, many, means):
     if many:
         few, mine = many[scale.OURS, 1], many[scale.OURS, scale.MANY]
         above = mine["memory"] - few["memory"]
-        reason = f"{worked('It', mine['ready_parts'])} it is ready in {few['ready']:.2f} s."
+        reason = f"{worked(mine['ready_parts'])} it is ready in {few['ready']:.2f} s."
         budget(reason, f"{scale.MANY:,} hosts ready in ≤ {READY:.0f} s", mine["ready"], f"{mine['ready']:.2f} s", READY)
         reason = held(few["memory_parts"], mine["memory_parts"])
         budget(reason, f"{scale.MANY:,} hosts ≤ {ABOVE} MB above one", above, f"{above:.0f} MB", ABOVE)
-        reason = f"{worked('It', mine['applied_parts'])} it takes {few['applied']:.2f} s."
+        reason = f"{worked(mine['applied_parts'])} it takes {few['applied']:.2f} s."
         budget(reason, f"a change of one applied in ≤ {APPLIED:.0f} s", mine["applied"], f"{mine['applied']:.2f} s", APPLIED)
     if means:
         for kind in ["exact", "miss", "mixed", "wildcard"]:
