@@ -166,7 +166,8 @@ def main():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
+    for stopped in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stopped, lambda number, _: sys.exit(128 + number))  # so that what was started is stopped
     try:
         main()
     except Failure as failure:
