@@ -26,6 +26,7 @@ PARTS = ["kept", "fresh", "scale", "engine"]
 ALONE = ["memory"]
 CPU_LIMIT, CPU_EMPTY, READY, ABOVE, APPLIED = 1.15, 1.10, 2.0, 40, 1.0
 DECIDE, COMPILE = 150, 500_000
+NOISE = 0.05
 FEW, MOST = 10, 100_000
 
 
@@ -36,10 +37,12 @@ def note(words):
 def calls(compared, name, bare):
     """What stands in the way of a request's budgets, in numbers of the same run."""
     low = {variant: one.low for variant, one in compared.items()}
+    more = low[name] - low[bare]
+    ours = f"{more:+.2f} are ours" if more > NOISE else f"ours is within the machine's noise of {NOISE} of them or below"
     return (
         f"A wasm filter that does nothing takes {ratio(low[kept.EMPTY])} of the limit, one that makes the calls of ours with "
-        f"constants and does nothing else {ratio(low[bare])}, ours {ratio(low[name])}: {low[name] - low[bare]:+.2f} are ours, the rest is Envoy's own, "
-        "for the callbacks and calls without which nothing is decided, led or logged. Differences of 0.05 are the machine's noise."
+        f"constants and does nothing else {ratio(low[bare])}, ours {ratio(low[name])}: {ours}, the rest is Envoy's own, "
+        "for the callbacks and calls without which nothing is decided, led or logged."
     )
 
 
