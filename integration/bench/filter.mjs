@@ -7,7 +7,7 @@ const ROUND = 4096; // hosts that are asked for in turn
 const AT_LEAST = 300; // milliseconds that are measured
 const [OK, NOT_FOUND] = [0, 1];
 
-// As in filter/policy/benches/engine.rs: every tenth host is a wildcard, and has a rule of its own.
+// As in filter/policy/benches/engine.rs: every tenth host is a wildcard, and every tenth, another one, has a rule of its own.
 function host(n) {
   const depth = '.svc'.repeat(n % 7);
   return n % 10 === 0 ? `*.tenant-${n}${depth}.example.com` : `api-${n}${depth}.example.com`;

@@ -17,7 +17,7 @@ use super::extension;
 /// From this many names on they are matched by a table.
 const MANY: usize = 500;
 
-/// Up to this many wildcards: a table has none, so they are tried one after the other.
+/// Up to this many wildcards: a table has none, so they are tried one after the other. Some names are exact then.
 const FEW_WILDCARDS: usize = 100;
 
 /// Takes what the chains of a listener match from them and returns it as `filter_chain_matcher`, where they have many
@@ -66,12 +66,11 @@ pub(super) fn matcher(chains: &mut [Value]) -> Option<Value> {
 
 fn by_server_name(exact: Map<String, Value>, wildcards: Vec<(String, Value)>) -> Value {
     let input = input("server_name", "ServerNameInput");
-    let wildcards = (!wildcards.is_empty()).then(|| by_ending(&input, wildcards));
-    if exact.is_empty() {
-        return wildcards.unwrap_or_default();
-    }
+    let rest = (!wildcards.is_empty()).then(|| {
+        let wildcards = by_ending(&input, wildcards);
+        ("on_no_match", object([("matcher", wildcards)]))
+    });
     let exact = ("matcher_tree", table(input, exact));
-    let rest = wildcards.map(|wildcards| ("on_no_match", object([("matcher", wildcards)])));
     object([exact].into_iter().chain(rest))
 }
 
