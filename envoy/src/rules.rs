@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use egress_policy::{
-    FieldPath, Origin, Parser, PolicyTable, Problem, ProblemKind, Problems, Proxy, Resources,
-    Segment, Settling, Severity,
+    Compiled, FieldPath, HostPattern, Origin, Parser, PolicyTable, PortNumber, Problem,
+    ProblemKind, Problems, Proxy, Resources, Segment, Settling, Severity,
 };
 use serde_json::{Value, json};
 
@@ -213,6 +213,166 @@ pub(crate) fn compile_known(
     settling: &Settling,
     known: Option<&mut AlreadyRead>,
 ) -> Result<Rules, Report> {
+    let Parsed {
+        documents,
+        resources,
+        problems,
+        taken,
+        mut findings,
+    } = parse(sources, known);
+    let unreadable = !findings.is_empty();
+    let failed = unreadable || problems.has_errors();
+    if failed {
+        findings.extend(located(&problems, &documents));
+        return Err(Report(findings));
+    }
+    if resources.service_entries.is_empty() {
+        findings.extend(located(&problems, &documents));
+        findings.push(no_entry(sources));
+        return Err(Report(findings));
+    }
+    match PolicyTable::compile(&resources, settling) {
+        Ok((table, warnings)) => {
+            let needed = taken.documents.config_maps(&Need::of(&table));
+            let mut problems = problems;
+            problems
+                .0
+                .retain(|problem| !needed.contains(&problem.origin));
+            findings.extend(located(&problems, &documents));
+            findings.extend(located(&warnings, &documents));
+            Ok(Rules {
+                table,
+                parsed: resources,
+                warnings: Report(findings),
+                credentials: taken.documents,
+                documents,
+            })
+        }
+        Err(more) => {
+            findings.extend(located(&problems, &documents));
+            findings.extend(located(&more, &documents));
+            Err(Report(findings))
+        }
+    }
+}
+
+/// Rules for people who ask about one host: what is wrong with others does not matter to the answer.
+#[derive(Debug)]
+pub struct Answers {
+    /// The rules. A host and port whose rules have an error are refused.
+    pub rules: Rules,
+    /// What was wrong with resources as they were read, each with the hosts that the resource may be for.
+    unread: Vec<(Concerns, Finding)>,
+    compiled: Compiled,
+}
+
+/// The hosts that a resource with an error may be for.
+#[derive(Debug)]
+enum Concerns {
+    Hosts(Vec<HostPattern>),
+    /// Nobody can tell.
+    All,
+}
+
+impl Answers {
+    /// Reads and compiles rules, whatever is wrong with them.
+    ///
+    /// # Errors
+    /// When no host can be asked for.
+    pub fn compile(sources: &[Source], settling: &Settling) -> Result<Answers, Report> {
+        let parsed = parse(sources, None);
+        let errors = parsed.problems.errors();
+        let unread = errors.map(|problem| {
+            let document = parsed.documents.get(problem.origin.document);
+            let value = document.map(|(_, document)| &document.value);
+            let concerns = value.map_or(Concerns::All, |value| {
+                concerns(problem.origin.item.map_or(Some(value), |item| {
+                    value.get("items").and_then(|items| items.get(item))
+                }))
+            });
+            (concerns, finding(problem, &parsed.documents))
+        });
+        let mut unread: Vec<(Concerns, Finding)> = unread.collect();
+        unread.extend((parsed.findings.iter().cloned()).map(|finding| (Concerns::All, finding)));
+        if parsed.resources.service_entries.is_empty() {
+            let mut findings: Vec<Finding> = unread.into_iter().map(|(_, it)| it).collect();
+            if findings.is_empty() {
+                findings.push(no_entry(sources));
+            }
+            return Err(Report(findings));
+        }
+        let mut compiled = PolicyTable::compile_with_errors(&parsed.resources, settling);
+        let table = std::mem::take(&mut compiled.table);
+        Ok(Answers {
+            rules: Rules {
+                table,
+                parsed: parsed.resources,
+                warnings: Report::default(),
+                credentials: parsed.taken.documents,
+                documents: parsed.documents,
+            },
+            unread,
+            compiled,
+        })
+    }
+
+    /// Returns the errors that leave open what becomes of a host and port.
+    pub fn errors_of(&self, host: &str, port: PortNumber) -> Report {
+        let read = self.unread.iter().filter(|(concerns, _)| match concerns {
+            Concerns::All => true,
+            Concerns::Hosts(hosts) => hosts.iter().any(|pattern| pattern.matches(host)),
+        });
+        let mut findings: Vec<Finding> = read.map(|(_, finding)| finding.clone()).collect();
+        let compiled = self.compiled.errors_of(&self.rules.table, host, port);
+        findings
+            .extend((compiled.into_iter()).map(|problem| finding(problem, &self.rules.documents)));
+        Report(findings)
+    }
+}
+
+/// Says which hosts a resource is for, as far as its text tells.
+fn concerns(resource: Option<&Value>) -> Concerns {
+    let spec = resource.and_then(|resource| resource.get("spec"));
+    let field = |name| spec.and_then(|spec| spec.get(name));
+    let texts: Option<Vec<&str>> = match (field("host"), field("hosts")) {
+        (Some(host), _) => host.as_str().map(|host| vec![host]),
+        (None, Some(Value::Array(hosts))) => hosts.iter().map(Value::as_str).collect(),
+        (None, _) => None,
+    };
+    let patterns = texts.and_then(|texts| {
+        let patterns = texts.into_iter().map(|text| HostPattern::parse(text).ok());
+        patterns.collect::<Option<Vec<HostPattern>>>()
+    });
+    patterns.map_or(Concerns::All, Concerns::Hosts)
+}
+
+/// What was read, and everything that is wrong with it so far.
+struct Parsed {
+    documents: Documented,
+    resources: Resources,
+    problems: Problems,
+    taken: Taken,
+    /// What cannot be read, and what is wrong with Secrets.
+    findings: Vec<Finding>,
+}
+
+fn no_entry(sources: &[Source]) -> Finding {
+    let file = sources
+        .first()
+        .map(|source| source.name.clone())
+        .unwrap_or_default();
+    Finding {
+        severity: Severity::Error,
+        file,
+        place: Place { line: 1, column: 1 },
+        path: String::new(),
+        what: "no ServiceEntry was found, so there is no host to reach".to_owned(),
+        resource: None,
+        hint: Some("add a ServiceEntry that names the host and its ports".to_owned()),
+    }
+}
+
+fn parse(sources: &[Source], known: Option<&mut AlreadyRead>) -> Parsed {
     let mut findings = Vec::new();
     let mut documents = Documented::new();
     let texts: Vec<&str> = sources.iter().map(|source| source.text.as_str()).collect();
@@ -247,50 +407,12 @@ pub(crate) fn compile_known(
     let is_secret = |problem: &Problem| taken.secrets.contains(&problem.origin);
     problems.0.retain(|problem| !is_secret(problem));
     findings.append(&mut taken.findings);
-    let unreadable = !findings.is_empty();
-    let failed = unreadable || problems.has_errors();
-    if failed {
-        findings.extend(located(&problems, &documents));
-        return Err(Report(findings));
-    }
-    if resources.service_entries.is_empty() {
-        let file = sources
-            .first()
-            .map(|source| source.name.clone())
-            .unwrap_or_default();
-        findings.extend(located(&problems, &documents));
-        findings.push(Finding {
-            severity: Severity::Error,
-            file,
-            place: Place { line: 1, column: 1 },
-            path: String::new(),
-            what: "no ServiceEntry was found, so there is no host to reach".to_owned(),
-            resource: None,
-            hint: Some("add a ServiceEntry that names the host and its ports".to_owned()),
-        });
-        return Err(Report(findings));
-    }
-    match PolicyTable::compile(&resources, settling) {
-        Ok((table, warnings)) => {
-            let needed = taken.documents.config_maps(&Need::of(&table));
-            problems
-                .0
-                .retain(|problem| !needed.contains(&problem.origin));
-            findings.extend(located(&problems, &documents));
-            findings.extend(located(&warnings, &documents));
-            Ok(Rules {
-                table,
-                parsed: resources,
-                warnings: Report(findings),
-                credentials: taken.documents,
-                documents,
-            })
-        }
-        Err(more) => {
-            findings.extend(located(&problems, &documents));
-            findings.extend(located(&more, &documents));
-            Err(Report(findings))
-        }
+    Parsed {
+        documents,
+        resources,
+        problems,
+        taken,
+        findings,
     }
 }
 

@@ -161,10 +161,17 @@ impl Options {
 /// Returns the service ports that are listened on, each with what comes in on it.
 pub fn service_ports(table: &PolicyTable) -> Vec<(PortNumber, Vec<Arrival>)> {
     let mut ports = std::collections::BTreeMap::<PortNumber, Vec<Arrival>>::new();
-    for service in table.services().filter(listens_here) {
-        let arrivals = ports.entry(service.port).or_default();
-        if !arrivals.contains(&service.arrival) {
-            arrivals.push(service.arrival);
+    let services = table.services().filter(listens_here);
+    let services = services.map(|service| (service.port, service.arrival));
+    // A host that is refused is told so.
+    let refused = table
+        .refused()
+        .filter(|refused| refused.arrival != Arrival::Tcp || refused.connectable);
+    let refused = refused.map(|refused| (refused.port, refused.arrival));
+    for (port, arrival) in services.chain(refused) {
+        let arrivals = ports.entry(port).or_default();
+        if !arrivals.contains(&arrival) {
+            arrivals.push(arrival);
         }
     }
     ports.into_iter().collect()

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::args::{Explain, Report as Output};
 use super::{ExitStatus, fail, print, refuse, settings, tell};
-use crate::rules::{self, Rules};
+use crate::rules::{Answers, Rules};
 
 /// What was asked.
 struct Asked {
@@ -29,13 +29,14 @@ pub(super) fn main(args: &Explain) -> ExitStatus {
         Ok(read) => read,
         Err(status) => return status,
     };
-    let rules = match rules::compile(&sources, &settling) {
-        Ok(rules) => rules,
+    let answers = match Answers::compile(&sources, &settling) {
+        Ok(answers) => answers,
         Err(report) => {
             tell(report.to_string().trim_end());
             return ExitStatus::Input;
         }
     };
+    let rules = &answers.rules;
     let asked = match asked(&args.url, args.sni.as_deref(), &rules.table) {
         Ok(asked) => asked,
         Err(message) => return refuse(&message),
@@ -46,9 +47,14 @@ pub(super) fn main(args: &Explain) -> ExitStatus {
         arrival: asked.arrival,
         subset: args.subset.as_deref(),
     };
+    let errors = answers.errors_of(&asked.host, asked.port);
+    if !errors.0.is_empty() {
+        tell(errors.to_string().trim_end());
+        return ExitStatus::Input;
+    }
     let decision = rules.table.decide(&query);
     let found = candidates(&rules.parsed, &settling, &rules.table, &query);
-    let answer = answer(&asked, &decision, &found, &rules, args);
+    let answer = answer(&asked, &decision, &found, rules, args);
     let text = match args.output {
         Output::Json => serde_json::to_string_pretty(&answer).map(|text| text + "\n"),
         Output::Text => Ok(for_people(&answer, &decision)),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use egress_filter::{FilterKind, PluginConfig, Variants, contract};
 use egress_policy::{
-    Arrival, Cluster, HostPattern, OutboundMode, PolicyTable, PortNumber, Service,
+    Arrival, Cluster, HostPattern, OutboundMode, PolicyTable, PortNumber, Reason, Service,
 };
 use serde_json::{Map, Value, json};
 
@@ -241,7 +241,40 @@ fn tls_chains(
             "filters": filters,
         }));
     }
+    let refused = table
+        .refused()
+        .filter(|refused| refused.port == port && refused.arrival == Arrival::Tls);
+    let mut by_reason = BTreeMap::<Reason, Vec<String>>::new();
+    for refused in refused {
+        let names = by_reason.entry(refused.reason).or_default();
+        names.extend(server_name(refused.host));
+    }
+    for (reason, names) in by_reason {
+        chains.push(json!({
+            "name": format!("tls_{reason}"),
+            "filter_chain_match": {"transport_protocol": "tls", "server_names": names},
+            "filters": [refused_connection(port, reason, options)],
+        }));
+    }
     chains
+}
+
+/// Renders what closes a connection to a host that the table refuses, and writes down why.
+pub(super) fn refused_connection(port: PortNumber, reason: Reason, options: &Options) -> Value {
+    let entries = [
+        ("action", "reject".to_owned()),
+        ("reason", reason.to_string()),
+        ("authority", "%REQUESTED_SERVER_NAME%".to_owned()),
+    ];
+    extension(
+        "envoy.filters.network.tcp_proxy",
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        json!({
+            "stat_prefix": listener_name(port),
+            "cluster": tcp::UNDECIDED,
+            "access_log": [access_log(&Metadata::Known(&entries), options)],
+        }),
+    )
 }
 
 /// Adds to a `tcp_proxy` how long its connections may be idle, and live.

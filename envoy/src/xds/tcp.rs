@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use egress_filter::{FilterKind, PluginConfig, Variants, contract};
-use egress_policy::{Address, Arrival, PolicyTable, PortNumber, Service};
+use egress_policy::{Address, Arrival, PolicyTable, PortNumber, Refused, Service};
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::listener::{limit, listener_name, plugin, plugin_config, refused_log, unled};
+use super::listener::{
+    limit, listener_name, plugin, plugin_config, refused_connection, refused_log, unled,
+};
 use super::{Options, extension, tunnel, upstream_proxy, variants};
 
 /// What `tcp_proxy` leads to when the filter has named nothing: no such cluster, so the connection is closed.
@@ -147,23 +149,41 @@ pub(super) fn chains(
     let here: Vec<Service<'_>> = services(plugins.table)
         .filter(|service| service.port == port && service.vip.is_none())
         .collect();
-    let by_address = captured || here.len() > 1 || arrivals.contains(&Arrival::Http);
-    let chain = |(at, service): (usize, &Service<'_>)| {
+    let refused = plugins.table.refused().filter(|refused| {
+        refused.port == port && refused.arrival == Arrival::Tcp && refused.connectable
+    });
+    let refused: Vec<Refused<'_>> = refused.collect();
+    let by_address =
+        captured || here.len() + refused.len() > 1 || arrivals.contains(&Arrival::Http);
+    let matches = |addresses: &[Address]| {
         let mut matches = serde_json::Map::new();
-        if by_address && !service.addresses.is_empty() {
-            let ranges: Vec<Value> = service.addresses.iter().map(range).collect();
+        if by_address && !addresses.is_empty() {
+            let ranges: Vec<Value> = addresses.iter().map(range).collect();
             matches.insert("prefix_ranges".to_owned(), json!(ranges));
         }
         if arrivals.contains(&Arrival::Tls) {
             matches.insert("transport_protocol".to_owned(), json!("raw_buffer"));
         }
+        matches
+    };
+    let chain = |(at, service): (usize, &Service<'_>)| {
         json!({
             "name": format!("tcp_{at}"),
-            "filter_chain_match": matches,
+            "filter_chain_match": matches(service.addresses),
             "filters": plugins.filters(service, &listener_name(port)),
         })
     };
-    here.iter().enumerate().map(chain).collect()
+    let closed = |(at, refused): (usize, &Refused<'_>)| {
+        json!({
+            "name": format!("tcp_{}_{at}", refused.reason),
+            "filter_chain_match": matches(refused.addresses),
+            "filters": [refused_connection(port, refused.reason, plugins.options)],
+        })
+    };
+    let chains = here.iter().enumerate().map(chain);
+    chains
+        .chain(refused.iter().enumerate().map(closed))
+        .collect()
 }
 
 fn range(address: &Address) -> Value {

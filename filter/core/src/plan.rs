@@ -400,7 +400,10 @@ fn answer<'e>(config: &Loaded, reason: Reason, scratch: &'e mut Scratch) -> Effe
         Reason::UnknownHost
         | Reason::UnknownPort
         | Reason::OtherProtocol
-        | Reason::UnknownSubset => 502,
+        | Reason::UnknownSubset
+        | Reason::LeftOut
+        | Reason::NotRead
+        | Reason::InvalidRule => 502,
     };
     let mut effects = Effects::new();
     effects.push(Effect::Metadata(&scratch.metadata));

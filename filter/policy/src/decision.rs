@@ -97,9 +97,19 @@ pub enum Reason {
     OtherProtocol,
     /// No DestinationRule of the host has the subset, or the subset has no endpoint.
     UnknownSubset,
+    /// A rule asks for TLS to the host, but not for this caller, who would get plaintext.
+    LeftOut,
+    /// A resource of a kind that is not read here may decide about the host.
+    NotRead,
+    /// The rules for the host and port have an error. No table that is in use has any.
+    InvalidRule,
 }
 
 impl Reason {
+    /// Those that a compiled table has for a host and port that it knows.
+    pub(crate) const OF_THE_TABLE: [Reason; 3] =
+        [Reason::LeftOut, Reason::NotRead, Reason::InvalidRule];
+
     /// Returns the stable id.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -109,6 +119,9 @@ impl Reason {
             Reason::UnknownPort => "unknown_port",
             Reason::OtherProtocol => "other_protocol",
             Reason::UnknownSubset => "unknown_subset",
+            Reason::LeftOut => "left_out",
+            Reason::NotRead => "not_read",
+            Reason::InvalidRule => "invalid_rule",
         }
     }
 
@@ -121,6 +134,9 @@ impl Reason {
             Reason::UnknownPort => "the host's ServiceEntry does not have this port",
             Reason::UnknownSubset => "no DestinationRule has this subset of the host",
             Reason::OtherProtocol => "the port's protocol is not the one that was spoken",
+            Reason::LeftOut => "a rule asks for TLS to this host, but not for this caller",
+            Reason::NotRead => "a resource that is not read may decide about this host",
+            Reason::InvalidRule => "the rules for this host have an error",
         }
     }
 }

@@ -85,5 +85,5 @@ pub use resource::{
     Warmup,
 };
 pub use source::{API_VERSIONS, KINDS, Parser};
-pub use table::{ConnectTo, OutboundMode, PolicyTable, Service, Settling};
+pub use table::{Compiled, ConnectTo, OutboundMode, PolicyTable, Refused, Service, Settling};
 pub use tls::{Escaped, Identity, InvalidTls, NameSource, Sni, TlsIntent, Trust, VerifiedNames};

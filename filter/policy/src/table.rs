@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::ops::Range;
 
 use crate::cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
 use crate::decision::{Action, Arrival, Connection, Decision, Query, Reason, Spoken, Target};
@@ -88,7 +89,7 @@ pub struct Settling {
 }
 
 /// The compiled, validated resources: what to do with each host and port, and the clusters for it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct PolicyTable {
     hosts: Hosts,
     clusters: Vec<Cluster>,
@@ -97,6 +98,63 @@ pub struct PolicyTable {
     connect_to: Vec<ConnectTo>,
     /// What connections without a host are told apart by.
     connections: Connections,
+}
+
+/// A table, with everything that is wrong with what it was compiled from.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The table. With errors among the problems it is for answers only.
+    pub table: PolicyTable,
+    /// Everything that is wrong.
+    pub problems: Problems,
+    /// The errors, by the host and port that are refused for them.
+    faults: Vec<Fault>,
+}
+
+/// An error, and what is refused for it.
+#[derive(Debug)]
+struct Fault {
+    host: usize,
+    port: PortNumber,
+    /// The place of the error among all problems.
+    problem: usize,
+}
+
+impl Compiled {
+    /// Returns the errors for which a host and port of `table`, the one that was compiled, are refused.
+    pub fn errors_of(&self, table: &PolicyTable, host: &str, port: PortNumber) -> Vec<&Problem> {
+        let found = table.hosts.find_map(host, |found| {
+            table.hosts.port(found, port)?;
+            Some(&found.pattern)
+        });
+        let of_it = |fault: &&Fault| {
+            let pattern = table.hosts.get(fault.host).map(|host| &host.pattern);
+            fault.port == port && pattern == found
+        };
+        let problem = |fault: &Fault| self.problems.0.get(fault.problem);
+        self.faults
+            .iter()
+            .filter(of_it)
+            .filter_map(problem)
+            .collect()
+    }
+}
+
+/// A host and port of the table that are refused, though the rules name them.
+#[derive(Debug, Clone, Copy)]
+pub struct Refused<'t> {
+    /// The host or hosts.
+    pub host: &'t HostPattern,
+    /// The service port.
+    pub port: PortNumber,
+    /// What comes in on it.
+    pub arrival: Arrival,
+    /// Why.
+    pub reason: Reason,
+    /// The addresses that applications dial, where its connections are bytes.
+    pub addresses: &'t [Address],
+    /// Connections without a host would be led to it.
+    pub connectable: bool,
 }
 
 /// A host and port of the table, for those who render it.
@@ -140,6 +198,16 @@ impl PolicyTable {
         resources: &Resources,
         settling: &Settling,
     ) -> Result<(PolicyTable, Problems), Problems> {
+        let compiled = PolicyTable::compile_with_errors(resources, settling);
+        match compiled.problems.has_errors() {
+            true => Err(compiled.problems),
+            false => Ok((compiled.table, compiled.problems)),
+        }
+    }
+
+    /// Compiles resources for one proxy, whatever is wrong with them: a host and port whose rules have an error is
+    /// refused with [`Reason::InvalidRule`]. For people who ask about another host; such a table decides nothing.
+    pub fn compile_with_errors(resources: &Resources, settling: &Settling) -> Compiled {
         let mut compiler = Compiler::new(resources, settling);
         let entries = &resources.service_entries;
         let order = sorted(&entries.iter().map(|entry| &entry.meta).collect::<Vec<_>>());
@@ -262,6 +330,13 @@ impl PolicyTable {
         if port.arrival != query.arrival {
             return refused(Reason::OtherProtocol);
         }
+        if let Some(reason) = port.way.refusal() {
+            return Decision {
+                rule: (port.way.rule()).and_then(|(rule, _)| self.resources.get(rule)),
+                policy_source: port.way.rule().map(|(_, source)| source),
+                ..refused(reason)
+            };
+        }
         let way = match query.subset {
             None => Some(&port.way),
             Some(wanted) => self
@@ -335,6 +410,25 @@ impl PolicyTable {
             })
     }
 
+    /// Returns all hosts and ports that are refused though the rules name them, in the order of the resources.
+    pub fn refused(&self) -> impl Iterator<Item = Refused<'_>> {
+        self.hosts.iter().enumerate().flat_map(move |(at, host)| {
+            let ports = self.hosts.ports(host);
+            ports.filter_map(move |port| {
+                let reason = port.way.refusal()?;
+                let candidate = self.connections.of(at, port.number);
+                Some(Refused {
+                    host: &host.pattern,
+                    port: port.number,
+                    arrival: port.arrival,
+                    reason,
+                    addresses: candidate.map_or(&[], |candidate| &candidate.addresses),
+                    connectable: candidate.is_some(),
+                })
+            })
+        })
+    }
+
     /// Returns the addresses that are dialled in place of others.
     pub fn connect_tos(&self) -> &[ConnectTo] {
         &self.connect_to
@@ -373,6 +467,16 @@ impl PolicyTable {
             lines.add(format_args!(
                 "{host} {port} {target} {arrival:?} {subset} {name}"
             ));
+        }
+        for Refused {
+            host,
+            port,
+            arrival,
+            reason,
+            ..
+        } in self.refused()
+        {
+            lines.add(format_args!("{host} {port} {arrival:?} {reason}"));
         }
         for cluster in &self.clusters {
             lines.add(format_args!("{}", cluster.line()));
@@ -451,6 +555,7 @@ struct Compiler<'r> {
     /// The clusters that hosts share: few, and looked for by what they are, so that no name is written to find one.
     shared: Vec<usize>,
     problems: Vec<Problem>,
+    faults: Vec<Fault>,
 }
 
 impl<'r> Compiler<'r> {
@@ -466,12 +571,29 @@ impl<'r> Compiler<'r> {
             resources,
             shared: Vec::new(),
             problems: Vec::new(),
+            faults: Vec::new(),
+        }
+    }
+
+    /// Notes that a host and port are refused for the errors among these problems.
+    fn blame(&mut self, host: usize, port: PortNumber, among: Range<usize>) {
+        for problem in among {
+            let found = self.problems.get(problem);
+            if found.is_some_and(|found| found.severity == Severity::Error) {
+                self.faults.push(Fault {
+                    host,
+                    port,
+                    problem,
+                });
+            }
         }
     }
 
     /// Adds the hosts of one ServiceEntry.
     fn entry(&mut self, entry: &'r ServiceEntry) {
+        let before = self.problems.len();
         self.check_entry(entry);
+        let of_the_entry = before..self.problems.len();
         for (at, host) in entry.hosts.iter().enumerate() {
             let (place, new) = self.hosts.entry(host, self.entry_place(entry));
             if new {
@@ -490,11 +612,14 @@ impl<'r> Compiler<'r> {
             for port in entry.ports.iter() {
                 let known = self.hosts.get(place);
                 let taken = known.is_some_and(|host| self.hosts.port(host, port.number).is_some());
-                let number = port.index;
+                let (number, index) = (port.number, port.index);
+                let found = self.problems.len();
                 if !taken && let Some((port, subsets)) = self.port(entry, host, port, rule.as_ref())
                 {
-                    self.candidate(entry, host, place, number, &port);
+                    self.candidate(entry, host, place, index, &port);
                     self.hosts.add_port(place, port, subsets);
+                    self.blame(place, number, of_the_entry.clone());
+                    self.blame(place, number, found..self.problems.len());
                 }
             }
             // As in Istio, whoever names an address of the service in `Host` names the service.
@@ -661,7 +786,9 @@ impl<'r> Compiler<'r> {
                 kind,
                 hint,
             );
-            return None;
+            let way = Way::refused(Reason::InvalidRule, None);
+            let port = Port::new(port.number, port.target, arrival, way);
+            return Some((port, Subsets::new()));
         }
         let service = Wanted {
             entry,
@@ -673,7 +800,10 @@ impl<'r> Compiler<'r> {
         if let (Some(merged), Some(settings)) = (merged, settings) {
             self.check_dropped_tunnel(&service, merged, settings);
         }
-        let way = self.way(&service, settings, None)?;
+        let way = self.way(&service, settings, None).unwrap_or_else(|| {
+            let rule = settings.map(|settings| (self.rule_place(settings.rule), settings.source));
+            Way::refused(Reason::InvalidRule, rule)
+        });
         let mut subsets = Vec::new();
         if let (Some(merged), Some(parent)) = (merged, settings) {
             for (rule, subset) in &merged.subsets {
@@ -965,11 +1095,14 @@ impl<'r> Compiler<'r> {
         self.resources.service_entries.len() + place_in(&self.resources.destination_rules, rule)
     }
 
-    fn finish(mut self) -> Result<(PolicyTable, Problems), Problems> {
+    fn finish(mut self) -> Compiled {
         let connections = self.connections();
-        let problems = Problems(self.problems);
-        if problems.has_errors() {
-            return Err(problems);
+        for fault in &self.faults {
+            if let Some(way) = self.hosts.way_mut(fault.host, fault.port)
+                && way.refusal().is_none()
+            {
+                *way = Way::refused(Reason::InvalidRule, way.rule());
+            }
         }
         // By name, so that the table does not depend on the order of the documents.
         let mut order: Vec<usize> = self.names.values().copied().collect();
@@ -986,7 +1119,7 @@ impl<'r> Compiler<'r> {
             .filter_map(|from| clusters.get_mut(from).and_then(Option::take))
             .collect();
         let mut hosts = self.hosts;
-        for way in hosts.ways_mut() {
+        for way in hosts.ways_mut().filter(|way| way.refusal().is_none()) {
             way.cluster = narrow(
                 places
                     .get(way.cluster as usize)
@@ -1013,7 +1146,11 @@ impl<'r> Compiler<'r> {
             connect_to: self.settling.connect_to.clone(),
             connections,
         };
-        Ok((table, problems))
+        Compiled {
+            table,
+            problems: Problems(self.problems),
+            faults: self.faults,
+        }
     }
 }
 

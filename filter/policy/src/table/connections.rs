@@ -274,6 +274,7 @@ impl<'r> Compiler<'r> {
     }
 
     fn conflict(&mut self, candidate: &Candidate<'_>, text: &str) {
+        let before = self.problems.len();
         let hint = "give each entry `addresses` of its own, another port `number` with `targetPort`, or use `--loopback-vips`";
         self.report(
             Severity::Error,
@@ -281,6 +282,11 @@ impl<'r> Compiler<'r> {
             candidate.path(),
             ProblemKind::Conflict(text.to_owned()),
             hint,
+        );
+        self.blame(
+            candidate.known.host,
+            candidate.port,
+            before..self.problems.len(),
         );
     }
 

@@ -1,7 +1,7 @@
 //! The hosts of a table and their ports, packed: a decision reads few places, wherever in a large table they are.
 
 use super::index::HostIndex;
-use crate::decision::Arrival;
+use crate::decision::{Arrival, Reason};
 use crate::host::{HostName, HostPattern};
 use crate::merge::PolicySource;
 use crate::port::PortNumber;
@@ -58,6 +58,9 @@ pub(super) struct Way {
 /// No place. So many do not fit into memory.
 const NONE: u32 = u32::MAX;
 
+/// Ways that lead nowhere have the place of their reason, counted from here, for that of a cluster.
+const REFUSED: u32 = NONE - Reason::OF_THE_TABLE.len() as u32;
+
 /// Places of aliases are counted from here.
 const ALIASES: usize = 1 << 31;
 
@@ -79,6 +82,20 @@ impl Way {
             subset,
             port_level,
         }
+    }
+
+    /// Makes a way that leads nowhere, for this reason.
+    pub(super) fn refused(reason: Reason, rule: Option<(usize, PolicySource)>) -> Self {
+        let known = Reason::OF_THE_TABLE.iter().position(|&one| one == reason);
+        let mut way = Way::new(0, rule);
+        way.cluster = known.map_or(NONE, |at| REFUSED + narrow(at));
+        way
+    }
+
+    /// Returns why the way leads nowhere, if it does not.
+    pub(super) fn refusal(&self) -> Option<Reason> {
+        let at = self.cluster.checked_sub(REFUSED)?;
+        Reason::OF_THE_TABLE.get(at as usize).copied()
     }
 
     /// Returns the place of the rule among all resources, and which part of it counts.
@@ -197,6 +214,22 @@ impl Hosts {
 
     pub(super) fn port<'h>(&'h self, host: &'h Host, number: PortNumber) -> Option<&'h Port> {
         self.ports(host).find(|port| port.number == number)
+    }
+
+    /// Returns the way of a host's port.
+    pub(super) fn way_mut(&mut self, host: usize, number: PortNumber) -> Option<&mut Way> {
+        let first = self.hosts.get_mut(host)?.first.as_mut()?;
+        if first.number == number {
+            return Some(&mut first.way);
+        }
+        let mut at = first.next;
+        loop {
+            let port = self.more.get(at as usize)?;
+            if port.number == number {
+                return self.more.get_mut(at as usize).map(|port| &mut port.way);
+            }
+            at = port.next;
+        }
     }
 
     /// Returns the ways of all ports and subsets.
