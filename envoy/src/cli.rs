@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use egress_policy::visible_lines;
 
 pub mod args;
 mod capture;
@@ -63,8 +64,15 @@ pub fn main() -> ExitStatus {
     }
 }
 
-/// Prints to the standard output; a reader that has gone is not an error.
+/// Prints to the standard output what people or programs read; a reader that has gone is not an error.
+///
+/// Control characters of texts that others wrote are escaped, as JSON escapes them.
 pub(crate) fn print(text: &str) -> ExitStatus {
+    print_as_it_is(&visible_lines(text))
+}
+
+/// Prints configuration to the standard output: every byte of it counts.
+pub(crate) fn print_as_it_is(text: &str) -> ExitStatus {
     print_to(io::stdout().lock(), text)
 }
 
@@ -82,9 +90,9 @@ fn print_to(mut out: impl Write, text: &str) -> ExitStatus {
     }
 }
 
-/// Tells people something, beside the output.
+/// Tells people something, beside the output. Control characters of texts that others wrote are escaped.
 pub(crate) fn tell(text: &str) {
-    let _ = writeln!(anstream::stderr(), "{text}");
+    let _ = writeln!(anstream::stderr(), "{}", visible_lines(text));
 }
 
 /// Tells of a failure of ours.

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::args::{Lint, LintOutput};
-use super::{ExitStatus, fail, print, refuse, tell};
+use super::{ExitStatus, fail, print, print_as_it_is, refuse, tell};
 use crate::fs::{self, STDIN, Source};
 use crate::lint::{self, Report, Rule, Severity};
 
@@ -52,7 +52,7 @@ pub(super) fn main(args: &Lint) -> ExitStatus {
         None => print(&text),
         Some(mended) => {
             tell(text.trim_end());
-            print(&mended)
+            print_as_it_is(&mended)
         }
     };
     match printed {

@@ -7,7 +7,7 @@ use clap_complete::shells;
 use clap_mangen::Man as Page;
 
 use super::args::{Args, Completions, Man, Shell};
-use super::{ExitStatus, fail, print, refuse};
+use super::{ExitStatus, fail, print, print_as_it_is, refuse};
 use crate::fs;
 
 /// Prints a shell's completions.
@@ -21,7 +21,7 @@ pub(super) fn completions(args: &Completions) -> ExitStatus {
     let mut command = Args::command();
     let name = command.get_name().to_owned();
     clap_complete::generate(shell, &mut command, name, &mut script);
-    print(&String::from_utf8_lossy(&script))
+    print_as_it_is(&String::from_utf8_lossy(&script))
 }
 
 /// Prints a manual page, or writes all of them.
@@ -45,7 +45,7 @@ pub(super) fn main(args: &Man) -> ExitStatus {
         wanted = below;
     }
     match page(wanted) {
-        Ok(page) => print(&page),
+        Ok(page) => print_as_it_is(&page),
         Err(error) => fail(&format!("cannot write the page: {error}")),
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::args::{Format, RenderEnvoy};
 use super::settings::{self, Settled};
-use super::{ExitStatus, fail, print, refuse, tell};
+use super::{ExitStatus, fail, print, print_as_it_is, refuse, tell};
 use crate::credentials::{Files, Material, Missing, Need};
 use crate::xds::{self, Secrets, Vip};
 use crate::{fs, xds::watched_documents};
@@ -48,7 +48,7 @@ pub(super) fn envoy(args: &RenderEnvoy) -> ExitStatus {
                 Err(text) => return refuse(&text),
             }
             match text(&settled, args.output) {
-                Ok(text) => print(&text),
+                Ok(text) => print_as_it_is(&text),
                 Err(error) => fail(&error),
             }
         }

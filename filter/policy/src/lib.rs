@@ -67,6 +67,7 @@ mod resource;
 mod source;
 mod table;
 mod tls;
+mod visible;
 
 pub use cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
 pub use decision::{Action, Arrival, Connection, Decision, Query, Reason, Spoken, Target};
@@ -87,3 +88,4 @@ pub use resource::{
 pub use source::{API_VERSIONS, KINDS, Parser};
 pub use table::{Compiled, ConnectTo, OutboundMode, PolicyTable, Refused, Service, Settling};
 pub use tls::{Escaped, Identity, InvalidTls, NameSource, Sni, TlsIntent, Trust, VerifiedNames};
+pub use visible::{visible, visible_lines};

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::resource::ResourceId;
+use crate::visible::visible;
 
 /// Where a resource was read from.
 ///
@@ -159,19 +160,24 @@ pub struct Problem {
 }
 
 impl fmt::Display for Problem {
-    /// Writes one line that names the resource, the field, what is wrong and the hint.
+    /// Writes one line that names the resource, the field, what is wrong and the hint, each as [`visible`] shows it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.severity.as_str())?;
         if !self.path.0.is_empty() {
-            write!(f, "{}: ", self.path)?;
+            write!(f, "{}: ", visible(&self.path.to_string()))?;
         }
-        write!(f, "{}", self.kind)?;
+        f.write_str(&visible(&self.kind.to_string()))?;
         match &self.resource {
-            Some(resource) => write!(f, " ({resource}, document {})", self.origin.document + 1)?,
+            Some(resource) => write!(
+                f,
+                " ({}, document {})",
+                visible(&resource.to_string()),
+                self.origin.document + 1
+            )?,
             None => write!(f, " (document {})", self.origin.document + 1)?,
         }
         if let Some(hint) = &self.hint {
-            write!(f, "; {hint}")?;
+            write!(f, "; {}", visible(hint))?;
         }
         Ok(())
     }

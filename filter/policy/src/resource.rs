@@ -83,8 +83,9 @@ fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Meta {
     let read = root.require("metadata", |field| {
         let fields = field.fields()?;
         fields.allow_unknown();
-        let name = fields.require("name", |field| name_of(field, 253))?;
+        let name = fields.require("name", |field| name_of(field, 253));
         let namespace = fields.read("namespace", |field| name_of(field, 63));
+        let name = name?;
         let created = match fields.peek("creationTimestamp") {
             Some(Node::Text(text)) => text.clone().into_owned(),
             _ => String::new(),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::super::args::{
     Format, ImagePullPolicy, Input, IstioApi, IstioPlace, Outbound, Phase, RenderIstio,
 };
-use super::super::{ExitStatus, fail, print, refuse, settings, tell};
+use super::super::{ExitStatus, fail, print, print_as_it_is, refuse, settings, tell};
 use crate::fs;
 use crate::istio::{self, Api, MARK, Manifest, Module, Place, PullPolicy, Wanted};
 use crate::rules::{self, Rules};
@@ -150,7 +150,7 @@ fn delivered(
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         let text = serde_json::to_string_pretty(&list)
             .map_err(|error| fail(&format!("cannot write the list: {error}")))?;
-        return Ok(print(&format!("{text}\n")));
+        return Ok(print_as_it_is(&format!("{text}\n")));
     }
     let documents = manifests.iter().map(|manifest| {
         let text = serde_saphyr::to_string(&manifest.value)
@@ -160,7 +160,7 @@ fn delivered(
     let documents: Vec<(String, String)> = documents.collect::<Result<_, ExitStatus>>()?;
     let Some(folder) = args.diff.as_deref().or(args.output_folder.as_deref()) else {
         let texts: Vec<&str> = documents.iter().map(|(_, text)| text.as_str()).collect();
-        return Ok(print(&format!(
+        return Ok(print_as_it_is(&format!(
             "{mark}{EXPLANATION}{}",
             texts.join("---\n")
         )));

@@ -92,10 +92,14 @@ pub(super) fn read_tls(field: Field<'_>, namespace: &str) -> Option<ClientTls> {
         field.word("mode", &TlsMode::NAMES, TlsMode::parse)
     });
     let path = |field: Field<'_>| {
-        field
-            .text()
-            .filter(|text| !text.is_empty())
-            .map(str::to_owned)
+        let text = field.text().filter(|text| !text.is_empty())?;
+        if text.contains(['\n', '\r']) || text.starts_with("-----BEGIN ") {
+            let kind = ProblemKind::Invalid("this is no path of a file".to_owned());
+            let hint = "name the file that holds the PEM; what is in it does not belong here";
+            field.error_with_hint(kind, hint);
+            return None;
+        }
+        Some(text.to_owned())
     };
     let client_certificate = fields.read("clientCertificate", path);
     let private_key = fields.read("privateKey", path);
