@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use egress_policy::{
     Compiled, FieldPath, HostPattern, Origin, Parser, PolicyTable, PortNumber, Problem,
-    ProblemKind, Problems, Proxy, Resources, Segment, Settling, Severity,
+    ProblemKind, Problems, Proxy, Resources, Segment, Settling, Severity, visible,
 };
 use serde_json::{Value, json};
 
@@ -173,15 +173,16 @@ impl fmt::Display for Notice<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ", self.label)?;
         if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
+            write!(f, "{}: ", visible(self.path))?;
         }
         let Place { line, column } = self.place;
-        write!(f, "{}\n  --> {}:{line}:{column}", self.what, self.file)?;
+        let (what, file) = (visible(self.what), visible(self.file));
+        write!(f, "{what}\n  --> {file}:{line}:{column}")?;
         if let Some(resource) = self.resource {
-            write!(f, "   ({resource})")?;
+            write!(f, "   ({})", visible(resource))?;
         }
         if let Some(hint) = self.hint {
-            write!(f, "\nhint: {hint}")?;
+            write!(f, "\nhint: {}", visible(hint))?;
         }
         writeln!(f)
     }
@@ -500,19 +501,46 @@ fn finding(problem: &Problem, documents: &[(Arc<str>, Document)]) -> Finding {
         problem.kind,
         ProblemKind::UnknownField(_) | ProblemKind::NotSupported(_)
     );
-    let (file, place) = match documents.get(problem.origin.document) {
+    let found = documents.get(problem.origin.document);
+    let (file, place) = match found {
         Some((file, document)) => (file.to_string(), document.place(&problem.path, by_key)),
         None => (String::new(), Place { line: 1, column: 1 }),
     };
+    let (what, hint) = told(problem, found.map(|(_, document)| document));
     Finding {
         severity: problem.severity,
         file,
         place,
         path: problem.path.to_string(),
-        what: problem.kind.to_string(),
+        what,
         resource: problem.resource.as_ref().map(ToString::to_string),
-        hint: problem.hint.clone(),
+        hint,
     }
+}
+
+/// Says what is wrong and how to mend it. The engine knows values only, and of `host: no` would speak of `false`.
+pub(crate) fn told(problem: &Problem, document: Option<&Document>) -> (String, Option<String>) {
+    let as_it_is = (problem.kind.to_string(), problem.hint.clone());
+    let (ProblemKind::WrongType { expected, .. }, Some(document)) = (&problem.kind, document)
+    else {
+        return as_it_is;
+    };
+    let read_as = match document.at(&problem.path) {
+        Some(Value::Bool(word)) => format!("the boolean `{word}`"),
+        Some(Value::Number(number)) => format!("the number `{number}`"),
+        _ => return as_it_is,
+    };
+    let Some(written) = document.written(&problem.path) else {
+        return as_it_is;
+    };
+    let hint = match *expected {
+        "a string" => Some(format!("write \"{written}\" in quotes")),
+        _ => problem.hint.clone(),
+    };
+    (
+        format!("expected {expected}, found `{written}`, which YAML reads as {read_as}"),
+        hint,
+    )
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! A text that might mean something else in parts is read as a whole, and so is one with a mistake in it: what is
 //! told of it does not depend on parts.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -14,9 +15,15 @@ use std::thread;
 
 use egress_policy::{FieldPath, Segment};
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
 use crate::rules::is_ours;
+
+mod colon;
+mod scalar;
+mod template;
+
+use scalar::scalar;
 
 /// How deep lists and objects may lie in each other.
 const MAX_DEPTH: usize = 64;
@@ -100,6 +107,8 @@ struct At {
 #[derive(Debug, Clone)]
 enum Children {
     None,
+    /// A value that is no string, as it was written, where JSON would write it otherwise.
+    Written(Box<str>),
     List(Box<[Mark]>),
     Object(Box<[(Box<str>, Mark)]>),
 }
@@ -149,6 +158,23 @@ impl Document {
         }
     }
 
+    /// Returns how a value was written that is no string, where JSON would write it otherwise: `yes`, `1e3`.
+    pub fn written(&self, path: &FieldPath) -> Option<&str> {
+        match &self.marks().exact(path)?.children {
+            Children::Written(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Returns the value of a field.
+    pub fn at(&self, path: &FieldPath) -> Option<&Value> {
+        let mut segments = path.0.iter();
+        segments.try_fold(&self.value, |value, segment| match segment {
+            Segment::Key(key) => value.get(key),
+            Segment::Index(index) => value.get(index),
+        })
+    }
+
     fn marks(&self) -> &Mark {
         self.marks.get_or_init(|| {
             let read = self
@@ -167,15 +193,22 @@ impl Document {
 }
 
 impl Mark {
+    fn child(&self, segment: &Segment) -> Option<&Mark> {
+        match (&self.children, segment) {
+            (Children::List(list), Segment::Index(index)) => list.get(*index),
+            (Children::Object(object), Segment::Key(key)) => mark_of(object, key),
+            _ => None,
+        }
+    }
+
+    fn exact(&self, path: &FieldPath) -> Option<&Mark> {
+        path.0.iter().try_fold(self, Mark::child)
+    }
+
     fn find(&self, path: &FieldPath, key: bool) -> At {
         let mut mark = self;
         for segment in &path.0 {
-            let next = match (&mark.children, segment) {
-                (Children::List(list), Segment::Index(index)) => list.get(*index),
-                (Children::Object(object), Segment::Key(key)) => mark_of(object, key),
-                _ => None,
-            };
-            match next {
+            match mark.child(segment) {
                 Some(next) => mark = next,
                 // The field is missing: point at the object that should have it, by its name.
                 None => return mark.key.unwrap_or(mark.at),
@@ -220,7 +253,8 @@ pub fn read_all(
     let mut now = HashMap::new();
     for (text, parts) in &cut {
         let of_text: Vec<_> = readings.by_ref().take(parts.len()).collect();
-        results.push(joined(text, of_text, &mut now));
+        let read = joined(text, of_text, &mut now);
+        results.push(read.map_err(|error| template::find(text).map_or(error, template::mistaken)));
     }
     if let Some(known) = &mut known {
         known.0 = now;
@@ -403,9 +437,12 @@ enum Noting {
 }
 
 fn read_part(text: &str, noting: Noting) -> Result<Reading, InvalidYaml> {
+    let held = colon::held(text);
     let mut reader = Reader {
-        events: Parser::new_from_str(text),
+        events: Parser::new_from_str(&held),
         noting,
+        has_held: matches!(held, Cow::Owned(_)),
+        braces: None,
         anchors: BTreeMap::new(),
         aliased: 0,
     };
@@ -417,6 +454,11 @@ fn read_part(text: &str, noting: Noting) -> Result<Reading, InvalidYaml> {
             event => {
                 let (value, marks) = reader.value(event, span, 0)?;
                 reader.anchors.clear();
+                if let Some(at) = reader.braces.take()
+                    && has_ours(&value)
+                {
+                    return Err(template::mistaken(at));
+                }
                 if !value.is_null() {
                     documents.push(Document::new(value, marks));
                 }
@@ -433,11 +475,23 @@ fn read_part(text: &str, noting: Noting) -> Result<Reading, InvalidYaml> {
 struct Reader<'t> {
     events: Parser<'t, saphyr_parser::StrInput<'t>>,
     noting: Noting,
+    /// Whether [`colon::held`] changed the text.
+    has_held: bool,
+    /// Where this document has `{{` in a text without quotes.
+    braces: Option<Place>,
     anchors: BTreeMap<usize, (Value, Mark)>,
     aliased: usize,
 }
 
 impl<'t> Reader<'t> {
+    /// Returns a text as it stands in the file.
+    fn released(&self, text: Cow<'t, str>) -> Cow<'t, str> {
+        match self.has_held {
+            true => colon::released(text),
+            false => text,
+        }
+    }
+
     fn next(&mut self) -> Result<Option<(Event<'t>, Span)>, InvalidYaml> {
         match self.events.next() {
             None => Ok(None),
@@ -498,16 +552,25 @@ impl<'t> Reader<'t> {
                 return Ok((value, Mark { at, ..mark }));
             }
             Event::Scalar(text, style, anchor, tag) => {
+                let text = self.released(text);
                 let plain = style == ScalarStyle::Plain && tag.is_none();
+                if plain && text.contains("{{") {
+                    self.braces.get_or_insert(at.into());
+                }
                 let number = tag
                     .as_ref()
                     .is_some_and(|tag| tag.is_yaml_core_schema() && tag.suffix != "str");
-                let value = if plain || number {
-                    scalar(&text)
+                if !plain && !number {
+                    (anchor, Value::String(text.into_owned()), Children::None)
                 } else {
-                    Value::String(text.into_owned())
-                };
-                (anchor, value, Children::None)
+                    let value = scalar(&text);
+                    let same = value.is_string() || value.is_null() || value.to_string() == text;
+                    let written = match same || self.noting == Noting::Nothing {
+                        true => Children::None,
+                        false => Children::Written(text.into()),
+                    };
+                    (anchor, value, written)
+                }
             }
             Event::SequenceStart(anchor, _) => {
                 let (mut items, mut marks) = (Vec::new(), Vec::new());
@@ -567,12 +630,24 @@ impl<'t> Reader<'t> {
             let at: Place = key_at.into();
             let key = match event {
                 Event::MappingEnd => break,
-                Event::Scalar(text, ..) => text.into_owned(),
+                Event::Scalar(text, style, _, tag) => {
+                    let text = self.released(text);
+                    let plain = style == ScalarStyle::Plain && tag.is_none();
+                    if plain && text.contains("{{") {
+                        self.braces.get_or_insert(at);
+                    }
+                    scalar::key(text, plain).ok_or_else(|| InvalidYaml {
+                        what: "a key is null, and Kubernetes takes only strings".to_owned(),
+                        at,
+                        hint: Some("write the key in quotes".to_owned()),
+                    })?
+                }
                 _ => {
                     return Err(InvalidYaml {
-                        what: "a key is not a string".to_owned(),
+                        what: "a key is a list, an object or an alias, and Kubernetes takes only strings"
+                            .to_owned(),
                         at,
-                        hint: None,
+                        hint: Some("write the key, and a value that has brackets, in quotes".to_owned()),
                     });
                 }
             };
@@ -637,6 +712,12 @@ impl<'t> Reader<'t> {
     }
 }
 
+/// Says whether a document is a resource that we read, or a list that has one.
+fn has_ours(value: &Value) -> bool {
+    let items = value.get("items").and_then(Value::as_array);
+    is_ours(value) || items.is_some_and(|items| items.iter().any(is_ours))
+}
+
 /// Finds a field's mark among those of an object, which are few.
 fn mark_of<'m>(marks: &'m [(Box<str>, Mark)], key: &str) -> Option<&'m Mark> {
     let found = marks.iter().find(|(name, _)| **name == *key);
@@ -650,32 +731,6 @@ fn size(value: &Value) -> usize {
         Value::Object(object) => 1 + object.values().map(size).sum::<usize>(),
         _ => 1,
     }
-}
-
-/// Reads a plain scalar by YAML's core schema, which is what Kubernetes goes by.
-fn scalar(text: &str) -> Value {
-    match text {
-        "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
-        "true" | "True" | "TRUE" => return Value::Bool(true),
-        "false" | "False" | "FALSE" => return Value::Bool(false),
-        _ => {}
-    }
-    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-    if !digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
-        return Value::String(text.to_owned());
-    }
-    let whole = text.strip_prefix('+').unwrap_or(text);
-    let number = match (whole.strip_prefix("0x"), whole.strip_prefix("0o")) {
-        (Some(hex), _) => u64::from_str_radix(hex, 16).ok().map(Number::from),
-        (_, Some(octal)) => u64::from_str_radix(octal, 8).ok().map(Number::from),
-        _ => whole
-            .parse::<u64>()
-            .map(Number::from)
-            .or_else(|_| whole.parse::<i64>().map(Number::from))
-            .ok()
-            .or_else(|| whole.parse::<f64>().ok().and_then(Number::from_f64)),
-    };
-    number.map_or_else(|| Value::String(text.to_owned()), Value::Number)
 }
 
 /// Cuts a key to what a message has room for: one that is no field's name may be anything, in a Secret a key of
@@ -724,11 +779,11 @@ mod tests {
         );
         assert_eq!(
             values("\u{feff}a: on\r\nb: yes\r\n"),
-            [json!({"a": "on", "b": "yes"})]
+            [json!({"a": true, "b": true})]
         );
         assert_eq!(
-            values("a: &x {n: 1}\nb: *x\nc:\n  <<: *x\n  m: 2\n"),
-            [json!({"a": {"n": 1}, "b": {"n": 1}, "c": {"n": 1, "m": 2}})]
+            values("a: &x {k: 1}\nb: *x\nc:\n  <<: *x\n  m: 2\n"),
+            [json!({"a": {"k": 1}, "b": {"k": 1}, "c": {"k": 1, "m": 2}})]
         );
     }
 

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::catalogue::{DUPLICATE_RESOURCE, INVALID};
 use super::{Finding, Severity, way};
 use crate::fs::Source;
+use crate::rules::told;
 use crate::yaml::{self, Document, Place};
 
 /// Files, documents and resources.
@@ -149,13 +150,14 @@ impl Input {
             egress_policy::Severity::Error => Severity::Error,
             egress_policy::Severity::Warning => Severity::Warning,
         };
+        let (what, hint) = told(problem, Some(&read.document));
         Some(Finding {
             file: read.file.clone(),
             place: read.document.place(&problem.path, by_key),
             path: problem.path.clone(),
             resource: problem.resource.as_ref().map(ToString::to_string),
-            hint: problem.hint.clone(),
-            ..invalid(severity, problem.origin, problem.kind.to_string())
+            hint,
+            ..invalid(severity, problem.origin, what)
         })
     }
 
