@@ -1,17 +1,19 @@
 //! The only file that reads or writes files, and that looks for those we need.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write as _};
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use egress_policy::visible;
+use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
 use crate::xds::Admin;
@@ -38,7 +40,7 @@ impl fmt::Debug for Source {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It could not be read.
-    #[error("cannot read `{name}`: {error}")]
+    #[error("cannot read `{}`: {error}", visible(name))]
     Read {
         /// The path as it was given.
         name: String,
@@ -46,10 +48,24 @@ pub enum FileError {
         error: io::Error,
     },
     /// It is not UTF-8.
-    #[error("`{0}` is not UTF-8 text")]
+    #[error("`{}` is not UTF-8 text", visible(.0))]
     NotText(String),
+    /// It is a device, a FIFO or a socket, which may never end.
+    #[error(
+        "`{}` is {what}, and rules are read from files, folders and the standard input\nhint: name a file, or pipe the rules to `-f -`",
+        visible(name)
+    )]
+    NotRegular {
+        /// The path as it was given.
+        name: String,
+        /// What it is, with its article.
+        what: &'static str,
+    },
+    /// It has more than rules ever do.
+    #[error("`{}` has more than {MAX_RULES_MIB} MiB, and no file of rules may\nhint: split the file, or name another one", visible(.0))]
+    TooLarge(String),
     /// A folder holds no rules.
-    #[error("the folder `{0}` holds no .yaml, .yml or .json file")]
+    #[error("the folder `{}` holds no .yaml, .yml or .json file", visible(.0))]
     EmptyFolder(String),
     /// None of the usual places has a trust store.
     #[error(
@@ -74,6 +90,9 @@ pub enum FileError {
     NoEnvoy(String),
 }
 
+/// How large a file of rules may be, in MiB: ten thousand hosts take five.
+const MAX_RULES_MIB: u64 = 64;
+
 /// What messages call the standard input.
 pub const STDIN: &str = "<stdin>";
 
@@ -93,22 +112,21 @@ const TRUST_STORES: [&str; 6] = [
 /// Reads what `-f` names: a file, `-` for the standard input, or a folder's `.yaml`, `.yml` and `.json`
 /// files in the order of their names.
 ///
+/// A pipe that was opened for us, as the shell does for `<(helm template .)`, is read as the standard input is.
+///
 /// # Errors
-/// When any of it cannot be read, or a folder has no such file.
+/// When any of it cannot be read, is no file or is too large, or a folder has no such file.
 pub fn sources(name: &str) -> Result<Vec<Source>, FileError> {
     if name == "-" {
-        // It can be read once; whoever asks again means what it held.
-        static HELD: OnceLock<String> = OnceLock::new();
-        let text = match HELD.get() {
-            Some(text) => text.clone(),
-            None => {
-                let text = stdin()?;
-                HELD.get_or_init(|| text).clone()
-            }
-        };
         return Ok(vec![Source {
             name: STDIN.to_owned(),
-            text,
+            text: once(STDIN, || Ok(io::stdin().lock()))?,
+        }]);
+    }
+    if is_open_pipe(name) {
+        return Ok(vec![Source {
+            name: name.to_owned(),
+            text: once(name, || fs::File::open(name))?,
         }]);
     }
     if !Path::new(name).is_dir() {
@@ -122,7 +140,8 @@ pub fn sources(name: &str) -> Result<Vec<Source>, FileError> {
     for entry in fs::read_dir(name).map_err(read_error)? {
         let path = entry.map_err(read_error)?.path();
         let ending = path.extension().and_then(|ending| ending.to_str());
-        if matches!(ending, Some("yaml" | "yml" | "json")) && path.is_file() {
+        // A link that leads nowhere is what some editors keep beside a file that they have open.
+        if matches!(ending, Some("yaml" | "yml" | "json")) && path.exists() && !path.is_dir() {
             names.push(path.to_string_lossy().into_owned());
         }
     }
@@ -133,14 +152,42 @@ pub fn sources(name: &str) -> Result<Vec<Source>, FileError> {
     names.iter().map(|name| source(name)).collect()
 }
 
-fn stdin() -> Result<String, FileError> {
+/// Reads what can be read once; whoever asks again means what it held.
+fn once<R: Read>(name: &str, open: impl FnOnce() -> io::Result<R>) -> Result<String, FileError> {
+    static HELD: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(text) = held.get(name) {
+        return Ok(text.clone());
+    }
+    let failed = |error| FileError::Read {
+        name: name.to_owned(),
+        error,
+    };
+    let text = text_of(name, open().map_err(failed)?)?;
+    held.insert(name.to_owned(), text.clone());
+    Ok(text)
+}
+
+/// Says whether a path is a pipe that this process was started with.
+fn is_open_pipe(name: &str) -> bool {
+    let folders = ["/dev/fd/", "/proc/self/fd/"];
+    let is_open = name == "/dev/stdin" || folders.iter().any(|folder| name.starts_with(folder));
+    is_open && fs::metadata(name).is_ok_and(|meta| meta.file_type().is_fifo())
+}
+
+/// Reads a text that is as large as rules may be.
+fn text_of(name: &str, from: impl Read) -> Result<String, FileError> {
+    let limit = MAX_RULES_MIB << 20;
     let mut bytes = Vec::new();
-    let read = io::stdin().lock().read_to_end(&mut bytes);
+    let read = from.take(limit + 1).read_to_end(&mut bytes);
     read.map_err(|error| FileError::Read {
-        name: STDIN.to_owned(),
+        name: name.to_owned(),
         error,
     })?;
-    String::from_utf8(bytes).map_err(|_| FileError::NotText(STDIN.to_owned()))
+    if bytes.len() as u64 > limit {
+        return Err(FileError::TooLarge(name.to_owned()));
+    }
+    String::from_utf8(bytes).map_err(|_| FileError::NotText(name.to_owned()))
 }
 
 /// Returns the folders in which something changes when [`sources`] would read something else.
@@ -158,14 +205,42 @@ pub(crate) fn watched_sources(name: &str) -> BTreeSet<PathBuf> {
 }
 
 fn source(name: &str) -> Result<Source, FileError> {
-    let bytes = fs::read(name).map_err(|error| FileError::Read {
+    let failed = |error| FileError::Read {
         name: name.to_owned(),
         error,
-    })?;
-    let text = String::from_utf8(bytes).map_err(|_| FileError::NotText(name.to_owned()))?;
+    };
+    // Looked at before it is opened, for opening a device may do something; and afterwards, for another may have come
+    // in its place, and opening a FIFO would wait for its other end.
+    regular(name, &fs::metadata(name).map_err(failed)?)?;
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(name)
+        .map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    regular(name, &meta)?;
+    if meta.len() > MAX_RULES_MIB << 20 {
+        return Err(FileError::TooLarge(name.to_owned()));
+    }
     Ok(Source {
         name: name.to_owned(),
-        text,
+        text: text_of(name, file)?,
+    })
+}
+
+/// Refuses what is no file.
+fn regular(name: &str, meta: &fs::Metadata) -> Result<(), FileError> {
+    let kind = meta.file_type();
+    let what = match () {
+        () if kind.is_file() => return Ok(()),
+        () if kind.is_fifo() => "a FIFO",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_char_device() || kind.is_block_device() => "a device",
+        () => "no file",
+    };
+    Err(FileError::NotRegular {
+        name: name.to_owned(),
+        what,
     })
 }
 
@@ -619,6 +694,43 @@ mod tests {
             folders_on_the_way(&folder("secret/loop")),
             [folder("secret")]
         );
+    }
+
+    #[test]
+    fn rules_are_read_from_files_that_end() {
+        let stage = tempfile::tempdir().unwrap();
+        let path = |name: &str| stage.path().join(name);
+        let read = |name: &str| sources(path(name).to_str().unwrap());
+        let refused = |name: &str| read(name).unwrap_err().to_string();
+        rustix::fs::mkfifoat(rustix::fs::CWD, path("fifo.yaml"), rustix::fs::Mode::RUSR).unwrap();
+        assert!(refused("fifo.yaml").contains("is a FIFO"));
+        let folder = stage.path().to_str().unwrap();
+        let error = sources(folder).unwrap_err().to_string();
+        assert!(error.contains("fifo.yaml` is a FIFO"), "{error}");
+        symlink("/dev/zero", path("zero.yaml")).unwrap();
+        assert!(refused("zero.yaml").contains("is a device"));
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket.yaml")).unwrap();
+        assert!(refused("socket.yaml").contains("is a socket"));
+        let large = fs::File::create(path("large.yaml")).unwrap();
+        large.set_len((MAX_RULES_MIB << 20) + 1).unwrap();
+        assert!(refused("large.yaml").contains("more than 64 MiB"));
+        large.set_len(3).unwrap();
+        assert_eq!(read("large.yaml").unwrap()[0].text, "\0\0\0");
+        assert!(
+            text_of("endless", io::repeat(b'a'))
+                .unwrap_err()
+                .to_string()
+                .contains("64 MiB")
+        );
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_no_rule_of_a_folder() {
+        let stage = tempfile::tempdir().unwrap();
+        fs::write(stage.path().join("a.yaml"), "a: 1").unwrap();
+        symlink("gone", stage.path().join(".#a.yaml")).unwrap();
+        fs::create_dir(stage.path().join("b.yaml")).unwrap();
+        assert_eq!(sources(stage.path().to_str().unwrap()).unwrap().len(), 1);
     }
 
     #[test]
