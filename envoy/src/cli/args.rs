@@ -350,9 +350,12 @@ pub struct Rules {
     /// Ask this DNS server instead of the system's; may be repeated
     #[arg(long = "resolver", value_name = "ADDRESS:PORT")]
     pub resolvers: Vec<SocketAddr>,
-    /// Let Envoy's admin interface listen here [default: a socket that only you can open]
+    /// Let Envoy's admin interface listen here, on a loopback address [default: a socket that only you can open]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub admin: Option<SocketAddr>,
+    /// Let `--admin` be any address: whoever reaches it can read all configuration and stop Envoy
+    #[arg(long, requires = "admin")]
+    pub admin_anywhere: bool,
     /// Log requests to a file, or with `-` to the standard output
     #[arg(long, value_name = "PATH", default_value = "-")]
     pub access_log: String,

@@ -130,6 +130,16 @@ pub(crate) fn settle_read(
             "`--forward-proxy` and `--outbound-traffic-policy ALLOW_ANY` would be an open proxy: whoever reaches it could reach everything\nhint: name the hosts in ServiceEntries, and leave `ALLOW_ANY` out",
         ));
     }
+    if let Some(admin) = args
+        .admin
+        .filter(|admin| !admin.ip().to_canonical().is_loopback())
+        && !args.admin_anywhere
+    {
+        return Err(refuse(&format!(
+            "`--admin {admin}` is no loopback address: whoever reaches Envoy's admin interface can read all configuration and stop Envoy\nhint: use `--admin 127.0.0.1:{}`, or add `--admin-anywhere` if a firewall keeps others away",
+            admin.port()
+        )));
+    }
     if let Some(message) = mistaken_for_captured(args, settling.outbound) {
         return Err(refuse(&message));
     }
