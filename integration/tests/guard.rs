@@ -61,6 +61,79 @@ async fn an_address_given_by_hand_is_not_chosen_by_dns() -> Result<()> {
     Ok(())
 }
 
+/// What one host may reach is open to that host and port, on each way in, and to nobody else.
+#[tokio::test]
+async fn an_address_given_by_hand_is_open_to_one_host_and_port_alone() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let (site, other, dns) = (
+        trusted.site(["*.example.com"]).await?,
+        SilentPort::start().await?,
+        dns().await?,
+    );
+    let spec = format!(
+        "resolution: DYNAMIC_DNS, ports: [\
+         {{number: 80, name: http, protocol: HTTP, targetPort: {port}}}, \
+         {{number: 81, name: other, protocol: HTTP, targetPort: {silent}}}, \
+         {{number: 443, name: tls, protocol: TLS, targetPort: {port}}}]",
+        port = site.tls_addr().port(),
+        silent = other.addr().port(),
+    );
+    let tls = "{portLevelSettings: [{port: {number: 80}, tls: {mode: SIMPLE}}]}";
+    let rules = entry_with("*.example.com", &spec)
+        + &rule("*.example.com", tls)
+        + &common::originated(common::HOST, 443);
+    let proxy = trusted
+        .egressctl(&rules)
+        .port(80, 0)
+        .port(81, 0)
+        .port(443, 0)
+        .connect_to(&common::route(
+            NAME,
+            site.tls_addr().port(),
+            site.tls_addr(),
+        ))
+        .connect_to(&common::route(common::HOST, 443, other.addr()))
+        .arg("--resolver")
+        .arg(dns.addr().to_string())
+        .arg("--outbound-traffic-policy")
+        .arg("ALLOW_ANY")
+        .start()
+        .await?;
+    let ca = trusted.ca.pem();
+    let answer = probe::get(proxy.listener(80)?, NAME, "/named").await?;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let answer = probe::get_tls(proxy.listener(443)?, NAME, NAME, "/tls", &ca).await?;
+    assert_eq!(answer.answer.status, 200);
+    assert_eq!(site.counts(Listener::Tls).connections, 2);
+
+    let admin = proxy.admin()?;
+    let below = "other.example.com";
+    for (port, host, path) in [
+        (80, below.to_owned(), "/"),
+        (81, NAME.to_owned(), "/"),
+        (80, other.addr().to_string(), "/"),
+        (80, site.tls_addr().to_string(), "/"),
+        (80, admin.to_string(), "/config_dump"),
+        (80, format!("localhost:{}", admin.port()), "/quitquitquit"),
+    ] {
+        let answer = probe::get(proxy.listener(port)?, &host, path).await?;
+        assert_eq!(answer.status, 403, "{host}{path}: {}", answer.body);
+    }
+    let end = format!("POST /quitquitquit HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n");
+    let answer = probe::raw(proxy.listener(80)?, end.as_bytes(), common::SOON).await?;
+    ensure!(
+        answer.starts_with(b"HTTP/1.1 403 "),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+    let answer = probe::get_tls(proxy.listener(443)?, below, below, "/", &ca).await;
+    ensure!(answer.is_err(), "{answer:?}");
+    assert_eq!(site.counts(Listener::Tls).connections, 2);
+    other.assert_silent().await?;
+    assert_eq!(proxy.admin_get("/ready").await?.status, 200);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_forwarded_request_below_a_wildcard_reaches_nothing_private() -> Result<()> {
     let trusted = Trusted::new()?;

@@ -96,7 +96,7 @@ fn tunnels(table: &PolicyTable, options: &Options) -> Vec<Value> {
         .map(|cluster| {
             let name = cluster.name.as_str();
             let mut route = tunnel(json!({"name": header, "string_match": {"exact": name}}));
-            listener::guard_route(&mut route, table);
+            listener::guard_route(&mut route);
             (name, route)
         })
         .collect();

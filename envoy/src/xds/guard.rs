@@ -103,17 +103,17 @@ pub(super) fn http_filters(table: &PolicyTable, options: &Options) -> [Value; 2]
 }
 
 /// Renders what a route adds, so that the ranges are refused on it.
-pub(super) fn route(table: &PolicyTable) -> Value {
+pub(super) fn route() -> Value {
     let kind = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
-    json!({"envoy.filters.http.rbac": {"@type": kind, "rbac": {"rules": rules(table)}}})
+    json!({"envoy.filters.http.rbac": {"@type": kind, "rbac": {"rules": rules()}}})
 }
 
 /// Renders the network filter for connections that are passed through.
-pub(super) fn network_filter(table: &PolicyTable) -> Value {
+pub(super) fn network_filter() -> Value {
     extension(
         "envoy.filters.network.rbac",
         "envoy.extensions.filters.network.rbac.v3.RBAC",
-        json!({"stat_prefix": "egress", "rules": rules(table)}),
+        json!({"stat_prefix": "egress", "rules": rules()}),
     )
 }
 
@@ -155,20 +155,11 @@ fn prefix(address: &str, bits: u32) -> Value {
     json!({"address_prefix": address, "prefix_len": bits})
 }
 
-fn rules(table: &PolicyTable) -> Value {
+fn rules() -> Value {
     let refused: Vec<Value> = refused()
         .map(|(address, bits)| address_in(&address, bits))
         .collect();
-    let mut all = vec![json!({"or_rules": {"rules": refused}})];
-    // An address that was given by hand was not chosen by DNS.
-    for to in table.connect_tos() {
-        if let Ok(address) = to.address.parse::<std::net::IpAddr>() {
-            let bits = if address.is_ipv4() { 32 } else { 128 };
-            all.push(json!({"not_rule": address_in(&to.address, bits)}));
-        }
-    }
-    let policy =
-        json!({"permissions": [{"and_rules": {"rules": all}}], "principals": [{"any": true}]});
+    let policy = json!({"permissions": refused, "principals": [{"any": true}]});
     json!({"action": "DENY", "policies": {POLICY: policy}})
 }
 

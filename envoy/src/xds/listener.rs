@@ -211,7 +211,7 @@ fn tls_chains(
             ));
         }
         if guarded {
-            filters.push(guard::network_filter(table));
+            filters.push(guard::network_filter());
         }
         let log = access_log(
             &Metadata::Known(&passthrough_entries(&services, target, cluster)),
@@ -383,7 +383,7 @@ fn particular(
             fields.insert("hash_policy".to_owned(), hash);
         }
         if guarded {
-            guard_route(&mut route, table);
+            guard_route(&mut route);
         }
         routes.insert(
             cluster.to_owned(),
@@ -431,9 +431,9 @@ fn http_services(
         .filter(move |service| http(service) && service.subset.is_none())
 }
 
-pub(super) fn guard_route(route: &mut Value, table: &PolicyTable) {
+pub(super) fn guard_route(route: &mut Value) {
     if let Some(fields) = route.as_object_mut() {
-        fields.insert("typed_per_filter_config".to_owned(), guard::route(table));
+        fields.insert("typed_per_filter_config".to_owned(), guard::route());
     }
 }
 
@@ -616,7 +616,7 @@ fn routes(
                 "route": {"cluster": cluster.name.as_str(), "timeout": "0s", "retry_policy": retries()},
             }));
             if guard::is_on(cluster, options) {
-                guard_route(&mut route, table);
+                guard_route(&mut route);
             }
             route
         }

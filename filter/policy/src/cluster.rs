@@ -24,13 +24,22 @@ impl ClusterName {
     }
 
     /// The name of a cluster that hosts share: what they have in common, `shared|SIMPLE|system|auto`.
-    pub(crate) fn shared(tls: Option<&TlsIntent>, speaks: Speaks, public_only: bool) -> Self {
+    pub(crate) fn shared(
+        tls: Option<&TlsIntent>,
+        speaks: Speaks,
+        any_name: bool,
+        public_only: bool,
+    ) -> Self {
         let (mode, common) = match tls {
             None => ("DISABLE", String::new()),
             Some(tls) => (tls.mode.as_str(), tls.common()),
         };
-        let public = if public_only { "|public" } else { "" };
-        ClusterName(format!("shared|{mode}|{common}|{}{public}", speaks.as_str()).into_boxed_str())
+        let whose = match (any_name, public_only) {
+            (_, true) => "|public",
+            (true, false) => "|internal",
+            (false, false) => "",
+        };
+        ClusterName(format!("shared|{mode}|{common}|{}{whose}", speaks.as_str()).into_boxed_str())
     }
 
     /// Returns the name as it is written everywhere.
@@ -121,6 +130,8 @@ pub struct Cluster {
     pub speaks: Speaks,
     /// Where it leads.
     pub endpoints: Endpoints,
+    /// Its hosts are whatever requests name below a wildcard, so there may be any number of them.
+    pub any_name: bool,
     /// It never connects to loopback, link-local, private or metadata addresses: its hosts are whatever
     /// requests name, so whoever answers for a name in DNS chooses the address.
     pub public_only: bool,

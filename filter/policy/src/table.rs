@@ -26,6 +26,7 @@ use crate::tls::{TlsIntent, Trust};
 mod connections;
 mod hosts;
 pub(crate) mod index;
+mod pinned;
 mod tunnels;
 
 /// What becomes of hosts that no ServiceEntry has.
@@ -968,12 +969,14 @@ impl<'r> Compiler<'r> {
             || tunnel.is_some()
             || tls.as_ref().is_some_and(|tls| !tls.follows_the_request());
         // A wildcard lets DNS choose the address; only a service of the mesh may have a private one.
-        let public_only = host.exact().is_none() && !entry.has_own_endpoints() && !entry.internal;
+        let any_name = host.exact().is_none() && !entry.has_own_endpoints();
+        let public_only = any_name && !entry.internal;
         if !own {
             let alike = |place: &usize| {
                 self.clusters.get(*place).is_some_and(|cluster| {
                     cluster.tls == tls
                         && cluster.speaks == speaks
+                        && cluster.any_name == any_name
                         && cluster.public_only == public_only
                 })
             };
@@ -984,7 +987,7 @@ impl<'r> Compiler<'r> {
         }
         let name = match own {
             true => ClusterName::own(port.number, subset.map_or("", |subset| &subset.name), host),
-            false => ClusterName::shared(tls.as_ref(), speaks, public_only),
+            false => ClusterName::shared(tls.as_ref(), speaks, any_name, public_only),
         };
         if let Some(place) = self.names.get(&name) {
             return Some(*place);
@@ -1004,6 +1007,7 @@ impl<'r> Compiler<'r> {
             tunnel,
             speaks,
             endpoints,
+            any_name,
             public_only,
             load_balancer,
             connection_pool,
@@ -1036,18 +1040,7 @@ impl<'r> Compiler<'r> {
         };
         let labels = subset.map_or(&[][..], |subset| &subset.labels);
         let one_at_a_time = entry.resolution == Resolution::DnsRoundRobin;
-        let listed = |places: Vec<Place>| {
-            let is_fixed = |place: &Place| {
-                place.address.starts_with("unix://")
-                    || place.address.parse::<std::net::IpAddr>().is_ok()
-            };
-            let fixed = places.iter().all(is_fixed);
-            Some(Endpoints::Listed {
-                places,
-                fixed,
-                one_at_a_time,
-            })
-        };
+        let listed = |places| Some(listed(places, one_at_a_time));
         if let Some(name) = host.exact() {
             let whole = place(name.as_str(), port.target, 1, "");
             // What is dialled for the host as a whole may be replaced, whatever its endpoints are.
@@ -1104,6 +1097,7 @@ impl<'r> Compiler<'r> {
                 *way = Way::refused(Reason::InvalidRule, way.rule());
             }
         }
+        self.pin();
         // By name, so that the table does not depend on the order of the documents.
         let mut order: Vec<usize> = self.names.values().copied().collect();
         let mut places = vec![0; order.len()];
@@ -1152,6 +1146,29 @@ impl<'r> Compiler<'r> {
             faults: self.faults,
         }
     }
+}
+
+fn listed(places: Vec<Place>, one_at_a_time: bool) -> Endpoints {
+    let is_fixed = |place: &Place| {
+        place.address.starts_with("unix://") || place.address.parse::<std::net::IpAddr>().is_ok()
+    };
+    let fixed = places.iter().all(is_fixed);
+    Endpoints::Listed {
+        places,
+        fixed,
+        one_at_a_time,
+    }
+}
+
+/// Returns the one place that an address given by hand is.
+fn endpoints_of(to: &ConnectTo) -> Endpoints {
+    let place = Place {
+        address: to.address.clone(),
+        port: to.address_port,
+        weight: 1,
+        locality: String::new(),
+    };
+    listed(vec![place], false)
 }
 
 /// Says whether a later entry may add ports to a host of an earlier one.

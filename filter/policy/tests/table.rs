@@ -551,6 +551,77 @@ fn connect_to_changes_where_and_nothing_else() {
     assert_ne!(pinned.digest(), plain.digest());
 }
 
+/// The wildcard's cluster refuses private addresses, and must go on doing so for everybody else.
+#[test]
+fn connect_to_below_a_wildcard_is_for_one_host_and_port_alone() {
+    let number = |number| PortNumber::new(number).unwrap();
+    let wildcard = entry(
+        "wild",
+        json!({"hosts": ["*.example.com"], "resolution": "DYNAMIC_DNS", "ports": [
+            {"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 443},
+            {"number": 81, "name": "other", "protocol": "HTTP"},
+            {"number": 443, "name": "tls", "protocol": "TLS"},
+        ]}),
+    );
+    let tls = json!({"host": "*.example.com", "trafficPolicy": {
+        "portLevelSettings": [{"port": {"number": 80}, "tls": {"mode": "SIMPLE"}}],
+    }});
+    let shared = [wildcard.clone(), rule("wild", tls)];
+    let pool = json!({"host": "*.example.com", "trafficPolicy": {
+        "connectionPool": {"tcp": {"maxConnections": 9}},
+        "portLevelSettings": [{"port": {"number": 80}, "tls": {"mode": "SIMPLE"},
+            "connectionPool": {"tcp": {"maxConnections": 9}}}],
+    }});
+    let own = [wildcard, rule("wild", pool)];
+    for documents in [shared, own] {
+        let to = ConnectTo {
+            host: HostName::dns("a.example.com").unwrap(),
+            port: number(443),
+            address: "127.0.0.1".to_owned(),
+            address_port: number(8443),
+        };
+        let settling = Settling {
+            connect_to: vec![to],
+            ..Settling::default()
+        };
+        let (table, _) = compile(&documents, &settling).unwrap();
+        let way = |host: &str, port: u16, arrival: Arrival| {
+            let decision = table.decide(&Query {
+                host,
+                port: number(port),
+                arrival,
+                subset: None,
+            });
+            let cluster = match decision.action {
+                Action::Originate(cluster)
+                | Action::Forward(cluster)
+                | Action::Passthrough(cluster) => cluster,
+                other => panic!("{other:?}"),
+            };
+            (cluster, decision.connect_to)
+        };
+        let pinned = Some(("127.0.0.1", number(8443)));
+        for (port, arrival) in [(80, Arrival::Http), (443, Arrival::Tls)] {
+            let (cluster, to) = way("a.example.com", port, arrival);
+            assert_eq!(
+                (cluster.public_only, cluster.any_name, to),
+                (false, false, pinned),
+                "{port}"
+            );
+            let (guarded, to) = way("b.example.com", port, arrival);
+            assert_eq!(
+                (guarded.public_only, guarded.any_name, to),
+                (true, true, None),
+                "{port}"
+            );
+            assert_eq!(cluster.tls, guarded.tls);
+            assert_eq!(cluster.connection_pool, guarded.connection_pool);
+        }
+        let (guarded, to) = way("a.example.com", 81, Arrival::Http);
+        assert_eq!((guarded.public_only, to), (true, None));
+    }
+}
+
 #[test]
 fn the_digest_does_not_depend_on_the_order_of_documents() {
     let (a, b) = (cnn(), rule("cnn", simple("edition.cnn.com")));

@@ -1,0 +1,86 @@
+//! Hosts below a wildcard whose address was given by hand.
+
+use super::hosts::{Port, Subsets};
+use super::{Compiler, ConnectTo, endpoints_of};
+use crate::cluster::{Cluster, ClusterName};
+use crate::decision::Arrival;
+use crate::host::HostPattern;
+
+impl Compiler<'_> {
+    /// Gives each host of [`super::Settling::connect_to`] that is found below a wildcard a place of its own.
+    ///
+    /// The clusters of a wildcard refuse private addresses, and such an address may well be private. So the host gets
+    /// a cluster that refuses none, for this host and port alone. Everything else below the wildcard stays guarded.
+    pub(super) fn pin(&mut self) {
+        for to in &self.settling.connect_to {
+            let mut known = Vec::new();
+            let mut below = Vec::new();
+            // The most specific host comes first, as in `decide`.
+            self.hosts.find_map(to.host.as_str(), |host| {
+                for port in self.hosts.ports(host) {
+                    if known.contains(&port.number) {
+                        continue;
+                    }
+                    known.push(port.number);
+                    let cluster = self.clusters.get(port.way.cluster as usize);
+                    if port.target == to.port
+                        && port.arrival != Arrival::Tcp
+                        && cluster.is_some_and(|cluster| cluster.any_name)
+                    {
+                        let subsets = self.hosts.subsets(port).to_vec();
+                        below.push((host.entry as usize, port.clone(), subsets));
+                    }
+                }
+                None::<()>
+            });
+            for (entry, port, subsets) in below {
+                self.pin_port(to, entry, &port, subsets);
+            }
+        }
+    }
+
+    fn pin_port(&mut self, to: &ConnectTo, entry: usize, port: &Port, mut subsets: Subsets) {
+        let host = HostPattern::Exact(to.host.clone());
+        let mut way = port.way;
+        way.cluster = self.pinned_cluster(to, &host, port, "", way.cluster);
+        for (name, way) in &mut subsets {
+            way.cluster = self.pinned_cluster(to, &host, port, name, way.cluster);
+        }
+        let (place, _) = self.hosts.entry(&host, entry);
+        let port = Port::new(port.number, port.target, port.arrival, way);
+        self.hosts.add_port(place, port, subsets);
+    }
+
+    /// Finds or makes what a wildcard's cluster is for one host whose address is known.
+    fn pinned_cluster(
+        &mut self,
+        to: &ConnectTo,
+        host: &HostPattern,
+        port: &Port,
+        subset: &str,
+        of: u32,
+    ) -> u32 {
+        let Some(cluster) = self.clusters.get(of as usize) else {
+            return of;
+        };
+        let mut pinned = Cluster {
+            any_name: false,
+            public_only: false,
+            ..cluster.clone()
+        };
+        pinned.name = match &cluster.own {
+            None => ClusterName::shared(cluster.tls.as_ref(), cluster.speaks, false, false),
+            Some(_) => {
+                pinned.own = Some((host.clone(), port.number));
+                pinned.endpoints = endpoints_of(to);
+                ClusterName::own(port.number, subset, host)
+            }
+        };
+        let place = self.clusters.len();
+        let place = *self.names.entry(pinned.name.clone()).or_insert(place);
+        if place == self.clusters.len() {
+            self.clusters.push(pinned);
+        }
+        super::narrow(place)
+    }
+}
