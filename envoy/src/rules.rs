@@ -1,5 +1,6 @@
 //! Rules from files: read, parsed and compiled, with every problem at its line.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -40,9 +41,8 @@ impl Rules {
             .documents
             .iter()
             .flat_map(|(_, document)| ours(&document.value))
-            .cloned()
-            .map(bare);
-        alike::briefly(whole.collect())
+            .cloned();
+        alike::briefly(bare(whole.collect()))
     }
 
     /// Returns what [`Rules::resources`] does, but takes it out of the documents: of these only the places are left.
@@ -50,9 +50,8 @@ impl Rules {
         let whole = self
             .documents
             .iter_mut()
-            .flat_map(|(_, document)| into_ours(document.value.take()))
-            .map(bare);
-        alike::briefly(whole.collect())
+            .flat_map(|(_, document)| into_ours(document.value.take()));
+        alike::briefly(bare(whole.collect()))
     }
 
     /// Returns the documents of our kinds as they were given, `List`s taken apart, without what a cluster noted down
@@ -447,18 +446,43 @@ pub(crate) fn is_ours(value: &Value) -> bool {
     kind(value).is_some_and(|kind| egress_policy::KINDS.contains(&kind))
 }
 
-/// Returns a resource without what Kubernetes notes down on it: the filter has no use for it, and with ten
+/// Returns resources without what Kubernetes notes down on them: the filter has no use for it, and with ten
 /// thousand resources it is most of the text.
-fn bare(mut resource: Value) -> Value {
-    if let Value::Object(fields) = &mut resource {
+///
+/// Labels decide only whether entries with one host join, so they stay where a host has several entries.
+fn bare(mut resources: Vec<Value>) -> Vec<Value> {
+    let mut entries = BTreeMap::<String, usize>::new();
+    for host in resources.iter().flat_map(hosts) {
+        *entries.entry(host).or_default() += 1;
+    }
+    let labelled: Vec<bool> = resources
+        .iter()
+        .map(|resource| {
+            let mut hosts = hosts(resource);
+            hosts.any(|host| entries.get(&host).is_some_and(|count| *count > 1))
+        })
+        .collect();
+    for (resource, labelled) in resources.iter_mut().zip(labelled) {
+        let Value::Object(fields) = resource else {
+            continue;
+        };
         fields.remove("status");
         if let Some(Value::Object(meta)) = fields.get_mut("metadata") {
-            meta.retain(|key, _| {
-                matches!(key.as_str(), "name" | "namespace" | "creationTimestamp")
+            meta.retain(|key, _| match key.as_str() {
+                "name" | "namespace" | "creationTimestamp" => true,
+                "labels" => labelled,
+                _ => false,
             });
         }
     }
-    resource
+    resources
+}
+
+/// Returns the hosts of a ServiceEntry, as they compare.
+fn hosts(resource: &Value) -> impl Iterator<Item = String> + '_ {
+    let hosts = resource.pointer("/spec/hosts").and_then(Value::as_array);
+    let hosts = hosts.into_iter().flatten().filter_map(Value::as_str);
+    hosts.map(|host| host.trim_end_matches('.').to_ascii_lowercase())
 }
 
 /// Returns a resource without what the API server writes, which it would refuse or ignore when it is applied again.
@@ -546,6 +570,34 @@ pub(crate) fn told(problem: &Problem, document: Option<&Document>) -> (String, O
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn labels_stay_where_they_decide() {
+        let entry = |name: &str, host: &str| {
+            json!({
+                "kind": "ServiceEntry",
+                "metadata": {"name": name, "labels": {"app": name}, "annotations": {"a": "b"}},
+                "spec": {"hosts": [host]},
+            })
+        };
+        let rule =
+            json!({"kind": "DestinationRule", "metadata": {"name": "r", "labels": {"a": "b"}}});
+        let given = vec![
+            entry("one", "a.com"),
+            entry("two", "b.com"),
+            entry("three", "B.com."),
+            rule,
+        ];
+        let kept = bare(given);
+        let meta = |at: usize| kept[at]["metadata"].clone();
+        assert_eq!(meta(0), json!({"name": "one"}));
+        assert_eq!(meta(1), json!({"name": "two", "labels": {"app": "two"}}));
+        assert_eq!(
+            meta(2),
+            json!({"name": "three", "labels": {"app": "three"}})
+        );
+        assert_eq!(meta(3), json!({"name": "r"}));
+    }
 
     #[test]
     fn a_slip_is_shown_where_it_stands() {

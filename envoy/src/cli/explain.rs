@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use egress_filter::{AuthorityMode, contract};
 use egress_policy::{
-    Action, Arrival, Authority, Candidate, Cluster, Decision, Endpoints, Identity, NameSource,
-    PolicyTable, PortNumber, Query, Sni, Speaks, TlsIntent, Trust, candidates,
+    Action, Arrival, Authority, Candidate, Cluster, Connection, Decision, Endpoints, Identity,
+    NameSource, PolicyTable, PortNumber, Query, Sni, Speaks, Spoken, TlsIntent, Trust, candidates,
 };
 use serde_json::{Value, json};
 
@@ -19,6 +19,8 @@ struct Asked {
     /// As it was written, for `authority`.
     written: String,
     host: String,
+    /// The host that has the address, where an address was asked for that is within a service's `addresses`.
+    served_by: Option<String>,
     port: PortNumber,
     arrival: Arrival,
 }
@@ -42,7 +44,7 @@ pub(super) fn main(args: &Explain) -> ExitStatus {
         Err(message) => return refuse(&message),
     };
     let query = Query {
-        host: &asked.host,
+        host: asked.served_by.as_deref().unwrap_or(&asked.host),
         port: asked.port,
         arrival: asked.arrival,
         subset: args.subset.as_deref(),
@@ -101,6 +103,16 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
         .port
         .or(default)
         .ok_or_else(|| wrong("it has no port"))?;
+    let served_by = authority.address.filter(|_| arrival == Arrival::Tcp);
+    let served_by = served_by.and_then(|address| {
+        let connection = Connection {
+            port,
+            address: Some(address),
+            spoken: Spoken::Bytes,
+        };
+        let target = table.decide_connection(&connection).target?;
+        Some(target.host.to_owned())
+    });
     let host = match (arrival, sni) {
         (Arrival::Tls, Some(name)) => Authority::parse(name)
             .map_err(|error| wrong(&format!("--sni: {error}")))?
@@ -112,6 +124,7 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
         scheme,
         written: written.to_owned(),
         host,
+        served_by,
         port,
         arrival,
     })
@@ -124,12 +137,7 @@ fn answer(
     rules: &Rules,
     args: &Explain,
 ) -> Value {
-    let cluster = match decision.action {
-        Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster) => {
-            Some(cluster)
-        }
-        Action::Reject(_) | Action::LeaveAlone(_) => None,
-    };
+    let cluster = decision.cluster();
     let left_alone =
         matches!(decision.action, Action::LeaveAlone(_)).then_some(contract::PASSTHROUGH_CLUSTER);
     let labels: serde_json::Map<String, Value> = args
@@ -160,7 +168,8 @@ fn answer(
         "policySource": decision.policy_source.map(|source| source.path()),
         "cluster": cluster.map(|cluster| cluster.name.as_str()).or(left_alone),
         "transportSocket": cluster.map(contract::transport_socket),
-        "target": decision.target.map(|target| json!({"host": target.host, "port": target.port.get()})),
+        "target": target_answer(decision),
+        "endpoints": endpoints_answer(decision),
         "authority": authority(asked, decision, settings::authority(&args.input)),
         "tls": tls,
         "candidates": found.iter().map(|candidate| candidate_answer(candidate, rules)).collect::<Vec<_>>(),
@@ -180,6 +189,30 @@ fn answer(
         fields.insert("tunnel".to_owned(), tunnel);
     }
     answer
+}
+
+/// Returns the one host and port, or path, that the rules lead to; nothing where there are several.
+fn target_answer(decision: &Decision<'_, '_>) -> Option<Value> {
+    let (host, port) = match decision.places() {
+        Some([place]) => (place.path().unwrap_or(&place.address), place.port),
+        Some(_) => return None,
+        None => decision.target.map(|target| (target.host, target.port))?,
+    };
+    Some(json!({"host": host, "port": port.get()}))
+}
+
+/// Returns everything that may be dialled: `--connect-to` included, and of a tunnel its proxies.
+fn endpoints_answer(decision: &Decision<'_, '_>) -> Option<Vec<String>> {
+    if let Some((address, port)) = decision.connect_to {
+        return Some(vec![format!("{address}:{port}")]);
+    }
+    match decision.places() {
+        Some(places) => Some(places.iter().map(ToString::to_string).collect()),
+        None => {
+            let target = decision.target?;
+            Some(vec![format!("{}:{}", target.host, target.port)])
+        }
+    }
 }
 
 /// Returns what the server reads in `:authority`; nothing where no request of ours reaches one.
@@ -319,12 +352,9 @@ fn for_people(answer: &Value, decision: &Decision<'_, '_>) -> String {
     );
     line("cluster", text("/cluster"));
     line("transport socket", text("/transportSocket"));
-    let target = text("/target/host")
-        .zip(text("/target/port"))
-        .map(|(host, port)| format!("{host}:{port}"));
     let tunnel = text("/tunnel/method").zip(text("/tunnel/target"));
     match tunnel.zip(text("/tunnel/proxies")) {
-        None => line("dials", target),
+        None => line("dials", text("/endpoints")),
         Some(((method, target), proxies)) => {
             line("dials", Some(proxies));
             line("tunnel", Some(format!("{method} {target}")));

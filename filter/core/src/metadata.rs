@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::io::Write as _;
 
-use egress_policy::{ResourceId, Target, TlsIntent, Trust};
+use egress_policy::{Decision, ResourceId, TlsIntent, Trust};
 
 use crate::config::MetadataFormat;
 use crate::contract;
@@ -33,7 +33,7 @@ pub enum Entry {
     /// The names of the secrets that the connection uses: the client certificate's, then the trust
     /// store's unless it is the system's, separated by a comma.
     Secrets,
-    /// Host and port really reached: behind a tunnel, those that the proxy was asked for.
+    /// Host and port that are dialled, or the endpoints: behind a tunnel, those that the proxy was asked for.
     Target,
     /// The authority as the client sent it.
     Authority,
@@ -54,6 +54,9 @@ pub const FIELDS: [(Entry, &str); 12] = [
     (Entry::Target, "target"),
     (Entry::Authority, "authority"),
 ];
+
+/// So many endpoints are named in a line of the log.
+const SHOWN: usize = 4;
 
 /// Writes entries in the order of [`FIELDS`], each once.
 pub(crate) struct Writer<'o> {
@@ -82,8 +85,30 @@ impl<'o> Writer<'o> {
         }
     }
 
-    pub(crate) fn target(&mut self, target: Option<&Target<'_>>) {
-        match target {
+    /// Writes what is dialled: the target, or the endpoints that the entries list in its place.
+    pub(crate) fn target(&mut self, decision: &Decision<'_, '_>) {
+        match decision.places() {
+            Some([place]) if place.path().is_none() => {
+                return self.parts(
+                    Entry::Target,
+                    &[&place.address, ":", itoa(place.port.get(), &mut [0; 5])],
+                );
+            }
+            // Rare, so it may allocate. Of many the first few say enough.
+            Some(places) => {
+                let mut shown = String::new();
+                for place in places.iter().take(SHOWN) {
+                    let comma = if shown.is_empty() { "" } else { "," };
+                    let _ = write!(shown, "{comma}{place}");
+                }
+                if places.len() > SHOWN {
+                    let _ = write!(shown, ",+{}", places.len() - SHOWN);
+                }
+                return self.text(Entry::Target, Some(&shown));
+            }
+            None => {}
+        }
+        match &decision.target {
             Some(target) => {
                 self.parts(
                     Entry::Target,

@@ -460,7 +460,7 @@ pub(crate) fn write_metadata(
     match cluster.and_then(|cluster| cluster.tunnel.as_ref()) {
         // Rare, so it may allocate.
         Some(tunnel) => writer.text(Entry::Target, Some(&tunnel.authority())),
-        None => writer.target(target),
+        None => writer.target(decision),
     }
     writer.text(
         Entry::Authority,

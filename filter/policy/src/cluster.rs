@@ -114,6 +114,23 @@ pub struct Place {
     pub locality: String,
 }
 
+impl Place {
+    /// Returns the path, where it is a socket of this machine.
+    pub fn path(&self) -> Option<&str> {
+        self.address.strip_prefix("unix://")
+    }
+}
+
+impl fmt::Display for Place {
+    /// Writes `address:port`, without brackets around IPv6, or the path of a socket.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.path() {
+            Some(path) => f.write_str(path),
+            None => write!(f, "{}:{}", self.address, self.port),
+        }
+    }
+}
+
 /// A way to servers, as Envoy will have it under [`Cluster::name`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cluster {

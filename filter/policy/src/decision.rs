@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Endpoints, Place};
 use crate::merge::PolicySource;
 use crate::port::PortNumber;
 use crate::resource::ResourceId;
@@ -107,8 +107,12 @@ pub enum Reason {
 
 impl Reason {
     /// Those that a compiled table has for a host and port that it knows.
-    pub(crate) const OF_THE_TABLE: [Reason; 3] =
-        [Reason::LeftOut, Reason::NotRead, Reason::InvalidRule];
+    pub(crate) const OF_THE_TABLE: [Reason; 4] = [
+        Reason::LeftOut,
+        Reason::NotRead,
+        Reason::InvalidRule,
+        Reason::UnknownPort,
+    ];
 
     /// Returns the stable id.
     pub fn as_str(self) -> &'static str {
@@ -173,7 +177,25 @@ pub struct Decision<'t, 'q> {
     pub policy_source: Option<PolicySource>,
 }
 
-impl Decision<'_, '_> {
+impl<'t> Decision<'t, '_> {
+    /// Returns the way out, where there is one of ours.
+    pub fn cluster(&self) -> Option<&'t Cluster> {
+        match self.action {
+            Action::Originate(cluster)
+            | Action::Forward(cluster)
+            | Action::Passthrough(cluster) => Some(cluster),
+            Action::Reject(_) | Action::LeaveAlone(_) => None,
+        }
+    }
+
+    /// Returns the endpoints that are dialled in place of the target, where the entries list any.
+    pub fn places(&self) -> Option<&'t [Place]> {
+        match &self.cluster()?.endpoints {
+            Endpoints::Listed { places, .. } if self.connect_to.is_none() => Some(places),
+            _ => None,
+        }
+    }
+
     /// Returns why there is no way, where there is none.
     pub fn reason(&self) -> Option<Reason> {
         match self.action {

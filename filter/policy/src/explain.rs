@@ -1,11 +1,16 @@
 //! Who spoke for a decision, and who could have: for people who ask why.
 
+use std::cmp::Ordering;
+
 use crate::decision::Query;
 use crate::host::HostPattern;
-use crate::merge::{RuleIndex, exported};
+use crate::merge::{ROOT_NAMESPACE, RuleIndex};
 use crate::problem::Origin;
-use crate::resource::{DestinationRule, ResourceId, Resources, ServiceEntry};
-use crate::table::{PolicyTable, Settling, mergeable};
+use crate::resource::{
+    DestinationRule, Resolution, ResourceId, Resources, ServiceEntry, ServicePort,
+};
+use crate::table::owners::{in_order, is_looked_up, is_seen, joins};
+use crate::table::{PolicyTable, Settling};
 
 /// A resource that has the host of a query, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,15 +32,23 @@ pub enum Outcome {
     Chosen,
     /// It was merged into the one that decided.
     Merged,
+    /// Only its endpoints are used.
+    Endpoints,
     /// It is not exported to the caller's namespace.
     NotExported,
     /// It selects workloads with other labels.
     OtherWorkload,
     /// Another one names the host more exactly.
     LessSpecific,
-    /// A namespace that is asked earlier has a rule for the host.
+    /// It names the host more exactly, and does not have the port.
+    OtherPort,
+    /// The caller's own namespace has the host.
+    OwnNamespace,
+    /// A namespace that is asked earlier has the host, or a rule for it.
     OtherNamespace,
-    /// An older one has the host.
+    /// It is a rule of a namespace that nobody asks for this caller and host.
+    ThirdNamespace,
+    /// An earlier entry of its namespace has the host, or a later rule for it counts.
     Shadowed,
 }
 
@@ -45,10 +58,14 @@ impl Outcome {
         match self {
             Outcome::Chosen => "chosen",
             Outcome::Merged => "merged",
+            Outcome::Endpoints => "endpoints",
             Outcome::NotExported => "not_exported",
             Outcome::OtherWorkload => "other_workload",
             Outcome::LessSpecific => "less_specific",
+            Outcome::OtherPort => "other_port",
+            Outcome::OwnNamespace => "own_namespace",
             Outcome::OtherNamespace => "other_namespace",
+            Outcome::ThirdNamespace => "third_namespace",
             Outcome::Shadowed => "shadowed",
         }
     }
@@ -58,11 +75,21 @@ impl Outcome {
         match self {
             Outcome::Chosen => "decided",
             Outcome::Merged => "was merged into the one that decided",
+            Outcome::Endpoints => {
+                "gives its endpoints only: it does not agree with the one that decided"
+            }
             Outcome::NotExported => "is not exported to the caller's namespace",
             Outcome::OtherWorkload => "selects workloads with other labels",
             Outcome::LessSpecific => "names the host less exactly than another",
+            Outcome::OtherPort => "does not have the port",
+            Outcome::OwnNamespace => {
+                "stands in another namespace, and the caller's own has the host"
+            }
             Outcome::OtherNamespace => "stands in a namespace that is asked later",
-            Outcome::Shadowed => "is younger than another for the same host",
+            Outcome::ThirdNamespace => {
+                "stands in a namespace that is not asked: rules are taken from the caller's, the service's and the root namespace"
+            }
+            Outcome::Shadowed => "gives way to another one of its namespace for the same host",
         }
     }
 }
@@ -79,20 +106,28 @@ pub fn candidates<'r>(
 ) -> Vec<Candidate<'r>> {
     let decision = table.decide(query);
     let mut found = Vec::new();
-    let owner = resources
-        .service_entries
+    let entries = &resources.service_entries;
+    let owner = entries
         .iter()
         .find(|entry| Some(&entry.meta.id) == decision.service_entry);
-    for entry in &resources.service_entries {
+    let order = in_order(entries, &settling.proxy.namespace);
+    for entry in entries {
         let Some(host) = most_specific(entry, query.host) else {
             continue;
         };
-        let outcome = service_entry(entry, host, owner, settling, query.host);
+        let mut seen = order.iter().filter_map(|at| entries.get(*at));
+        let first = seen.find(|other| other.hosts.contains(host));
+        let asked = Asked {
+            owner,
+            first,
+            namespace: &settling.proxy.namespace,
+            host: query.host,
+        };
         found.push(Candidate {
             id: &entry.meta.id,
             origin: entry.meta.origin,
             host,
-            outcome,
+            outcome: asked.outcome(entry, host),
         });
     }
     if let Some((owner, host)) =
@@ -115,7 +150,11 @@ pub fn candidates<'r>(
             } else if others.iter().any(is) {
                 Outcome::Merged
             } else {
-                destination_rule(rule, merged.as_ref().map(|merged| merged.first), settling)
+                let local = resources.destination_rules.iter().any(|other| {
+                    *other.meta.id.namespace == *settling.proxy.namespace && other.host.covers(host)
+                });
+                let chosen = merged.as_ref().map(|merged| merged.first);
+                destination_rule(rule, chosen, &owner.meta.id.namespace, local, settling)
             };
             found.push(Candidate {
                 id: &rule.meta.id,
@@ -128,7 +167,8 @@ pub fn candidates<'r>(
     found.sort_by_key(|candidate| match candidate.outcome {
         Outcome::Chosen => 0,
         Outcome::Merged => 1,
-        _ => 2,
+        Outcome::Endpoints => 2,
+        _ => 3,
     });
     found
 }
@@ -148,38 +188,86 @@ fn most_specific<'r>(entry: &'r ServiceEntry, host: &str) -> Option<&'r HostPatt
     by_name.or_else(by_address)
 }
 
-fn service_entry(
-    entry: &ServiceEntry,
-    host: &HostPattern,
-    owner: Option<&ServiceEntry>,
-    settling: &Settling,
-    asked: &str,
-) -> Outcome {
-    let Some(owner) = owner else {
-        return Outcome::NotExported;
-    };
-    if owner.meta.id == entry.meta.id {
-        return Outcome::Chosen;
-    }
-    if !exported(
-        &entry.export_to,
-        &entry.meta.id.namespace,
-        &settling.proxy.namespace,
-    ) {
-        return Outcome::NotExported;
-    }
-    match most_specific(owner, asked) {
-        Some(theirs) if theirs.specificity() > host.specificity() => Outcome::LessSpecific,
-        _ if mergeable(owner, entry) => Outcome::Merged,
-        _ => Outcome::Shadowed,
+/// Who has a host, for one question.
+struct Asked<'r> {
+    /// The entry that decided.
+    owner: Option<&'r ServiceEntry>,
+    /// The entry that has the candidate's host, which may be less exact, or without the port.
+    first: Option<&'r ServiceEntry>,
+    /// The caller's.
+    namespace: &'r str,
+    host: &'r str,
+}
+
+impl Asked<'_> {
+    /// Says what became of an entry with the host.
+    fn outcome(&self, entry: &ServiceEntry, host: &HostPattern) -> Outcome {
+        let is = |other: Option<&ServiceEntry>| other.is_some_and(|it| it.meta.id == entry.meta.id);
+        if is(self.owner) {
+            return Outcome::Chosen;
+        }
+        let Some(first) = self.first else {
+            return Outcome::NotExported;
+        };
+        let theirs = self.owner.and_then(|owner| most_specific(owner, self.host));
+        let more = theirs.map(|theirs| theirs.specificity().cmp(&host.specificity()));
+        let seen = is_seen(entry, self.namespace);
+        if more == Some(Ordering::Greater) && seen {
+            return Outcome::LessSpecific;
+        }
+        if is(self.first) {
+            return Outcome::OtherPort;
+        }
+        if first.meta.id.namespace == entry.meta.id.namespace {
+            return if seen && joins(first, entry) {
+                Outcome::Merged
+            } else if gives_endpoints(first, entry) {
+                Outcome::Endpoints
+            } else if seen {
+                Outcome::Shadowed
+            } else {
+                Outcome::NotExported
+            };
+        }
+        match (seen, *first.meta.id.namespace == *self.namespace) {
+            (false, _) => Outcome::NotExported,
+            (true, true) => Outcome::OwnNamespace,
+            (true, false) => Outcome::OtherNamespace,
+        }
     }
 }
 
+/// Says whether an entry has endpoints of the kind that the one which has the host uses.
+fn gives_endpoints(owner: &ServiceEntry, entry: &ServiceEntry) -> bool {
+    let port = |by: fn(&ServicePort, &ServicePort) -> bool| {
+        let mut ports = owner.ports.iter();
+        ports.any(|port| entry.ports.iter().any(|other| by(port, other)))
+    };
+    match owner.resolution {
+        Resolution::None | Resolution::DynamicDns => false,
+        Resolution::Static => {
+            !entry.endpoints.is_empty() && port(|port, other| port.name == other.name)
+        }
+        Resolution::Dns | Resolution::DnsRoundRobin => {
+            (is_looked_up(entry) || !entry.endpoints.is_empty())
+                && port(|port, other| port.number == other.number)
+        }
+    }
+}
+
+/// Says what became of a rule that covers the host; `local` tells whether the caller's namespace has any such.
 fn destination_rule(
     rule: &DestinationRule,
     chosen: Option<&DestinationRule>,
+    owner: &str,
+    local: bool,
     settling: &Settling,
 ) -> Outcome {
+    let namespace = &*rule.meta.id.namespace;
+    let asked = [settling.proxy.namespace.as_str(), owner, ROOT_NAMESPACE];
+    if !asked.contains(&namespace) {
+        return Outcome::ThirdNamespace;
+    }
     if !rule.seen_from(&settling.proxy.namespace) {
         return Outcome::NotExported;
     }
@@ -187,13 +275,13 @@ fn destination_rule(
         return Outcome::OtherWorkload;
     }
     match chosen {
-        Some(chosen) if chosen.meta.id.namespace != rule.meta.id.namespace => {
-            Outcome::OtherNamespace
-        }
+        Some(chosen) if *chosen.meta.id.namespace != *namespace => Outcome::OtherNamespace,
         Some(chosen) if chosen.host.specificity() > rule.host.specificity() => {
             Outcome::LessSpecific
         }
         Some(_) => Outcome::Shadowed,
+        // The caller's namespace has rules for the host, for other workloads, and so no other is asked.
+        None if local && namespace != settling.proxy.namespace => Outcome::OtherNamespace,
         // Its namespace has a rule that names the host more exactly, and is for other workloads.
         None => Outcome::LessSpecific,
     }

@@ -126,10 +126,12 @@ pub(crate) struct Merged<'r> {
     pub(crate) others: Vec<&'r DestinationRule>,
     /// The places of earlier ones of which this one is part too.
     part_of: Vec<usize>,
+    /// Istio would drop it: it counts only for callers who do not see what it is part of.
+    dropped: bool,
 }
 
 impl<'r> Merged<'r> {
-    fn of(rule: &'r DestinationRule, part_of: Vec<usize>) -> Self {
+    fn of(rule: &'r DestinationRule, part_of: Vec<usize>, dropped: bool) -> Self {
         let policy = rule.policy.as_deref().map(|policy| (rule, policy));
         let subsets = rule.subsets.iter().map(|subset| (rule, subset)).collect();
         Merged {
@@ -138,6 +140,7 @@ impl<'r> Merged<'r> {
             subsets,
             others: Vec::new(),
             part_of,
+            dropped,
         }
     }
 
@@ -264,7 +267,7 @@ impl<'r> RuleIndex<'r> {
 fn applicable<'r>(rules: &[&'r DestinationRule], proxy: &Proxy) -> Option<Merged<'r>> {
     if let [rule] = rules {
         let is_for_it = rule.seen_from(&proxy.namespace) && rule.selects(proxy);
-        return is_for_it.then(|| Merged::of(rule, Vec::new()));
+        return is_for_it.then(|| Merged::of(rule, Vec::new(), false));
     }
     let merged = merge(rules);
     let for_all = |at: usize| {
@@ -280,10 +283,8 @@ fn applicable<'r>(rules: &[&'r DestinationRule], proxy: &Proxy) -> Option<Merged
     let mut last = None;
     for (at, rule) in merged.iter().enumerate() {
         // What it says is said already by the rule it was merged into, if the caller sees that one.
-        let said = rule
-            .part_of
-            .iter()
-            .any(|&other| for_all(other) && seen(other));
+        let mut wholes = rule.part_of.iter();
+        let said = rule.dropped && wholes.any(|&other| for_all(other) && seen(other));
         if !seen(at) || said || !rule.first.selects(proxy) {
             continue;
         }
@@ -299,8 +300,8 @@ fn applicable<'r>(rules: &[&'r DestinationRule], proxy: &Proxy) -> Option<Merged
 ///
 /// As in Istio, a later rule is merged into an earlier one when it is exported to the same namespaces or
 /// to more, unless both select different workloads: its subsets are added, and its policy where there is
-/// none. Istio then drops the later rule in cases where some callers see it and not the earlier one
-/// (istio/istio#58322); here it stays for them.
+/// none. Whether it also stands by itself is settled by the last of the earlier ones. Istio then drops the later rule
+/// in cases where some callers see it and not the earlier one (istio/istio#58322); here it stays for them.
 ///
 /// Source: istio/istio `pilot/pkg/model/destination_rule.go`, `mergeDestinationRule`.
 fn merge<'r>(rules: &[&'r DestinationRule]) -> Vec<Merged<'r>> {
@@ -308,23 +309,28 @@ fn merge<'r>(rules: &[&'r DestinationRule]) -> Vec<Merged<'r>> {
     for rule in rules {
         let exports = rule.exports();
         let mut part_of = Vec::new();
-        let mut covered = false;
+        let (mut covered, mut stands) = (false, true);
         for (at, earlier) in merged.iter_mut().enumerate() {
             let theirs = earlier.first.exports();
             let wider = theirs.iter().all(|to| exports.contains(to));
             let same = wider && exports.iter().all(|to| theirs.contains(to));
+            stands = true;
             if !same && (theirs.is_empty() || !wider) {
                 continue;
             }
             match (&earlier.first.selector, &rule.selector) {
                 (Some(a), Some(b)) if !same_labels(a, b) => continue,
-                (a, b) => covered |= same && a.is_some() == b.is_some(),
+                (a, b) => {
+                    let alike = a.is_some() == b.is_some();
+                    covered |= same && alike;
+                    stands = !same && !alike;
+                }
             }
             earlier.add(rule);
             part_of.push(at);
         }
-        if !covered {
-            merged.push(Merged::of(rule, part_of));
+        if stands || !covered {
+            merged.push(Merged::of(rule, part_of, !stands));
         }
     }
     merged

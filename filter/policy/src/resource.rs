@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::fields::{Field, Fields};
-use crate::node::Node;
+use crate::node::{Node, Object};
 use crate::problem::{Origin, ProblemKind};
 
 mod client_tls;
@@ -57,6 +57,8 @@ pub struct Meta {
     pub origin: Origin,
     /// `metadata.creationTimestamp` as it was written; the oldest resource wins a tie.
     pub created: String,
+    /// `metadata.labels` of a ServiceEntry, by key: entries with other labels do not join.
+    pub labels: Vec<(String, String)>,
 }
 
 impl Meta {
@@ -90,6 +92,10 @@ fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Meta {
             Some(Node::Text(text)) => text.clone().into_owned(),
             _ => String::new(),
         };
+        let labels = match fields.peek("labels") {
+            Some(Node::Object(labels)) if kind == ServiceEntry::KIND => labels_of(labels),
+            _ => Vec::new(),
+        };
         let namespace = namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
         let id = ResourceId {
             kind,
@@ -101,6 +107,7 @@ fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Meta {
             id,
             origin,
             created,
+            labels,
         })
     });
     read.unwrap_or_else(|| {
@@ -113,8 +120,18 @@ fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Meta {
             id,
             origin,
             created: String::new(),
+            labels: Vec::new(),
         }
     })
+}
+
+/// Returns labels by key. Those that are no texts say nothing, and Kubernetes refuses them.
+fn labels_of(labels: &Object<'_>) -> Vec<(String, String)> {
+    let texts = labels.iter().filter_map(|(key, value)| match value {
+        Node::Text(text) => Some((key.to_owned(), text.clone().into_owned())),
+        _ => None,
+    });
+    texts.collect()
 }
 
 /// Reads `exportTo`. `none_allowed` lets `~` stand, alone.

@@ -8,10 +8,7 @@ use crate::cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
 use crate::decision::{Action, Arrival, Connection, Decision, Query, Reason, Spoken, Target};
 use crate::digest::{Digest, Lines};
 use crate::host::{HostName, HostPattern};
-use crate::merge::{
-    Merged, PolicySource, Proxy, RuleIndex, Settings, exported, for_port, for_subset,
-};
-use crate::order::sorted;
+use crate::merge::{Merged, PolicySource, Proxy, RuleIndex, Settings, for_port, for_subset};
 use crate::port::{PortNumber, Protocol, ProtocolClass};
 use crate::problem::{FieldPath, Problem, ProblemKind, Problems, Segment, Severity};
 use crate::resource::{
@@ -21,12 +18,14 @@ use crate::resource::{
 use crate::source::problem_of;
 use crate::table::connections::{Candidate, Connections};
 use crate::table::hosts::{Host, Hosts, Port, Subsets, Way, narrow};
+use crate::table::owners::{Leads, Owner, Siblings, is_looked_up};
 use crate::tls::{TlsIntent, Trust};
 
 mod connections;
 mod hosts;
 pub(crate) mod index;
 mod pinned;
+pub(crate) mod owners;
 mod tunnels;
 
 /// What becomes of hosts that no ServiceEntry has.
@@ -210,13 +209,9 @@ impl PolicyTable {
     /// refused with [`Reason::InvalidRule`]. For people who ask about another host; such a table decides nothing.
     pub fn compile_with_errors(resources: &Resources, settling: &Settling) -> Compiled {
         let mut compiler = Compiler::new(resources, settling);
-        let entries = &resources.service_entries;
-        let order = sorted(&entries.iter().map(|entry| &entry.meta).collect::<Vec<_>>());
-        for entry in order.into_iter().filter_map(|at| entries.get(at)) {
-            let owner = &entry.meta.id.namespace;
-            if exported(&entry.export_to, owner, &settling.proxy.namespace) {
-                compiler.entry(entry);
-            }
+        let mut families = compiler.owners();
+        for place in 0..compiler.owners.len() {
+            compiler.host(place, families.remove(&place).as_ref());
         }
         compiler.finish()
     }
@@ -546,8 +541,8 @@ struct Compiler<'r> {
     settling: &'r Settling,
     rules: RuleIndex<'r>,
     hosts: Hosts,
-    /// The entry that each host came from first.
-    owners: Vec<&'r ServiceEntry>,
+    /// The entry that is each host's service.
+    owners: Vec<Owner<'r>>,
     /// The services whose connections are bytes.
     connections: Vec<Candidate<'r>>,
     clusters: Vec<Cluster>,
@@ -557,6 +552,8 @@ struct Compiler<'r> {
     shared: Vec<usize>,
     problems: Vec<Problem>,
     faults: Vec<Fault>,
+    /// The problems that each entry has by itself, where it has any.
+    entry_problems: BTreeMap<usize, Range<usize>>,
 }
 
 impl<'r> Compiler<'r> {
@@ -573,6 +570,7 @@ impl<'r> Compiler<'r> {
             shared: Vec::new(),
             problems: Vec::new(),
             faults: Vec::new(),
+            entry_problems: BTreeMap::new(),
         }
     }
 
@@ -590,42 +588,38 @@ impl<'r> Compiler<'r> {
         }
     }
 
-    /// Adds the hosts of one ServiceEntry.
-    fn entry(&mut self, entry: &'r ServiceEntry) {
-        let before = self.problems.len();
-        self.check_entry(entry);
-        let of_the_entry = before..self.problems.len();
-        for (at, host) in entry.hosts.iter().enumerate() {
-            let (place, new) = self.hosts.entry(host, self.entry_place(entry));
-            if new {
-                self.owners.push(entry);
-            } else if !self
-                .owners
-                .get(place)
-                .is_some_and(|owner| mergeable(owner, entry))
-            {
-                self.shadowed(entry, at, place);
-                continue;
-            }
-            let rule = self
-                .rules
-                .rule(&self.settling.proxy, &entry.meta.id.namespace, host);
-            for port in entry.ports.iter() {
+    /// Adds the ports of a host.
+    fn host(&mut self, place: usize, siblings: Option<&Siblings<'r>>) {
+        let Some(&Owner { entry, host }) = self.owners.get(place) else {
+            return;
+        };
+        let rule = self
+            .rules
+            .rule(&self.settling.proxy, &entry.meta.id.namespace, host);
+        let names = alt_names(entry, siblings);
+        let joined = siblings.map_or(&[][..], |siblings| &siblings.joined);
+        for from in [entry].into_iter().chain(joined.iter().copied()) {
+            for port in from.ports.iter() {
                 let known = self.hosts.get(place);
-                let taken = known.is_some_and(|host| self.hosts.port(host, port.number).is_some());
+                if known.is_some_and(|host| self.hosts.port(host, port.number).is_some()) {
+                    continue;
+                }
                 let (number, index) = (port.number, port.index);
                 let found = self.problems.len();
-                if !taken && let Some((port, subsets)) = self.port(entry, host, port, rule.as_ref())
-                {
-                    self.candidate(entry, host, place, index, &port);
+                let leads = Leads::of(entry, siblings, (from, port));
+                let wanted = (from, port, &leads, &names[..]);
+                if let Some((port, subsets)) = self.port(entry, host, wanted, rule.as_ref()) {
+                    self.candidate(from, host, place, index, &port);
                     self.hosts.add_port(place, port, subsets);
-                    self.blame(place, number, of_the_entry.clone());
+                    for entry in siblings.map_or(&[entry][..], |siblings| &siblings.all) {
+                        self.blame(place, number, self.problems_of(entry));
+                    }
                     self.blame(place, number, found..self.problems.len());
                 }
             }
             // As in Istio, whoever names an address of the service in `Host` names the service.
-            if let ([_], Some(_)) = (&entry.hosts[..], host.exact()) {
-                for address in entry
+            if let ([_], Some(_)) = (&from.hosts[..], host.exact()) {
+                for address in from
                     .addresses
                     .iter()
                     .filter(|address| address.prefix.is_none())
@@ -634,6 +628,24 @@ impl<'r> Compiler<'r> {
                 }
             }
         }
+        // In Istio the ports of entries that did not join have listeners and no clusters: no wider host has them.
+        for lost in siblings.iter().flat_map(|siblings| &siblings.lost) {
+            for port in lost.ports.iter() {
+                let known = self.hosts.get(place);
+                let taken = known.is_some_and(|host| self.hosts.port(host, port.number).is_some());
+                if let Some(arrival) = arrival(port).filter(|_| !taken) {
+                    let way = Way::refused(Reason::UnknownPort, None);
+                    let port = Port::new(port.number, port.target, arrival, way);
+                    self.hosts.add_port(place, port, Subsets::new());
+                }
+            }
+        }
+    }
+
+    /// Returns the places of the problems that an entry has by itself.
+    fn problems_of(&self, entry: &ServiceEntry) -> Range<usize> {
+        let place = self.entry_place(entry);
+        self.entry_problems.get(&place).cloned().unwrap_or_default()
     }
 
     fn report(
@@ -742,39 +754,38 @@ impl<'r> Compiler<'r> {
         }
     }
 
-    fn shadowed(&mut self, entry: &ServiceEntry, at: usize, place: usize) {
-        let Some(owner) = self.owners.get(place) else {
-            return;
-        };
+    /// Tells of a host that is another entry's, and why.
+    fn shadowed(&mut self, entry: &ServiceEntry, at: usize, owner: &ServiceEntry) {
         let mut path = FieldPath::keys("spec.hosts");
         path.0.push(Segment::Index(at));
-        let text = format!(
-            "the host is already that of {}, which is older or comes first by name",
-            owner.meta.id
-        );
-        let hint = "only ports of entries with the same namespace and resolution are joined";
-        self.report(
-            Severity::Warning,
-            &entry.meta,
-            path,
-            ProblemKind::Conflict(text),
-            hint,
-        );
+        let id = &owner.meta.id;
+        let (text, hint) = if id.namespace != entry.meta.id.namespace {
+            let why = match *id.namespace == *self.settling.proxy.namespace {
+                true => "which is in the caller's own namespace",
+                false => "whose namespace is asked first",
+            };
+            (
+                format!("the host is that of {id}, {why}"),
+                "one namespace has a host: the caller's own, then one that exports it by name, then the oldest entry's; nothing of this entry is used for it",
+            )
+        } else {
+            (
+                format!("the host is already that of {id}, and the two entries do not agree"),
+                "only its endpoints are used; ports are joined where `resolution`, `exportTo`, `workloadSelector` and `metadata.labels` are the same",
+            )
+        };
+        let kind = ProblemKind::Conflict(text);
+        self.report(Severity::Warning, &entry.meta, path, kind, hint);
     }
 
     fn port(
         &mut self,
-        entry: &ServiceEntry,
+        entry: &'r ServiceEntry,
         host: &HostPattern,
-        port: &ServicePort,
+        (from, port, leads, names): (&ServiceEntry, &ServicePort, &Leads<'r>, &[String]),
         merged: Option<&Merged<'r>>,
     ) -> Option<(Port, Subsets)> {
-        let arrival = match port.protocol.class() {
-            ProtocolClass::Http => Arrival::Http,
-            ProtocolClass::Tls => Arrival::Tls,
-            ProtocolClass::Tcp => Arrival::Tcp,
-            ProtocolClass::None => return None,
-        };
+        let arrival = arrival(port)?;
         if arrival == Arrival::Tls
             && matches!(host, HostPattern::Suffix(suffix) if !suffix.starts_with('.'))
         {
@@ -782,7 +793,7 @@ impl<'r> Compiler<'r> {
             let hint = "a ClientHello is matched by whole labels; use `*.` and a domain";
             self.report(
                 Severity::Error,
-                &entry.meta,
+                &from.meta,
                 FieldPath::keys("spec.hosts"),
                 kind,
                 hint,
@@ -795,6 +806,8 @@ impl<'r> Compiler<'r> {
             entry,
             host,
             port,
+            leads,
+            names,
             arrival,
         };
         let settings = merged.map(|merged| for_port(merged, port.number));
@@ -839,6 +852,7 @@ impl<'r> Compiler<'r> {
                     block,
                     settings.rule,
                     service.entry,
+                    service.names,
                     service.host,
                     service.arrival,
                 ) {
@@ -929,8 +943,11 @@ impl<'r> Compiler<'r> {
             entry,
             host,
             port,
+            leads,
             arrival,
+            ..
         } = service;
+        let elsewhere = matches!(leads, Leads::To(_));
         let load_balancer = settings
             .and_then(|settings| settings.load_balancer)
             .cloned()
@@ -960,7 +977,7 @@ impl<'r> Compiler<'r> {
         // Nothing in a connection of bytes says where it goes, so its cluster does.
         let own = subset.is_some()
             || (arrival == Arrival::Tcp && host.exact().is_some())
-            || entry.has_own_endpoints()
+            || elsewhere
             || load_balancer.is_some()
             || connection_pool.is_some()
             || outlier_detection.is_some()
@@ -969,7 +986,7 @@ impl<'r> Compiler<'r> {
             || tunnel.is_some()
             || tls.as_ref().is_some_and(|tls| !tls.follows_the_request());
         // A wildcard lets DNS choose the address; only a service of the mesh may have a private one.
-        let any_name = host.exact().is_none() && !entry.has_own_endpoints();
+        let any_name = host.exact().is_none() && !elsewhere;
         let public_only = any_name && !entry.internal;
         if !own {
             let alike = |place: &usize| {
@@ -1022,7 +1039,11 @@ impl<'r> Compiler<'r> {
     /// cluster, as in Istio.
     fn endpoints(&self, service: &Wanted<'_>, subset: Option<&Subset>) -> Option<Endpoints> {
         let &Wanted {
-            entry, host, port, ..
+            entry,
+            host,
+            port,
+            leads,
+            ..
         } = service;
         let place = |address: &str, number: PortNumber, weight: u32, locality: &str| {
             let to = self
@@ -1038,40 +1059,60 @@ impl<'r> Compiler<'r> {
                 locality: locality.to_owned(),
             }
         };
+        let elsewhere = matches!(leads, Leads::To(_));
         let labels = subset.map_or(&[][..], |subset| &subset.labels);
-        let one_at_a_time = entry.resolution == Resolution::DnsRoundRobin;
-        let listed = |places| Some(listed(places, one_at_a_time));
+        // Envoy can go to the addresses of one name one at a time, not to those of several.
+        let by_turns = entry.resolution == Resolution::DnsRoundRobin;
+        let listed = |places: Vec<Place>| {
+            let one_at_a_time = by_turns && places.len() == 1;
+            Some(listed(places, one_at_a_time))
+        };
         if let Some(name) = host.exact() {
             let whole = place(name.as_str(), port.target, 1, "");
             // What is dialled for the host as a whole may be replaced, whatever its endpoints are.
             if whole.address != name.as_str() || whole.port != port.target {
                 return listed(vec![whole]);
             }
-            if !entry.has_own_endpoints() {
+            if !elsewhere {
                 return if labels.is_empty() {
                     listed(vec![whole])
                 } else {
                     None
                 };
             }
-        } else if !entry.has_own_endpoints() {
+        } else if !elsewhere {
             return labels.is_empty().then_some(Endpoints::OfTheRequest);
         }
-        let places: Vec<Place> = entry
-            .endpoints
-            .iter()
-            .filter(|endpoint| labels.iter().all(|label| endpoint.labels.contains(label)))
-            .map(|endpoint| {
+        let Leads::To(led) = leads else { return None };
+        let fixed_only = entry.resolution == Resolution::Static;
+        let mut places: Vec<Place> = Vec::new();
+        for (entry, port) in led {
+            let chosen = entry
+                .endpoints
+                .iter()
+                .filter(|endpoint| labels.iter().all(|label| endpoint.labels.contains(label)))
+                .filter(|endpoint| !fixed_only || is_fixed(&endpoint.address));
+            for endpoint in chosen {
                 let named = endpoint.ports.iter().find(|(name, _)| *name == port.name);
                 let number = named.map_or(port.target, |(_, port)| *port);
-                place(
+                let place = place(
                     &endpoint.address,
                     number,
                     endpoint.weight,
                     &endpoint.locality,
-                )
-            })
-            .collect();
+                );
+                if !places.contains(&place) {
+                    places.push(place);
+                }
+            }
+            let by_name = labels.is_empty() && !fixed_only && is_looked_up(entry);
+            if let Some(name) = host.exact().filter(|_| by_name) {
+                let place = place(name.as_str(), port.target, 1, "");
+                if !places.contains(&place) {
+                    places.push(place);
+                }
+            }
+        }
         if places.is_empty() && subset.is_some() {
             return None;
         }
@@ -1149,10 +1190,7 @@ impl<'r> Compiler<'r> {
 }
 
 fn listed(places: Vec<Place>, one_at_a_time: bool) -> Endpoints {
-    let is_fixed = |place: &Place| {
-        place.address.starts_with("unix://") || place.address.parse::<std::net::IpAddr>().is_ok()
-    };
-    let fixed = places.iter().all(is_fixed);
+    let fixed = places.iter().all(|place| is_fixed(&place.address));
     Endpoints::Listed {
         places,
         fixed,
@@ -1171,13 +1209,37 @@ fn endpoints_of(to: &ConnectTo) -> Endpoints {
     listed(vec![place], false)
 }
 
-/// Says whether a later entry may add ports to a host of an earlier one.
+/// Says whether an address needs no lookup: it is an IP address or a path.
+fn is_fixed(address: &str) -> bool {
+    address.starts_with("unix://") || address.parse::<std::net::IpAddr>().is_ok()
+}
+
+/// Returns the names that the certificate of a service may have where its rule gives none: `subjectAltNames` of its
+/// entry, and the accounts that its endpoints run as.
 ///
-/// Source: istio/istio `pilot/pkg/model/sidecar.go`, `canMergeServices`.
-pub(crate) fn mergeable(first: &ServiceEntry, later: &ServiceEntry) -> bool {
-    first.meta.id.namespace == later.meta.id.namespace
-        && first.resolution == later.resolution
-        && first.export_to == later.export_to
+/// Of several entries the youngest one's names count, as in Istio. There they count even where it has none, and so
+/// take away those of the others; here they do not.
+///
+/// Source: istio/istio `pilot/pkg/model/push_context.go`, `initServiceAccounts` and `addServiceAccounts`.
+fn alt_names(entry: &ServiceEntry, siblings: Option<&Siblings<'_>>) -> Vec<String> {
+    let alone = [entry];
+    let all = siblings.map_or(&alone[..], |siblings| &siblings.all);
+    let given = |entry: &&&ServiceEntry| !entry.subject_alt_names.is_empty();
+    let mut names = match all.iter().rev().find(given) {
+        Some(entry) => entry.subject_alt_names.clone(),
+        None => Vec::new(),
+    };
+    for entry in all {
+        let accounts = entry.endpoints.iter();
+        for account in accounts.filter_map(|endpoint| endpoint.service_account.as_deref()) {
+            let namespace = &entry.meta.id.namespace;
+            let name = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    }
+    names
 }
 
 /// Returns the place of an item that is part of a slice.
@@ -1193,6 +1255,10 @@ struct Wanted<'w> {
     entry: &'w ServiceEntry,
     host: &'w HostPattern,
     port: &'w ServicePort,
+    /// Where its connections go.
+    leads: &'w Leads<'w>,
+    /// The names that its certificate may have where the rule gives none.
+    names: &'w [String],
     arrival: Arrival,
 }
 
@@ -1221,6 +1287,16 @@ fn path_of(source: PolicySource) -> FieldPath {
         }
     }
     path
+}
+
+/// Returns what comes in on a port; nothing does on one of datagrams.
+fn arrival(port: &ServicePort) -> Option<Arrival> {
+    match port.protocol.class() {
+        ProtocolClass::Http => Some(Arrival::Http),
+        ProtocolClass::Tls => Some(Arrival::Tls),
+        ProtocolClass::Tcp => Some(Arrival::Tcp),
+        ProtocolClass::None => None,
+    }
 }
 
 /// Says whether a port is PostgreSQL's, by its number or its name: `protocol` has no word for it.

@@ -137,6 +137,7 @@ impl InvalidTls {
 
 impl TlsIntent {
     /// Settles what `tls`, a block of `rule`, asks for on a port of `host`; `None` when it asks for no TLS.
+    /// `entry_names` are the names of the ServiceEntry and of its endpoints.
     ///
     /// Names are verified always: the rule's `subjectAltNames`, or the entry's, or the `sni`, or the
     /// host. Istio verifies none where `sni` is set and no names are given, and none on TCP ports
@@ -151,6 +152,7 @@ impl TlsIntent {
         tls: &ClientTls,
         rule: &DestinationRule,
         entry: &ServiceEntry,
+        entry_names: &[String],
         host: &HostPattern,
         arrival: Arrival,
     ) -> Result<Option<TlsIntent>, InvalidTls> {
@@ -201,11 +203,7 @@ impl TlsIntent {
             };
             return Ok(Some(intent(names, Trust::InsecureSkipVerify)));
         }
-        let (any_of, source) = match (
-            &tls.subject_alt_names[..],
-            &entry.subject_alt_names[..],
-            &sni,
-        ) {
+        let (any_of, source) = match (&tls.subject_alt_names[..], entry_names, &sni) {
             ([], [], Sni::Authority) => (Vec::new(), NameSource::Host),
             ([], [], Sni::Rule(_)) if dynamic => (Vec::new(), NameSource::Host),
             ([], [], Sni::Host(name)) => (vec![name.clone()], NameSource::Host),

@@ -515,7 +515,8 @@ fn the_oldest_entry_has_the_host() {
     );
     assert_eq!(warnings.len(), 1);
     assert!(
-        warnings[0].contains("the host is already that of ServiceEntry y/old"),
+        warnings[0]
+            .contains("the host is that of ServiceEntry y/old, whose namespace is asked first"),
         "{warnings:?}"
     );
 }

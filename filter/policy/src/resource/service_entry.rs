@@ -159,6 +159,8 @@ pub struct Endpoint {
     pub locality: String,
     /// Its share of the load, against the others; 1 when not given.
     pub weight: u32,
+    /// The Kubernetes account that it runs as, whose name its certificate may have.
+    pub service_account: Option<String>,
 }
 
 impl ServiceEntry {
@@ -527,7 +529,10 @@ fn read_endpoint(
     let locality = fields
         .read("locality", |field| field.text().map(str::to_owned))
         .unwrap_or_default();
-    fields.read("serviceAccount", |field| field.text().map(drop));
+    let service_account = fields.read("serviceAccount", |field| {
+        let text = field.text().filter(|text| !text.is_empty())?;
+        Some(text.to_owned())
+    });
     fields.read("network", |field| field.text().map(drop));
     // Zero is "not set", which counts as one.
     let weight = u32::try_from(weight).unwrap_or(1).max(1);
@@ -537,6 +542,7 @@ fn read_endpoint(
         labels,
         locality,
         weight,
+        service_account,
     })
 }
 

@@ -152,6 +152,14 @@ impl Hosts {
         (place, true)
     }
 
+    /// Returns the place of a pattern's own host.
+    pub(super) fn place(&self, pattern: &HostPattern) -> Option<usize> {
+        let text = |place| text(&self.hosts, &self.aliases, place);
+        let place = self.host_at(self.index.find_pattern(pattern, text)?);
+        let host = self.hosts.get(place)?;
+        (host.pattern == *pattern).then_some(place)
+    }
+
     /// Lets an address stand for a host, unless it stands for another already.
     pub(super) fn alias(&mut self, alias: HostName, host: usize) {
         let next = ALIASES + self.aliases.len();

@@ -1,0 +1,221 @@
+//! Whose a host is: of all ServiceEntries that have it, those of one namespace make its service.
+//!
+//! Three questions in turn. *Whose namespace?* The caller's own, if it has an entry for the host; then that of the
+//! first entry exported by name, then that of the first public one. *Which entry?* The first of that namespace is the
+//! service, and others that agree with it add their ports. *Where does it lead?* To the endpoints of all entries of
+//! that namespace and host, whether or not the caller sees them and whatever else they say.
+
+use std::collections::BTreeMap;
+
+use super::Compiler;
+use crate::host::HostPattern;
+use crate::merge::exported;
+use crate::order::{entries_sorted, sort_by};
+use crate::resource::{Resolution, ServiceEntry, ServicePort};
+
+/// A host, and the entry that is its service.
+#[derive(Clone, Copy)]
+pub(super) struct Owner<'r> {
+    pub(super) entry: &'r ServiceEntry,
+    pub(super) host: &'r HostPattern,
+}
+
+/// The entries of one namespace with one host, where there are several.
+#[derive(Default)]
+pub(super) struct Siblings<'r> {
+    /// Those that add their ports to the service, in their order.
+    pub(super) joined: Vec<&'r ServiceEntry>,
+    /// Those that do not, and that the caller sees.
+    pub(super) lost: Vec<&'r ServiceEntry>,
+    /// All of them, the oldest first.
+    pub(super) all: Vec<&'r ServiceEntry>,
+}
+
+/// The siblings of the few hosts that have any, by the host's place.
+pub(super) type Families<'r> = BTreeMap<usize, Siblings<'r>>;
+
+/// Returns the places of the entries that a namespace sees, in the order in which a host's are asked.
+///
+/// Source: istio/istio `pilot/pkg/model/push_context.go`, `servicesExportedToNamespace`, and
+/// `pilot/pkg/model/sidecar.go`, `selectServices`.
+pub(crate) fn in_order(entries: &[ServiceEntry], namespace: &str) -> Vec<usize> {
+    let metas: Vec<_> = entries.iter().map(|entry| &entry.meta).collect();
+    let rank = |at: usize| entries.get(at).map_or(u8::MAX, |it| rank(it, namespace));
+    let mut order = entries_sorted(&metas, rank);
+    order.retain(|at| entries.get(*at).is_some_and(|it| is_seen(it, namespace)));
+    order
+}
+
+/// Says whether an entry is seen from a namespace.
+pub(crate) fn is_seen(entry: &ServiceEntry, namespace: &str) -> bool {
+    exported(&entry.export_to, &entry.meta.id.namespace, namespace)
+}
+
+/// Says when an entry is asked: those of the caller's own namespace first, and of equal ones public ones last.
+fn rank(entry: &ServiceEntry, namespace: &str) -> u8 {
+    let other = *entry.meta.id.namespace != *namespace;
+    let public = entry.export_to.is_empty() || entry.export_to.iter().any(|to| to == "*");
+    u8::from(other) * 2 + u8::from(public)
+}
+
+/// Says whether a later entry of the same namespace adds its ports to the service of an earlier one.
+///
+/// Source: istio/istio `pilot/pkg/model/sidecar.go`, `canMergeServices`.
+pub(crate) fn joins(first: &ServiceEntry, later: &ServiceEntry) -> bool {
+    first.meta.id.namespace == later.meta.id.namespace
+        && first.resolution == later.resolution
+        && first.meta.labels == later.meta.labels
+        && same_set(selector(first), selector(later))
+        && same_set(&first.export_to, &later.export_to)
+}
+
+fn selector(entry: &ServiceEntry) -> &[(String, String)] {
+    entry.workload_selector.as_deref().unwrap_or_default()
+}
+
+/// Says whether two lists hold the same, in whatever order and however often.
+pub(crate) fn same_set<T: PartialEq>(one: &[T], other: &[T]) -> bool {
+    one.iter().all(|item| other.contains(item)) && other.iter().all(|item| one.contains(item))
+}
+
+impl<'r> Compiler<'r> {
+    /// Settles whose each host is.
+    pub(super) fn owners(&mut self) -> Families<'r> {
+        let entries = &self.resources.service_entries;
+        let namespace = self.settling.proxy.namespace.as_str();
+        let mut families = Families::new();
+        for entry in in_order(entries, namespace)
+            .into_iter()
+            .filter_map(|at| entries.get(at))
+        {
+            let before = self.problems.len();
+            self.check_entry(entry);
+            let found = before..self.problems.len();
+            if !found.is_empty() {
+                self.entry_problems.insert(self.entry_place(entry), found);
+            }
+            for (at, host) in entry.hosts.iter().enumerate() {
+                let (place, new) = self.hosts.entry(host, self.entry_place(entry));
+                if new {
+                    self.owners.push(Owner { entry, host });
+                    continue;
+                }
+                let Some(owner) = self.owners.get(place).map(|owner| owner.entry) else {
+                    continue;
+                };
+                // It names the host twice.
+                if std::ptr::eq(owner, entry) {
+                    continue;
+                }
+                let joins = joins(owner, entry);
+                if owner.meta.id.namespace == entry.meta.id.namespace {
+                    let family = families.entry(place).or_default();
+                    family.all.push(entry);
+                    let kind = match joins {
+                        true => &mut family.joined,
+                        false => &mut family.lost,
+                    };
+                    kind.push(entry);
+                }
+                if !joins {
+                    self.shadowed(entry, at, owner);
+                }
+            }
+        }
+        // What the caller does not see gives its endpoints all the same.
+        for entry in entries.iter().filter(|entry| !is_seen(entry, namespace)) {
+            for host in &entry.hosts {
+                let Some(place) = self.hosts.place(host) else {
+                    continue;
+                };
+                let owner = self.owners.get(place).map(|owner| owner.entry);
+                if owner.is_some_and(|owner| owner.meta.id.namespace == entry.meta.id.namespace) {
+                    families.entry(place).or_default().all.push(entry);
+                }
+            }
+        }
+        for (place, family) in &mut families {
+            family
+                .all
+                .extend(self.owners.get(*place).map(|owner| owner.entry));
+            sort_by(&mut family.all, |one, other| {
+                let key = |entry: &ServiceEntry| {
+                    let id = &entry.meta.id;
+                    (entry.meta.created.clone(), id.name.clone())
+                };
+                key(one).cmp(&key(other))
+            });
+        }
+        families
+    }
+}
+
+/// Where the connections of a port go.
+pub(super) enum Leads<'r> {
+    /// To the host by its name, on the port's target.
+    ToTheHost,
+    /// To what these ports of these entries say.
+    To(Vec<(&'r ServiceEntry, &'r ServicePort)>),
+}
+
+impl<'r> Leads<'r> {
+    /// Settles where a port of a service leads: to the endpoints of its namespace's entries for the host, with
+    /// `STATIC` by the port's name, with DNS by its number.
+    ///
+    /// Source: istio/istio `pilot/pkg/serviceregistry/serviceentry/conversion.go`,
+    /// `mergeServicesInstancesByNamespaceHost`; `pilot/pkg/xds/endpoints/endpoint_builder.go`,
+    /// `BuildClusterLoadAssignment`; `pilot/pkg/model/endpointshards.go`, `CopyEndpoints`.
+    pub(super) fn of(
+        owner: &'r ServiceEntry,
+        siblings: Option<&Siblings<'r>>,
+        (from, port): (&'r ServiceEntry, &'r ServicePort),
+    ) -> Self {
+        let by_name = match owner.resolution {
+            Resolution::None | Resolution::DynamicDns => return Leads::ToTheHost,
+            Resolution::Static => true,
+            Resolution::Dns | Resolution::DnsRoundRobin => false,
+        };
+        let of = |entry: &'r ServiceEntry| {
+            let same = move |other: &&ServicePort| match by_name {
+                true => other.name == port.name,
+                false => other.number == port.number,
+            };
+            let ports = entry.ports.iter().filter(same);
+            ports.map(move |port| (entry, port))
+        };
+        let led: Vec<_> = match siblings {
+            None => vec![(from, port)],
+            Some(siblings) => {
+                let mut led: Vec<(&ServiceEntry, &ServicePort)> = Vec::new();
+                for (entry, port) in siblings.all.iter().copied().flat_map(of) {
+                    let gives =
+                        |entry: &ServiceEntry| is_looked_up(entry) || !entry.endpoints.is_empty();
+                    // Of one that goes to one address at a time nothing is added to what older ones give.
+                    let one = entry.resolution == Resolution::DnsRoundRobin;
+                    if !one || !led.iter().any(|(older, _)| gives(older)) {
+                        led.push((entry, port));
+                    }
+                }
+                led
+            }
+        };
+        let plain = |(entry, other): &(&ServiceEntry, &ServicePort)| {
+            let nothing = !is_looked_up(entry) && entry.endpoints.is_empty();
+            nothing || (is_looked_up(entry) && other.target == port.target)
+        };
+        match !by_name && led.iter().any(|(entry, _)| is_looked_up(entry)) && led.iter().all(plain)
+        {
+            true => Leads::ToTheHost,
+            false => Leads::To(led),
+        }
+    }
+}
+
+/// Says whether an entry's endpoint is its host, looked up by DNS.
+pub(crate) fn is_looked_up(entry: &ServiceEntry) -> bool {
+    let by_dns = matches!(
+        entry.resolution,
+        Resolution::Dns | Resolution::DnsRoundRobin
+    );
+    by_dns && entry.endpoints.is_empty() && entry.workload_selector.is_none()
+}
