@@ -24,8 +24,8 @@ use crate::tls::{TlsIntent, Trust};
 mod connections;
 mod hosts;
 pub(crate) mod index;
-mod pinned;
 pub(crate) mod owners;
+mod pinned;
 mod tunnels;
 
 /// What becomes of hosts that no ServiceEntry has.
@@ -822,8 +822,13 @@ impl<'r> Compiler<'r> {
         if let (Some(merged), Some(parent)) = (merged, settings) {
             for (rule, subset) in &merged.subsets {
                 let settings = for_subset(parent, rule, subset, port.number);
+                let found = self.problems.len();
                 if let Some(way) = self.way(&service, Some(settings), Some(subset)) {
                     subsets.push((subset.name.as_str().into(), way));
+                }
+                // No request names a subset, so what is wrong with one refuses no request.
+                for problem in self.problems.iter_mut().skip(found) {
+                    problem.severity = Severity::Warning;
                 }
             }
         }

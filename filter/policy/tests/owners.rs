@@ -1,4 +1,9 @@
 //! Whose a host is, what entries of one namespace make together, and what `explain` says of those that lost.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that meets what it did not expect should stop"
+)]
 
 use egress_policy::{
     Action, Arrival, Parser, PolicyTable, PortNumber, Problem, Proxy, Query, Resources, Settling,

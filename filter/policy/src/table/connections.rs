@@ -214,9 +214,12 @@ impl<'r> Compiler<'r> {
                         taken.insert(range, candidate);
                     }
                     Some(other) if other.known.host == candidate.known.host => {}
+                    // Istio leads the connections of both to one of them. Neither is served here.
                     Some(other) => {
                         let text = self.described(port, other);
+                        let found = self.problems.len();
                         self.conflict(candidate, &text);
+                        self.blame(other.known.host, port, found..self.problems.len());
                         break;
                     }
                 }
