@@ -28,6 +28,7 @@ mod forward_proxy;
 mod guard;
 mod led;
 mod listener;
+mod names;
 mod secrets;
 mod server_name;
 mod stats;

@@ -85,7 +85,7 @@ async fn a_certificate_for_another_name_is_refused() -> Result<()> {
     let trusted = Trusted::new()?;
     // A neighbour, a parent, and a wildcard one level too high.
     let leaf = Leaf::for_names(["www.cnn.com", "cnn.com", "*.com"]);
-    assert_certificate_refused(&trusted.ca, &trusted, leaf, "SAN_list").await
+    assert_certificate_refused(&trusted.ca, &trusted, leaf, "SAN_matcher").await
 }
 
 #[tokio::test]

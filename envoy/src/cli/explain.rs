@@ -259,8 +259,9 @@ fn tls_answer(tls: &TlsIntent, cluster: &Cluster, decision: &Decision<'_, '_>) -
         Sni::Rule(name) => (Some(name.as_str()), "sni"),
         Sni::Host(name) => (Some(name.as_str()), "host"),
     };
-    let mut names: Vec<&str> = host.filter(|_| tls.names.authority).into_iter().collect();
-    names.extend(tls.names.any_of.iter().map(String::as_str));
+    let all_of: Vec<&str> = host.filter(|_| tls.names.authority).into_iter().collect();
+    let any_of: Vec<&str> = tls.names.any_of.iter().map(String::as_str).collect();
+    let names: Vec<&str> = all_of.iter().chain(&any_of).copied().collect();
     let source = match tls.names.source {
         NameSource::Host if tls.names.authority => "authority",
         NameSource::Host => "host",
@@ -283,6 +284,8 @@ fn tls_answer(tls: &TlsIntent, cluster: &Cluster, decision: &Decision<'_, '_>) -
         "sniSource": sni_source,
         "verify": if tls.trust == Trust::InsecureSkipVerify { "none" } else { "chain-and-name" },
         "subjectAltNames": names,
+        "allOf": all_of,
+        "anyOf": any_of,
         "sanSource": source,
         "trust": tls.trust.to_string(),
         "clientCertificate": tls.identity.as_ref().map(|identity| match identity {
@@ -306,6 +309,25 @@ fn candidate_answer(candidate: &Candidate<'_>, rules: &Rules) -> Value {
         "file": place.map(|(file, _)| file),
         "line": place.map(|(_, place)| place.line),
     })
+}
+
+/// Says of an answer which names the certificate must have: all of some, and one of others.
+fn verified_names(answer: &Value) -> Option<String> {
+    let names = |pointer: &str| -> Option<Vec<&str>> {
+        let names = answer.pointer(pointer)?.as_array()?;
+        Some(names.iter().filter_map(Value::as_str).collect())
+    };
+    let any_of = names("/tls/anyOf")?;
+    let mut parts = names("/tls/allOf")?.join(" and ");
+    let one_of = any_of.join(", ");
+    if !any_of.is_empty() {
+        parts.push_str(if parts.is_empty() { "" } else { " and " });
+        parts.push_str(if any_of.len() > 1 { "one of " } else { "" });
+        parts.push_str(&one_of);
+    }
+    let parts = if parts.is_empty() { "none" } else { &parts };
+    let source = answer.pointer("/tls/sanSource")?.as_str()?;
+    Some(format!("{parts} (from {source})"))
 }
 
 /// Writes the same answer for people, so that the two cannot differ.
@@ -377,10 +399,7 @@ fn for_people(answer: &Value, decision: &Decision<'_, '_>) -> String {
         );
         line("sni", with("/tls/sni", "/tls/sniSource"));
         line("verifies", text("/tls/verify"));
-        line(
-            "verified names",
-            with("/tls/subjectAltNames", "/tls/sanSource"),
-        );
+        line("verified names", verified_names(answer));
         line("trust", text("/tls/trust"));
         line(
             "client cert",

@@ -6,10 +6,11 @@ use std::time::Duration;
 use egress_filter::contract;
 use egress_policy::{
     Cluster, ConnectionPool, Endpoints, HashKey, HashRing, LoadBalancer, OutlierDetection, Place,
-    PolicyTable, ProxyProtocol, SimpleBalancer, Sni, Speaks, TlsIntent,
+    PolicyTable, ProxyProtocol, SimpleBalancer, Speaks, TlsIntent,
 };
 use serde_json::{Map, Value, json};
 
+use super::names::{HostCheck, Names};
 use super::{Options, Version, duration, extension, secrets, upstream_proxy, variants};
 
 /// The time that opening a connection may take, as in Istio's mesh defaults.
@@ -50,7 +51,7 @@ pub(super) fn cluster(
     let name = name.unwrap_or_else(|| cluster.name.to_string());
     let mut fields = match &cluster.endpoints {
         _ if options.upstream_proxy.is_some() => upstream_proxy::endpoints(&name),
-        Endpoints::OfTheRequest => dynamic(cluster.tls.as_ref(), table, options),
+        Endpoints::OfTheRequest => dynamic(table, options),
         Endpoints::Listed {
             places,
             fixed,
@@ -157,7 +158,7 @@ fn server_socket(cluster: &Cluster, table: &PolicyTable, options: &Options) -> O
     let tls = cluster
         .tls
         .as_ref()
-        .map(|tls| transport_socket(tls, cluster.speaks, table, options));
+        .map(|tls| transport_socket(cluster, tls, table, options));
     let Some(version) = cluster.proxy_protocol else {
         return tls;
     };
@@ -178,7 +179,7 @@ fn server_socket(cluster: &Cluster, table: &PolicyTable, options: &Options) -> O
 
 /// Renders the cluster for hosts that are left alone: plain, to wherever the request says.
 pub(super) fn passthrough(table: &PolicyTable, options: &Options) -> Value {
-    let mut fields = dynamic(None, table, options);
+    let mut fields = dynamic(table, options);
     set(&mut fields, "name", json!(contract::PASSTHROUGH_CLUSTER));
     set(&mut fields, "connect_timeout", json!(CONNECT_TIMEOUT));
     set(
@@ -299,14 +300,12 @@ pub(super) fn dns(one_at_a_time: bool, options: &Options) -> Value {
     )
 }
 
-fn dynamic(tls: Option<&TlsIntent>, table: &PolicyTable, options: &Options) -> Map<String, Value> {
+fn dynamic(table: &PolicyTable, options: &Options) -> Map<String, Value> {
     let mut config = Map::new();
     set(&mut config, "dns_cache_config", dns_cache(table, options));
-    if tls.is_some_and(|tls| tls.sni != Sni::Authority || !tls.names.authority) {
-        // Envoy asks for both to be the request's, or for this word. Names are verified all the same, unless
-        // the rule says `insecureSkipVerify`: see `transport_socket`.
-        set(&mut config, "allow_insecure_cluster_options", json!(true));
-    }
+    // Envoy asks for `auto_sni` and `auto_san_validation`, or for this word. Names are verified all the same, and by
+    // type, unless the rule says `insecureSkipVerify`: see `names`.
+    set(&mut config, "allow_insecure_cluster_options", json!(true));
     let mut fields = Map::new();
     set(&mut fields, "lb_policy", json!("CLUSTER_PROVIDED"));
     let kind = "envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig";
@@ -514,25 +513,12 @@ fn protocol_options(cluster: &Cluster) -> Option<Value> {
         json!(format!("type.googleapis.com/{HTTP_OPTIONS}")),
     );
     let mut upstream = Map::new();
-    match &cluster.tls {
-        Some(tls) => {
-            set_some(
-                &mut upstream,
-                "auto_sni",
-                (tls.sni == Sni::Authority).then_some(true),
-            );
-            set_some(
-                &mut upstream,
-                "auto_san_validation",
-                tls.names.authority.then_some(true),
-            );
-        }
-        // Envoy refuses a dynamic forward proxy without these; without TLS they do nothing.
-        None if cluster.endpoints == Endpoints::OfTheRequest => {
-            set(&mut upstream, "auto_sni", json!(true));
-            set(&mut upstream, "auto_san_validation", json!(true));
-        }
-        None => {}
+    if let Some(tls) = &cluster.tls {
+        let names = Names::of(cluster, tls);
+        let follows = names.sni.is_none();
+        set_some(&mut upstream, "auto_sni", follows.then_some(true));
+        let beside = names.host == HostCheck::BesideOthers;
+        set_some(&mut upstream, "auto_san_validation", beside.then_some(true));
     }
     set_some(
         fields,
@@ -602,15 +588,15 @@ fn default_lifetime(cluster: &Cluster) -> Duration {
 /// Renders TLS towards a server. Envoy verifies nothing unless told to, and speaks at most TLS 1.2 unless
 /// told otherwise; so both are always said.
 fn transport_socket(
+    cluster: &Cluster,
     tls: &TlsIntent,
-    speaks: Speaks,
     table: &PolicyTable,
     options: &Options,
 ) -> Value {
     let mut common = Map::new();
     let versions = json!({"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"});
     set(&mut common, "tls_params", versions);
-    match speaks {
+    match cluster.speaks {
         // Envoy offers what the connection will speak, and TCP offers none.
         Speaks::Auto | Speaks::AsReceived | Speaks::Bytes => {}
         // Source: postgres/postgres `src/include/libpq/pqcomm.h`, `PG_ALPN_PROTOCOL`.
@@ -623,9 +609,9 @@ fn transport_socket(
         set(&mut common, "tls_certificate_sds_secret_configs", reference);
     }
     let mut beside = Map::new();
-    let names: Vec<Value> = tls.names.any_of.iter().map(|name| san(name)).collect();
-    let names = Some(names).filter(|names| !names.is_empty());
-    set_some(&mut beside, "match_typed_subject_alt_names", names);
+    let names = Names::of(cluster, tls);
+    let typed = Some(names.typed).filter(|typed| !typed.is_empty());
+    set_some(&mut beside, "match_typed_subject_alt_names", typed);
     set_some(&mut beside, "crl", secrets::revoked(tls, options));
     match secrets::validation(tls, options) {
         None => {}
@@ -656,21 +642,13 @@ fn transport_socket(
     let mut context = Map::new();
     set(&mut context, "common_tls_context", Value::Object(common));
     set(&mut context, "max_session_keys", json!(sessions));
-    set_some(&mut context, "sni", tls.sni.fixed());
+    set_some(&mut context, "sni", names.sni);
+    let by_sni = names.host == HostCheck::BySni;
+    set_some(
+        &mut context,
+        "auto_sni_san_validation",
+        by_sni.then_some(true),
+    );
     let kind = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
     extension("envoy.transport_sockets.tls", kind, Value::Object(context))
-}
-
-/// Renders one name that a certificate may have. For DNS names Envoy follows the certificate's wildcards.
-fn san(name: &str) -> Value {
-    let kind = if name.parse::<std::net::IpAddr>().is_ok() {
-        "IP_ADDRESS"
-    } else if name.contains("://") {
-        "URI"
-    } else if name.contains('@') {
-        "EMAIL"
-    } else {
-        "DNS"
-    };
-    json!({"san_type": kind, "matcher": {"exact": name}})
 }

@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egress_filter::{Variants, contract};
-use egress_policy::{Arrival, Cluster, PolicyTable, Sni};
+use egress_policy::{Arrival, Cluster, PolicyTable};
 use serde_json::{Value, json};
 
+use super::names::{HostCheck, Names};
 use super::{Options, Version, extension};
 
 /// The version from which a cluster can choose its transport socket by filter state.
@@ -102,7 +103,10 @@ fn differ_in_tls(group: &[&Cluster]) -> bool {
     let rest = |cluster: &Cluster| {
         let tls = cluster.tls.as_ref();
         // The names that follow the request are the cluster's to say.
-        let following = tls.map(|tls| (tls.sni == Sni::Authority, tls.names.authority));
+        let following = tls.map(|tls| {
+            let names = Names::of(cluster, tls);
+            (names.sni.is_none(), names.host == HostCheck::BesideOthers)
+        });
         let rest = Cluster {
             tls: None,
             ..cluster.clone()

@@ -131,12 +131,12 @@ impl<'o> Writer<'o> {
             (false, [name]) => self.text(Entry::Verify, Some(name)),
             (authority, names) => {
                 // Rare, so it may allocate.
-                let host = authority.then_some(host).flatten();
-                let all: Vec<&str> = host
-                    .into_iter()
-                    .chain(names.iter().map(String::as_str))
-                    .collect();
-                self.text(Entry::Verify, Some(&all.join(",")));
+                let mut all = names.join(",");
+                if let (true, Some(host)) = (authority, host) {
+                    all.insert(0, '+');
+                    all.insert_str(0, host);
+                }
+                self.text(Entry::Verify, Some(&all));
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use egress_policy::{
     Action, Arrival, Authority, Cluster, Decision, Endpoints, InvalidAuthority, PortNumber, Query,
-    Reason, Sni, TlsIntent,
+    Reason, Sni,
 };
 
 use crate::config::AuthorityMode;
@@ -19,6 +19,7 @@ pub struct Scratch {
     pub(crate) authority: String,
     pub(crate) dial_port: String,
     pub(crate) tunnel: String,
+    pub(crate) names: String,
     pub(crate) metadata: Vec<u8>,
     secrets: String,
     body: String,
@@ -43,6 +44,7 @@ pub fn plan_http<'e>(
             let sends = upstream_authority(config.authority, facts.authority, &decision, scratch);
             let detour = detour(config, cluster, &decision, sends, &mut scratch.dial_port);
             write_tunnel(config, &decision, &mut scratch.tunnel);
+            write_names(cluster, &mut scratch.names);
             let scratch: &'e Scratch = scratch;
             let mut effects = Effects::new();
             route(
@@ -61,9 +63,12 @@ pub fn plan_http<'e>(
                 // The listener is somebody else's, and may not know that the server is told how it is reached.
                 effects.push(Effect::Header(":scheme", "https"));
             }
-            if let (Sends::AsWritten { canonical: false }, Some(tls)) = (sends, &cluster.tls) {
-                push_names(&mut effects, tls, scratch);
-            }
+            push_names(
+                &mut effects,
+                cluster,
+                sends == (Sends::AsWritten { canonical: false }),
+                scratch,
+            );
             if let Some(socket) = config.transport_socket(cluster) {
                 effects.push(Effect::TransportSocket(socket));
             }
@@ -344,18 +349,55 @@ pub(crate) fn push_tunnel<'e>(effects: &mut Effects<'e>, config: &Loaded, scratc
     }
 }
 
-/// Keeps SNI and verified name those of the target where the client's authority stays and spells it otherwise.
-pub(crate) fn push_names<'e>(effects: &mut Effects<'e>, tls: &TlsIntent, scratch: &'e Scratch) {
+/// Writes the names of which the certificate must have one beside the host's. Where the host is known, the cluster
+/// verifies it, and Envoy takes a second list of names from the filter only. The list is compared with names of any
+/// type, so it is never the host's.
+pub(crate) fn write_names(cluster: &Cluster, names: &mut String) {
+    names.clear();
+    let Some(tls) = cluster.tls.as_ref().filter(|tls| tls.names.authority) else {
+        return;
+    };
+    if exact(cluster) {
+        for (at, name) in tls.names.any_of.iter().enumerate() {
+            names.push_str(if at > 0 { "," } else { "" });
+            names.push_str(name);
+        }
+    }
+}
+
+/// Keeps SNI and verified name those of the target where the client's authority stays and is `other`: where it spells
+/// the target otherwise, or names another host.
+pub(crate) fn push_names<'e>(
+    effects: &mut Effects<'e>,
+    cluster: &Cluster,
+    other: bool,
+    scratch: &'e Scratch,
+) {
+    let Some(tls) = &cluster.tls else {
+        return;
+    };
     let host = host_of(&scratch.authority);
-    if tls.sni == Sni::Authority {
+    if other && tls.sni == Sni::Authority {
+        // Where nothing but the host is verified, it is verified as the SNI.
         effects.push(Effect::FilterState(
             contract::UPSTREAM_SERVER_NAME_STATE,
             host,
         ));
     }
-    if tls.names.authority {
-        effects.push(Effect::FilterState(contract::UPSTREAM_NAMES_STATE, host));
+    let beside = !tls.names.any_of.is_empty() && tls.names.authority;
+    let names = match exact(cluster) {
+        true => Some(scratch.names.as_str()),
+        false => other.then_some(host),
+    };
+    if let (true, Some(names)) = (beside, names) {
+        effects.push(Effect::FilterState(contract::UPSTREAM_NAMES_STATE, names));
     }
+}
+
+/// Says whether a cluster is one host's, and so has its name.
+fn exact(cluster: &Cluster) -> bool {
+    let own = cluster.own.as_ref();
+    own.is_some_and(|(host, _)| host.exact().is_some())
 }
 
 /// Returns the host of an authority that we wrote; its hosts are names, so a colon begins the port.

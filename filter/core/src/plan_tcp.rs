@@ -10,7 +10,8 @@ use crate::facts::{ConnectionEnd, ConnectionFacts, Wanted};
 use crate::failure::Failure;
 use crate::load::Loaded;
 use crate::plan::{
-    Scratch, found_by_name, itoa, push_names, push_tunnel, refused, write_metadata, write_tunnel,
+    Scratch, found_by_name, itoa, push_names, push_tunnel, refused, write_metadata, write_names,
+    write_tunnel,
 };
 
 /// Says which facts [`plan_tcp`] needs: as few as tell services apart, for each is a call.
@@ -56,6 +57,7 @@ pub fn plan_tcp<'e>(
     scratch.dial_port.clear();
     scratch.dial_port.push_str(itoa(port.get(), &mut [0; 5]));
     write_tunnel(config, &decision, &mut scratch.tunnel);
+    write_names(cluster, &mut scratch.names);
     let scratch: &'e Scratch = scratch;
     if cluster.endpoints == Endpoints::OfTheRequest {
         let host = pinned.unwrap_or(&scratch.authority);
@@ -63,9 +65,7 @@ pub fn plan_tcp<'e>(
         let port = &scratch.dial_port;
         effects.push(Effect::FilterState(contract::DYNAMIC_PORT_STATE, port));
     }
-    if let Some(tls) = &cluster.tls {
-        push_names(&mut effects, tls, scratch);
-    }
+    push_names(&mut effects, cluster, true, scratch);
     if let Some(socket) = config.transport_socket(cluster) {
         effects.push(Effect::TransportSocket(socket));
     }

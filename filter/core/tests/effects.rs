@@ -95,6 +95,25 @@ fn resources() -> Vec<Value> {
             "moved",
             json!({"hosts": ["moved.example.com"], "resolution": "DNS", "ports": port(8080)}),
         ),
+        entry(
+            "both",
+            json!({"hosts": ["both.example.com"], "resolution": "DNS", "ports": port(443),
+                "subjectAltNames": ["spare.example.com", "spiffe://a/ns/b/sa/c"]}),
+        ),
+        rule(
+            "both",
+            "both.example.com",
+            json!({"tls": {"mode": "SIMPLE"}}),
+        ),
+        entry(
+            "wild",
+            json!({"hosts": ["*.wild.example.com"], "resolution": "DYNAMIC_DNS", "ports": port(443)}),
+        ),
+        rule(
+            "wild",
+            "*.wild.example.com",
+            json!({"tls": {"mode": "SIMPLE", "subjectAltNames": ["front.example.com"]}}),
+        ),
     ]
 }
 
@@ -295,8 +314,8 @@ fn a_preserved_authority_still_leads_to_the_target_and_its_name() {
         vec![
             format!("dynamic_host = {host}"),
             format!("dynamic_port = {port}"),
+            // What is verified is the SNI; a list of names would be compared with names of any type.
             format!("upstream_server_name = {host}"),
-            format!("upstream_subject_alt_names = {host}"),
         ]
     };
     assert_eq!(
@@ -306,6 +325,48 @@ fn a_preserved_authority_still_leads_to_the_target_and_its_name() {
     assert_eq!(
         words(&config, "odd.example.com"),
         kept("odd.example.com", "8443")
+    );
+}
+
+#[test]
+fn names_beside_the_hosts_are_told_where_the_cluster_verifies_the_host() {
+    for authority in [AuthorityMode::Rewrite, AuthorityMode::Preserve] {
+        let config = loaded(&With {
+            authority,
+            ..With::default()
+        });
+        let names = "upstream_subject_alt_names = spare.example.com,spiffe://a/ns/b/sa/c";
+        let (words, metadata) = planned(&config, "both.example.com");
+        let header = "x-egress-originate: outbound|80||both.example.com";
+        assert_eq!(words, [header, "choose route", names]);
+        assert_eq!(
+            metadata["verify"],
+            "both.example.com+spare.example.com,spiffe://a/ns/b/sa/c"
+        );
+    }
+}
+
+/// Below a wildcard Envoy takes the host from the authority, unless the authority is written otherwise.
+#[test]
+fn the_host_beside_a_rules_names_is_told_where_the_authority_does_not_say_it() {
+    let config = loaded(&With {
+        authority: AuthorityMode::Preserve,
+        ..With::default()
+    });
+    let header = "x-egress-originate: outbound|80||*.wild.example.com";
+    assert_eq!(
+        words(&config, "a.wild.example.com"),
+        [header, "choose route"]
+    );
+    let host = "a.wild.example.com";
+    assert_eq!(
+        words(&config, "A.wild.example.com")[2..],
+        [
+            format!("dynamic_host = {host}"),
+            "dynamic_port = 443".to_owned(),
+            format!("upstream_server_name = {host}"),
+            format!("upstream_subject_alt_names = {host}"),
+        ]
     );
 }
 

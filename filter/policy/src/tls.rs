@@ -118,6 +118,11 @@ pub enum InvalidTls {
         "`sni` is required for a wildcard host on a port that does not speak HTTP: no name would be sent or verified"
     )]
     NoName,
+    /// Envoy takes names that must be there beside the host's as a list, with commas between them.
+    #[error(
+        "a name of `subjectAltNames` has a comma, and Envoy would verify its parts in its place"
+    )]
+    NameWithComma,
 }
 
 impl InvalidTls {
@@ -131,6 +136,9 @@ impl InvalidTls {
                 "add `workloadSelector.matchLabels` with the labels of the application"
             }
             InvalidTls::NoName => "give `sni`, or a ServiceEntry for each host",
+            InvalidTls::NameWithComma => {
+                "give the names in the DestinationRule's `tls.subjectAltNames`, where they take the host's place"
+            }
         }
     }
 }
@@ -205,15 +213,21 @@ impl TlsIntent {
         }
         let (any_of, source) = match (&tls.subject_alt_names[..], entry_names, &sni) {
             ([], [], Sni::Authority) => (Vec::new(), NameSource::Host),
-            ([], [], Sni::Rule(_)) if dynamic => (Vec::new(), NameSource::Host),
             ([], [], Sni::Host(name)) => (vec![name.clone()], NameSource::Host),
             ([], [], Sni::Rule(name)) => (vec![name.clone()], NameSource::Sni),
             ([], names, _) => (names.to_vec(), NameSource::ServiceEntry),
             (names, _, _) => (names.to_vec(), NameSource::DestinationRule),
         };
-        // Below a wildcard the requested host is verified, whatever else is. Elsewhere, as in Istio, the
-        // entry's names come on top of the host's, and the rule's names in its place.
-        let authority = dynamic || (sni == Sni::Authority && tls.subject_alt_names.is_empty());
+        // As in Istio, the entry's names come on top of the host's, and the rule's names in its place. Below a
+        // wildcard the requested host is verified beside the rule's names too. The `sni` is verified alone: Envoy
+        // cannot compare the host with DNS names while it sends another SNI.
+        let named = !(tls.subject_alt_names.is_empty() && entry.subject_alt_names.is_empty());
+        let authority =
+            (dynamic && named) || (sni == Sni::Authority && tls.subject_alt_names.is_empty());
+        let is_list = |name: &String| name.contains(',');
+        if authority && host.exact().is_some() && any_of.iter().any(is_list) {
+            return Err(InvalidTls::NameWithComma);
+        }
         let trust = match (credential, &tls.ca_certificates) {
             (Some(name), _) => Trust::Credential(name.to_owned()),
             (None, Some(path)) => Trust::File(path.clone()),
