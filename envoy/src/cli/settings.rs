@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{
-    Arrival, Endpoints, HostName, OutboundMode, Place, PolicyTable, Proxy, ResourceId, Service,
-    Settling,
+    Arrival, Endpoints, HostName, OutboundMode, Place, PolicyTable, Proxy, ResourceId, Role,
+    Service, Settling,
 };
 
 use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as Args};
@@ -83,6 +83,7 @@ pub(crate) fn settling(input: &Input) -> Settling {
     let proxy = Proxy {
         namespace: input.namespace.clone(),
         labels: input.labels.iter().cloned().collect(),
+        role: Role::Sidecar,
     };
     let outbound = match input.outbound_traffic_policy {
         Outbound::RegistryOnly => OutboundMode::RegistryOnly,

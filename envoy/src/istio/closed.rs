@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use egress_policy::{PortNumber, ResourceId, Service, fnv};
+use egress_policy::{
+    DestinationRule, HostPattern, PortNumber, ROOT_NAMESPACE, ResourceId, Service, fnv,
+};
 use serde_json::{Value, json};
 
 use super::{Manifest, Wanted, fields, given, id_of, manifest, originated};
@@ -122,8 +124,15 @@ fn for_others(
         match given.and_then(|rule| rule.value.get_mut("spec")) {
             Some(spec) => ports.into_iter().for_each(|port| close_port(spec, port)),
             None => {
+                let led = led_by_the_root(rules, &host, &ports);
                 let settings: Vec<Value> = ports.into_iter().map(closed_port).collect();
-                let spec = json!({"host": host, "trafficPolicy": {"portLevelSettings": settings}});
+                let mut spec =
+                    json!({"host": host, "trafficPolicy": {"portLevelSettings": settings}});
+                if led && let Some(spec) = spec.as_object_mut() {
+                    // By its name, not by `.`: Istio merges rules of one `exportTo`, a rule with a selector has `.`,
+                    // and this one would be lost beside it (istio/istio#58322).
+                    spec.insert("exportTo".to_owned(), json!([namespace]));
+                }
                 let name = format!("{}-closed-{}", wanted.name, slug(&host));
                 let kind = ("networking.istio.io/v1", "DestinationRule");
                 more.push(manifest(
@@ -136,6 +145,32 @@ fn for_others(
         }
     }
     more
+}
+
+/// Says whether a rule of the root namespace says what TLS a host has for all who have no rule of their own. Istio asks
+/// the namespace of the service first, so a closed rule that all see would take its place.
+fn led_by_the_root(rules: &Rules, host: &str, ports: &BTreeSet<PortNumber>) -> bool {
+    let Ok(host) = HostPattern::parse(host) else {
+        return false;
+    };
+    let private = |rule: &DestinationRule| {
+        let own = |to: &String| to == "." || to == ROOT_NAMESPACE;
+        rule.selector.is_some() || (!rule.export_to.is_empty() && rule.export_to.iter().all(own))
+    };
+    let mut all = rules.parsed.destination_rules.iter();
+    all.any(|rule| {
+        let policy = rule.policy.as_deref();
+        let settled = |port: &PortNumber| {
+            policy.is_some_and(|policy| {
+                let own = policy.port_level.iter().find(|own| own.port == *port);
+                own.map_or(&policy.tls, |own| &own.policy.tls).is_some()
+            })
+        };
+        *rule.meta.id.namespace == *ROOT_NAMESPACE
+            && !private(rule)
+            && rule.host.covers(&host)
+            && ports.iter().any(settled)
+    })
 }
 
 fn closed_port(port: PortNumber) -> Value {

@@ -20,6 +20,8 @@ pub(super) struct Input {
     pub(super) resources: Resources,
     /// All resources of our kinds, also those that could not be read.
     pub(super) bare: Vec<Bare>,
+    /// The namespaces that have a Gateway, of Istio's kind or of Kubernetes'.
+    pub(super) gateways: BTreeSet<String>,
     /// Whether anything could not even be looked at, so that nothing follows from what is not there.
     pub(super) partial: bool,
     found: Vec<Finding>,
@@ -45,6 +47,7 @@ pub(super) struct Subject {
 /// A resource of our kinds, as it was written.
 pub(super) struct Bare {
     pub(super) subject: Subject,
+    pub(super) namespace: String,
     pub(super) kind: &'static str,
     pub(super) spec: Map<String, Value>,
     /// Whether the parser refused it.
@@ -88,6 +91,7 @@ impl Input {
             documents: Vec::new(),
             resources: Resources::default(),
             bare: Vec::new(),
+            gateways: BTreeSet::new(),
             partial: false,
             found: Vec::new(),
             files: BTreeMap::new(),
@@ -121,6 +125,9 @@ impl Input {
         let mut parser = Parser::new();
         for read in &input.documents {
             parser.document(&read.document.value);
+            let gateways = items(&read.document.value).filter(|(_, value)| is_gateway(value));
+            let namespaces = gateways.map(|(_, value)| namespace(value).to_owned());
+            input.gateways.extend(namespaces);
         }
         let (resources, problems) = parser.finish();
         input.resources = resources;
@@ -175,17 +182,7 @@ impl Input {
         let parsed: BTreeSet<Origin> = entries.chain(rules).map(|meta| meta.origin).collect();
         let mut bare = Vec::new();
         for (document, read) in self.documents.iter().enumerate() {
-            let value = &read.document.value;
-            let is_list = value.get("kind").and_then(Value::as_str) == Some("List");
-            let items = match value.get("items") {
-                Some(Value::Array(items)) if is_list => items
-                    .iter()
-                    .enumerate()
-                    .map(|(at, item)| (Some(at), item))
-                    .collect(),
-                _ => vec![(None, value)],
-            };
-            for (item, value) in items {
+            for (item, value) in items(&read.document.value) {
                 let origin = Origin { document, item };
                 bare.extend(as_bare(value, origin, !parsed.contains(&origin)));
             }
@@ -311,17 +308,41 @@ fn invalid(severity: Severity, origin: Origin, message: String) -> Finding {
     }
 }
 
+/// Returns the resources of a document, those of a `List` with their places in it.
+fn items(value: &Value) -> impl Iterator<Item = (Option<usize>, &Value)> {
+    let is_list = value.get("kind").and_then(Value::as_str) == Some("List");
+    let list = value.get("items").and_then(Value::as_array);
+    let list = list.filter(|_| is_list);
+    let alone = list.is_none().then_some((None, value));
+    let listed = list.into_iter().flatten().enumerate();
+    let listed = listed.map(|(at, item)| (Some(at), item));
+    alone.into_iter().chain(listed)
+}
+
+fn is_gateway(value: &Value) -> bool {
+    let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default();
+    let group = text("apiVersion").split('/').next().unwrap_or_default();
+    let groups = ["networking.istio.io", "gateway.networking.k8s.io"];
+    text("kind") == "Gateway" && groups.contains(&group)
+}
+
+fn namespace(value: &Value) -> &str {
+    let named = value.pointer("/metadata/namespace").and_then(Value::as_str);
+    named.unwrap_or(egress_policy::DEFAULT_NAMESPACE)
+}
+
 fn as_bare(value: &Value, origin: Origin, refused: bool) -> Option<Bare> {
     let kind = value.get("kind").and_then(Value::as_str)?;
     let kind = KINDS.into_iter().find(|known| *known == kind)?;
-    let meta = |name: &str| value.get("metadata")?.get(name)?.as_str();
-    let namespace = meta("namespace").unwrap_or(egress_policy::DEFAULT_NAMESPACE);
-    let name = meta("name").unwrap_or_default();
+    let namespace = namespace(value);
+    let name = value.pointer("/metadata/name").and_then(Value::as_str);
+    let name = name.unwrap_or_default();
     Some(Bare {
         subject: Subject {
             origin,
             name: format!("{kind} {namespace}/{name}"),
         },
+        namespace: namespace.to_owned(),
         kind,
         spec: value
             .get("spec")

@@ -21,7 +21,7 @@ use super::{Findings, Severity};
 pub(super) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
     for bare in &world.input.bare {
         for (path, tls) in bare_blocks(&bare.spec) {
-            lint_bare(bare, &path, tls, findings);
+            lint_bare(world, bare, &path, tls, findings);
         }
     }
     let mut plaintext: BTreeSet<(usize, usize)> = BTreeSet::new();
@@ -69,7 +69,13 @@ fn bare_blocks(spec: &Map<String, Value>) -> Vec<(String, &Map<String, Value>)> 
 }
 
 /// Lints what a block says by itself, whether or not the parser takes it.
-fn lint_bare(bare: &Bare, path: &str, tls: &Map<String, Value>, findings: &mut Findings<'_>) {
+fn lint_bare(
+    world: &World<'_>,
+    bare: &Bare,
+    path: &str,
+    tls: &Map<String, Value>,
+    findings: &mut Findings<'_>,
+) {
     let subject = &bare.subject;
     let field = |name: &str| format!("{path}.{name}");
     let has = |name: &str| match tls.get(name) {
@@ -111,10 +117,19 @@ fn lint_bare(bare: &Bare, path: &str, tls: &Map<String, Value>, findings: &mut F
         .get("workloadSelector")
         .is_some_and(|selector| !selector.is_null());
     if !credential.is_empty() && !credential.starts_with("configmap://") && !selected {
-        let message = "sidecars take `credentialName` only from a rule with `workloadSelector`; without it they send PLAINTEXT to the port of TLS";
-        findings
-            .add(&CREDENTIAL_WITHOUT_SELECTOR, subject, &field("credentialName"), message.to_owned())
-            .hint("add `workloadSelector.matchLabels` with the labels of the workloads that call the host");
+        let at = field("credentialName");
+        if world.input.gateways.contains(&bare.namespace) {
+            let message = "gateways take this credential, and sidecars do not: one that this rule reaches sends plaintext to the port of TLS";
+            findings
+                .add(&CREDENTIAL_WITHOUT_SELECTOR, subject, &at, message.to_owned())
+                .severity(Severity::Info)
+                .hint("lead the requests of all sidecars to the gateway with a VirtualService, or add `workloadSelector.matchLabels` with the gateway's labels");
+        } else {
+            let message = "sidecars take `credentialName` only from a rule with `workloadSelector`; without it they send PLAINTEXT to the port of TLS";
+            findings
+                .add(&CREDENTIAL_WITHOUT_SELECTOR, subject, &at, message.to_owned())
+                .hint("add `workloadSelector.matchLabels` with the labels of the workloads that call the host");
+        }
     }
     if tls.get("insecureSkipVerify") == Some(&Value::Bool(true)) {
         let message = "the server's certificate is not verified: whoever is in between can answer, read and change everything";

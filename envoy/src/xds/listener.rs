@@ -542,6 +542,7 @@ pub(super) fn plugin<'c>(
             .workloads
             .is_empty()
             .then_some(&options.proxy.labels),
+        role: options.proxy.role,
         variants,
         outbound: table.outbound(),
         authority: options.authority,

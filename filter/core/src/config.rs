@@ -19,7 +19,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_policy::{ConnectTo, PortNumber};
+use egress_policy::{ConnectTo, PortNumber, Role};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -173,6 +173,8 @@ pub struct PluginConfig<'c> {
     pub namespace: &'c str,
     /// The labels of the workload; `None` takes those of Envoy's node.
     pub labels: Option<&'c BTreeMap<String, String>>,
+    /// What the proxy is for.
+    pub role: Role,
     /// How rules for several workloads are told apart.
     pub variants: Variants,
     /// `REGISTRY_ONLY` or `ALLOW_ANY`.
@@ -235,6 +237,8 @@ impl PluginConfig<'_> {
             namespace: &'w str,
             #[serde(skip_serializing_if = "Option::is_none")]
             labels: Option<&'w BTreeMap<String, String>>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            role: Option<&'w str>,
         }
         #[derive(Serialize)]
         struct Mode<'w> {
@@ -271,6 +275,7 @@ impl PluginConfig<'_> {
             proxy: WireProxy {
                 namespace: self.namespace,
                 labels: self.labels,
+                role: Some(self.role.as_str()).filter(|_| self.role != Role::Sidecar),
             },
             outbound_traffic_policy: Mode {
                 mode: self.outbound.as_str(),

@@ -7,8 +7,8 @@ use egress_policy::fields::{Field, Report, Way};
 use egress_policy::node::{Key, Node, Object};
 use egress_policy::{
     Arrival, Cluster, ConnectTo, Digest, FieldPath, HostName, Origin, OutboundMode, Parser,
-    PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Segment, Settling,
-    Severity, map_of,
+    PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Role, Segment,
+    Settling, Severity, map_of,
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -218,13 +218,18 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         let namespace = fields.read("namespace", |field| field.text().map(str::to_owned));
         let labels = fields.read("labels", |field| Some(map_of(field.labels())));
         let namespace = namespace.unwrap_or_else(|| egress_policy::DEFAULT_NAMESPACE.to_owned());
-        Some((namespace, labels))
+        let role = fields.read("role", |field| {
+            field.word("role", &Role::NAMES, Role::parse)
+        });
+        Some((namespace, labels, role.unwrap_or_default()))
     });
-    let (namespace, labels) = proxy.unwrap_or_else(|| (Proxy::default().namespace, None));
+    let (namespace, labels, role) =
+        proxy.unwrap_or_else(|| (Proxy::default().namespace, None, Role::default()));
     let labels_of_the_node = labels.is_none();
     let proxy = Proxy {
         namespace,
         labels: labels.unwrap_or_default(),
+        role,
     };
     let variants = fields.read("workloadVariants", |field| {
         field.word("word", &Variants::NAMES, Variants::parse)

@@ -131,6 +131,7 @@ fn loaded(with: &With) -> Loaded {
     let proxy = Proxy {
         namespace: "default".to_owned(),
         labels: BTreeMap::new(),
+        ..Proxy::default()
     };
     let mut parser = Parser::new();
     resources
@@ -148,6 +149,7 @@ fn loaded(with: &With) -> Loaded {
         digest: table.digest().to_string(),
         namespace: &proxy.namespace,
         labels: Some(&proxy.labels),
+        role: proxy.role,
         variants: Variants::None,
         outbound: with.outbound,
         authority: with.authority,

@@ -74,7 +74,7 @@ pub use decision::{Action, Arrival, Connection, Decision, Query, Reason, Spoken,
 pub use digest::{Digest, fnv};
 pub use explain::{Candidate, Outcome, candidates};
 pub use host::{Authority, HostName, HostPattern, InvalidAuthority, InvalidHost, MAX_HOST_BYTES};
-pub use merge::{PolicySource, Proxy, ROOT_NAMESPACE};
+pub use merge::{PolicySource, Proxy, ROOT_NAMESPACE, Role};
 pub use order::map_of;
 pub use port::{PortNumber, Protocol, ProtocolClass};
 pub use problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Segment, Severity};

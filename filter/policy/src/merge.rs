@@ -29,6 +29,40 @@ pub struct Proxy {
     pub namespace: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// What it is for.
+    pub role: Role,
+}
+
+/// What a proxy is for. Istio gives gateways the secrets that rules name, and sidecars only where a rule selects them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Role {
+    /// It serves one application.
+    #[default]
+    Sidecar,
+    /// It serves other proxies.
+    Gateway,
+}
+
+impl Role {
+    /// The words that the configuration uses.
+    pub const NAMES: [&'static str; 2] = ["SIDECAR", "GATEWAY"];
+
+    /// Reads the word.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "SIDECAR" => Some(Role::Sidecar),
+            "GATEWAY" => Some(Role::Gateway),
+            _ => None,
+        }
+    }
+
+    /// Returns the word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Sidecar => "SIDECAR",
+            Role::Gateway => "GATEWAY",
+        }
+    }
 }
 
 impl Default for Proxy {
@@ -36,6 +70,7 @@ impl Default for Proxy {
         Proxy {
             namespace: crate::resource::DEFAULT_NAMESPACE.to_owned(),
             labels: BTreeMap::new(),
+            role: Role::Sidecar,
         }
     }
 }
@@ -61,6 +96,7 @@ impl Proxy {
         let proxy = |labels| Proxy {
             namespace: namespace.to_owned(),
             labels,
+            role: Role::Sidecar,
         };
         labels.into_iter().map(proxy).collect()
     }

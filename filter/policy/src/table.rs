@@ -860,6 +860,7 @@ impl<'r> Compiler<'r> {
                     service.names,
                     service.host,
                     service.arrival,
+                    self.settling.proxy.role,
                 ) {
                     Ok(intent) => tls = intent,
                     Err(problem) => {

@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 
 use crate::decision::Arrival;
 use crate::host::HostPattern;
+use crate::merge::Role;
 use crate::resource::{ClientTls, DestinationRule, ServiceEntry, TlsMode};
 
 /// The settings of TLS towards a server, settled once.
@@ -133,7 +134,7 @@ impl InvalidTls {
                 "use SIMPLE, or MUTUAL with a certificate that the server knows"
             }
             InvalidTls::CredentialWithoutSelector => {
-                "add `workloadSelector.matchLabels` with the labels of the application"
+                "add `workloadSelector.matchLabels` with the labels of the application; egress gateways need none, see `render istio --for gateway`"
             }
             InvalidTls::NoName => "give `sni`, or a ServiceEntry for each host",
             InvalidTls::NameWithComma => {
@@ -163,6 +164,7 @@ impl TlsIntent {
         entry_names: &[String],
         host: &HostPattern,
         arrival: Arrival,
+        role: Role,
     ) -> Result<Option<TlsIntent>, InvalidTls> {
         match tls.mode {
             TlsMode::Disable => return Ok(None),
@@ -171,7 +173,7 @@ impl TlsIntent {
         }
         let credential = tls.credential_name.as_deref();
         let from_secret = credential.is_some_and(|name| !name.starts_with("configmap://"));
-        if from_secret && rule.selector.is_none() {
+        if from_secret && rule.selector.is_none() && role == Role::Sidecar {
             return Err(InvalidTls::CredentialWithoutSelector);
         }
         let sni = match (&tls.sni, arrival, host.exact()) {

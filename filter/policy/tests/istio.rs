@@ -204,6 +204,7 @@ fn run(story: &str, whole: &Value, case: &Value, found: &mut BTreeMap<Place, Str
             .flatten()
             .map(|(key, value)| (key.clone(), value.as_str().unwrap().to_owned()))
             .collect(),
+        ..Proxy::default()
     };
     let settling = Settling {
         proxy,

@@ -8,8 +8,8 @@
 
 use egress_policy::{
     Action, Arrival, Authority, ConnectTo, Connection, Decision, Endpoints, HostName, NameSource,
-    OutboundMode, Parser, Place, PolicyTable, PortNumber, Problem, Proxy, Query, Reason, Settling,
-    Sni, Spoken, TlsIntent, Trust,
+    OutboundMode, Parser, Place, PolicyTable, PortNumber, Problem, Proxy, Query, Reason, Role,
+    Settling, Sni, Spoken, TlsIntent, Trust,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -447,6 +447,7 @@ fn a_rule_selects_workloads_and_namespaces() {
         let proxy = Proxy {
             namespace: namespace.to_owned(),
             labels,
+            ..Proxy::default()
         };
         let (table, _) = compile(
             &documents,
@@ -800,6 +801,7 @@ fn a_merged_rule_is_never_lost() {
         let proxy = Proxy {
             namespace: namespace.to_owned(),
             labels,
+            ..Proxy::default()
         };
         let (table, _) = compile(
             documents,
@@ -1018,4 +1020,31 @@ fn a_wildcard_host_of_tcp_is_told_and_reached_by_no_connection() {
         "{warnings:?}"
     );
     assert_eq!(led(&table, 6379, None, Spoken::Bytes), "unknown_port");
+}
+
+/// istiod gives a gateway the Secrets of its namespace whichever rule names them.
+#[test]
+fn a_gateway_takes_a_credential_without_a_selector() {
+    let tls = json!({"tls": {"mode": "MUTUAL", "credentialName": "client"}});
+    let documents = [cnn(), rule("cnn", on_port_80("edition.cnn.com", tls))];
+    let compiled = |role| {
+        let proxy = Proxy {
+            role,
+            ..Proxy::default()
+        };
+        compile(
+            &documents,
+            &Settling {
+                proxy,
+                ..Settling::default()
+            },
+        )
+    };
+    let problems = compiled(Role::Sidecar).unwrap_err();
+    assert!(problems[0].contains("`workloadSelector`"), "{problems:?}");
+    let (table, _) = compiled(Role::Gateway).unwrap();
+    let decision = decide(&table, "edition.cnn.com", 80);
+    assert!(matches!(decision.action, Action::Originate(_)));
+    assert_eq!(Role::parse("GATEWAY"), Some(Role::Gateway));
+    assert_eq!(Role::parse("gateway"), None);
 }

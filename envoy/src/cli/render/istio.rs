@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use egress_filter::MetadataFormat;
-use egress_policy::Proxy;
+use egress_policy::{Proxy, Role};
 use serde_json::{Value, json};
 
 use super::super::args::{
@@ -49,7 +49,10 @@ fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), ExitStatus> {
         ));
     }
     let input = input(args);
-    let (sources, settling) = settings::read(&input)?;
+    let (sources, mut settling) = settings::read(&input)?;
+    if args.place == IstioPlace::Gateway {
+        settling.proxy.role = Role::Gateway;
+    }
     let rules = rules::compile(&sources, &settling).map_err(|report| {
         tell(report.to_string().trim_end());
         ExitStatus::Input
