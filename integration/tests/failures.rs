@@ -44,7 +44,7 @@ use common::{
 };
 
 /// What the application is told, word for word.
-const TOLD: [(&str, &str); 16] = [
+const TOLD: [(&str, &str); 17] = [
     ("expired", "a certificate in the server's chain has expired"),
     (
         "not_yet_valid",
@@ -61,6 +61,10 @@ const TOLD: [(&str, &str); 16] = [
     (
         "revoked",
         "the server did not pass the check against the list of revoked certificates",
+    ),
+    (
+        "not_verified",
+        "the server's certificate could not be verified",
     ),
     (
         "client_certificate_required",
@@ -223,13 +227,13 @@ fn zeros() -> BTreeMap<String, u64> {
     TOLD.map(|(reason, _)| (reason.to_owned(), 0)).into()
 }
 
-/// The reason for a certificate that does not hold, which Envoy 1.36 does not tell: it is `reset` there.
+/// The reason for a certificate that does not hold, which Envoy 1.36 does not tell: it is `not_verified` there.
 async fn told_by(proxy: &Running, reason: &'static str) -> Result<&'static str> {
     let info: Value = serde_json::from_str(&proxy.admin_get("/server_info").await?.body)?;
     let version = info.get("version").and_then(Value::as_str);
     let version = version.context("Envoy has no version")?;
     Ok(match version.contains("/1.36.") {
-        true => "reset",
+        true => "not_verified",
         false => reason,
     })
 }
@@ -302,7 +306,6 @@ async fn a_certificate_that_does_not_hold_has_its_reason() -> Result<()> {
     let strange = site(&stranger, &leaf("strange.example")).await?;
     let other = site(&trusted.ca, &leaf("www.example")).await?;
     let listed = site(&trusted.ca, &leaf("listed.example")).await?;
-    // What has no word of its own is no other word either.
     let purpose = leaf("purpose.example").usage(Usage::Client);
     let purpose = site(&trusted.ca, &purpose).await?;
     let revoked = trusted.ca.issue(&leaf("revoked.example"))?;
@@ -346,7 +349,7 @@ async fn a_certificate_that_does_not_hold_has_its_reason() -> Result<()> {
         ("strange.example", "unknown_ca"),
         ("other.example", "name_mismatch"),
         ("listed.example", "name_mismatch"),
-        ("purpose.example", "reset"),
+        ("purpose.example", "not_verified"),
         ("revoked.example", "revoked"),
         ("unlisted.example", "revoked"),
     ];
@@ -483,7 +486,7 @@ async fn a_connection_that_does_not_come_about_has_its_reason() -> Result<()> {
 async fn a_name_without_an_address_has_its_reason() -> Result<()> {
     let trusted = Trusted::new()?;
     let nowhere = DnsServer::start(Zone::new()).await?;
-    let spec = "resolution: DNS, endpoints: [{address: nowhere.example}], \
+    let spec = "resolution: DNS, endpoints: [{address: own.example}], \
                 ports: [{number: 80, name: http, protocol: HTTP, targetPort: 443}]";
     let rules = originated("shared.example", 443)
         + &entry_with("own.example", spec)
@@ -547,10 +550,10 @@ async fn without_secret(trusted: &Trusted, port: u16, resolver: &str) -> Result<
     let mut bootstrap = rendered(trusted, &rules, &["--resolver", resolver]).await?;
     let clusters = bootstrap.pointer_mut("/static_resources/clusters");
     let clusters = clusters.and_then(Value::as_array_mut);
-    let context = "/transport_socket/typed_config/common_tls_context";
-    let mut contexts = clusters.context("no clusters")?.iter_mut();
-    let context = contexts.find_map(|cluster| cluster.pointer_mut(context));
-    let secret = context.and_then(|c| c.get_mut("validation_context_sds_secret_config"));
+    let secret = "/transport_socket/typed_config/common_tls_context/combined_validation_context\
+                  /validation_context_sds_secret_config";
+    let mut clusters = clusters.context("no clusters")?.iter_mut();
+    let secret = clusters.find_map(|cluster| cluster.pointer_mut(secret));
     let secret = secret.and_then(Value::as_object_mut);
     let secret = secret.context("no trust store in the bootstrap")?;
     let source = json!({

@@ -38,13 +38,16 @@ pub(super) fn reason() -> String {
     };
     let mut cases = String::new();
     for (text, failure) in [
+        // First, for names of the certificate stand behind these two, and they could read like the others.
+        ("verify SAN list", Failure::NameMismatch),
+        ("SAN matcher", Failure::NameMismatch),
         ("tunnel_response:", Failure::TunnelRefused),
         ("Secret is not supplied", Failure::SecretMissing),
         ("Connection refused", Failure::Refused),
-        ("verify SAN list", Failure::NameMismatch),
-        ("SAN matcher", Failure::NameMismatch),
         ("certificate has expired", Failure::Expired),
         ("unable to get local issuer", Failure::UnknownCa),
+        ("CERTIFICATE_VERIFY_FAILED", Failure::NotVerified),
+        ("KEY_USAGE_BIT_INCORRECT", Failure::NotVerified),
         ("WRONG_VERSION_NUMBER", Failure::NotTls),
     ] {
         cases += &says(text, failure);

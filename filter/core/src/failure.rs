@@ -22,6 +22,9 @@ pub enum Failure {
     NameMismatch,
     /// The server's certificate is revoked, or the list that would tell is missing or too old.
     Revoked,
+    /// The server's certificate does not hold for a reason that no other word is for: its purpose, a CA flag, key
+    /// usage, name constraints, a weak signature, or one that Envoy does not tell.
+    NotVerified,
     /// The server wants a certificate of us, and the rule has none.
     ClientCertificateRequired,
     /// The server does not accept the certificate of the rule.
@@ -95,6 +98,7 @@ failures! {
     UnknownCa "unknown_ca" "no authority that the proxy trusts vouches for the server";
     NameMismatch "name_mismatch" "the server's certificate is for another name";
     Revoked "revoked" "the server did not pass the check against the list of revoked certificates";
+    NotVerified "not_verified" "the server's certificate could not be verified";
     ClientCertificateRequired "client_certificate_required" "the server asks for a client certificate and there is none";
     ClientCertificateRejected "client_certificate_rejected" "the server does not accept the client certificate";
     ProtocolVersion "protocol_version" "the server does not speak a version of TLS that the proxy speaks";
@@ -221,10 +225,21 @@ fn of_transport(reason: &str, shows_certificate: bool) -> Option<Failure> {
     let mut errors = errors
         .split('|')
         .filter_map(|error| behind(error, ":OPENSSL_internal:"));
+    // What BoringSSL could not do with a certificate may stand before it. Nothing of that is the server's to choose.
+    let verification = errors
+        .clone()
+        .find_map(|error| error.strip_prefix("CERTIFICATE_VERIFY_FAILED"));
+    if let Some(text) = verification {
+        let text = text.strip_prefix(':').unwrap_or(text);
+        return Some(of_verification(text).unwrap_or(Failure::NotVerified));
+    }
     let error = errors.next()?;
-    let (name, rest) = error.split_once(':').unwrap_or((error, ""));
+    let (name, _) = error.split_once(':').unwrap_or((error, ""));
     match name {
-        "CERTIFICATE_VERIFY_FAILED" => of_verification(rest),
+        "KEY_USAGE_BIT_INCORRECT"
+        | "BAD_SIGNATURE"
+        | "WRONG_SIGNATURE_TYPE"
+        | "CANNOT_PARSE_LEAF_CERT" => Some(Failure::NotVerified),
         "TLSV1_ALERT_PROTOCOL_VERSION" | "UNSUPPORTED_PROTOCOL" => Some(Failure::ProtocolVersion),
         "TLSV1_ALERT_INSUFFICIENT_SECURITY" => Some(Failure::NoSharedCipher),
         "WRONG_VERSION_NUMBER" => Some(Failure::NotTls),
@@ -269,13 +284,13 @@ fn behind<'t>(text: &'t str, word: &str) -> Option<&'t str> {
     text.get(at + word.len()..)
 }
 
-/// Classifies why a certificate does not hold. The text is read from its beginning only, for the names in
+/// Classifies why a certificate does not hold; `None` where there is no better word than that. The text is read from its beginning only, for the names in
 /// the certificate stand behind it, and those are the server's to choose.
 ///
 /// Source: envoyproxy/envoy `source/common/tls/cert_validator/default_validator.cc`, and BoringSSL
 /// `crypto/x509/x509_txt.cc`, `X509_verify_cert_error_string`.
 fn of_verification(text: &str) -> Option<Failure> {
-    // Envoy 1.36 says no more than that it failed.
+    // Envoy 1.36 says nothing here.
     let text = text.strip_prefix("verify_cert_failed:_")?;
     if text.starts_with("verify_SAN_list") || text.starts_with("SAN_matcher") {
         return Some(Failure::NameMismatch);

@@ -114,10 +114,34 @@ fn what_envoy_wrote_is_read() {
             "expired",
         ),
         // Envoy 1.36.4, for whatever is wrong with a certificate.
-        (format!("{verify}:TLS_error_end}}"), "reset"),
+        (format!("{verify}:TLS_error_end}}"), "not_verified"),
+        (
+            format!("{verify}:something_new:TLS_error_end}}"),
+            "not_verified",
+        ),
         (
             format!("{verify}:{depth}0:_unsupported_certificate_purpose:TLS_error_end}}"),
-            "reset",
+            "not_verified",
+        ),
+        // A certificate that is signed with MD5: BoringSSL says first that it cannot check that.
+        (
+            format!(
+                "{alert}201326703:ASN.1_encoding_routines:OPENSSL_internal:DIGEST_AND_KEY_TYPE_NOT_SUPPORTED|268435581:SSL_routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:{depth}0:_certificate_signature_failure:TLS_error_end}}"
+            ),
+            "not_verified",
+        ),
+        // The same, of a certificate that has expired too.
+        (
+            format!(
+                "{alert}201326703:ASN.1_encoding_routines:OPENSSL_internal:DIGEST_AND_KEY_TYPE_NOT_SUPPORTED|268435581:SSL_routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:{depth}0:_certificate_has_expired:TLS_error_end}}"
+            ),
+            "expired",
+        ),
+        (
+            format!(
+                "{alert}268435758:SSL_routines:OPENSSL_internal:KEY_USAGE_BIT_INCORRECT:TLS_error_end}}"
+            ),
+            "not_verified",
         ),
         (
             format!(
@@ -199,6 +223,7 @@ fn a_server_cannot_choose_its_reason() {
     for name in [
         "certificate_has_expired",
         "|268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER",
+        "|268435581:SSL_routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED",
         "x]:TLS_error_end}",
         "}connection_timeout|{",
         "TLS_error:_Secret_is_not_supplied_by_SDS",
