@@ -1,6 +1,6 @@
 //! Rules from files: read, parsed and compiled, with every problem at its line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -42,16 +42,35 @@ impl Rules {
             .iter()
             .flat_map(|(_, document)| ours(&document.value))
             .cloned();
-        alike::briefly(bare(whole.collect()))
+        alike::briefly(bare(self.for_the_filter(whole)))
+    }
+
+    /// Leaves out what is not carried out and concerns no host of the rules: the filter would read it in vain.
+    fn for_the_filter(&self, resources: impl Iterator<Item = Value>) -> Vec<Value> {
+        let entries = &self.parsed.service_entries;
+        let unread = self.parsed.unread.iter();
+        let concern: BTreeSet<(&str, &str, &str)> = unread
+            .filter(|unread| unread.concerns(entries))
+            .map(|unread| (unread.id.kind, &*unread.id.namespace, &*unread.id.name))
+            .collect();
+        let wanted = |resource: &Value| {
+            let text = |pointer| resource.pointer(pointer).and_then(Value::as_str);
+            let namespace = text("/metadata/namespace").unwrap_or(egress_policy::DEFAULT_NAMESPACE);
+            let (kind, name) = (kind(resource).unwrap_or_default(), text("/metadata/name"));
+            !is_unread(resource) || concern.contains(&(kind, namespace, name.unwrap_or_default()))
+        };
+        resources.filter(wanted).collect()
     }
 
     /// Returns what [`Rules::resources`] does, but takes it out of the documents: of these only the places are left.
     pub(crate) fn take_resources(&mut self) -> Vec<Value> {
-        let whole = self
-            .documents
+        let mut documents = std::mem::take(&mut self.documents);
+        let whole = documents
             .iter_mut()
             .flat_map(|(_, document)| into_ours(document.value.take()));
-        alike::briefly(bare(whole.collect()))
+        let resources = self.for_the_filter(whole);
+        self.documents = documents;
+        alike::briefly(bare(resources))
     }
 
     /// Returns the documents of our kinds as they were given, `List`s taken apart, without what a cluster noted down
@@ -60,6 +79,7 @@ impl Rules {
         self.documents
             .iter()
             .flat_map(|(_, document)| ours(&document.value))
+            .filter(|resource| !is_unread(resource))
             .map(as_given)
             .collect()
     }
@@ -109,6 +129,8 @@ pub struct Report(pub Vec<Finding>);
 /// One problem, ready to be shown.
 #[derive(Debug, Clone)]
 pub struct Finding {
+    /// Which kind of finding it is, where it has an id; the linter has the same for the same.
+    pub id: Option<&'static str>,
     /// Whether it prevents anything.
     pub severity: Severity,
     /// The file.
@@ -130,6 +152,7 @@ impl Finding {
     pub fn to_json(&self) -> Value {
         json!({
             "severity": self.severity.as_str(),
+            "id": self.id,
             "file": self.file,
             "line": self.place.line,
             "column": self.place.column,
@@ -144,7 +167,10 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let notice = Notice {
-            label: format!("{}:", self.severity.as_str()),
+            label: match self.id {
+                Some(id) => format!("{}: [{id}]", self.severity.as_str()),
+                None => format!("{}:", self.severity.as_str()),
+            },
             path: &self.path,
             what: &self.what,
             file: &self.file,
@@ -207,11 +233,28 @@ pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report>
     compile_known(sources, settling, None)
 }
 
+/// As [`compile`], of sources that are a part of the rules: what the rest may have is missed with a warning only.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_part(sources: &[Source], settling: &Settling) -> Result<Rules, Report> {
+    compile_parsed(parse(sources, None), sources, settling, true)
+}
+
 /// As [`compile`]; what is `known` is not read again, and afterwards these sources are known.
 pub(crate) fn compile_known(
     sources: &[Source],
     settling: &Settling,
     known: Option<&mut AlreadyRead>,
+) -> Result<Rules, Report> {
+    compile_parsed(parse(sources, known), sources, settling, false)
+}
+
+fn compile_parsed(
+    parsed: Parsed,
+    sources: &[Source],
+    settling: &Settling,
+    partial: bool,
 ) -> Result<Rules, Report> {
     let Parsed {
         documents,
@@ -219,7 +262,7 @@ pub(crate) fn compile_known(
         problems,
         taken,
         mut findings,
-    } = parse(sources, known);
+    } = parsed;
     let unreadable = !findings.is_empty();
     let failed = unreadable || problems.has_errors();
     if failed {
@@ -227,33 +270,46 @@ pub(crate) fn compile_known(
         return Err(Report(findings));
     }
     if resources.service_entries.is_empty() {
-        findings.extend(located(&problems, &documents));
-        findings.push(no_entry(sources));
+        let mut finding = no_entry(sources);
+        if partial {
+            finding.severity = Severity::Warning;
+        }
+        findings.push(finding);
+        if !partial {
+            findings.splice(0..0, located(&problems, &documents));
+            return Err(Report(findings));
+        }
+    }
+    let mut compiled = PolicyTable::compile_with_errors(&resources, settling);
+    if partial {
+        // What the gate says of these files, another one may put right.
+        let gate = (compiled.problems.0.iter_mut()).filter(|problem| problem.id.is_some());
+        gate.for_each(|problem| problem.severity = Severity::Warning);
+    }
+    let (table, warnings) = (compiled.table, compiled.problems);
+    let needed = taken.documents.config_maps(&Need::of(&table));
+    let mut problems = problems;
+    problems
+        .0
+        .retain(|problem| !needed.contains(&problem.origin));
+    let unconcerned = resources
+        .unread
+        .iter()
+        .filter(|unread| !unread.concerns(&resources.service_entries))
+        .map(|unread| (unread.id.kind, unread.origin));
+    findings.extend(ignored(&mut problems, unconcerned, &documents));
+    findings.extend(located(&problems, &documents));
+    findings.extend(located(&warnings, &documents));
+    if warnings.has_errors() {
         return Err(Report(findings));
     }
-    match PolicyTable::compile(&resources, settling) {
-        Ok((table, warnings)) => {
-            let needed = taken.documents.config_maps(&Need::of(&table));
-            let mut problems = problems;
-            problems
-                .0
-                .retain(|problem| !needed.contains(&problem.origin));
-            findings.extend(located(&problems, &documents));
-            findings.extend(located(&warnings, &documents));
-            Ok(Rules {
-                table,
-                parsed: resources,
-                warnings: Report(findings),
-                credentials: taken.documents,
-                documents,
-            })
-        }
-        Err(more) => {
-            findings.extend(located(&problems, &documents));
-            findings.extend(located(&more, &documents));
-            Err(Report(findings))
-        }
-    }
+    Ok(Rules {
+        table,
+        parsed: resources,
+        warnings: Report(findings),
+        credentials: taken.documents,
+        documents,
+    })
 }
 
 /// Rules for people who ask about one host: what is wrong with others does not matter to the answer.
@@ -323,7 +379,10 @@ impl Answers {
             Concerns::Hosts(hosts) => hosts.iter().any(|pattern| pattern.matches(host)),
         });
         let mut findings: Vec<Finding> = read.map(|(_, finding)| finding.clone()).collect();
-        let compiled = self.compiled.errors_of(&self.rules.table, host, port);
+        // A rule that could not be read may be the one that the gate misses.
+        let unread = !findings.is_empty();
+        let mut compiled = self.compiled.errors_of(&self.rules.table, host, port);
+        compiled.retain(|problem| !unread || problem.id.is_none());
         findings
             .extend((compiled.into_iter()).map(|problem| finding(problem, &self.rules.documents)));
         Report(findings)
@@ -346,6 +405,53 @@ fn concerns(resource: Option<&Value>) -> Concerns {
     patterns.map_or(Concerns::All, Concerns::Hosts)
 }
 
+/// Takes out what was said of each document of another kind, and says it once of all.
+fn ignored<'k>(
+    problems: &mut Problems,
+    unconcerned: impl Iterator<Item = (&'k str, Origin)>,
+    documents: &[(Arc<str>, Document)],
+) -> Option<Finding> {
+    let mut kinds = BTreeMap::<String, usize>::new();
+    let mut first: Option<Origin> = None;
+    let mut count = |kind: &str, origin: Origin| {
+        *kinds.entry(kind.to_owned()).or_default() += 1;
+        first = Some(first.map_or(origin, |first| first.min(origin)));
+    };
+    for (kind, origin) in unconcerned {
+        count(kind, origin);
+    }
+    problems.0.retain(|problem| match &problem.kind {
+        ProblemKind::IgnoredKind(kind) => {
+            count(kind, problem.origin);
+            false
+        }
+        _ => true,
+    });
+    let origin = first?;
+    let total: usize = kinds.values().sum();
+    let each: Vec<String> = kinds
+        .iter()
+        .map(|(kind, count)| format!("`{kind}` {count}"))
+        .collect();
+    let (documents_are, concern) = match total {
+        1 => ("1 resource of another kind is", "concerns"),
+        _ => (&*format!("{total} resources of other kinds are"), "concern"),
+    };
+    let problem = Problem {
+        severity: Severity::Warning,
+        origin,
+        resource: None,
+        path: FieldPath::keys("kind"),
+        kind: ProblemKind::Invalid(format!(
+            "{documents_are} not read, and {concern} no host of the rules: {}",
+            each.join(", ")
+        )),
+        hint: None,
+        id: None,
+    };
+    Some(finding(&problem, documents))
+}
+
 /// What was read, and everything that is wrong with it so far.
 struct Parsed {
     documents: Documented,
@@ -363,12 +469,16 @@ fn no_entry(sources: &[Source]) -> Finding {
         .unwrap_or_default();
     Finding {
         severity: Severity::Error,
+ id: None,
         file,
         place: Place { line: 1, column: 1 },
         path: String::new(),
         what: "no ServiceEntry was found, so there is no host to reach".to_owned(),
         resource: None,
-        hint: Some("add a ServiceEntry that names the host and its ports".to_owned()),
+        hint: Some(
+            "add a ServiceEntry that names the host and its ports; `egressctl check --partial` checks one file of several"
+                .to_owned(),
+        ),
     }
 }
 
@@ -384,6 +494,7 @@ fn parse(sources: &[Source], known: Option<&mut AlreadyRead>) -> Parsed {
             }
             Err(error) => findings.push(Finding {
                 severity: Severity::Error,
+                id: None,
                 file: source.name.clone(),
                 place: error.at,
                 path: String::new(),
@@ -441,9 +552,17 @@ fn kind(value: &Value) -> Option<&str> {
     value.get("kind").and_then(Value::as_str)
 }
 
-/// Says whether a value is a resource of a kind that we read.
+/// Says whether a value is a resource of a kind that we read, or of one that may change what those say.
 pub(crate) fn is_ours(value: &Value) -> bool {
-    kind(value).is_some_and(|kind| egress_policy::KINDS.contains(&kind))
+    kind(value).is_some_and(|kind| egress_policy::KINDS.contains(&kind)) || is_unread(value)
+}
+
+/// Whether a value is a resource of a kind that is not carried out, and may refuse hosts.
+fn is_unread(value: &Value) -> bool {
+    let version = value.get("apiVersion").and_then(Value::as_str);
+    let group = version.and_then(|version| version.split('/').next());
+    let known = |(known, of): &(&str, &str)| kind(value) == Some(known) && group == Some(of);
+    egress_policy::UNREAD_KINDS.iter().any(known)
 }
 
 /// Returns resources without what Kubernetes notes down on them: the filter has no use for it, and with ten
@@ -533,6 +652,7 @@ fn finding(problem: &Problem, documents: &[(Arc<str>, Document)]) -> Finding {
     let (what, hint) = told(problem, found.map(|(_, document)| document));
     Finding {
         severity: problem.severity,
+        id: problem.id,
         file,
         place,
         path: problem.path.to_string(),

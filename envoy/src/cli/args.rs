@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use egress_policy::{Address, ConnectTo, HostName, PortNumber};
+use egress_policy::{Address, AllowPlaintext, ConnectTo, HostName, HostPattern, PortNumber};
 
 use crate::istio::Url;
 use crate::xds::{Admin, Version};
@@ -213,6 +213,10 @@ pub struct RenderIstio {
     /// Connect to ADDRESS:PORT where HOST:PORT would be dialled; names stay those of HOST; may be repeated
     #[arg(long, value_name = "HOST:PORT:ADDRESS:PORT", value_parser = connect_to)]
     pub connect_to: Vec<ConnectTo>,
+    /// Let a host be reached in plaintext where the rules ask for TLS, or seem to: as applications call it, `*` for
+    /// all; may be repeated
+    #[arg(long, value_name = "HOST[:PORT]", value_parser = allow_plaintext)]
+    pub allow_plaintext: Vec<AllowPlaintext>,
     /// What originated requests tell the server in `Host`
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
     pub authority: Authority,
@@ -308,6 +312,10 @@ pub struct Input {
     /// Give each TCP service a loopback address of its own, so that many can have one port number
     #[arg(long)]
     pub loopback_vips: bool,
+    /// Let a host be reached in plaintext where the rules ask for TLS, or seem to: as applications call it, `*` for
+    /// all; may be repeated
+    #[arg(long, value_name = "HOST[:PORT]", value_parser = allow_plaintext)]
+    pub allow_plaintext: Vec<AllowPlaintext>,
     /// What originated requests tell the server in `Host`
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
     pub authority: Authority,
@@ -388,6 +396,9 @@ pub struct Check {
     /// Where certificates come from.
     #[command(flatten)]
     pub credentials: Credentials,
+    /// Take the files for a part of the rules: that there is no host to reach is a warning
+    #[arg(long)]
+    pub partial: bool,
     /// Begin TLS with each server too, and tell whose certificates would be refused; no request is sent
     #[arg(long)]
     pub connect: bool,
@@ -685,6 +696,23 @@ fn port_mapping(text: &str) -> Result<(PortNumber, u16), String> {
         .and_then(PortNumber::new)
         .ok_or_else(wrong)?;
     Ok((service, port.parse().map_err(|_| wrong())?))
+}
+
+fn allow_plaintext(text: &str) -> Result<AllowPlaintext, String> {
+    let wrong = || "write it as HOST or HOST:PORT, for example legacy.example.com:80".to_owned();
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => {
+            let number = u16::from_str(port).ok().and_then(PortNumber::new);
+            (host, Some(number.ok_or_else(wrong)?))
+        }
+        None => (text, None),
+    };
+    Ok(AllowPlaintext {
+        host: HostPattern::parse(host).map_err(|error| format!("{error}; {}", wrong()))?,
+        port,
+        reason: None,
+        date: None,
+    })
 }
 
 fn connect_to(text: &str) -> Result<ConnectTo, String> {

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use egress_policy::Severity;
+use egress_policy::{GateSummary, Severity};
 use serde_json::{Value, json};
 
 use super::args::{Check, Report as Output};
@@ -16,7 +16,11 @@ pub(super) fn main(args: &Check) -> ExitStatus {
         Ok(read) => read,
         Err(status) => return status,
     };
-    let (report, summary) = match rules::compile(&sources, &settling) {
+    let compiled = match args.partial {
+        true => rules::compile_part(&sources, &settling),
+        false => rules::compile(&sources, &settling),
+    };
+    let (report, summary) = match compiled {
         Ok(mut rules) => {
             let namespace = &settling.proxy.namespace;
             let store = match settings::store(&args.credentials, &mut rules, namespace) {
@@ -36,9 +40,10 @@ pub(super) fn main(args: &Check) -> ExitStatus {
             (
                 rules.warnings,
                 format!(
-                    "{}, {}",
+                    "{}, {}{}",
                     many(entries, "ServiceEntry", "ServiceEntries"),
-                    many(rest, "DestinationRule", "DestinationRules")
+                    many(rest, "DestinationRule", "DestinationRules"),
+                    gate(rules.table.gate()),
                 ),
             )
         }
@@ -84,6 +89,25 @@ fn findings(report: &Report) -> Value {
             .map(rules::Finding::to_json)
             .collect::<Vec<_>>()
     )
+}
+
+/// Says what the gate let pass, where it let anything pass.
+fn gate(summary: GateSummary) -> String {
+    let mut text = String::new();
+    match summary.forwarded {
+        0 => {}
+        1 => text += "; 1 host is forwarded in plaintext",
+        hosts => text += &format!("; {hosts} hosts are forwarded in plaintext"),
+    }
+    match summary.elsewhere {
+        0 => {}
+        1 => text += "; 1 rule asks for TLS to a host that no ServiceEntry here names",
+        rules => {
+            text +=
+                &format!("; {rules} rules ask for TLS to hosts that no ServiceEntry here names");
+        }
+    }
+    text
 }
 
 fn many(count: usize, one: &str, more: &str) -> String {

@@ -163,6 +163,7 @@ fn answer(
         },
         "action": decision.action.as_str(),
         "reason": decision.reason().map(|reason| reason.as_str()),
+        "plaintext": decision.plaintext_allowed.then_some("allowed"),
         "serviceEntry": decision.service_entry.map(|id| id.qualified()),
         "destinationRule": decision.rule.map(|id| id.qualified()),
         "policySource": decision.policy_source.map(|source| source.path()),
@@ -364,6 +365,10 @@ fn for_people(answer: &Value, decision: &Decision<'_, '_>) -> String {
         .reason()
         .map(|reason| format!("{}: {}", reason.as_str(), reason.explanation()));
     line("reason", reason);
+    line(
+        "plaintext",
+        text("/plaintext").map(|word| format!("{word} by --allow-plaintext")),
+    );
     line("service entry", text("/serviceEntry"));
     let source = text("/policySource")
         .map(|source| format!(" ({source})"))

@@ -94,6 +94,8 @@ pub(crate) fn settling(input: &Input) -> Settling {
         outbound,
         connect_to: input.connect_to.clone(),
         loopback_vips: input.loopback_vips,
+        allow_plaintext: input.allow_plaintext.clone(),
+        foreign: false,
     }
 }
 

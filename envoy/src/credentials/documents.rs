@@ -180,6 +180,7 @@ impl Taken {
             if let Some(first) = first {
                 self.findings.push(Finding {
                     severity: Severity::Error,
+                    id: None,
                     file: later.file.clone(),
                     place: later.at,
                     path: match later.origin.item {
@@ -314,6 +315,7 @@ impl Reader<'_> {
         let (path, place) = self.place(keys);
         self.findings.push(Finding {
             severity: Severity::Error,
+            id: None,
             file: self.file.to_owned(),
             place,
             path,

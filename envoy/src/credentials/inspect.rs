@@ -136,6 +136,7 @@ impl<'r> Inspection<'r> {
         let (file, place, path, resource) = self.field(need, Role::Authorities, rule);
         self.found.push(Finding {
             severity,
+            id: None,
             file,
             place,
             path,
@@ -444,6 +445,7 @@ impl<'r> Inspection<'r> {
             };
             self.found.push(Finding {
                 severity: Severity::Warning,
+                id: None,
                 file: held.file.clone(),
                 place: held.at,
                 path: String::new(),
@@ -494,6 +496,7 @@ impl<'r> Inspection<'r> {
         };
         self.found.push(Finding {
             severity,
+            id: None,
             file,
             place,
             path,

@@ -553,6 +553,7 @@ pub(super) fn plugin<'c>(
         headers_stripped: true,
         connect_to: table.connect_tos(),
         loopback_vips: options.loopback_vips,
+        allow_plaintext: table.allow_plaintext(),
         filter,
         metadata: options.format,
         resources,

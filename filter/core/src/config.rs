@@ -19,7 +19,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_policy::{ConnectTo, PortNumber, Role};
+use egress_policy::{AllowPlaintext, ConnectTo, PortNumber, Role};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -195,6 +195,8 @@ pub struct PluginConfig<'c> {
     pub connect_to: &'c [ConnectTo],
     /// Each TCP service has a loopback address of its own.
     pub loopback_vips: bool,
+    /// Hosts that may be reached in plaintext though the rules ask for TLS, or seem to.
+    pub allow_plaintext: &'c [AllowPlaintext],
     /// What Envoy hands to the filter.
     pub filter: FilterKind,
     /// How metadata is written.
@@ -225,6 +227,8 @@ impl PluginConfig<'_> {
             connect_to: &'w [To<'w>],
             #[serde(skip_serializing_if = "Option::is_none")]
             loopback_vips: Option<bool>,
+            #[serde(skip_serializing_if = "<[Allowed<'_>]>::is_empty")]
+            allow_plaintext: &'w [Allowed<'w>],
             #[serde(skip_serializing_if = "Option::is_none")]
             filter: Option<&'w str>,
             metadata: &'w str,
@@ -259,6 +263,23 @@ impl PluginConfig<'_> {
             address: &'w str,
             address_port: u16,
         }
+        #[derive(Serialize)]
+        struct Allowed<'w> {
+            host: String,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            port: Option<u16>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            reason: Option<&'w str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            date: Option<&'w str>,
+        }
+        let allowed = self.allow_plaintext.iter().map(|allowed| Allowed {
+            host: allowed.host.to_string(),
+            port: allowed.port.map(PortNumber::get),
+            reason: allowed.reason.as_deref(),
+            date: allowed.date.as_deref(),
+        });
+        let allow_plaintext: Vec<Allowed<'_>> = allowed.collect();
         let connect_to: Vec<To<'_>> = self
             .connect_to
             .iter()
@@ -294,6 +315,7 @@ impl PluginConfig<'_> {
             default_cluster: self.default_cluster,
             connect_to: &connect_to,
             loopback_vips: self.loopback_vips.then_some(true),
+            allow_plaintext: &allow_plaintext,
             filter: Some(self.filter.as_str()).filter(|_| self.filter != FilterKind::Http),
             metadata: self.metadata.as_str(),
             workload_variants: Some(self.variants.as_str())

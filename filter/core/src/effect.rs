@@ -34,6 +34,8 @@ pub enum Effect<'e> {
     Close,
     /// Count a failed connection.
     Count(Failure),
+    /// Count a request or connection that is plaintext only because somebody allowed it.
+    CountAllowed,
     /// Set a response header, in place of all that were there.
     ResponseHeader(&'static str, &'e str),
     /// Say this to the application in place of what Envoy answers, with the status and the detail that Envoy chose.

@@ -6,9 +6,9 @@ use std::fmt;
 use egress_policy::fields::{Field, Report, Way};
 use egress_policy::node::{Key, Node, Object};
 use egress_policy::{
-    Arrival, Cluster, ConnectTo, Digest, FieldPath, HostName, Origin, OutboundMode, Parser,
-    PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Role, Segment,
-    Settling, Severity, map_of,
+    AllowPlaintext, Arrival, Cluster, ConnectTo, Digest, FieldPath, HostName, Origin, OutboundMode,
+    Parser, PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Role,
+    Segment, Settling, Severity, map_of,
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -142,6 +142,7 @@ pub fn load_for(
                 ),
                 kind: ProblemKind::Invalid(text.to_owned()),
                 hint: Some("give `LABELS` in the metadata of the node".to_owned()),
+                id: None,
             });
         }
     }
@@ -318,11 +319,18 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         list.items(|item| connect_to.extend(read_connect_to(item)));
         Some(())
     });
+    let mut allow_plaintext = Vec::new();
+    fields.read("allowPlaintext", |list| {
+        list.items(|item| allow_plaintext.extend(read_allowed(item)));
+        Some(())
+    });
     let settling = Settling {
         proxy,
         outbound: outbound.unwrap_or_default(),
         connect_to,
         loopback_vips: loopback_vips.unwrap_or(false),
+        allow_plaintext,
+        foreign: !headers_stripped.unwrap_or(false),
     };
     Some(Settings {
         variants: variants.unwrap_or_default(),
@@ -337,6 +345,21 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         headers_stripped: headers_stripped.unwrap_or(false),
         filter: filter.unwrap_or_default(),
         metadata: metadata.unwrap_or_default(),
+    })
+}
+
+fn read_allowed(field: Field<'_>) -> Option<AllowPlaintext> {
+    let fields = field.fields()?;
+    let host = fields.require("host", |field| field.host());
+    let port = fields.read("port", |field| field.port());
+    let bad_port = fields.has("port") && port.is_none();
+    let text = |name| fields.read(name, |field| field.text().map(str::to_owned));
+    let (reason, date) = (text("reason"), text("date"));
+    Some(AllowPlaintext {
+        host: host.filter(|_| !bad_port)?,
+        port,
+        reason,
+        date,
     })
 }
 

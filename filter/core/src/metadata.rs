@@ -1,4 +1,4 @@
-//! The metadata of a request for the access log: twelve entries, in one property.
+//! The metadata of a request for the access log: thirteen entries, in one property.
 
 use std::fmt::Write;
 use std::io::Write as _;
@@ -37,10 +37,12 @@ pub enum Entry {
     Target,
     /// The authority as the client sent it.
     Authority,
+    /// `allowed`, where it is plaintext only because somebody allowed it.
+    Plaintext,
 }
 
 /// All entries with their keys, in the order of the log.
-pub const FIELDS: [(Entry, &str); 12] = [
+pub const FIELDS: [(Entry, &str); 13] = [
     (Entry::Action, "action"),
     (Entry::Reason, "reason"),
     (Entry::Rule, "rule"),
@@ -53,6 +55,7 @@ pub const FIELDS: [(Entry, &str); 12] = [
     (Entry::Secrets, "secrets"),
     (Entry::Target, "target"),
     (Entry::Authority, "authority"),
+    (Entry::Plaintext, "plaintext"),
 ];
 
 /// So many endpoints are named in a line of the log.

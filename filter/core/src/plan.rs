@@ -127,6 +127,9 @@ fn plain<'e>(
     );
     push_detour(&mut effects, detour, scratch);
     push_tunnel(&mut effects, config, scratch);
+    if decision.plaintext_allowed {
+        effects.push(Effect::CountAllowed);
+    }
     effects.push(Effect::Metadata(&scratch.metadata));
     effects
 }
@@ -246,6 +249,7 @@ pub(crate) fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
         service_entry: None,
         rule: None,
         policy_source: None,
+        plaintext_allowed: false,
     }
 }
 
@@ -508,6 +512,8 @@ pub(crate) fn write_metadata(
         Entry::Authority,
         Some(authority).filter(|authority| !authority.is_empty()),
     );
+    let allowed = decision.plaintext_allowed.then_some("allowed");
+    writer.text(Entry::Plaintext, allowed);
 }
 
 /// Writes a number without the formatting machinery, which costs more than the rest of the plan.

@@ -70,6 +70,9 @@ pub fn plan_tcp<'e>(
         effects.push(Effect::TransportSocket(socket));
     }
     push_tunnel(&mut effects, config, scratch);
+    if decision.plaintext_allowed {
+        effects.push(Effect::CountAllowed);
+    }
     effects.push(Effect::Metadata(&scratch.metadata));
     let name = config.cluster_name(cluster);
     effects.push(Effect::FilterState(contract::TCP_CLUSTER_STATE, name));

@@ -56,6 +56,7 @@ enum Kept {
     FilterState(&'static str, Range<usize>),
     TransportSocket(Range<usize>),
     Tunnel(Range<usize>),
+    CountAllowed,
     Metadata,
 }
 
@@ -153,6 +154,7 @@ impl Plan {
             Effect::FilterState(key, value) => Kept::FilterState(key, put(value)),
             Effect::TransportSocket(name) => Kept::TransportSocket(put(name)),
             Effect::Tunnel(target) => Kept::Tunnel(put(target)),
+            Effect::CountAllowed => Kept::CountAllowed,
             Effect::Metadata(value) => {
                 self.metadata.extend_from_slice(value);
                 Kept::Metadata
@@ -177,6 +179,7 @@ impl Plan {
             Kept::FilterState(key, value) => Effect::FilterState(key, text(value)),
             Kept::TransportSocket(name) => Effect::TransportSocket(text(name)),
             Kept::Tunnel(target) => Effect::Tunnel(text(target)),
+            Kept::CountAllowed => Effect::CountAllowed,
             Kept::Metadata => Effect::Metadata(&self.metadata),
         })
     }

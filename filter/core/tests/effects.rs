@@ -60,17 +60,17 @@ fn resources() -> Vec<Value> {
         ),
         entry(
             "named",
-            json!({"hosts": ["named.example.com"], "resolution": "DNS", "ports": port(443),
+            json!({"hosts": ["named.example.com"], "resolution": "DNS", "ports": port(8080),
                 "endpoints": [{"address": "a.example.com"}]}),
         ),
         entry(
             "numbered",
-            json!({"hosts": ["numbered.example.com"], "resolution": "STATIC", "ports": port(443),
+            json!({"hosts": ["numbered.example.com"], "resolution": "STATIC", "ports": port(8080),
                 "endpoints": [{"address": "192.0.2.1"}]}),
         ),
         entry(
             "ejected",
-            json!({"hosts": ["ejected.example.com"], "resolution": "DNS", "ports": port(443),
+            json!({"hosts": ["ejected.example.com"], "resolution": "DNS", "ports": port(8080),
                 "endpoints": [{"address": "a.example.com"}]}),
         ),
         rule(
@@ -143,6 +143,8 @@ fn loaded(with: &With) -> Loaded {
         outbound: with.outbound,
         connect_to,
         loopback_vips: false,
+        allow_plaintext: Vec::new(),
+        foreign: with.untrusted,
     };
     let (table, _) = PolicyTable::compile(&parser.finish().0, &settling).unwrap();
     let config = PluginConfig {
@@ -160,6 +162,7 @@ fn loaded(with: &With) -> Loaded {
         headers_stripped: !with.untrusted,
         connect_to: &with.connect_to,
         loopback_vips: false,
+        allow_plaintext: &[],
         filter: FilterKind::Http,
         metadata: MetadataFormat::Text,
         resources: &resources,
@@ -197,6 +200,7 @@ fn shown(effects: &Effects<'_>) -> (Vec<String>, BTreeMap<String, String>) {
             } => format!("answer {status} {details}"),
             Effect::Close => "close".to_owned(),
             Effect::Count(failure) => format!("count {failure}"),
+            Effect::CountAllowed => "count allowed plaintext".to_owned(),
             Effect::ResponseHeader(name, value) => format!("answer with {name}: {value}"),
             Effect::AnswerInstead(body) => format!("answer with {body}"),
             Effect::Metadata(bytes) => {
@@ -233,6 +237,7 @@ fn a_host_of_the_shared_cluster_needs_nothing_but_its_metadata() {
         ("secrets", "-"),
         ("target", "edition.cnn.com:443"),
         ("authority", "edition.cnn.com"),
+        ("plaintext", "-"),
     ];
     assert_eq!(
         metadata,

@@ -89,6 +89,7 @@ fn problem_of_load(config: &Value) -> Option<Problem> {
             path: egress_policy::FieldPath::default(),
             kind: ProblemKind::Missing,
             hint: None,
+            id: None,
         }),
     }
 }

@@ -175,6 +175,8 @@ pub struct Decision<'t, 'q> {
     pub rule: Option<&'t ResourceId>,
     /// Which part of the rule.
     pub policy_source: Option<PolicySource>,
+    /// It is plaintext only because somebody allowed it: [`AllowPlaintext`](crate::AllowPlaintext).
+    pub plaintext_allowed: bool,
 }
 
 impl<'t> Decision<'t, '_> {

@@ -72,6 +72,7 @@ impl Report {
             path,
             kind,
             hint,
+            id: None,
         };
         self.problems.borrow_mut().push(problem);
     }

@@ -83,9 +83,12 @@ pub use resource::{
     Endpoint, H2UpgradePolicy, HashKey, HashRing, HttpPool, LoadBalancer, Meta, OutlierDetection,
     PortPolicy, ProxyProtocol, Resolution, ResourceId, Resources, RetryBudget, ServiceEntry,
     ServicePort, SimpleBalancer, Subset, TcpKeepalive, TcpPool, TlsMode, TrafficPolicy, Tunnel,
-    Warmup,
+    UNREAD_KINDS, Unread, Warmup,
 };
 pub use source::{API_VERSIONS, KINDS, Parser};
-pub use table::{Compiled, ConnectTo, OutboundMode, PolicyTable, Refused, Service, Settling};
+pub use table::{
+    AllowPlaintext, Compiled, ConnectTo, GateSummary, OutboundMode, PolicyTable, Refused, Service,
+    Settling,
+};
 pub use tls::{Escaped, Identity, InvalidTls, NameSource, Sni, TlsIntent, Trust, VerifiedNames};
 pub use visible::{visible, visible_lines};

@@ -209,13 +209,13 @@ pub(crate) struct RuleIndex<'r> {
 
 /// Rules by host; those of one host in their order.
 #[derive(Default)]
-struct ByHost<'r> {
+pub(crate) struct ByHost<'r> {
     index: HostIndex,
     hosts: Vec<(&'r HostPattern, Vec<&'r DestinationRule>)>,
 }
 
 impl<'r> ByHost<'r> {
-    fn add(&mut self, rule: &'r DestinationRule) {
+    pub(crate) fn add(&mut self, rule: &'r DestinationRule) {
         let next = self.hosts.len();
         let place = self.index.entry(&rule.host, next, &text(&self.hosts));
         if place == next {
@@ -224,6 +224,25 @@ impl<'r> ByHost<'r> {
         if let Some((_, rules)) = self.hosts.get_mut(place) {
             rules.push(rule);
         }
+    }
+
+    /// Returns the rules of all hosts that have every name of `host`, the most specific first.
+    pub(crate) fn covering(&self, host: &HostPattern) -> Vec<&'r DestinationRule> {
+        let mut found = Vec::new();
+        self.index.covering(host, text(&self.hosts), |place| {
+            found.extend(
+                self.hosts
+                    .get(place)
+                    .into_iter()
+                    .flat_map(|(_, rules)| rules),
+            );
+        });
+        found
+    }
+
+    /// Returns all hosts with their rules.
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = (&'r HostPattern, &[&'r DestinationRule])> {
+        self.hosts.iter().map(|(host, rules)| (*host, &rules[..]))
     }
 
     /// Returns the rules of the most specific host that has every name of `host`.

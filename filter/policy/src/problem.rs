@@ -157,6 +157,8 @@ pub struct Problem {
     pub kind: ProblemKind,
     /// How to mend it, as a sentence without a full stop.
     pub hint: Option<String>,
+    /// The id of the finding, where it has one: that of the linter's rule for the same finding.
+    pub id: Option<&'static str>,
 }
 
 impl fmt::Display for Problem {
@@ -238,7 +240,7 @@ pub(crate) fn did_you_mean<'c>(found: &str, candidates: &[&'c str]) -> Option<&'
 }
 
 /// Counts insertions, deletions, replacements and swaps of neighbours between two words.
-fn edits(a: &[char], b: &[char]) -> usize {
+pub(crate) fn edits(a: &[char], b: &[char]) -> usize {
     let mut before: Vec<usize> = Vec::new();
     let mut last: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.iter().enumerate() {

@@ -11,6 +11,7 @@ mod client_tls;
 mod destination_rule;
 mod service_entry;
 mod traffic_policy;
+mod unread;
 
 pub use client_tls::{ClientTls, TlsMode};
 pub use destination_rule::{DestinationRule, Subset};
@@ -20,6 +21,8 @@ pub use traffic_policy::{
     OutlierDetection, PortPolicy, ProxyProtocol, RetryBudget, SimpleBalancer, TcpKeepalive,
     TcpPool, TrafficPolicy, Tunnel, Warmup,
 };
+pub(crate) use unread::{Asked, hidden_by};
+pub use unread::{UNREAD_KINDS, Unread};
 
 /// The namespace of a resource that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -77,6 +80,8 @@ pub struct Resources {
     pub service_entries: Vec<ServiceEntry>,
     /// How to reach them.
     pub destination_rules: Vec<DestinationRule>,
+    /// What may change any of that, and is not carried out.
+    pub unread: Vec<Unread>,
 }
 
 /// Reads `metadata`. What Kubernetes adds to it is let pass. Where the name is missing, which is reported,

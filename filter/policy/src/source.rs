@@ -6,7 +6,9 @@ use crate::fields::{Field, Fields, Report, Way, listed};
 use crate::node::Node;
 use crate::order::sort_by;
 use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Severity, did_you_mean};
-use crate::resource::{DestinationRule, Meta, ResourceId, Resources, ServiceEntry};
+use crate::resource::{
+    DestinationRule, Meta, ResourceId, Resources, ServiceEntry, UNREAD_KINDS, Unread,
+};
 
 /// The versions of `networking.istio.io` that are read.
 pub const API_VERSIONS: [&str; 3] = [
@@ -134,6 +136,7 @@ impl Parser {
             path,
             kind,
             hint: None,
+            id: None,
         });
     }
 
@@ -168,6 +171,7 @@ impl Parser {
                 }
                 push(rules, *rule);
             }
+            Some(Read::Unread(unread)) => self.resources.unread.push(*unread),
             _ => {}
         }
     }
@@ -185,6 +189,7 @@ fn push<T>(list: &mut Vec<T>, item: T) {
 enum Read {
     ServiceEntry(Box<ServiceEntry>),
     DestinationRule(Box<DestinationRule>),
+    Unread(Box<Unread>),
 }
 
 fn read_resource(root: &Fields<'_>, origin: Origin) -> Option<Read> {
@@ -204,6 +209,13 @@ fn read_resource(root: &Fields<'_>, origin: Origin) -> Option<Read> {
             .map(Read::DestinationRule),
         _ => {
             root.allow_unknown();
+            let group = api_version.split('/').next();
+            let unread = |(known, of): &&(&str, &str)| *known == kind && group == Some(*of);
+            if let Some((kind, _)) = UNREAD_KINDS.iter().find(unread) {
+                let (metadata, spec) = (root.peek("metadata"), root.peek("spec"));
+                let unread = Unread::read(kind, origin, metadata, spec);
+                return Some(Read::Unread(Box::new(unread)));
+            }
             other_kind(root, &api_version, kind);
             None
         }
@@ -265,6 +277,7 @@ pub(crate) fn problem_of(
         path,
         kind,
         hint,
+        id: None,
     }
 }
 

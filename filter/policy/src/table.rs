@@ -17,11 +17,14 @@ use crate::resource::{
 };
 use crate::source::problem_of;
 use crate::table::connections::{Candidate, Connections};
+use crate::table::gate::Plain;
+pub use crate::table::gate::{AllowPlaintext, GateSummary};
 use crate::table::hosts::{Host, Hosts, Port, Subsets, Way, narrow};
 use crate::table::owners::{Leads, Owner, Siblings, is_looked_up};
 use crate::tls::{TlsIntent, Trust};
 
 mod connections;
+mod gate;
 mod hosts;
 pub(crate) mod index;
 pub(crate) mod owners;
@@ -86,6 +89,10 @@ pub struct Settling {
     pub connect_to: Vec<ConnectTo>,
     /// Each TCP service has a loopback address of its own, by which its connections are told apart.
     pub loopback_vips: bool,
+    /// Hosts that may be reached in plaintext though the rules ask for TLS, or seem to.
+    pub allow_plaintext: Vec<AllowPlaintext>,
+    /// The listener is somebody else's, who decides about hosts that the rules do not name: in Istio.
+    pub foreign: bool,
 }
 
 /// The compiled, validated resources: what to do with each host and port, and the clusters for it.
@@ -98,6 +105,8 @@ pub struct PolicyTable {
     connect_to: Vec<ConnectTo>,
     /// What connections without a host are told apart by.
     connections: Connections,
+    allow_plaintext: Vec<AllowPlaintext>,
+    summary: GateSummary,
 }
 
 /// A table, with everything that is wrong with what it was compiled from.
@@ -209,11 +218,14 @@ impl PolicyTable {
     /// refused with [`Reason::InvalidRule`]. For people who ask about another host; such a table decides nothing.
     pub fn compile_with_errors(resources: &Resources, settling: &Settling) -> Compiled {
         let mut compiler = Compiler::new(resources, settling);
-        let mut families = compiler.owners();
-        for place in 0..compiler.owners.len() {
-            compiler.host(place, families.remove(&place).as_ref());
-        }
+        compiler.entries();
+        compiler.gate();
         compiler.finish()
+    }
+
+    /// Returns what the gate counted.
+    pub fn gate(&self) -> GateSummary {
+        self.summary
     }
 
     /// Says what becomes of a host and port. Its cost does not grow with the table, and nothing is allocated.
@@ -227,6 +239,10 @@ impl PolicyTable {
         });
         let Some((host, port)) = found else {
             return match first {
+                Some(host) if host.named && query.arrival != Arrival::Tls => Decision {
+                    rule: self.entry_of(host),
+                    ..refused(Reason::LeftOut)
+                },
                 Some(host) => self.no_way(Reason::UnknownPort, self.entry_of(host)),
                 None => self.no_way(Reason::UnknownHost, None),
             };
@@ -364,6 +380,7 @@ impl PolicyTable {
             service_entry: entry,
             rule: rule.and_then(|(rule, _)| self.resources.get(rule)),
             policy_source: rule.map(|(_, source)| source),
+            plaintext_allowed: port.allowed && matches!(action, Action::Forward(_)),
         }
     }
 
@@ -378,7 +395,9 @@ impl PolicyTable {
             .iter()
             .enumerate()
             .flat_map(move |(place, host)| {
-                self.hosts.ports(host).flat_map(move |port| {
+                let ports = self.hosts.ports(host);
+                let served = ports.filter(|port| port.way.refusal().is_none());
+                served.flat_map(move |port| {
                     let subsets = self.hosts.subsets(port).iter();
                     let subsets = subsets.map(|(name, way)| (Some(&**name), way));
                     std::iter::once((None, &port.way))
@@ -428,6 +447,11 @@ impl PolicyTable {
     /// Returns the addresses that are dialled in place of others.
     pub fn connect_tos(&self) -> &[ConnectTo] {
         &self.connect_to
+    }
+
+    /// Returns the hosts whose plaintext was allowed.
+    pub fn allow_plaintext(&self) -> &[AllowPlaintext] {
+        &self.allow_plaintext
     }
 
     /// Returns what becomes of hosts that are not in the table.
@@ -486,6 +510,12 @@ impl PolicyTable {
         // A host without a port refuses; an address stands for its host.
         for host in self.hosts.iter() {
             lines.add(format_args!("{}", host.pattern));
+            if host.named {
+                lines.add(format_args!("{} is named", host.pattern));
+            }
+            for port in self.hosts.ports(host).filter(|port| port.allowed) {
+                lines.add(format_args!("{} {} is allowed", host.pattern, port.number));
+            }
         }
         for (alias, host) in self.hosts.aliases() {
             lines.add(format_args!("{alias} is {host}"));
@@ -522,6 +552,7 @@ impl PolicyTable {
             service_entry,
             rule: None,
             policy_source: None,
+            plaintext_allowed: false,
         }
     }
 }
@@ -534,6 +565,7 @@ fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
         service_entry: None,
         rule: None,
         policy_source: None,
+        plaintext_allowed: false,
     }
 }
 
@@ -554,6 +586,9 @@ struct Compiler<'r> {
     faults: Vec<Fault>,
     /// The problems that each entry has by itself, where it has any.
     entry_problems: BTreeMap<usize, Range<usize>>,
+    /// What would be forwarded in plaintext.
+    plain: Vec<Plain<'r>>,
+    summary: GateSummary,
 }
 
 impl<'r> Compiler<'r> {
@@ -571,6 +606,16 @@ impl<'r> Compiler<'r> {
             problems: Vec::new(),
             faults: Vec::new(),
             entry_problems: BTreeMap::new(),
+            plain: Vec::new(),
+            summary: GateSummary::default(),
+        }
+    }
+
+    /// Adds the hosts of all entries that the caller sees.
+    fn entries(&mut self) {
+        let mut families = self.owners();
+        for place in 0..self.owners.len() {
+            self.host(place, families.remove(&place).as_ref());
         }
     }
 
@@ -609,6 +654,7 @@ impl<'r> Compiler<'r> {
                 let leads = Leads::of(entry, siblings, (from, port));
                 let wanted = (from, port, &leads, &names[..]);
                 if let Some((port, subsets)) = self.port(entry, host, wanted, rule.as_ref()) {
+                    self.note_plain(place, (from, wanted.1), wanted.2, &port, rule.as_ref());
                     self.candidate(from, host, place, index, &port);
                     self.hosts.add_port(place, port, subsets);
                     for entry in siblings.map_or(&[entry][..], |siblings| &siblings.all) {
@@ -816,7 +862,12 @@ impl<'r> Compiler<'r> {
         }
         let way = self.way(&service, settings, None).unwrap_or_else(|| {
             let rule = settings.map(|settings| (self.rule_place(settings.rule), settings.source));
-            Way::refused(Reason::InvalidRule, rule)
+            let led = arrival == Arrival::Tls && self.led_to(host, port.number);
+            let reason = match led {
+                true => Reason::NotRead,
+                false => Reason::InvalidRule,
+            };
+            Way::refused(reason, rule)
         });
         let mut subsets = Vec::new();
         if let (Some(merged), Some(parent)) = (merged, settings) {
@@ -893,8 +944,13 @@ impl<'r> Compiler<'r> {
                     "TLS inside TLS: applications already speak TLS on port {port} of `{host}`"
                 );
                 let hint = "give `tls` under `portLevelSettings` for the HTTP port alone";
+                // Where something leads requests here, it is they who get TLS, and once.
+                let severity = match self.led_to(host, port) {
+                    true => Severity::Warning,
+                    false => Severity::Error,
+                };
                 self.report(
-                    Severity::Error,
+                    severity,
                     meta,
                     under("tls"),
                     ProblemKind::Conflict(text),
@@ -1138,16 +1194,19 @@ impl<'r> Compiler<'r> {
     fn finish(mut self) -> Compiled {
         let connections = self.connections();
         for fault in &self.faults {
-            if let Some(way) = self.hosts.way_mut(fault.host, fault.port)
-                && way.refusal().is_none()
+            if let Some(port) = self.hosts.port_mut(fault.host, fault.port)
+                && port.way.refusal().is_none()
             {
-                *way = Way::refused(Reason::InvalidRule, way.rule());
+                port.way = Way::refused(Reason::InvalidRule, port.way.rule());
             }
         }
         self.pin();
         // By name, so that the table does not depend on the order of the documents.
         let mut order: Vec<usize> = self.names.values().copied().collect();
-        let mut places = vec![0; order.len()];
+        // What only refused services would have used is not there.
+        let used = self.hosts.clusters();
+        order.retain(|place| used.contains(&narrow(*place)));
+        let mut places = vec![usize::MAX; self.clusters.len()];
         for (to, from) in order.iter().enumerate() {
             places
                 .get_mut(*from)
@@ -1186,6 +1245,8 @@ impl<'r> Compiler<'r> {
             outbound: self.settling.outbound,
             connect_to: self.settling.connect_to.clone(),
             connections,
+            allow_plaintext: self.settling.allow_plaintext.clone(),
+            summary: self.summary,
         };
         Compiled {
             table,

@@ -20,8 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use egress_policy::{
-    Action, Arrival, Authority, Cluster, Decision, Endpoints, HashRing, Identity, LoadBalancer,
-    Parser, PolicyTable, PortNumber, Proxy, ProxyProtocol, Query, Service, Settling,
+    Action, AllowPlaintext, Arrival, Authority, Cluster, Decision, Endpoints, HashRing, Identity,
+    LoadBalancer, Parser, PolicyTable, PortNumber, Proxy, ProxyProtocol, Query, Service, Settling,
     SimpleBalancer, Speaks, Trust,
 };
 use serde_json::{Map, Value, json};
@@ -208,6 +208,8 @@ fn run(story: &str, whole: &Value, case: &Value, found: &mut BTreeMap<Place, Str
     };
     let settling = Settling {
         proxy,
+        // Istio has no gate against plaintext.
+        allow_plaintext: vec![AllowPlaintext::everywhere()],
         ..Settling::default()
     };
     let mut parser = Parser::new();

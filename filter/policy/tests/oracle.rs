@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use egress_policy::{
-    Action, Arrival, Authority, Decision, Identity, Parser, PolicyTable, Proxy, Query, Reason,
-    Settling, Sni, Trust,
+    Action, AllowPlaintext, Arrival, Authority, Decision, Identity, Parser, PolicyTable, Proxy,
+    Query, Reason, Settling, Sni, Trust,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -233,6 +233,8 @@ fn compare(fits: impl Fn(&str) -> bool, mut each: impl FnMut(&str, &str, &Answer
         for (at, from) in set["from"].as_array().unwrap().iter().enumerate() {
             let settling = Settling {
                 proxy: proxy(from.as_str().unwrap()),
+                // Istio has no gate against plaintext.
+                allow_plaintext: vec![AllowPlaintext::everywhere()],
                 ..Settling::default()
             };
             let table = PolicyTable::compile_with_errors(&resources, &settling).table;

@@ -38,6 +38,18 @@ fn ports() -> Value {
     ])
 }
 
+/// The entry of a host that is plaintext, as its author means it.
+fn plain_cnn() -> Value {
+    let ports = json!([
+        {"number": 80, "name": "http-port", "protocol": "HTTP"},
+        {"number": 443, "name": "https-port", "protocol": "HTTPS"},
+    ]);
+    entry(
+        "cnn",
+        json!({"hosts": ["edition.cnn.com"], "ports": ports, "resolution": "DNS"}),
+    )
+}
+
 fn cnn() -> Value {
     entry(
         "cnn",
@@ -109,7 +121,7 @@ fn intent(table: &PolicyTable, host: &str) -> TlsIntent {
 
 #[test]
 fn the_entry_alone_forwards() {
-    let table = table(&[cnn()]);
+    let table = table(&[plain_cnn()]);
     let decision = decide(&table, "edition.cnn.com", 80);
     assert!(matches!(decision.action, Action::Forward(cluster) if cluster.tls.is_none()));
     assert_eq!(decision.rule, None);
@@ -162,7 +174,7 @@ fn every_spelling_of_a_host_is_that_host() {
 
 #[test]
 fn what_no_entry_names_is_refused_or_left_alone() {
-    let documents = [cnn()];
+    let documents = [plain_cnn()];
     let closed = table(&documents);
     let open = Settling {
         outbound: OutboundMode::AllowAny,
@@ -467,7 +479,8 @@ fn a_rule_selects_workloads_and_namespaces() {
     };
     assert_eq!(sni("shop", &[("app", "sleep"), ("v", "1")]), "selected.com");
     // The namespace has a rule for the host, so no other namespace is asked, though it selects someone else.
-    assert_eq!(sni("shop", &[("app", "other")]), "forward");
+    // It would be plaintext, so it is refused.
+    assert_eq!(sni("shop", &[("app", "other")]), "reject");
     // The rule is not exported to its own namespace, and the root's is for everyone.
     assert_eq!(sni("infra", &[("app", "sleep")]), "root.com");
     assert_eq!(sni("else", &[]), "root.com");
@@ -627,16 +640,17 @@ fn connect_to_below_a_wildcard_is_for_one_host_and_port_alone() {
 #[test]
 fn the_digest_does_not_depend_on_the_order_of_documents() {
     let (a, b) = (cnn(), rule("cnn", simple("edition.cnn.com")));
+    let plain = plain_cnn();
     let other = entry(
         "other",
-        json!({"hosts": ["b.com"], "ports": ports(), "resolution": "DNS"}),
+        json!({"hosts": ["b.com"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}], "resolution": "DNS"}),
     );
     let digest = |documents: &[Value]| table(documents).digest();
     assert_eq!(
         digest(&[a.clone(), b.clone(), other.clone()]),
         digest(&[other, b.clone(), a.clone()])
     );
-    assert_ne!(digest(&[a.clone(), b]), digest(&[a]));
+    assert_ne!(digest(&[a, b]), digest(&[plain]));
 }
 
 #[test]

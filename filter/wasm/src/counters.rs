@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use egress_filter::Failure;
+use egress_filter::{Failure, contract};
 use log::error;
 
 use crate::host::{self, HostError};
@@ -12,6 +12,7 @@ type Counters = [Option<u32>; Failure::ALL.len()];
 
 thread_local! {
     static COUNTERS: Cell<Option<Counters>> = const { Cell::new(None) };
+    static ALLOWED: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 /// Defines all counters, so that all of them show as zero from the start. Once in each VM: a configuration
@@ -27,6 +28,12 @@ pub(crate) fn define() {
         error!("egress: the host did not define the counters; failures are logged, not counted");
     }
     COUNTERS.set(Some(counters));
+    ALLOWED.set(host::counter(contract::PLAINTEXT_ALLOWED).ok());
+}
+
+/// Counts what is plaintext because somebody allowed it.
+pub(crate) fn count_allowed() -> Result<(), HostError> {
+    ALLOWED.get().map_or(Ok(()), host::increment)
 }
 
 /// Counts a failure.

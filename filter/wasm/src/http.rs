@@ -168,6 +168,7 @@ fn apply(effect: Effect<'_>) -> Result<(), HostError> {
         } => host::answer(status, details, body),
         Effect::Close => host::close_downstream(),
         Effect::Count(failure) => counters::count(failure),
+        Effect::CountAllowed => counters::count_allowed(),
         Effect::ResponseHeader(name, value) => host::set_response_header(name, value),
         // Only where there is an answer already: see `explain`.
         Effect::AnswerInstead(_) => Err(HostError),

@@ -482,7 +482,7 @@ const WORDS: [&str; 22] = [
 ];
 
 /// The metadata keys, in the order in which they follow Istio's words.
-pub(crate) const METADATA: [&str; 12] = [
+pub(crate) const METADATA: [&str; 13] = [
     "action",
     "reason",
     "rule",
@@ -495,6 +495,7 @@ pub(crate) const METADATA: [&str; 12] = [
     "secrets",
     "target",
     "authority",
+    "plaintext",
 ];
 
 /// A line of the access log in its text format.

@@ -53,6 +53,7 @@ fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), ExitStatus> {
     if args.place == IstioPlace::Gateway {
         settling.proxy.role = Role::Gateway;
     }
+    settling.foreign = true;
     let rules = rules::compile(&sources, &settling).map_err(|report| {
         tell(report.to_string().trim_end());
         ExitStatus::Input
@@ -75,6 +76,7 @@ fn input(args: &RenderIstio) -> Input {
         outbound_traffic_policy: Outbound::AllowAny,
         connect_to: args.connect_to.clone(),
         loopback_vips: false,
+        allow_plaintext: args.allow_plaintext.clone(),
         authority: args.authority,
     }
 }

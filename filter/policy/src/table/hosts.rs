@@ -1,5 +1,7 @@
 //! The hosts of a table and their ports, packed: a decision reads few places, wherever in a large table they are.
 
+use std::collections::BTreeSet;
+
 use super::index::HostIndex;
 use crate::decision::{Arrival, Reason};
 use crate::host::{HostName, HostPattern};
@@ -25,6 +27,8 @@ pub(super) struct Host {
     pub(super) pattern: HostPattern,
     /// The place of its ServiceEntry among all resources.
     pub(super) entry: u32,
+    /// A rule asks for TLS to the host, so its other ports are not left alone either.
+    pub(super) named: bool,
     first: Option<Port>,
 }
 
@@ -34,6 +38,8 @@ pub(super) struct Port {
     pub(super) number: PortNumber,
     pub(super) target: PortNumber,
     pub(super) arrival: Arrival,
+    /// Plaintext would be refused, and somebody allowed it.
+    pub(super) allowed: bool,
     pub(super) way: Way,
     /// The place of its subsets, if it has any.
     subsets: u32,
@@ -117,6 +123,7 @@ impl Port {
             number,
             target,
             arrival,
+            allowed: false,
             way,
             subsets: NONE,
             next: NONE,
@@ -147,6 +154,7 @@ impl Hosts {
         self.hosts.push(Host {
             pattern: pattern.clone(),
             entry: narrow(entry),
+            named: false,
             first: None,
         });
         (place, true)
@@ -158,6 +166,14 @@ impl Hosts {
         let place = self.host_at(self.index.find_pattern(pattern, text)?);
         let host = self.hosts.get(place)?;
         (host.pattern == *pattern).then_some(place)
+    }
+
+    /// Notes that a rule asks for TLS to a pattern, and to all hosts that it has.
+    pub(super) fn name(&mut self, pattern: &HostPattern, rule: usize) {
+        let (place, _) = self.entry(pattern, rule);
+        for (at, host) in self.hosts.iter_mut().enumerate() {
+            host.named |= at == place || pattern.covers(&host.pattern);
+        }
     }
 
     /// Lets an address stand for a host, unless it stands for another already.
@@ -224,20 +240,31 @@ impl Hosts {
         self.ports(host).find(|port| port.number == number)
     }
 
-    /// Returns the way of a host's port.
-    pub(super) fn way_mut(&mut self, host: usize, number: PortNumber) -> Option<&mut Way> {
+    /// Returns a host's port.
+    pub(super) fn port_mut(&mut self, host: usize, number: PortNumber) -> Option<&mut Port> {
         let first = self.hosts.get_mut(host)?.first.as_mut()?;
         if first.number == number {
-            return Some(&mut first.way);
+            return Some(first);
         }
         let mut at = first.next;
         loop {
             let port = self.more.get(at as usize)?;
             if port.number == number {
-                return self.more.get_mut(at as usize).map(|port| &mut port.way);
+                return self.more.get_mut(at as usize);
             }
             at = port.next;
         }
+    }
+
+    /// Returns the places of the clusters that ports and subsets lead to; those of refused ports lead nowhere.
+    pub(super) fn clusters(&self) -> BTreeSet<u32> {
+        let ports = self.hosts.iter().flat_map(|host| self.ports(host));
+        let served = ports.filter(|port| port.way.refusal().is_none());
+        let ways = served.flat_map(|port| {
+            let subsets = self.subsets(port).iter().map(|(_, way)| way);
+            std::iter::once(&port.way).chain(subsets)
+        });
+        ways.map(|way| way.cluster).collect()
     }
 
     /// Returns the ways of all ports and subsets.

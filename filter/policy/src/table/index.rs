@@ -45,6 +45,32 @@ impl HostIndex {
         }
     }
 
+    /// Gives the places of all patterns that have every name of `pattern`, the most specific first.
+    pub(crate) fn covering<'i>(
+        &self,
+        pattern: &HostPattern,
+        text: impl Fn(usize) -> &'i str,
+        mut give: impl FnMut(usize),
+    ) {
+        let mut give = |place| -> Option<()> {
+            give(place);
+            None
+        };
+        match pattern {
+            HostPattern::Exact(name) => {
+                self.find_map(name.as_str(), text, give);
+            }
+            HostPattern::Suffix(suffix) => {
+                let endings = Endings::of(suffix);
+                self.wider(suffix, suffix.len() + 1, &endings, text, &mut give);
+                self.any.and_then(give);
+            }
+            HostPattern::Any => {
+                self.any.and_then(give);
+            }
+        }
+    }
+
     /// Returns the place of exactly this pattern, which is `place` from now on if it had none.
     pub(crate) fn entry<'i>(
         &mut self,

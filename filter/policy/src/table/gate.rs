@@ -1,0 +1,890 @@
+//! The gate: plaintext leaves only where somebody asked for it.
+//!
+//! It looks at what the table would forward, never at the text of the rules. A service that is forwarded is meant to be
+//! where a rule says `mode: DISABLE`, or where it dials no TLS port and no rule asks for TLS to it. The rest falls into
+//! three classes:
+//!
+//! - A *mistake* is an error: no caller can ever be served as the rule asks, or plaintext would go to a TLS port.
+//! - *Left out* refuses the service for this caller: a rule asks for TLS, but it is for other callers.
+//! - *Not read* refuses it too: a resource that is not carried out may decide about it.
+//!
+//! [`AllowPlaintext`] turns each of them into a warning.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::hosts::{Port, Way};
+use super::owners::{Leads, Owner, is_looked_up};
+use super::{Compiler, Settling, path_of};
+use crate::cluster::Cluster;
+use crate::decision::{Arrival, Reason};
+use crate::host::HostPattern;
+use crate::merge::{ByHost, Merged, PolicySource, Proxy, ROOT_NAMESPACE, Settings, for_port};
+use crate::port::{PortNumber, Protocol};
+use crate::problem::{FieldPath, ProblemKind, Segment, Severity, edits};
+use crate::resource::{
+    Asked, ClientTls, DestinationRule, Meta, ServiceEntry, ServicePort, TlsMode, TrafficPolicy,
+    Unread, hidden_by,
+};
+use crate::source::problem_of;
+
+/// A host whose plaintext somebody allowed, in spite of the gate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllowPlaintext {
+    /// The host or hosts, as applications call them.
+    pub host: HostPattern,
+    /// The service port; `None` is every port.
+    pub port: Option<PortNumber>,
+    /// Why, for people.
+    pub reason: Option<String>,
+    /// When it was allowed, for people.
+    pub date: Option<String>,
+}
+
+impl AllowPlaintext {
+    /// Allows every host.
+    pub fn everywhere() -> Self {
+        AllowPlaintext {
+            host: HostPattern::Any,
+            port: None,
+            reason: None,
+            date: None,
+        }
+    }
+}
+
+/// What the gate counts, for the summary of a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GateSummary {
+    /// Hosts of which a port is forwarded in plaintext, because the rules say so.
+    pub forwarded: usize,
+    /// Rules that ask for TLS to hosts that no ServiceEntry names.
+    pub elsewhere: usize,
+}
+
+/// A service that is forwarded in plaintext.
+pub(super) struct Plain<'r> {
+    /// Where its host is in the table.
+    pub(super) host: usize,
+    /// The entry that has the port.
+    pub(super) entry: &'r ServiceEntry,
+    pub(super) port: &'r ServicePort,
+    pub(super) arrival: Arrival,
+    /// The ports that are dialled: those of the endpoints, or the target.
+    pub(super) dialled: Vec<PortNumber>,
+    /// A rule says `mode: DISABLE`.
+    pub(super) disabled: bool,
+}
+
+/// A `tls` block that asks for TLS.
+#[derive(Clone, Copy)]
+struct Block<'r> {
+    rule: &'r DestinationRule,
+    source: PolicySource,
+    /// It is for a port that the host has not got.
+    stray: bool,
+}
+
+fn asks(tls: Option<&ClientTls>) -> bool {
+    tls.is_some_and(|tls| tls.mode != TlsMode::Disable)
+}
+
+fn disables(tls: Option<&ClientTls>) -> bool {
+    tls.is_some_and(|tls| tls.mode == TlsMode::Disable)
+}
+
+/// Whether any part of a rule asks for TLS.
+fn asks_anywhere(rule: &DestinationRule, modes: impl Fn(TlsMode) -> bool) -> bool {
+    let block = |policy: &TrafficPolicy| {
+        let asks = |tls: Option<&ClientTls>| tls.is_some_and(|tls| modes(tls.mode));
+        asks(policy.tls.as_deref())
+            || policy
+                .port_level
+                .iter()
+                .any(|entry| asks(entry.policy.tls.as_deref()))
+    };
+    let subsets = rule.subsets.iter();
+    rule.policy.as_deref().is_some_and(block)
+        || subsets
+            .filter_map(|subset| subset.policy.as_ref())
+            .any(block)
+}
+
+/// Returns the blocks of a rule that ask for TLS on a port; `has` tells the ports that the host has.
+fn blocks<'r>(
+    rule: &'r DestinationRule,
+    port: PortNumber,
+    has: impl Fn(PortNumber) -> bool,
+) -> Vec<Block<'r>> {
+    let mut found = Vec::new();
+    let mut look = |policy: &'r TrafficPolicy, subset: Option<usize>| {
+        let whole = subset.map_or(PolicySource::Rule, PolicySource::Subset);
+        let part = |index| match subset {
+            Some(subset) => PolicySource::SubsetPort(subset, index),
+            None => PolicySource::Port(index),
+        };
+        let own = policy.port_level.iter().find(|entry| entry.port == port);
+        let own_tls = own.and_then(|entry| entry.policy.tls.as_deref());
+        if asks(policy.tls.as_deref()) && own_tls.is_none() {
+            found.push((whole, false));
+        }
+        for entry in &policy.port_level {
+            let stray = !has(entry.port);
+            if asks(entry.policy.tls.as_deref()) && (entry.port == port || stray) {
+                found.push((part(entry.index), stray));
+            }
+        }
+        // A port that is told to be plaintext is not meant by what stands elsewhere.
+        if disables(own_tls) {
+            found.clear();
+        }
+    };
+    if let Some(policy) = rule.policy.as_deref() {
+        look(policy, None);
+    }
+    for subset in &rule.subsets {
+        if let Some(policy) = &subset.policy {
+            look(policy, Some(subset.index));
+        }
+    }
+    let block = |(source, stray)| Block {
+        rule,
+        source,
+        stray,
+    };
+    found.into_iter().map(block).collect()
+}
+
+impl<'r> Compiler<'r> {
+    /// Notes a service that is forwarded in plaintext.
+    pub(super) fn note_plain(
+        &mut self,
+        host: usize,
+        (entry, port): (&'r ServiceEntry, &'r ServicePort),
+        leads: &Leads<'r>,
+        found: &Port,
+        merged: Option<&Merged<'r>>,
+    ) {
+        let cluster = self.clusters.get(found.way.cluster as usize);
+        let plain = cluster.is_some_and(|cluster: &Cluster| cluster.tls.is_none());
+        let exact = self
+            .hosts
+            .get(host)
+            .is_some_and(|host| host.pattern.exact().is_some());
+        let listens = match found.arrival {
+            Arrival::Http => true,
+            Arrival::Tls => false,
+            Arrival::Tcp => exact && port.protocol != Protocol::Unset,
+        };
+        if plain && listens {
+            let settings = merged.map(|merged| for_port(merged, port.number));
+            self.plain.push(Plain {
+                host,
+                entry,
+                port,
+                arrival: found.arrival,
+                dialled: dialled(leads, port),
+                disabled: disables(settings.and_then(|settings: Settings<'_>| settings.tls)),
+            });
+        }
+    }
+
+    /// Judges everything that would be forwarded, and refuses what must not be.
+    pub(super) fn gate(&mut self) {
+        self.refuse_unread();
+        let plain = std::mem::take(&mut self.plain);
+        let mut asking = ByHost::default();
+        for rule in &self.resources.destination_rules {
+            if asks_anywhere(rule, |mode| mode != TlsMode::Disable) {
+                asking.add(rule);
+            }
+        }
+        let mut served = None;
+        // Services that a rule is said to miss need no second sentence.
+        let told = self.check_unused(&plain);
+        let mut forwarded = BTreeSet::new();
+        for service in &plain {
+            let Some(host) = self
+                .hosts
+                .get(service.host)
+                .map(|host| host.pattern.clone())
+            else {
+                continue;
+            };
+            let number = service.port.number;
+            let refused = self
+                .hosts
+                .port_mut(service.host, number)
+                .is_none_or(|port| port.way.refusal().is_some());
+            if refused || told.contains(&(service.host, number)) {
+                continue;
+            }
+            forwarded.insert(service.host);
+            if service.disabled {
+                continue;
+            }
+            let has = |other| {
+                let host = self.hosts.get(service.host);
+                host.is_some_and(|host| self.hosts.port(host, other).is_some())
+            };
+            let naming: Vec<Block<'r>> = asking
+                .covering(&host)
+                .into_iter()
+                .flat_map(|rule| blocks(rule, number, has))
+                .collect();
+            let tls_port = self.tls_port(service);
+            if naming.is_empty() && tls_port.is_none() {
+                continue;
+            }
+            if self.allow(&host, service, naming.first()) {
+                continue;
+            }
+            forwarded.remove(&service.host);
+            if naming.is_empty() {
+                self.plaintext_to_tls(&host, service, tls_port.unwrap_or(number));
+                continue;
+            }
+            let served = served.get_or_insert_with(|| self.served());
+            match served.contains(&(host.clone(), number)) {
+                true => self.left_out(&host, service, &naming),
+                false => self.never_served(&host, service, &naming),
+            }
+        }
+        self.check_exports(&asking);
+        self.summary.forwarded = forwarded.len();
+        self.name_for_everybody(&asking);
+    }
+
+    /// Whether plaintext to a service is allowed; then it is marked, and told.
+    fn allow(
+        &mut self,
+        host: &HostPattern,
+        service: &Plain<'r>,
+        block: Option<&Block<'r>>,
+    ) -> bool {
+        let number = service.port.number;
+        let Some(allowed) = self.allowed(host, number) else {
+            return false;
+        };
+        let mut text = format!(
+            "port {number} of `{host}` is forwarded in plaintext, as `--allow-plaintext` says"
+        );
+        for note in [&allowed.reason, &allowed.date].into_iter().flatten() {
+            text = format!("{text}; {note}");
+        }
+        if let Some(port) = self.hosts.port_mut(service.host, number) {
+            port.allowed = true;
+        }
+        let (meta, path) = match block {
+            Some(block) => (&block.rule.meta, tls_of(block.source)),
+            None => (&service.entry.meta, port_of(service.port)),
+        };
+        self.tell(
+            Severity::Warning,
+            "plaintext-allowed",
+            meta,
+            path,
+            text,
+            "remove the flag once the rules are mended",
+        );
+        true
+    }
+
+    fn allowed(&self, host: &HostPattern, port: PortNumber) -> Option<&'r AllowPlaintext> {
+        let is_it = |allowed: &&AllowPlaintext| {
+            allowed.host.covers(host) && allowed.port.is_none_or(|own| own == port)
+        };
+        self.settling.allow_plaintext.iter().find(is_it)
+    }
+
+    fn tell(
+        &mut self,
+        severity: Severity,
+        id: &'static str,
+        meta: &Meta,
+        path: FieldPath,
+        text: String,
+        hint: &str,
+    ) {
+        let kind = ProblemKind::Conflict(text);
+        let mut problem = problem_of(severity, meta, path, kind, Some(hint.to_owned()));
+        problem.id = Some(id);
+        self.problems.push(problem);
+    }
+
+    /// Tells a mistake for which a service is refused.
+    fn mistake(
+        &mut self,
+        service: &Plain<'r>,
+        id: &'static str,
+        at: (&Meta, FieldPath),
+        text: String,
+        hint: &str,
+    ) {
+        let before = self.problems.len();
+        self.tell(Severity::Error, id, at.0, at.1, text, hint);
+        self.blame(
+            service.host,
+            service.port.number,
+            before..self.problems.len(),
+        );
+    }
+
+    /// Returns the TLS port that a service dials, if it dials one.
+    fn tls_port(&self, service: &Plain<'r>) -> Option<PortNumber> {
+        let host = self.hosts.get(service.host)?;
+        let is_tls = |dialled: &PortNumber| {
+            let mut ports = self.hosts.ports(host);
+            *dialled == PortNumber::HTTPS
+                || ports.any(|port| {
+                    port.arrival == Arrival::Tls
+                        && (port.number == *dialled || port.target == *dialled)
+                })
+        };
+        service.dialled.iter().copied().find(is_tls)
+    }
+
+    fn plaintext_to_tls(&mut self, host: &HostPattern, service: &Plain<'r>, tls_port: PortNumber) {
+        let number = service.port.number;
+        let speaks = match service.arrival {
+            Arrival::Http => "HTTP",
+            Arrival::Tls | Arrival::Tcp => "TCP",
+        };
+        let text = format!(
+            "plain {speaks} of port {number} of `{host}` would go to TLS port {tls_port}, and no DestinationRule asks for TLS"
+        );
+        let own = match service.arrival {
+            Arrival::Tcp => "; if applications speak TLS themselves, write `protocol: TLS`",
+            _ => "",
+        };
+        let hint = format!(
+            "add a DestinationRule for the host with `trafficPolicy.tls.mode: SIMPLE`{own}; if plaintext is meant, give `--allow-plaintext {host}:{number}`"
+        );
+        let at = (&service.entry.meta, port_of(service.port));
+        self.mistake(service, "plaintext-to-443", at, text, &hint);
+    }
+
+    /// Tells of a `tls` that no caller is served by.
+    fn never_served(&mut self, host: &HostPattern, service: &Plain<'r>, naming: &[Block<'r>]) {
+        let number = service.port.number;
+        // The rule that decides about the host is the one to mend, where it asks for TLS somewhere.
+        let owner = &service.entry.meta.id.namespace;
+        let chosen = self.rules.rule(&self.settling.proxy, owner, host);
+        let decides = |block: &&Block<'r>| {
+            let rule = chosen.as_ref().map(|chosen| &chosen.first.meta.id);
+            rule == Some(&block.rule.meta.id)
+        };
+        let Some(block) = naming.iter().find(decides).or(naming.first()).copied() else {
+            return;
+        };
+        let rule = block.rule;
+        let so = format!("port {number} of `{host}` would be plaintext");
+        let allow = format!("if plaintext is meant, give `--allow-plaintext {host}:{number}`");
+        let at = (&rule.meta, tls_of(block.source));
+        if block.stray {
+            let text = format!("the host has no such port, so this `tls` is never used, and {so}");
+            let known = self.hosts.get(service.host);
+            let ports = known.map(|known| {
+                let ports = self.hosts.ports(known).map(|port| port.number.to_string());
+                ports.collect::<Vec<_>>().join(", ")
+            });
+            let hint = format!(
+                "the ServiceEntry has port {}; {allow}",
+                ports.unwrap_or_default()
+            );
+            return self.mistake(service, "port-never-matches", at, text, &hint);
+        }
+        let (subset, policy) = match block.source {
+            PolicySource::Rule | PolicySource::Port(_) => (None, rule.policy.as_deref()),
+            PolicySource::Subset(at) | PolicySource::SubsetPort(at, _) => {
+                (rule.subsets.iter().find(|subset| subset.index == at), None)
+            }
+        };
+        if let Some(subset) = subset {
+            let text = format!(
+                "nothing leads to subset `{}`, so this `tls` is never used, and {so}",
+                subset.name
+            );
+            let hint = format!("give `tls` in the rule's own `trafficPolicy`; {allow}");
+            return self.mistake(service, "tls-in-unused-subset", at, text, &hint);
+        }
+        let own =
+            policy.and_then(|policy| policy.port_level.iter().find(|entry| entry.port == number));
+        if let (PolicySource::Rule, Some(own)) = (block.source, own) {
+            let text = format!(
+                "`portLevelSettings[{}]` replaces it for port {number}, so {so}",
+                own.index
+            );
+            let hint = "repeat `tls` in that entry; if plaintext is meant, write `tls: {mode: DISABLE}` there";
+            return self.mistake(service, "port-settings-drop-tls", at, text, hint);
+        }
+        let why = self.why_not(host, service, rule);
+        let text = format!("no caller gets this `tls`: {why}; {so}");
+        let hint = format!("let one rule say all there is to say about the host; {allow}");
+        self.mistake(service, "shadowed-rule", at, text, &hint);
+    }
+
+    /// Refuses a service for this caller, since a rule asks for TLS for others.
+    fn left_out(&mut self, host: &HostPattern, service: &Plain<'r>, naming: &[Block<'r>]) {
+        let number = service.port.number;
+        if let Some(port) = self.hosts.port_mut(service.host, number) {
+            port.way = Way::refused(Reason::LeftOut, port.way.rule());
+        }
+        let Some(block) = naming.first() else { return };
+        let why = self.why_not(host, service, block.rule);
+        let text = format!(
+            "it asks for TLS to `{host}`, but not for this caller: {why}; port {number} is refused for it (`left_out`)"
+        );
+        let hint = format!(
+            "say who is calling by `--namespace` and `--label`, or let the rule be for this caller; if plaintext is meant, give `--allow-plaintext {host}:{number}`"
+        );
+        self.tell(
+            Severity::Warning,
+            "tls-for-other-callers",
+            &block.rule.meta,
+            tls_of(block.source),
+            text,
+            &hint,
+        );
+    }
+
+    /// Says why a rule does not count for this caller.
+    fn why_not(&self, host: &HostPattern, service: &Plain<'r>, rule: &DestinationRule) -> String {
+        let proxy = &self.settling.proxy;
+        let (caller, owner) = (proxy.namespace.as_str(), &*service.entry.meta.id.namespace);
+        let namespace = &*rule.meta.id.namespace;
+        if !rule.seen_from(caller) && rule.selector.is_none() {
+            return format!("`exportTo` does not name the caller's namespace `{caller}`");
+        }
+        if ![caller, owner, ROOT_NAMESPACE].contains(&namespace) {
+            return format!(
+                "it stands in namespace `{namespace}`, and rules are taken from those of the caller (`{caller}`), of the ServiceEntry (`{owner}`) and the root (`{ROOT_NAMESPACE}`)"
+            );
+        }
+        if !rule.selects(proxy) {
+            return "its `workloadSelector` does not match the caller's labels".to_owned();
+        }
+        match self.rules.rule(proxy, owner, host) {
+            Some(chosen) => format!("{} decides instead", chosen.first.meta.id),
+            None => format!(
+                "rules of namespace `{caller}` come first, and none of them is for this caller"
+            ),
+        }
+    }
+
+    /// Finds out which hosts and ports are TLS for any caller: one of each namespace, with the labels of each selector.
+    fn served(&self) -> BTreeSet<(HostPattern, PortNumber)> {
+        let rules = &self.resources.destination_rules;
+        let entries = &self.resources.service_entries;
+        let metas = entries.iter().map(|entry| (&entry.meta, &entry.export_to));
+        let metas = metas.chain(rules.iter().map(|rule| (&rule.meta, &rule.export_to)));
+        // Nobody's namespace stands for all that no rule names.
+        let mut namespaces = BTreeSet::from([""]);
+        for (meta, export_to) in metas {
+            namespaces.insert(&*meta.id.namespace);
+            let named = export_to.iter().map(String::as_str);
+            namespaces.extend(named.filter(|name| !matches!(*name, "." | "*" | "~")));
+        }
+        let mut served = BTreeSet::new();
+        for proxy in namespaces
+            .into_iter()
+            .flat_map(|name| Proxy::kinds(name, rules))
+        {
+            let settling = Settling {
+                proxy,
+                ..self.settling.clone()
+            };
+            let mut caller = Compiler::new(self.resources, &settling);
+            caller.entries();
+            for host in caller.hosts.iter() {
+                let tls = |port: &&Port| {
+                    let cluster = caller.clusters.get(port.way.cluster as usize);
+                    cluster.is_some_and(|cluster| cluster.tls.is_some())
+                };
+                let ports = caller.hosts.ports(host).filter(tls);
+                served.extend(ports.map(|port| (host.pattern.clone(), port.number)));
+            }
+        }
+        served
+    }
+
+    /// Tells of rules that ask for TLS to a host that no ServiceEntry has, where a host that is plaintext may be meant.
+    fn check_unused(&mut self, plain: &[Plain<'r>]) -> BTreeSet<(usize, PortNumber)> {
+        let mut told = BTreeSet::new();
+        let mut hosts = BTreeMap::<usize, Vec<&Plain<'r>>>::new();
+        for service in plain.iter().filter(|service| !service.disabled) {
+            hosts.entry(service.host).or_default().push(service);
+        }
+        let mut known = ByPattern::default();
+        for host in self
+            .resources
+            .service_entries
+            .iter()
+            .flat_map(|entry| &entry.hosts)
+        {
+            known.add(host);
+        }
+        for rule in &self.resources.destination_rules {
+            // What the mesh speaks inside is not for the hosts of ServiceEntries.
+            let asks = asks_anywhere(rule, |mode| {
+                !matches!(mode, TlsMode::Disable | TlsMode::IstioMutual)
+            });
+            if !asks || known.below(&rule.host) {
+                continue;
+            }
+            let Some((meant, text, hint)) = self.meant(rule, &hosts) else {
+                self.summary.elsewhere += 1;
+                continue;
+            };
+            let services = hosts.get(&meant).map_or(&[][..], Vec::as_slice);
+            let Some(first) = services.first() else {
+                continue;
+            };
+            let Some(pattern) = self.hosts.get(meant).map(|host| host.pattern.clone()) else {
+                continue;
+            };
+            let known = |told: &BTreeSet<_>, service: &Plain<'r>| {
+                told.contains(&(service.host, service.port.number))
+            };
+            let allowed =
+                |service: &&&Plain<'r>| self.allowed(&pattern, service.port.number).is_some();
+            if services.iter().filter(allowed).count() == services.len() {
+                for service in services {
+                    if !known(&told, service) {
+                        self.allow(&pattern, service, None);
+                        told.insert((service.host, service.port.number));
+                    }
+                }
+                continue;
+            }
+            let at = (&rule.meta, FieldPath::keys("spec.host"));
+            self.mistake(first, "host-never-matches", at, text, &hint);
+            let problem = self.problems.len() - 1;
+            for service in services {
+                self.blame(service.host, service.port.number, problem..problem + 1);
+                told.insert((service.host, service.port.number));
+            }
+        }
+        told
+    }
+
+    /// Returns the host that a rule's author most likely meant, among those that are plaintext.
+    fn meant(
+        &self,
+        rule: &DestinationRule,
+        hosts: &BTreeMap<usize, Vec<&Plain<'r>>>,
+    ) -> Option<(usize, String, String)> {
+        let pattern = |host: usize| self.hosts.get(host).map(|host| &host.pattern);
+        let named = &rule.host;
+        let written = named.to_string();
+        let find = |is: &dyn Fn(&HostPattern, &ServiceEntry) -> bool| {
+            hosts.iter().find_map(|(host, services)| {
+                let entry = services.first()?.entry;
+                is(pattern(*host)?, entry).then_some(*host)
+            })
+        };
+        let shown = |host: usize| pattern(host).map(ToString::to_string).unwrap_or_default();
+        if let Some(wide) = find(&|host, _| host != named && host.covers(named)) {
+            let wide_name = shown(wide);
+            return Some((
+                wide,
+                format!(
+                    "no ServiceEntry has `{written}` itself: requests to it go by `{wide_name}`, for which no rule asks for TLS, so they would be plaintext"
+                ),
+                format!(
+                    "give `{written}` a ServiceEntry of its own, or make the rule one for `{wide_name}`"
+                ),
+            ));
+        }
+        let suffix = format!(".{}.svc.cluster.local", rule.meta.id.namespace);
+        if let Some(short) = written
+            .strip_suffix(&suffix)
+            .filter(|short| !short.contains('.'))
+        {
+            let begins = |text: &str| text.split('.').next() == Some(short);
+            let found = find(&|host, _| host.exact().is_some_and(|name| begins(name.as_str())));
+            if let Some(found) = found {
+                let name = shown(found);
+                let hint = match name.contains('.') {
+                    true => format!("write `{name}`"),
+                    false => {
+                        format!("write `{short}.`, with a dot at the end; Istio needs it, too")
+                    }
+                };
+                return Some((
+                    found,
+                    format!(
+                        "`{short}` is read as `{written}`, which no ServiceEntry has, so `{name}` would be plaintext"
+                    ),
+                    hint,
+                ));
+            }
+        }
+        let plain = |text: &str| text.chars().take(255).collect::<Vec<char>>();
+        let letters = plain(&written);
+        let close = |host: &HostPattern, entry: &ServiceEntry| {
+            let name = host.to_string();
+            let far = name.len().abs_diff(written.len()) > 2;
+            let parent = |one: &str, other: &str| {
+                one.strip_suffix(other)
+                    .is_some_and(|rest| rest.ends_with('.') && !rest.is_empty())
+            };
+            let (bare, bare_written) = (
+                name.trim_start_matches("*."),
+                written.trim_start_matches("*."),
+            );
+            (!far && edits(&plain(&name), &letters) <= 2)
+                || (bare_written.contains('.') && parent(bare, bare_written))
+                || (bare.contains('.') && parent(bare_written, bare))
+                || bare == bare_written
+                || (entry.meta.id.namespace == rule.meta.id.namespace
+                    && entry.meta.id.name == rule.meta.id.name)
+        };
+        let found = find(&close)?;
+        let name = shown(found);
+        Some((
+            found,
+            format!(
+                "no ServiceEntry has `{written}`, so this rule is never used, and `{name}` would be plaintext"
+            ),
+            format!(
+                "did you mean `{name}`? If plaintext to it is meant, give `--allow-plaintext {name}`"
+            ),
+        ))
+    }
+
+    /// Refuses the hosts about which a resource that is not carried out may decide.
+    fn refuse_unread(&mut self) {
+        let unread = &self.resources.unread;
+        if unread.is_empty() {
+            return;
+        }
+        let proxy = &self.settling.proxy;
+        let mut refused: Vec<(usize, PortNumber, &'r Unread)> = Vec::new();
+        let mut below: Vec<(&'r HostPattern, usize, Port, &'r Unread)> = Vec::new();
+        for (at, host) in self.hosts.iter().enumerate() {
+            let Some(entry) = self.owners.get(at).map(|owner| owner.entry) else {
+                continue;
+            };
+            for found in self.hosts.ports(host) {
+                let port = entries_of(self.resources, entry, &host.pattern)
+                    .flat_map(|entry| entry.ports.iter())
+                    .find(|port| port.number == found.number);
+                let Some(port) = port else { continue };
+                let asked = Asked {
+                    host: &host.pattern,
+                    port,
+                    arrival: found.arrival,
+                    entry,
+                };
+                let hidden = hidden_by(unread, asked, proxy);
+                let changes = unread.iter().find(|unread| unread.changes(asked, proxy));
+                if let Some(by) = hidden.or(changes) {
+                    refused.push((at, found.number, by));
+                }
+                if host.pattern.exact().is_some() {
+                    continue;
+                }
+                for by in unread {
+                    for name in by.below(&host.pattern) {
+                        let asked = Asked {
+                            host: name,
+                            ..asked
+                        };
+                        if by.changes(asked, proxy) {
+                            below.push((name, at, found.clone(), by));
+                        }
+                    }
+                }
+            }
+        }
+        for (at, number, by) in refused {
+            self.refuse_for(at, number, by);
+        }
+        for (name, wide, port, by) in below {
+            let Some(entry) = self.owners.get(wide).map(|owner| owner.entry) else {
+                continue;
+            };
+            let (place, new) = self.hosts.entry(name, self.entry_place(entry));
+            if new {
+                self.owners.push(Owner { entry, host: name });
+            }
+            let known = self.hosts.port_mut(place, port.number).is_some();
+            let number = port.number;
+            if !known {
+                self.hosts.add_port(
+                    place,
+                    Port::new(number, port.target, port.arrival, port.way),
+                    Vec::new(),
+                );
+                self.refuse_for(place, number, by);
+            }
+        }
+    }
+
+    fn refuse_for(&mut self, host: usize, number: PortNumber, by: &Unread) {
+        let Some(pattern) = self.hosts.get(host).map(|host| host.pattern.clone()) else {
+            return;
+        };
+        let allowed = self.allowed(&pattern, number).is_some();
+        if let Some(port) = self.hosts.port_mut(host, number) {
+            match allowed {
+                true => port.allowed = port.arrival != Arrival::Tls,
+                false => port.way = Way::refused(Reason::NotRead, port.way.rule()),
+            }
+        }
+        let so = match allowed {
+            true => "is decided without it, as `--allow-plaintext` says",
+            false => "is refused (`not_read`)",
+        };
+        let text = format!(
+            "{} may change where connections to `{pattern}` go, or their TLS, and is not read: port {number} {so}",
+            by.id
+        );
+        let hint = "say the same by `targetPort` of the ServiceEntry and `tls` of the DestinationRule, and leave this resource out";
+        let meta = Meta {
+            id: by.id.clone(),
+            origin: by.origin,
+            created: String::new(),
+            labels: Default::default(),
+        };
+        self.tell(
+            Severity::Warning,
+            "not-read",
+            &meta,
+            FieldPath::keys("spec"),
+            text,
+            hint,
+        );
+    }
+
+    /// Whether a resource that is not read leads to a port: what is said of TLS there is for what it leads.
+    pub(super) fn led_to(&self, host: &HostPattern, port: PortNumber) -> bool {
+        let number = u64::from(port.get());
+        let unread = self.resources.unread.iter();
+        unread
+            .into_iter()
+            .any(|unread| unread.leads_to(host, number))
+    }
+
+    /// Tells of hosts that nobody sees, though a rule asks for TLS to them.
+    fn check_exports(&mut self, asking: &ByHost<'r>) {
+        for entry in &self.resources.service_entries {
+            let nobody = entry.export_to.iter().any(|to| to == "~")
+                && entry.export_to.iter().all(|to| to == "~");
+            if !nobody {
+                continue;
+            }
+            for host in &entry.hosts {
+                let Some(rule) = asking.covering(host).first().copied() else {
+                    continue;
+                };
+                let text = format!(
+                    "nobody sees `{host}`, so no caller can be served by the `tls` of {}",
+                    rule.meta.id
+                );
+                let hint = "name the namespaces that call it, or leave `exportTo` out";
+                let path = FieldPath::keys("spec.exportTo");
+                self.tell(
+                    Severity::Error,
+                    "exported-to-nobody",
+                    &entry.meta,
+                    path,
+                    text,
+                    hint,
+                );
+            }
+        }
+    }
+
+    /// Where unknown hosts are left alone: names those that a rule asks TLS for, so that they are not.
+    fn name_for_everybody(&mut self, asking: &ByHost<'r>) {
+        if self.settling.outbound != super::OutboundMode::AllowAny || self.settling.foreign {
+            return;
+        }
+        for (host, rules) in asking.hosts() {
+            let outside = |rule: &&&DestinationRule| {
+                asks_anywhere(rule, |mode| {
+                    !matches!(mode, TlsMode::Disable | TlsMode::IstioMutual)
+                })
+            };
+            let allowed = |allowed: &AllowPlaintext| allowed.host.covers(host);
+            if self.settling.allow_plaintext.iter().any(allowed) {
+                continue;
+            }
+            // The first by their order, so that the order of the documents says nothing.
+            let rules = rules.iter().filter(outside);
+            let Some(rule) = rules.min_by_key(|rule| (rule.meta.order(), &rule.meta.id)) else {
+                continue;
+            };
+            let first = self.rule_place(rule);
+            self.hosts.name(host, first);
+        }
+    }
+}
+
+/// Returns the entries that may have given ports to a host.
+fn entries_of<'r>(
+    resources: &'r crate::resource::Resources,
+    owner: &'r ServiceEntry,
+    host: &'r HostPattern,
+) -> impl Iterator<Item = &'r ServiceEntry> {
+    let others = resources.service_entries.iter().filter(move |entry| {
+        entry.meta.id.namespace == owner.meta.id.namespace && entry.hosts.contains(host)
+    });
+    std::iter::once(owner).chain(others)
+}
+
+/// The hosts of all entries, to find those that a pattern has.
+#[derive(Default)]
+struct ByPattern<'r> {
+    exact: BTreeSet<&'r HostPattern>,
+    all: Vec<&'r HostPattern>,
+}
+
+impl<'r> ByPattern<'r> {
+    fn add(&mut self, host: &'r HostPattern) {
+        if self.exact.insert(host) {
+            self.all.push(host);
+        }
+    }
+
+    /// Whether a pattern has any of the hosts.
+    fn below(&self, pattern: &HostPattern) -> bool {
+        match pattern {
+            HostPattern::Exact(_) => self.exact.contains(pattern),
+            wide => self.all.iter().any(|host| wide.covers(host)),
+        }
+    }
+}
+
+/// Returns the ports that are dialled for a service port.
+fn dialled(leads: &Leads<'_>, port: &ServicePort) -> Vec<PortNumber> {
+    let Leads::To(led) = leads else {
+        return vec![port.target];
+    };
+    let mut dialled = Vec::new();
+    for (entry, port) in led {
+        let endpoints = entry.endpoints.iter();
+        let endpoints = endpoints.filter(|endpoint| !endpoint.address.starts_with("unix://"));
+        dialled.extend(endpoints.map(|endpoint| {
+            let own = endpoint.ports.iter().find(|(name, _)| *name == port.name);
+            own.map_or(port.target, |(_, port)| *port)
+        }));
+        if is_looked_up(entry) {
+            dialled.push(port.target);
+        }
+    }
+    dialled
+}
+
+fn tls_of(source: PolicySource) -> FieldPath {
+    let mut path = path_of(source);
+    path.0.push(Segment::Key("tls".to_owned()));
+    path
+}
+
+fn port_of(port: &ServicePort) -> FieldPath {
+    let mut path = FieldPath::keys("spec.ports");
+    path.0.push(Segment::Index(port.index));
+    path
+}

@@ -1,0 +1,693 @@
+//! Plaintext leaves only where somebody asked for it: each form of rules that would let it out, and those that may.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that meets what it did not expect should stop"
+)]
+
+use egress_policy::{
+    Action, AllowPlaintext, Arrival, Compiled, HostPattern, OutboundMode, Parser, PolicyTable,
+    PortNumber, Proxy, Query, Reason, Settling, Severity,
+};
+use serde_json::{Value, json};
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+const HOST: &str = "api.example.com";
+
+fn document(kind: &str, name: &str, spec: Value) -> Value {
+    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+    let group = match kind {
+        "BackendTLSPolicy" | "HTTPRoute" | "TLSRoute" => "gateway.networking.k8s.io",
+        _ => "networking.istio.io",
+    };
+    json!({"apiVersion": format!("{group}/v1"), "kind": kind,
+           "metadata": {"name": name, "namespace": namespace}, "spec": spec})
+}
+
+fn entry(name: &str, host: &str, ports: Value) -> Value {
+    let spec = json!({"hosts": [host], "ports": ports, "resolution": "DNS"});
+    document("ServiceEntry", name, spec)
+}
+
+fn http(target: u16) -> Value {
+    json!([{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": target}])
+}
+
+fn rule(name: &str, spec: Value) -> Value {
+    document("DestinationRule", name, spec)
+}
+
+fn simple(host: &str) -> Value {
+    json!({"host": host, "trafficPolicy": {"tls": {"mode": "SIMPLE"}}})
+}
+
+fn on_port(host: &str, port: u16, policy: Value) -> Value {
+    let mut policy = policy;
+    policy["port"] = json!({"number": port});
+    json!({"host": host, "trafficPolicy": {"portLevelSettings": [policy]}})
+}
+
+fn with(mut spec: Value, field: &str, value: Value) -> Value {
+    spec[field] = value;
+    spec
+}
+
+fn caller(namespace: &str, labels: &[(&str, &str)]) -> Settling {
+    let labels = labels
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    Settling {
+        proxy: Proxy {
+            namespace: namespace.to_owned(),
+            labels: labels.collect(),
+        },
+        ..Settling::default()
+    }
+}
+
+fn compile(documents: &[Value], settling: &Settling) -> Compiled {
+    let mut parser = Parser::new();
+    documents.iter().for_each(|it| parser.document(it));
+    let (resources, problems) = parser.finish();
+    assert!(!problems.has_errors(), "{problems}");
+    PolicyTable::compile_with_errors(&resources, settling)
+}
+
+fn decide(compiled: &Compiled, host: &str, port: u16, arrival: Arrival) -> String {
+    let decision = compiled.table.decide(&Query {
+        host,
+        port: PortNumber::new(port).unwrap(),
+        arrival,
+        subset: None,
+    });
+    let allowed = if decision.plaintext_allowed {
+        " allowed"
+    } else {
+        ""
+    };
+    match decision.action {
+        Action::Reject(reason) => reason.to_string(),
+        action => format!("{}{allowed}", action.as_str()),
+    }
+}
+
+/// Returns the ids of what was found, by severity.
+fn ids(compiled: &Compiled, severity: Severity) -> Vec<&'static str> {
+    let problems = compiled.problems.0.iter();
+    let found = problems.filter(|problem| problem.severity == severity);
+    found.filter_map(|problem| problem.id).collect()
+}
+
+fn allowing(host: &str) -> Settling {
+    Settling {
+        allow_plaintext: vec![AllowPlaintext {
+            host: HostPattern::parse(host).unwrap(),
+            port: None,
+            reason: Some("until the end of the year".to_owned()),
+            date: None,
+        }],
+        ..Settling::default()
+    }
+}
+
+/// Holds that the rules are a mistake of this kind, that the request is refused, and that a flag turns it into a warning.
+fn is_mistake(id: &str, documents: &[Value]) {
+    is_mistake_of(id, documents, HOST, 80, Arrival::Http);
+}
+
+fn is_mistake_of(id: &str, documents: &[Value], host: &str, port: u16, arrival: Arrival) {
+    let compiled = compile(documents, &Settling::default());
+    assert_eq!(
+        ids(&compiled, Severity::Error),
+        [id],
+        "{}",
+        compiled.problems
+    );
+    assert_eq!(decide(&compiled, host, port, arrival), "invalid_rule");
+    assert!(
+        !compiled
+            .errors_of(&compiled.table, host, PortNumber::new(port).unwrap())
+            .is_empty()
+    );
+    let allowed = compile(documents, &allowing(host));
+    assert_eq!(
+        ids(&allowed, Severity::Error),
+        [""; 0],
+        "{}",
+        allowed.problems
+    );
+    assert_eq!(decide(&allowed, host, port, arrival), "forward allowed");
+    assert!(ids(&allowed, Severity::Warning).contains(&"plaintext-allowed"));
+    let all = compile(documents, &allowing("*"));
+    assert_eq!(decide(&all, host, port, arrival), "forward allowed");
+}
+
+#[test]
+fn a_host_with_a_slip_is_a_mistake() {
+    for (named, meant) in [
+        ("editon.cnn.com", "edition.cnn.com"),
+        ("edition.cnn.co", "edition.cnn.com"),
+        ("cnn.com", "edition.cnn.com"),
+        ("www.edition.cnn.com", "edition.cnn.com"),
+        ("*.edition.cnn.com", "edition.cnn.com"),
+    ] {
+        for target in [80, 443] {
+            let documents = [entry("a", meant, http(target)), rule("b", simple(named))];
+            is_mistake_of("host-never-matches", &documents, meant, 80, Arrival::Http);
+        }
+    }
+    // Names of resources tell as much.
+    let documents = [
+        entry("api", HOST, http(80)),
+        rule("api", simple("old.example.org")),
+    ];
+    is_mistake("host-never-matches", &documents);
+}
+
+#[test]
+fn a_rule_for_a_host_that_goes_by_a_wildcard_is_a_mistake() {
+    let spec = json!({"hosts": ["*.example.com"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}],
+                      "resolution": "DYNAMIC_DNS"});
+    let documents = [document("ServiceEntry", "a", spec), rule("r", simple(HOST))];
+    let compiled = compile(&documents, &Settling::default());
+    assert_eq!(ids(&compiled, Severity::Error), ["host-never-matches"]);
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "invalid_rule");
+    // With TLS of its own for all of them, nobody is plaintext.
+    let mut secure = documents.to_vec();
+    secure.push(rule("all", simple("*.example.com")));
+    let compiled = compile(&secure, &Settling::default());
+    assert_eq!(ids(&compiled, Severity::Error), [""; 0]);
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
+}
+
+#[test]
+fn a_short_name_is_the_namespaces() {
+    for host in ["intranet", "intranet.corp.example"] {
+        let documents = [entry("a", host, http(80)), rule("r", simple("intranet"))];
+        let compiled = compile(&documents, &Settling::default());
+        assert_eq!(
+            ids(&compiled, Severity::Error),
+            ["host-never-matches"],
+            "{host}"
+        );
+        let text = compiled.problems.to_string();
+        assert!(
+            text.contains("`intranet` is read as `intranet.default.svc.cluster.local`"),
+            "{text}"
+        );
+    }
+    // A dot at the end makes it the name itself, in Istio too.
+    let documents = [
+        entry("a", "intranet", http(80)),
+        rule("r", simple("intranet.")),
+    ];
+    let compiled = compile(&documents, &Settling::default());
+    assert_eq!(
+        decide(&compiled, "intranet", 80, Arrival::Http),
+        "originate"
+    );
+    // The rules of a mesh's own services are not for ServiceEntries.
+    let documents = [entry("a", HOST, http(80)), rule("r", simple("reviews"))];
+    let compiled = compile(&documents, &Settling::default());
+    assert_eq!(compiled.problems.0, []);
+    assert_eq!(compiled.table.gate().elsewhere, 1);
+}
+
+#[test]
+fn a_port_that_no_entry_has_is_a_mistake() {
+    let tls = || json!({"tls": {"mode": "SIMPLE"}});
+    is_mistake(
+        "port-never-matches",
+        &[
+            entry("a", HOST, http(80)),
+            rule("r", on_port(HOST, 8443, tls())),
+        ],
+    );
+    is_mistake(
+        "port-never-matches",
+        &[
+            entry("a", HOST, http(443)),
+            rule("r", on_port(HOST, 443, tls())),
+        ],
+    );
+    // With TLS where the application calls, the rest does not matter.
+    let mut spec = simple(HOST);
+    spec["trafficPolicy"]["portLevelSettings"] =
+        json!([{"port": {"number": 9}, "tls": {"mode": "SIMPLE"}}]);
+    let compiled = compile(
+        &[entry("a", HOST, http(443)), rule("r", spec)],
+        &Settling::default(),
+    );
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
+    assert_eq!(ids(&compiled, Severity::Error), [""; 0]);
+}
+
+#[test]
+fn settings_of_a_port_that_drop_tls_are_a_mistake() {
+    let pool = json!({"connectionPool": {"tcp": {"maxConnections": 5}}});
+    for target in [80, 443] {
+        let mut spec = on_port(HOST, 80, pool.clone());
+        spec["trafficPolicy"]["tls"] = json!({"mode": "SIMPLE"});
+        is_mistake(
+            "port-settings-drop-tls",
+            &[entry("a", HOST, http(target)), rule("r", spec)],
+        );
+    }
+    // Who writes it down means it.
+    let mut spec = on_port(HOST, 80, json!({"tls": {"mode": "DISABLE"}}));
+    spec["trafficPolicy"]["tls"] = json!({"mode": "SIMPLE"});
+    let compiled = compile(
+        &[entry("a", HOST, http(80)), rule("r", spec)],
+        &Settling::default(),
+    );
+    assert_eq!(compiled.problems.0, []);
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
+    assert_eq!(compiled.table.gate().forwarded, 1);
+}
+
+#[test]
+fn tls_of_a_subset_that_nothing_leads_to_is_a_mistake() {
+    let subsets = json!([{"name": "v1", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}}]);
+    let spec = json!({"host": HOST, "subsets": subsets});
+    is_mistake(
+        "tls-in-unused-subset",
+        &[entry("a", HOST, http(80)), rule("r", spec.clone())],
+    );
+    is_mistake(
+        "tls-in-unused-subset",
+        &[entry("a", HOST, http(443)), rule("r", spec.clone())],
+    );
+    let mut both = spec;
+    both["trafficPolicy"] = json!({"tls": {"mode": "SIMPLE"}});
+    let compiled = compile(
+        &[entry("a", HOST, http(443)), rule("r", both)],
+        &Settling::default(),
+    );
+    assert_eq!(compiled.problems.0, []);
+}
+
+#[test]
+fn a_rule_that_another_shadows_for_everybody_is_a_mistake() {
+    let pool =
+        json!({"host": HOST, "trafficPolicy": {"connectionPool": {"tcp": {"maxConnections": 5}}}});
+    // Of one host, the first has a policy, so the second has no say.
+    is_mistake(
+        "shadowed-rule",
+        &[
+            entry("a", HOST, http(80)),
+            rule("r1", pool.clone()),
+            rule("r2", simple(HOST)),
+        ],
+    );
+    // The more exact one counts alone.
+    is_mistake(
+        "shadowed-rule",
+        &[
+            entry("a", HOST, http(80)),
+            rule("r1", pool),
+            rule("r2", simple("*.example.com")),
+        ],
+    );
+}
+
+#[test]
+fn plaintext_to_a_tls_port_is_a_mistake() {
+    is_mistake("plaintext-to-443", &[entry("a", HOST, http(443))]);
+    let beside = json!([
+        {"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 8443},
+        {"number": 8443, "name": "https", "protocol": "HTTPS"},
+    ]);
+    is_mistake("plaintext-to-443", &[entry("a", HOST, beside)]);
+    let own = json!([{"number": 443, "name": "http", "protocol": "HTTP"}]);
+    is_mistake_of(
+        "plaintext-to-443",
+        &[entry("a", HOST, own)],
+        HOST,
+        443,
+        Arrival::Http,
+    );
+    let bytes = json!([{"number": 5432, "name": "db", "protocol": "TCP", "targetPort": 443}]);
+    is_mistake_of(
+        "plaintext-to-443",
+        &[entry("a", HOST, bytes)],
+        HOST,
+        5432,
+        Arrival::Tcp,
+    );
+    let endpoints = json!([{"address": "server.example.com", "ports": {"http": 443}}]);
+    let spec =
+        json!({"hosts": [HOST], "ports": http(80), "resolution": "DNS", "endpoints": endpoints});
+    is_mistake("plaintext-to-443", &[document("ServiceEntry", "a", spec)]);
+    // Endpoints that are elsewhere are what is dialled.
+    let endpoints = json!([{"address": "server.example.com", "ports": {"http": 8080}}]);
+    let spec =
+        json!({"hosts": [HOST], "ports": http(443), "resolution": "DNS", "endpoints": endpoints});
+    let compiled = compile(&[document("ServiceEntry", "a", spec)], &Settling::default());
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
+}
+
+#[test]
+fn an_entry_that_nobody_sees_is_a_mistake() {
+    let spec = json!({"hosts": [HOST], "ports": http(443), "resolution": "DNS", "exportTo": ["~"]});
+    let compiled = compile(
+        &[document("ServiceEntry", "a", spec), rule("r", simple(HOST))],
+        &Settling::default(),
+    );
+    assert_eq!(ids(&compiled, Severity::Error), ["exported-to-nobody"]);
+    // Neither of the two is seen where the other is.
+    let spec = json!({"hosts": [HOST], "ports": http(443), "resolution": "DNS", "exportTo": ["a"]});
+    let documents = [
+        document("ServiceEntry", "shared/a", spec),
+        rule("shared/r", with(simple(HOST), "exportTo", json!(["b"]))),
+    ];
+    let compiled = compile(&documents, &caller("a", &[]));
+    assert_eq!(ids(&compiled, Severity::Error), ["shadowed-rule"]);
+}
+
+#[test]
+fn a_caller_that_the_rule_is_not_for_is_refused() {
+    let selected = with(
+        simple(HOST),
+        "workloadSelector",
+        json!({"matchLabels": {"app": "sleep"}}),
+    );
+    for target in [80, 443] {
+        let documents = [entry("a", HOST, http(target)), rule("r", selected.clone())];
+        let compiled = compile(&documents, &Settling::default());
+        assert_eq!(ids(&compiled, Severity::Error), [""; 0]);
+        assert_eq!(ids(&compiled, Severity::Warning), ["tls-for-other-callers"]);
+        assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "left_out");
+        let served = compile(&documents, &caller("default", &[("app", "sleep")]));
+        assert_eq!(decide(&served, HOST, 80, Arrival::Http), "originate");
+        assert_eq!(served.problems.0, []);
+        let allowed = compile(&documents, &allowing(HOST));
+        assert_eq!(decide(&allowed, HOST, 80, Arrival::Http), "forward allowed");
+    }
+}
+
+#[test]
+fn a_rule_that_is_hidden_from_the_caller_refuses_it() {
+    let hidden = |spec: Value, owner: &str| {
+        let documents = [entry("egress/a", HOST, http(443)), rule(owner, spec)];
+        let compiled = compile(&documents, &caller("shop", &[]));
+        assert_eq!(
+            ids(&compiled, Severity::Error),
+            [""; 0],
+            "{}",
+            compiled.problems
+        );
+        assert_eq!(ids(&compiled, Severity::Warning), ["tls-for-other-callers"]);
+        assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "left_out");
+        compiled.problems.to_string()
+    };
+    let text = hidden(with(simple(HOST), "exportTo", json!(["."])), "egress/r");
+    assert!(
+        text.contains("`exportTo` does not name the caller's namespace `shop`"),
+        "{text}"
+    );
+    let text = hidden(simple(HOST), "third/r");
+    assert!(text.contains("it stands in namespace `third`"), "{text}");
+}
+
+#[test]
+fn other_peoples_rules_are_no_mistake() {
+    let documents = [
+        entry("a", HOST, http(443)),
+        rule("r", simple(HOST)),
+        rule("theirs/r", simple(HOST)),
+        rule(
+            "theirs/s",
+            with(
+                simple(HOST),
+                "workloadSelector",
+                json!({"matchLabels": {"a": "b"}}),
+            ),
+        ),
+        rule("theirs/elsewhere", simple("other.example.net")),
+    ];
+    let compiled = compile(&documents, &Settling::default());
+    assert_eq!(compiled.problems.0, []);
+    assert_eq!(compiled.table.gate().elsewhere, 1);
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
+}
+
+fn leads(host: &str, to: &str, port: u16) -> Value {
+    let route = json!([{"destination": {"host": to, "port": {"number": port}}}]);
+    let http = json!([{"match": [{"port": 80}], "route": route}]);
+    document(
+        "VirtualService",
+        "v",
+        json!({"hosts": [host], "http": http}),
+    )
+}
+
+/// Holds that a resource refuses the host, by HTTP on port 80, and that a flag decides it as if it were not there.
+fn is_not_read(with: &Value) {
+    for target in [80, 443] {
+        let documents = [
+            entry("a", HOST, http(target)),
+            rule("r", simple(HOST)),
+            with.clone(),
+        ];
+        let compiled = compile(&documents, &Settling::default());
+        assert_eq!(
+            ids(&compiled, Severity::Error),
+            [""; 0],
+            "{}",
+            compiled.problems
+        );
+        assert_eq!(ids(&compiled, Severity::Warning), ["not-read"], "{with}");
+        assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "not_read");
+        let refused: Vec<_> = compiled.table.refused().map(|it| it.reason).collect();
+        assert_eq!(refused, [Reason::NotRead]);
+        let allowed = compile(&documents, &allowing("*"));
+        assert_eq!(decide(&allowed, HOST, 80, Arrival::Http), "originate");
+    }
+}
+
+/// Holds that a resource changes nothing, and that nothing is said of it.
+fn is_silent(with: &Value) {
+    let documents = [
+        entry("a", HOST, http(443)),
+        rule("r", simple(HOST)),
+        with.clone(),
+    ];
+    let compiled = compile(&documents, &Settling::default());
+    assert_eq!(compiled.problems.0, [], "{with}");
+    assert_eq!(
+        decide(&compiled, HOST, 80, Arrival::Http),
+        "originate",
+        "{with}"
+    );
+}
+
+#[test]
+fn a_virtual_service_that_may_change_the_way_refuses_the_host() {
+    is_not_read(&leads(HOST, HOST, 443));
+    is_not_read(&leads(HOST, "other.example.com", 80));
+    is_not_read(&leads("*.example.com", HOST, 443));
+    let virtual_service = |http: Value| {
+        document(
+            "VirtualService",
+            "v",
+            json!({"hosts": [HOST], "http": http}),
+        )
+    };
+    let same = json!([{"destination": {"host": HOST}}]);
+    is_not_read(&virtual_service(
+        json!([{"route": [{"destination": {"host": HOST, "subset": "v1"}}]}]),
+    ));
+    is_not_read(&virtual_service(
+        json!([{"route": same, "rewrite": {"authority": "b.example.com"}}]),
+    ));
+    is_not_read(&virtual_service(
+        json!([{"redirect": {"authority": "b.example.com"}}]),
+    ));
+    is_not_read(&virtual_service(
+        json!([{"route": same, "fault": {"abort": {"httpStatus": 403, "percentage": {"value": 100}}}}]),
+    ));
+    // What no route takes is answered 404.
+    is_not_read(&virtual_service(
+        json!([{"match": [{"uri": {"prefix": "/v1"}}], "route": same}]),
+    ));
+    is_silent(&virtual_service(json!([{"route": same}])));
+    is_silent(&virtual_service(
+        json!([{"route": same, "timeout": "5s", "retries": {"attempts": 3}}]),
+    ));
+    is_silent(&virtual_service(
+        json!([{"match": [{"uri": {"prefix": "/v1"}}], "route": same}, {"route": same}]),
+    ));
+    is_silent(&virtual_service(
+        json!([{"match": [{"port": 8080}], "route": [{"destination": {"host": "x.example.com"}}]}]),
+    ));
+    is_silent(&virtual_service(
+        json!([{"match": [{"sourceLabels": {"app": "x"}}], "route": [{"destination": {"host": "x.example.com"}}]}]),
+    ));
+    // For a gateway alone, or for other namespaces, it is nothing to this caller.
+    let mut gateway = leads(HOST, HOST, 443);
+    gateway["spec"]["gateways"] = json!(["ingress"]);
+    is_silent(&gateway);
+    let mut elsewhere = leads(HOST, HOST, 443);
+    elsewhere["metadata"]["namespace"] = json!("other");
+    elsewhere["spec"]["exportTo"] = json!(["."]);
+    is_silent(&elsewhere);
+    is_silent(&leads("b.example.net", "c.example.net", 443));
+}
+
+#[test]
+fn what_is_led_to_a_tls_port_is_no_tls_inside_tls() {
+    let ports = json!([
+        {"number": 80, "name": "http", "protocol": "HTTP"},
+        {"number": 443, "name": "https", "protocol": "HTTPS"},
+    ]);
+    let documents = [
+        entry("a", HOST, ports),
+        leads(HOST, HOST, 443),
+        rule("r", on_port(HOST, 443, json!({"tls": {"mode": "SIMPLE"}}))),
+    ];
+    let compiled = compile(&documents, &Settling::default());
+    assert!(!compiled.problems.has_errors(), "{}", compiled.problems);
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "not_read");
+    assert_eq!(decide(&compiled, HOST, 443, Arrival::Tls), "not_read");
+    let without = compile(
+        &[documents[0].clone(), documents[2].clone()],
+        &Settling::default(),
+    );
+    assert!(without.problems.has_errors());
+}
+
+#[test]
+fn a_virtual_service_below_a_wildcard_refuses_its_host_alone() {
+    let spec = json!({"hosts": ["*.example.com"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 443}],
+                      "resolution": "DYNAMIC_DNS"});
+    let documents = [
+        document("ServiceEntry", "a", spec),
+        rule("r", simple("*.example.com")),
+        leads(HOST, "x.example.net", 80),
+    ];
+    let compiled = compile(&documents, &Settling::default());
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "not_read");
+    assert_eq!(
+        decide(&compiled, "b.example.com", 80, Arrival::Http),
+        "originate"
+    );
+}
+
+#[test]
+fn other_kinds_that_may_change_the_way_refuse_the_host() {
+    let target = |kind: &str, name: &str| json!([{"group": "networking.istio.io", "kind": kind, "name": name}]);
+    let validation = json!({"hostname": HOST, "wellKnownCACertificates": "System"});
+    let policy = |refs: Value| {
+        document(
+            "BackendTLSPolicy",
+            "p",
+            json!({"targetRefs": refs, "validation": validation}),
+        )
+    };
+    is_not_read(&policy(target("ServiceEntry", "a")));
+    is_silent(&policy(target("ServiceEntry", "another")));
+    let mut wrong = target("ServiceEntry", "a");
+    wrong[0]["sectionName"] = json!("htpp");
+    is_not_read(&policy(wrong));
+    let backend = |host: &str, port: u16| json!([{"group": "networking.istio.io", "kind": "Hostname", "name": host, "port": port}]);
+    let route = |host: &str, port: u16| {
+        document(
+            "HTTPRoute",
+            "h",
+            json!({"parentRefs": target("ServiceEntry", "a"), "rules": [{"backendRefs": backend(host, port)}]}),
+        )
+    };
+    is_not_read(&route("b.example.com", 443));
+    is_silent(&route(HOST, 80));
+    let ingress = json!([{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "g"}]);
+    is_silent(&document(
+        "HTTPRoute",
+        "h",
+        json!({"parentRefs": ingress, "rules": [{"backendRefs": backend(HOST, 443)}]}),
+    ));
+
+    let sidecar = |hosts: Value| document("Sidecar", "s", json!({"egress": [{"hosts": hosts}]}));
+    is_not_read(&sidecar(json!(["istio-system/*"])));
+    is_not_read(&sidecar(json!(["*/*", "~default/api.example.com"])));
+    is_silent(&sidecar(json!(["./*"])));
+    is_silent(&sidecar(json!(["*/*"])));
+    let mut root = sidecar(json!(["istio-system/*"]));
+    root["metadata"]["namespace"] = json!("istio-system");
+    is_not_read(&root);
+    root["metadata"]["namespace"] = json!("elsewhere");
+    is_silent(&root);
+
+    let patch = |apply_to: &str, found: Value, patch: Value| {
+        let patches = json!([{"applyTo": apply_to, "match": found, "patch": patch}]);
+        document("EnvoyFilter", "f", json!({"configPatches": patches}))
+    };
+    let socket = json!({"operation": "MERGE", "value": {"transport_socket": {"name": "raw"}}});
+    let cluster = |host: &str| json!({"context": "SIDECAR_OUTBOUND", "cluster": {"service": host}});
+    is_not_read(&patch("CLUSTER", cluster(HOST), socket.clone()));
+    is_not_read(&patch("CLUSTER", json!({}), socket.clone()));
+    is_silent(&patch("CLUSTER", cluster("b.example.com"), socket.clone()));
+    is_silent(&patch(
+        "CLUSTER",
+        json!({"context": "SIDECAR_INBOUND"}),
+        socket,
+    ));
+    let timeout = json!({"operation": "MERGE", "value": {"connect_timeout": "5s"}});
+    is_silent(&patch("CLUSTER", cluster(HOST), timeout));
+    let led = json!({"operation": "MERGE", "value": {"route": {"cluster": "x"}}});
+    is_not_read(&patch(
+        "HTTP_ROUTE",
+        json!({"context": "SIDECAR_OUTBOUND"}),
+        led,
+    ));
+}
+
+#[test]
+fn unknown_hosts_that_a_rule_names_are_not_left_alone() {
+    let documents = [
+        entry("a", "b.example.org", http(80)),
+        rule("r", simple("api.example.net")),
+    ];
+    let settling = Settling {
+        outbound: OutboundMode::AllowAny,
+        ..Settling::default()
+    };
+    let compiled = compile(&documents, &settling);
+    assert_eq!(
+        decide(&compiled, "api.example.net", 80, Arrival::Http),
+        "left_out"
+    );
+    assert_eq!(
+        decide(&compiled, "api.example.net", 443, Arrival::Tls),
+        "forward"
+    );
+    assert_eq!(
+        decide(&compiled, "nobody.example", 80, Arrival::Http),
+        "forward"
+    );
+    let secure = [entry("a", HOST, http(443)), rule("r", simple(HOST))];
+    let compiled = compile(&secure, &settling);
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
+    assert_eq!(decide(&compiled, HOST, 8080, Arrival::Http), "left_out");
+}
+
+#[test]
+fn what_is_meant_is_counted_and_passes() {
+    let documents = [
+        entry("a", HOST, http(80)),
+        entry("b", "b.example.org", http(8080)),
+        rule("r", json!({"host": HOST})),
+    ];
+    let compiled = compile(&documents, &Settling::default());
+    assert_eq!(compiled.problems.0, []);
+    assert_eq!(compiled.table.gate().forwarded, 2);
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
+    // To a TLS port too, where a rule says so.
+    let disabled = json!({"host": HOST, "trafficPolicy": {"tls": {"mode": "DISABLE"}}});
+    let compiled = compile(
+        &[entry("a", HOST, http(443)), rule("r", disabled)],
+        &Settling::default(),
+    );
+    assert_eq!(compiled.problems.0, []);
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
+}
