@@ -2,12 +2,16 @@
 
 mod common;
 
-use std::net::Ipv4Addr;
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::{Context, Result, ensure};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    task::JoinSet,
     time::timeout,
 };
 
@@ -19,8 +23,8 @@ use egress_integration::{
 };
 
 use common::{
-    HOST, LogLine, SHARED, SOON, Trusted, assert_originated, dns, egressctl, entry_with, head,
-    log_of, only, request, route, rule, tunnel,
+    HOST, LogLine, SHARED, SOON, Trusted, assert_originated, dns, egressctl, entry_with,
+    eventually, head, log_of, only, request, route, rule, tunnel,
 };
 
 /// The page's entry: originated on port 80, passed through on port 443.
@@ -308,6 +312,129 @@ async fn everything_else_is_refused_with_a_reason() -> Result<()> {
     let tls = site.counts(Listener::Tls);
     ensure!(tls.connections == 0, "{tls:?}");
     assert_eq!(proxy.admin_get("/ready").await?.status, 200);
+    Ok(())
+}
+
+/// A plain server that answers nothing, and what it heard of each connection that has ended.
+async fn plain_server() -> Result<(SocketAddr, Arc<Mutex<Vec<Vec<u8>>>>, JoinSet<()>)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let (addr, ended) = (listener.local_addr()?, Arc::default());
+    let (heard, mut running) = (Arc::clone(&ended), JoinSet::new());
+    running.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let heard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::clone(&heard);
+            connections.spawn(async move {
+                let mut bytes = Vec::new();
+                let _ended = stream.read_to_end(&mut bytes).await;
+                heard
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(bytes);
+            });
+        }
+    });
+    Ok((addr, ended, running))
+}
+
+/// Where TLS is passed through, nothing else is: a plain server behind the port hears nothing.
+#[tokio::test]
+async fn connect_carries_nothing_but_tls() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let (plain, heard, _running) = plain_server().await?;
+    let tls = "tls.example";
+    let ports = "resolution: DNS, ports: [{number: 8443, name: tls, protocol: TLS}]";
+    let proxy = builder(&trusted, &(rules() + &entry_with(tls, ports)))
+        .connect_to(&route(HOST, 443, plain))
+        .connect_to(&route(tls, 8443, plain))
+        .start()
+        .await?;
+    let said: [&[u8]; 8] = [
+        b"GET /plaintext HTTP/1.1\r\nHost: edition.cnn.com\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"\0\0\0\x08\x04\xd2\x16\x2f",
+        b"\x16GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfcGET / HTTP/1.1\r\n\r\n",
+        b"\x17\x03\x03\x00\x05hello",
+        b"\x15\x03\x03\x00\x02\x01\x00",
+    ];
+    let mut connections = 0;
+    for authority in ["edition.cnn.com:443", "tls.example:8443"] {
+        let connect = request(&[
+            &format!("CONNECT {authority} HTTP/1.1"),
+            &format!("Host: {authority}"),
+        ]);
+        let said = if authority.starts_with(HOST) {
+            &said[..]
+        } else {
+            &said[..1]
+        };
+        for bytes in said.iter().copied() {
+            // With the answer awaited, at once and byte by byte; and without awaiting it.
+            for way in 0..3 {
+                connections += 1;
+                let mut stream = TcpStream::connect(proxy.forward_proxy()?).await?;
+                stream.set_nodelay(true)?;
+                let sent = async {
+                    if way == 2 {
+                        let all = [connect.as_bytes(), bytes].concat();
+                        return Ok(stream.write_all(&all).await?);
+                    }
+                    stream.write_all(connect.as_bytes()).await?;
+                    let head = head(&mut stream).await?;
+                    ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+                    if way == 0 {
+                        return Ok(stream.write_all(bytes).await?);
+                    }
+                    for byte in bytes {
+                        // It may be closed before the last.
+                        if stream.write_all(&[*byte]).await.is_err() {
+                            break;
+                        }
+                        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                    }
+                    Ok(())
+                };
+                sent.await.with_context(|| format!("{bytes:?} {way}"))?;
+                let mut rest = Vec::new();
+                let ended = timeout(SOON, stream.read_to_end(&mut rest)).await;
+                ensure!(ended.is_ok(), "{bytes:?} {way}: it is not closed");
+                let rest = String::from_utf8_lossy(&rest).into_owned();
+                let quiet = rest.is_empty() || way == 2;
+                ensure!(quiet, "{bytes:?} {way}: {rest}");
+            }
+        }
+        let log = log_of_connect(&proxy, authority).await?;
+        assert_eq!(log.egress("action"), "reject", "{log:#?}");
+        assert_eq!(log.egress("reason"), "other_protocol", "{log:#?}");
+        assert_eq!(log.egress("target"), authority, "{log:#?}");
+    }
+    // Who says nothing is waited for, and is heard once it begins TLS.
+    let ended = || -> Vec<Vec<u8>> {
+        let heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.clone()
+    };
+    let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03random";
+    let (end, _tunnel) = tunnel(
+        proxy.forward_proxy()?,
+        &["CONNECT edition.cnn.com:443 HTTP/1.1", "Host: x"],
+    )
+    .await?;
+    let mut stream = TcpStream::connect(end).await?;
+    for byte in hello {
+        stream.write_all(&[*byte]).await?;
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    stream.shutdown().await?;
+    let whole = async || Ok(ended().iter().any(|bytes| bytes == hello));
+    eventually("TLS is carried", whole).await?;
+    let all = ended();
+    ensure!(all.len() <= connections + 1, "{all:?}");
+    let others = all.iter().filter(|bytes| *bytes != hello);
+    for bytes in others {
+        ensure!(bytes.is_empty(), "the server heard {bytes:?}");
+    }
     Ok(())
 }
 

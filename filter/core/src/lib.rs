@@ -6,7 +6,8 @@
 //!
 //! [`load()`] reads what the renderer wrote with [`PluginConfig`]. [`plan_http`] says, for the [`Facts`]
 //! of one request, which [`Effects`] an adapter is to apply; where its connection [`failed`],
-//! [`plan_failure`] says what is told of that. [`plan_tcp`], [`connection_failed`] and
+//! [`plan_failure`] says what is told of that. Of the bytes behind CONNECT [`begins_tls`] says whether they are TLS, and
+//! [`plan_plaintext`] what happens when they are not. [`plan_tcp`], [`connection_failed`] and
 //! [`plan_connection_failure`] are the same for connections that are not HTTP. [`contract`] holds every name that Envoy
 //! and we both spell.
 //!
@@ -37,6 +38,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod client_hello;
 pub mod config;
 pub mod contract;
 mod effect;
@@ -49,6 +51,7 @@ mod plan;
 mod plan_tcp;
 mod remembered;
 
+pub use client_hello::{TELLING, begins_tls};
 pub use config::{AuthorityMode, FilterKind, MetadataFormat, PluginConfig, Variants};
 pub use effect::{Effect, Effects};
 pub use facts::{ConnectionEnd, ConnectionFacts, Facts, Wanted};
@@ -56,6 +59,6 @@ pub use failure::{Failure, FailureFacts};
 pub use labels::labels;
 pub use load::{InvalidConfig, Loaded, load, load_for};
 pub use metadata::{Entry, FIELDS, varint};
-pub use plan::{Scratch, failed, plan_failure, plan_http};
+pub use plan::{Scratch, failed, plan_failure, plan_http, plan_plaintext};
 pub use plan_tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};
 pub use remembered::Remembered;

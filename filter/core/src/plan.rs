@@ -162,6 +162,31 @@ pub(crate) fn found_by_name(cluster: &Cluster) -> bool {
         && cluster.outlier_detection.is_none()
 }
 
+/// Returns what should happen when what follows CONNECT is not TLS: it goes no further.
+///
+/// `facts` are those that CONNECT was planned by. All that CONNECT leads to are ports of TLS. Where it was `answered`
+/// already, nothing can be said but by closing the connection.
+pub fn plan_plaintext<'e>(
+    config: &'e Loaded,
+    facts: &Facts<'_>,
+    answered: bool,
+    scratch: &'e mut Scratch,
+) -> Effects<'e> {
+    let parsed = Authority::parse(facts.authority);
+    let decision = Decision {
+        action: Action::Reject(Reason::OtherProtocol),
+        ..decide(config, facts, &parsed)
+    };
+    write_metadata(config, facts.authority, &decision, None, scratch);
+    if !answered {
+        return answer(config, Reason::OtherProtocol, scratch);
+    }
+    let mut effects = Effects::new();
+    effects.push(Effect::Metadata(&scratch.metadata));
+    effects.push(Effect::Close);
+    effects
+}
+
 /// Returns what should happen to Envoy's answer to a request whose connection failed: it is counted and
 /// logged, and the application is told the reason without Envoy's text.
 ///

@@ -203,11 +203,19 @@ pub(crate) fn answer(status: u32, details: &str, body: &str) -> Result<(), HostE
 /// Reads the plugin configuration, all of it; empty when there is none.
 pub(crate) fn plugin_configuration() -> Result<Vec<u8>, HostError> {
     const PLUGIN_CONFIGURATION: u32 = 7;
+    buffer(PLUGIN_CONFIGURATION, usize::MAX)
+}
+
+/// Reads the first bytes of what is held of a request's body.
+pub(crate) fn request_body(most: usize) -> Result<Vec<u8>, HostError> {
+    const REQUEST_BODY: u32 = 0;
+    buffer(REQUEST_BODY, most)
+}
+
+fn buffer(buffer: u32, most: usize) -> Result<Vec<u8>, HostError> {
     let (mut value, mut len) = (null_mut(), 0);
     // SAFETY: as in `header`.
-    let status = unsafe {
-        proxy_get_buffer_bytes(PLUGIN_CONFIGURATION, 0, usize::MAX, &mut value, &mut len)
-    };
+    let status = unsafe { proxy_get_buffer_bytes(buffer, 0, most, &mut value, &mut len) };
     take(status, value, len).map(Option::unwrap_or_default)
 }
 
@@ -225,9 +233,19 @@ pub(crate) fn increment(counter: u32) -> Result<(), HostError> {
     done(unsafe { proxy_increment_metric(counter, 1) })
 }
 
-/// Closes the application's connection.
+/// Closes the application's connection, where bytes are handled.
 pub(crate) fn close_downstream() -> Result<(), HostError> {
     const DOWNSTREAM: u32 = 2;
+    close(DOWNSTREAM)
+}
+
+/// Breaks off a request. By HTTP/1 the application's connection is closed with it.
+pub(crate) fn close_request() -> Result<(), HostError> {
+    const REQUEST: u32 = 0;
+    close(REQUEST)
+}
+
+fn close(stream: u32) -> Result<(), HostError> {
     // SAFETY: nothing is passed but a number.
-    done(unsafe { proxy_close_stream(DOWNSTREAM) })
+    done(unsafe { proxy_close_stream(stream) })
 }

@@ -2,7 +2,10 @@
 
 use std::cell::RefCell;
 
-use egress_filter::{Effect, Effects, Facts, Scratch, contract, failed, plan_failure, varint};
+use egress_filter::{
+    Effect, Effects, Facts, Scratch, TELLING, begins_tls, contract, failed, plan_failure,
+    plan_plaintext, varint,
+};
 use egress_policy::PortNumber;
 use log::error;
 use proxy_wasm::traits::HttpContext;
@@ -21,9 +24,14 @@ pub struct Request {
     loaded: Option<Shared>,
     /// What it was planned by, once it was let go; its response is looked at then only.
     sent: Option<Sent>,
+    /// What CONNECT was planned by, until the bytes behind it have been seen to be TLS.
+    unread: Option<Sent>,
+    /// An answer is on its way to the application.
+    answered: bool,
 }
 
-/// The facts of a request, kept for its response.
+/// The facts of a request, kept for what comes later.
+#[derive(Clone)]
 struct Sent {
     authority: Vec<u8>,
     port: Option<PortNumber>,
@@ -43,7 +51,12 @@ impl Sent {
 
 impl Request {
     pub(crate) fn new(loaded: Option<Shared>) -> Self {
-        Request { loaded, sent: None }
+        Request {
+            loaded,
+            sent: None,
+            unread: None,
+            answered: false,
+        }
     }
 
     /// Says whether the request goes on; `Ok(false)` when it was answered here.
@@ -67,8 +80,39 @@ impl Request {
             goes_on &= !effect.ends();
             apply(effect)
         })?;
+        self.unread = (goes_on && connect).then(|| sent.clone());
         self.sent = goes_on.then_some(sent);
         Ok(goes_on)
+    }
+
+    /// Looks at the first bytes behind CONNECT; `Ok(true)` when they may go on. What is not TLS is closed, and nothing
+    /// of it is sent.
+    fn read(&mut self, end_of_stream: bool) -> Result<bool, HostError> {
+        let (Some(loaded), Some(unread)) = (self.loaded.as_deref(), &self.unread) else {
+            return Ok(true);
+        };
+        let bytes = host::request_body(TELLING)?;
+        match begins_tls(&bytes) {
+            Some(true) => {
+                self.unread = None;
+                return Ok(true);
+            }
+            None if !end_of_stream => return Ok(false),
+            // Nothing was said.
+            None if bytes.is_empty() => return Ok(true),
+            None | Some(false) => {}
+        }
+        SCRATCH.with(|scratch| {
+            let mut scratch = scratch.try_borrow_mut().map_err(|_| HostError)?;
+            let (facts, answered) = (unread.facts(), self.answered);
+            for effect in plan_plaintext(loaded.config(), &facts, answered, &mut scratch).iter() {
+                match effect {
+                    Effect::Close => host::close_request()?,
+                    effect => apply(effect)?,
+                }
+            }
+            Ok(false)
+        })
     }
 
     /// Looks at a response that could be Envoy's own, and says why the connection failed if it did; `Ok(true)` when
@@ -120,7 +164,24 @@ impl HttpContext for Request {
         }
     }
 
+    fn on_http_request_body(&mut self, _size: usize, end_of_stream: bool) -> Action {
+        if self.unread.is_none() {
+            return Action::Continue;
+        }
+        match self.read(end_of_stream) {
+            Ok(true) => Action::Continue,
+            Ok(false) => Action::Pause,
+            Err(HostError) => {
+                error!("egress: the host refused a call; the connection is closed");
+                // Whatever this returns, the bytes are not let go.
+                let _ = host::close_request();
+                Action::Pause
+            }
+        }
+    }
+
     fn on_http_response_headers(&mut self, count: usize, _end_of_stream: bool) -> Action {
+        self.answered = true;
         // Of the answers that count, those of servers have more headers: they cost no call.
         if count > contract::LOCAL_REPLY_HEADERS {
             return Action::Continue;
