@@ -22,6 +22,8 @@ pub(super) struct Input {
     pub(super) bare: Vec<Bare>,
     /// The namespaces that have a Gateway, of Istio's kind or of Kubernetes'.
     pub(super) gateways: BTreeSet<String>,
+    /// The texts in resources of other kinds, in small letters: they may name hosts that they lead requests to.
+    elsewhere: BTreeSet<String>,
     /// Whether anything could not even be looked at, so that nothing follows from what is not there.
     pub(super) partial: bool,
     found: Vec<Finding>,
@@ -92,6 +94,7 @@ impl Input {
             resources: Resources::default(),
             bare: Vec::new(),
             gateways: BTreeSet::new(),
+            elsewhere: BTreeSet::new(),
             partial: false,
             found: Vec::new(),
             files: BTreeMap::new(),
@@ -128,6 +131,13 @@ impl Input {
             let gateways = items(&read.document.value).filter(|(_, value)| is_gateway(value));
             let namespaces = gateways.map(|(_, value)| namespace(value).to_owned());
             input.gateways.extend(namespaces);
+            for (_, value) in items(&read.document.value) {
+                let kind = value.get("kind").and_then(Value::as_str);
+                let kind = kind.unwrap_or_default();
+                if !KINDS.contains(&kind) && !["Secret", "ConfigMap"].contains(&kind) {
+                    collect_texts(value, &mut input.elsewhere);
+                }
+            }
         }
         let (resources, problems) = parser.finish();
         input.resources = resources;
@@ -278,6 +288,25 @@ impl Input {
         self.files.get(&finding.file).copied().unwrap_or(usize::MAX)
     }
 
+    /// Says whether requests may be led to a host by what is not read here: a VirtualService, a route, an EnvoyFilter
+    /// that names it, or a file that is no YAML.
+    ///
+    /// Such a resource may lead plain HTTP to any port of the host, and to any subset.
+    pub(super) fn may_be_led_to(&self, host: &HostPattern) -> bool {
+        let name = host.to_string().to_ascii_lowercase();
+        let name = name.trim_start_matches('*');
+        // Of a service of the cluster the first parts of its name are enough.
+        let local = name.ends_with(".svc.cluster.local");
+        let names = |text: &String| {
+            text.contains(name)
+                || (local
+                    && name
+                        .strip_prefix(text.as_str())
+                        .is_some_and(|rest| rest.starts_with('.')))
+        };
+        self.partial || self.elsewhere.iter().any(names)
+    }
+
     /// Says whether a resource of a kind that could not be read speaks of any host that `host` covers, or
     /// might.
     pub(super) fn may_be_refused(&self, kind: &str, host: &HostPattern) -> bool {
@@ -317,6 +346,16 @@ fn items(value: &Value) -> impl Iterator<Item = (Option<usize>, &Value)> {
     let listed = list.into_iter().flatten().enumerate();
     let listed = listed.map(|(at, item)| (Some(at), item));
     alone.into_iter().chain(listed)
+}
+
+/// Collects all texts of a value but its keys.
+fn collect_texts(value: &Value, texts: &mut BTreeSet<String>) {
+    match value {
+        Value::String(text) => drop(texts.insert(text.to_ascii_lowercase())),
+        Value::Array(items) => items.iter().for_each(|item| collect_texts(item, texts)),
+        Value::Object(fields) => fields.values().for_each(|item| collect_texts(item, texts)),
+        _ => {}
+    }
 }
 
 fn is_gateway(value: &Value) -> bool {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use egress_policy::{
-    DestinationRule, HostPattern, PortNumber, ProtocolClass, Resolution, ServiceEntry,
+    DestinationRule, HostPattern, PortNumber, PortPolicy, ProtocolClass, Resolution, ServiceEntry,
     TrafficPolicy,
 };
 use serde_json::Value;
@@ -192,12 +192,16 @@ fn duplicate_port_settings(
     findings: &mut Findings<'_>,
 ) {
     let subject = Subject::of(&rule.meta);
-    let mut first: BTreeMap<PortNumber, usize> = BTreeMap::new();
+    let mut first: BTreeMap<PortNumber, &PortPolicy> = BTreeMap::new();
     for entry in &policy.port_level {
-        let before = *first.entry(entry.port).or_insert(entry.index);
+        let counts = *first.entry(entry.port).or_insert(entry);
+        let before = counts.index;
         if before == entry.index {
             continue;
         }
+        // A `tls` that does not count is a mistake that only its author can mend: removed, nothing would tell of it.
+        let tls = &entry.policy.tls;
+        let loses_tls = tls.is_some() && *tls != counts.policy.tls;
         let list = format!("{policy_path}.portLevelSettings");
         let message = format!(
             "port {} has settings in `portLevelSettings[{before}]` already, and the first entry counts: this one is ignored",
@@ -211,7 +215,7 @@ fn duplicate_port_settings(
                 message,
             )
             .hint("remove it, or put what it says into the first entry")
-            .fix(Some(Change::Remove {
+            .fix((!loses_tls).then(|| Change::Remove {
                 list: subject.path(&list).0,
                 index: entry.index,
             }));

@@ -231,7 +231,12 @@ fn sni_without_san(world: &World<'_>, block: &Block<'_>, findings: &mut Findings
         .input
         .value(&subject, &format!("{path}.subjectAltNames"))
         .is_none();
-    let fix = absent.then(|| Change::Add {
+    // The rule's names take the place of an entry's, which may be others.
+    let covered = world.covered(block.rule).into_iter();
+    let replaces = covered
+        .filter_map(|service| world.service(service))
+        .any(|(entry, _)| !entry.subject_alt_names.is_empty());
+    let fix = (absent && !replaces).then(|| Change::Add {
         object: subject.path(&path).0,
         behind: "sni",
         key: "subjectAltNames",
@@ -317,16 +322,21 @@ fn double_tls(
             "remove `tls` for this port, or give it the number of the port of plain HTTP".to_owned()
         }
     };
+    let led = world.input.may_be_led_to(&block.rule.host);
     let fix = one
         .filter(|_| may_move(world, block, reach))
         .map(|port| Change::MoveToPort {
             policy: subject.path("spec.trafficPolicy").0,
             port: port.get(),
         });
-    findings
-        .add(&DOUBLE_TLS, &subject, &block.path(), message)
-        .hint(hint)
-        .fix(fix);
+    let finding = findings.add(&DOUBLE_TLS, &subject, &block.path(), message);
+    match led {
+        // It may be the way from a port of plain HTTP to this one, and then it is just what is meant.
+        true => finding.severity(Severity::Warning).hint(
+            "this is right where a VirtualService leads plain HTTP to this port, and only there",
+        ),
+        false => finding.hint(hint).fix(fix),
+    };
 }
 
 /// Says whether moving a rule's `tls` to its one port of HTTP changes nothing but the ports of TLS.
@@ -352,7 +362,12 @@ fn may_move(world: &World<'_>, block: &Block<'_>, reach: &[Reach<'_>]) -> bool {
         .any(|subset| subset.policy.is_some());
     // Of a wildcard's hosts others may be elsewhere, with other ports.
     let known = block.rule.host.exact().is_some();
-    block.source == PolicySource::Rule && known && alone && !subsets && reach.iter().all(only)
+    let free = !world.relied_on(&block.rule.host);
+    free && block.source == PolicySource::Rule
+        && known
+        && alone
+        && !subsets
+        && reach.iter().all(only)
 }
 
 fn istio_mutual_external(
@@ -421,15 +436,26 @@ fn tls_to_port_80(
     let all = hosts
         .map(|host| world.originated((reach.service.0, host), port.number))
         .all(|(_, all)| all);
-    let safe =
-        all && !explicit && port.number.get() == 80 && !endpoints.iter().any(|e| own(e).is_some());
+    let relied_on = reach.entry.hosts.iter().any(|host| world.relied_on(host));
+    let safe = all
+        && !relied_on
+        && !explicit
+        && port.number.get() == 80
+        && !endpoints.iter().any(|e| own(e).is_some());
     let at = if explicit {
         target
     } else {
         format!("{path}.number")
     };
+    let led = world.input.may_be_led_to(reach.host);
     findings
         .add(&TLS_TO_PORT_80, &subject, &at, message)
+        // It may be that no request gets here: all are led to another port.
+        .severity(if led {
+            Severity::Warning
+        } else {
+            Severity::Error
+        })
         .hint(format!(
             "{} `targetPort: 443`: the application goes on calling port {}",
             if explicit { "set" } else { "add" },

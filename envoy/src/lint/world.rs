@@ -109,6 +109,11 @@ impl<'i> World<'i> {
             .unwrap_or_default()
     }
 
+    /// Says whether something that is not read here may rely on what TLS the ports and subsets of a host have.
+    pub(super) fn relied_on(&self, host: &HostPattern) -> bool {
+        self.input.may_be_led_to(host) || self.input.may_be_refused("DestinationRule", host)
+    }
+
     /// Returns the hosts with one name.
     pub(super) fn same_hosts(&self) -> impl Iterator<Item = (&'i HostPattern, &[Service])> {
         self.hosts
