@@ -25,6 +25,8 @@ pub struct Source {
     pub name: String,
     /// What it holds.
     pub text: String,
+    /// It holds the configuration of the mesh, and no rules.
+    pub mesh: bool,
 }
 
 impl fmt::Debug for Source {
@@ -121,12 +123,14 @@ pub fn sources(name: &str) -> Result<Vec<Source>, FileError> {
         return Ok(vec![Source {
             name: STDIN.to_owned(),
             text: once(STDIN, || Ok(io::stdin().lock()))?,
+            mesh: false,
         }]);
     }
     if is_open_pipe(name) {
         return Ok(vec![Source {
             name: name.to_owned(),
             text: once(name, || fs::File::open(name))?,
+            mesh: false,
         }]);
     }
     if !Path::new(name).is_dir() {
@@ -225,6 +229,7 @@ fn source(name: &str) -> Result<Source, FileError> {
     Ok(Source {
         name: name.to_owned(),
         text: text_of(name, file)?,
+        mesh: false,
     })
 }
 

@@ -18,6 +18,7 @@ pub mod credentials;
 pub mod fs;
 pub mod istio;
 pub mod lint;
+pub mod mesh;
 pub mod rules;
 pub mod run;
 pub mod xds;

@@ -5,13 +5,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use egress_policy::{
-    Compiled, FieldPath, HostPattern, Origin, Parser, PolicyTable, PortNumber, Problem,
-    ProblemKind, Problems, Proxy, Resources, Segment, Settling, Severity, visible,
+    Compiled, DEFAULT_NAMESPACE, FieldPath, HostPattern, Origin, OutboundMode, Parser, PolicyTable,
+    PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Segment, Settling, Severity,
+    visible,
 };
 use serde_json::{Value, json};
 
 use crate::credentials::{Documents, Need, Taken};
 use crate::fs::Source;
+use crate::mesh::{self, MeshConfig};
 use crate::yaml::{self, AlreadyRead, Document, Place};
 
 mod alike;
@@ -27,6 +29,8 @@ pub struct Rules {
     pub warnings: Report,
     /// The Secrets and ConfigMaps that stood among the rules.
     pub credentials: Documents,
+    /// The configuration of the mesh that was given with them.
+    pub mesh: MeshConfig,
     documents: Documented,
 }
 
@@ -89,6 +93,14 @@ impl Rules {
         Proxy::kinds(namespace, &self.parsed.destination_rules)
     }
 
+    /// Returns how the rules were compiled: with the configuration of the mesh that was given with them.
+    pub fn settling(&self, settling: &Settling) -> Settling {
+        Settling {
+            mesh: self.mesh.decides.clone(),
+            ..settling.clone()
+        }
+    }
+
     /// Compiles the same rules for another workload.
     ///
     /// # Errors
@@ -96,7 +108,7 @@ impl Rules {
     pub fn compile_for(&self, proxy: Proxy, settling: &Settling) -> Result<PolicyTable, Report> {
         let settling = Settling {
             proxy,
-            ..settling.clone()
+            ..self.settling(settling)
         };
         PolicyTable::compile(&self.parsed, &settling)
             .map(|(table, _)| table)
@@ -238,7 +250,12 @@ pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report>
 /// # Errors
 /// As [`compile`].
 pub fn compile_part(sources: &[Source], settling: &Settling) -> Result<Rules, Report> {
-    compile_parsed(parse(sources, None), sources, settling, true)
+    compile_parsed(
+        parse(sources, settling.outbound, None),
+        sources,
+        settling,
+        true,
+    )
 }
 
 /// As [`compile`]; what is `known` is not read again, and afterwards these sources are known.
@@ -247,7 +264,12 @@ pub(crate) fn compile_known(
     settling: &Settling,
     known: Option<&mut AlreadyRead>,
 ) -> Result<Rules, Report> {
-    compile_parsed(parse(sources, known), sources, settling, false)
+    compile_parsed(
+        parse(sources, settling.outbound, known),
+        sources,
+        settling,
+        false,
+    )
 }
 
 fn compile_parsed(
@@ -261,6 +283,8 @@ fn compile_parsed(
         resources,
         problems,
         taken,
+        mesh,
+        notes,
         mut findings,
     } = parsed;
     let unreadable = !findings.is_empty();
@@ -280,7 +304,11 @@ fn compile_parsed(
             return Err(Report(findings));
         }
     }
-    let mut compiled = PolicyTable::compile_with_errors(&resources, settling);
+    let settling = Settling {
+        mesh: mesh.decides.clone(),
+        ..settling.clone()
+    };
+    let mut compiled = PolicyTable::compile_with_errors(&resources, &settling);
     if partial {
         // What the gate says of these files, another one may put right.
         let gate = (compiled.problems.0.iter_mut()).filter(|problem| problem.id.is_some());
@@ -297,14 +325,17 @@ fn compile_parsed(
         .iter()
         .filter(|unread| !unread.concerns(&resources.service_entries))
         .map(|unread| (unread.id.kind, unread.origin));
+    findings.extend(notes);
     findings.extend(ignored(&mut problems, unconcerned, &documents));
     findings.extend(located(&problems, &documents));
     findings.extend(located(&warnings, &documents));
+    findings.extend(services(&documents, &resources));
     if warnings.has_errors() {
         return Err(Report(findings));
     }
     Ok(Rules {
         table,
+        mesh,
         parsed: resources,
         warnings: Report(findings),
         credentials: taken.documents,
@@ -336,7 +367,7 @@ impl Answers {
     /// # Errors
     /// When no host can be asked for.
     pub fn compile(sources: &[Source], settling: &Settling) -> Result<Answers, Report> {
-        let parsed = parse(sources, None);
+        let parsed = parse(sources, settling.outbound, None);
         let errors = parsed.problems.errors();
         let unread = errors.map(|problem| {
             let document = parsed.documents.get(problem.origin.document);
@@ -357,7 +388,11 @@ impl Answers {
             }
             return Err(Report(findings));
         }
-        let mut compiled = PolicyTable::compile_with_errors(&parsed.resources, settling);
+        let settling = Settling {
+            mesh: parsed.mesh.decides.clone(),
+            ..settling.clone()
+        };
+        let mut compiled = PolicyTable::compile_with_errors(&parsed.resources, &settling);
         let table = std::mem::take(&mut compiled.table);
         Ok(Answers {
             rules: Rules {
@@ -365,6 +400,7 @@ impl Answers {
                 parsed: parsed.resources,
                 warnings: Report::default(),
                 credentials: parsed.taken.documents,
+                mesh: parsed.mesh,
                 documents: parsed.documents,
             },
             unread,
@@ -387,6 +423,55 @@ impl Answers {
             .extend((compiled.into_iter()).map(|problem| finding(problem, &self.rules.documents)));
         Report(findings)
     }
+}
+
+/// Tells of Kubernetes Services that have the host of an entry.
+///
+/// Source: istio/istio `pilot/pkg/model/sidecar.go`, `selectServices` and `appendSidecarServices`.
+fn services(documents: &Documented, resources: &Resources) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (file, document) in documents {
+        let items = match document.value.get("items") {
+            Some(Value::Array(items)) if kind(&document.value) == Some("List") => &items[..],
+            _ => std::slice::from_ref(&document.value),
+        };
+        for (at, service) in items.iter().enumerate() {
+            let text = |pointer: &str| service.pointer(pointer).and_then(Value::as_str);
+            let version = text("/apiVersion");
+            let name = text("/metadata/name").filter(|_| version == Some("v1"));
+            let Some(name) = name.filter(|_| kind(service) == Some("Service")) else {
+                continue;
+            };
+            let namespace = text("/metadata/namespace").unwrap_or(DEFAULT_NAMESPACE);
+            let Ok(host) = HostPattern::parse(&format!("{name}.{namespace}.svc.cluster.local"))
+            else {
+                continue;
+            };
+            let mut entries = resources.service_entries.iter();
+            let Some(entry) = entries.find(|entry| entry.hosts.contains(&host)) else {
+                continue;
+            };
+            let mut path = FieldPath::keys("metadata.name");
+            if items.len() > 1 || kind(&document.value) == Some("List") {
+                let list = [Segment::Key("items".to_owned()), Segment::Index(at)];
+                path.0.splice(0..0, list);
+            }
+            findings.push(Finding {
+                id: None,
+                severity: Severity::Warning,
+                file: file.to_string(),
+                place: document.place(&path, false),
+                path: path.to_string(),
+                what: format!("`{host}` is the host of {} too", entry.meta.id),
+                resource: Some(format!("Service {namespace}/{name}")),
+                hint: Some(format!(
+                    "here the entry counts; Istio uses the Service and its pods, but for callers in namespace `{}`",
+                    entry.meta.id.namespace
+                )),
+            });
+        }
+    }
+    findings
 }
 
 /// Says which hosts a resource is for, as far as its text tells.
@@ -458,7 +543,10 @@ struct Parsed {
     resources: Resources,
     problems: Problems,
     taken: Taken,
-    /// What cannot be read, and what is wrong with Secrets.
+    mesh: MeshConfig,
+    /// What is to be said of the configuration of the mesh and prevents nothing.
+    notes: Vec<Finding>,
+    /// What cannot be read, and what is wrong with Secrets and with the configuration of the mesh.
     findings: Vec<Finding>,
 }
 
@@ -482,14 +570,19 @@ fn no_entry(sources: &[Source]) -> Finding {
     }
 }
 
-fn parse(sources: &[Source], known: Option<&mut AlreadyRead>) -> Parsed {
+fn parse(sources: &[Source], outbound: OutboundMode, known: Option<&mut AlreadyRead>) -> Parsed {
     let mut findings = Vec::new();
+    let mut given = Vec::new();
     let mut documents = Documented::new();
     let texts: Vec<&str> = sources.iter().map(|source| source.text.as_str()).collect();
     for (source, read) in sources.iter().zip(yaml::read_all(&texts, known)) {
         match read {
             Ok(read) => {
                 let file: Arc<str> = source.name.as_str().into();
+                if source.mesh {
+                    given.extend(mesh::of_file(&file, read));
+                    continue;
+                }
                 documents.extend(read.into_iter().map(|document| (file.clone(), document)));
             }
             Err(error) => findings.push(Finding {
@@ -506,6 +599,7 @@ fn parse(sources: &[Source], known: Option<&mut AlreadyRead>) -> Parsed {
     }
     let mut taken = Taken::default();
     for (index, (file, document)) in documents.iter_mut().enumerate() {
+        given.extend(mesh::of_rules(file, index, document));
         taken.take(index, file, document);
     }
     taken.twice();
@@ -516,13 +610,25 @@ fn parse(sources: &[Source], known: Option<&mut AlreadyRead>) -> Parsed {
     let (resources, mut problems) = parser.finish();
     // Secrets decide nothing, and are read all the same.
     let is_secret = |problem: &Problem| taken.secrets.contains(&problem.origin);
-    problems.0.retain(|problem| !is_secret(problem));
+    let is_mesh = |problem: &Problem| {
+        let mut origins = given.iter().filter_map(|given| given.origin);
+        origins.any(|origin| origin == problem.origin)
+    };
+    problems
+        .0
+        .retain(|problem| !is_secret(problem) && !is_mesh(problem));
     findings.append(&mut taken.findings);
+    let (mesh, told) = mesh::read(&given, outbound);
+    let error = |finding: &Finding| finding.severity == Severity::Error;
+    let (errors, notes) = told.into_iter().partition(error);
+    findings.extend::<Vec<Finding>>(errors);
     Parsed {
         documents,
         resources,
         problems,
         taken,
+        mesh,
+        notes,
         findings,
     }
 }
@@ -736,6 +842,7 @@ spec:
         let source = Source {
             name: "egress.yaml".to_owned(),
             text: text.to_owned(),
+            mesh: false,
         };
         let report = compile(&[source], &Settling::default()).unwrap_err();
         assert_eq!(

@@ -15,6 +15,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use crate::mesh::MeshConfig;
 use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{Arrival, PolicyTable, PortNumber, Proxy, Service};
 use serde_json::{Value, json};
@@ -80,6 +81,8 @@ pub struct Options {
     pub dns: Vec<(String, u16)>,
     /// Each TCP service has a loopback address of its own; so the rules were compiled.
     pub loopback_vips: bool,
+    /// The configuration of the mesh; with it the rules were compiled.
+    pub mesh: MeshConfig,
     /// The Envoy that is to read the bootstrap.
     pub version: Version,
     /// How it comes by certificates and keys.

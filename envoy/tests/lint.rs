@@ -53,6 +53,7 @@ fn lint_text(name: &str, text: &str) -> Report {
     lint::lint(&[Source {
         name: name.to_owned(),
         text: text.to_owned(),
+        mesh: false,
     }])
 }
 
@@ -359,6 +360,7 @@ fn fixes_mend_every_page_they_claim_to() {
             let source = Source {
                 name: "bad.yaml".to_owned(),
                 text: text.to_owned(),
+                mesh: false,
             };
             let before = lint::lint(std::slice::from_ref(&source));
             let fixed = lint::fix(std::slice::from_ref(&source));
@@ -389,6 +391,7 @@ fn a_text_with_anchors_is_left_as_it_is() {
     let source = Source {
         name: "anchors.yaml".to_owned(),
         text,
+        mesh: false,
     };
     let fixed = lint::fix(std::slice::from_ref(&source));
     assert!(fixed.findings.is_empty());
@@ -410,6 +413,7 @@ fn json_and_lists_are_mended_too() {
         let source = Source {
             name: "list.json".to_owned(),
             text,
+            mesh: false,
         };
         let report = lint::lint(std::slice::from_ref(&source));
         assert_eq!(ids(&report), ["sni-without-san"], "{report}");

@@ -183,6 +183,9 @@ pub struct RenderIstio {
     /// The Gateway of the Kubernetes Gateway API whose pods get the filter
     #[arg(long, value_name = "Gateway/NAME", value_parser = gateway, conflicts_with = "labels")]
     pub target_ref: Option<String>,
+    /// The configuration of the mesh, as `istiod --meshConfig`, Helm's values or the ConfigMap `istio` have it
+    #[arg(long, value_name = "FILE")]
+    pub mesh_config: Option<String>,
     /// Which proxies get the filter
     #[arg(long = "for", value_enum, value_name = "PROXIES", default_value_t = IstioPlace::Sidecar)]
     pub place: IstioPlace,
@@ -319,6 +322,9 @@ pub struct Input {
     /// What originated requests tell the server in `Host`
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
     pub authority: Authority,
+    /// The configuration of the mesh, as `istiod --meshConfig`, Helm's values or the ConfigMap `istio` have it
+    #[arg(long, value_name = "FILE")]
+    pub mesh_config: Option<String>,
 }
 
 /// Where credentials come from, beside the Secrets among the rules.

@@ -298,6 +298,7 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
     let source = Source {
         name: "<doctor>".to_owned(),
         text: SAMPLE.to_owned(),
+        mesh: false,
     };
     let settling = settings::settling(&args.input);
     let settled =

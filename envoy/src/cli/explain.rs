@@ -55,6 +55,7 @@ pub(super) fn main(args: &Explain) -> ExitStatus {
         return ExitStatus::Input;
     }
     let decision = rules.table.decide(&query);
+    let settling = rules.settling(&settling);
     let found = candidates(&rules.parsed, &settling, &rules.table, &query);
     let answer = answer(&asked, &decision, &found, rules, args);
     let text = match args.output {
@@ -150,7 +151,7 @@ fn answer(
         Action::Originate(cluster) | Action::Passthrough(cluster) => cluster
             .tls
             .as_ref()
-            .map(|tls| tls_answer(tls, cluster, decision)),
+            .map(|tls| tls_answer(tls, cluster, decision, rules)),
         _ => None,
     };
     let mut answer = json!({
@@ -253,7 +254,12 @@ fn tunnel_answer(cluster: &Cluster) -> Option<Value> {
     }))
 }
 
-fn tls_answer(tls: &TlsIntent, cluster: &Cluster, decision: &Decision<'_, '_>) -> Value {
+fn tls_answer(
+    tls: &TlsIntent,
+    cluster: &Cluster,
+    decision: &Decision<'_, '_>,
+    rules: &Rules,
+) -> Value {
     let host = decision.target.map(|target| target.host);
     let (sni, sni_source) = match &tls.sni {
         Sni::Authority => (host, "authority"),
@@ -293,7 +299,7 @@ fn tls_answer(tls: &TlsIntent, cluster: &Cluster, decision: &Decision<'_, '_>) -
             Identity::Files { certificate, .. } => certificate.as_str(),
             Identity::Credential(name) => name.as_str(),
         }),
-        "minVersion": "TLSv1.2",
+        "minVersion": if rules.mesh.clusters.tls13 { "TLSv1.3" } else { "TLSv1.2" },
         "maxVersion": "TLSv1.3",
         "alpn": alpn,
     })

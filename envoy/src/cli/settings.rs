@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{
-    Arrival, Endpoints, HostName, OutboundMode, Place, PolicyTable, Proxy, ResourceId, Role,
+    Arrival, Endpoints, HostName, Mesh, OutboundMode, Place, PolicyTable, Proxy, ResourceId, Role,
     Service, Settling,
 };
 
@@ -75,6 +75,13 @@ pub(crate) fn sources(input: &Input) -> Result<Vec<Source>, fs::FileError> {
     for name in &input.files {
         sources.extend(fs::sources(name)?);
     }
+    if let Some(name) = &input.mesh_config {
+        let mesh = |source| Source {
+            mesh: true,
+            ..source
+        };
+        sources.extend(fs::sources(name)?.into_iter().map(mesh));
+    }
     Ok(sources)
 }
 
@@ -96,6 +103,8 @@ pub(crate) fn settling(input: &Input) -> Settling {
         loopback_vips: input.loopback_vips,
         allow_plaintext: input.allow_plaintext.clone(),
         foreign: false,
+        // It is read with the rules, for it may stand among them.
+        mesh: Mesh::default(),
     }
 }
 
@@ -245,6 +254,7 @@ pub(crate) fn settle_read(
         loopback_vips: args.input.loopback_vips,
         version: found,
         workloads,
+        mesh: rules.mesh.clone(),
         secrets: Secrets::AtStart(BTreeMap::new()),
         reloads: false,
         by_content: false,

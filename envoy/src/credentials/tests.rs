@@ -134,6 +134,7 @@ fn documents(text: &str) -> Documents {
     let source = Source {
         name: "rules.yaml".to_owned(),
         text: format!("{text}\n{entry}"),
+        mesh: false,
     };
     let settling = Settling {
         proxy: Proxy {

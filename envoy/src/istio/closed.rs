@@ -6,9 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use egress_policy::{
-    DestinationRule, HostPattern, PortNumber, ROOT_NAMESPACE, ResourceId, Service, fnv,
-};
+use egress_policy::{DestinationRule, HostPattern, PortNumber, ResourceId, Service, fnv};
 use serde_json::{Value, json};
 
 use super::{Manifest, Wanted, fields, given, id_of, manifest, originated};
@@ -153,8 +151,9 @@ fn led_by_the_root(rules: &Rules, host: &str, ports: &BTreeSet<PortNumber>) -> b
     let Ok(host) = HostPattern::parse(host) else {
         return false;
     };
+    let root = rules.mesh.decides.root_namespace.as_str();
     let private = |rule: &DestinationRule| {
-        let own = |to: &String| to == "." || to == ROOT_NAMESPACE;
+        let own = |to: &String| to == "." || to == root;
         rule.selector.is_some() || (!rule.export_to.is_empty() && rule.export_to.iter().all(own))
     };
     let mut all = rules.parsed.destination_rules.iter();
@@ -166,7 +165,7 @@ fn led_by_the_root(rules: &Rules, host: &str, ports: &BTreeSet<PortNumber>) -> b
                 own.map_or(&policy.tls, |own| &own.policy.tls).is_some()
             })
         };
-        *rule.meta.id.namespace == *ROOT_NAMESPACE
+        *rule.meta.id.namespace == *root
             && !private(rule)
             && rule.host.covers(&host)
             && ports.iter().any(settled)

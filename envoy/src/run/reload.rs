@@ -169,7 +169,9 @@ impl Reloader {
         let mut at_once = false;
         loop {
             // Between the reading and the watching a file may have changed; so the first look is at once.
-            let files = args.rules.input.files.iter().filter(|name| *name != "-");
+            let input = &args.rules.input;
+            let files = input.files.iter().chain(&input.mesh_config);
+            let files = files.filter(|name| *name != "-");
             watch.follow(files.flat_map(|name| fs::watched_sources(name)).collect());
             let read = read(&args).await;
             if at_once || read != tried {

@@ -6,9 +6,11 @@ use std::time::Duration;
 use egress_filter::contract;
 use egress_policy::{
     Cluster, ConnectionPool, Endpoints, HashKey, HashRing, LoadBalancer, OutlierDetection, Place,
-    PolicyTable, ProxyProtocol, SimpleBalancer, Speaks, TlsIntent,
+    PolicyTable, ProxyProtocol, SimpleBalancer, Speaks, TcpKeepalive, TlsIntent,
 };
 use serde_json::{Map, Value, json};
+
+use crate::mesh::ClusterDefaults;
 
 use super::names::{HostCheck, Names};
 use super::{Options, Version, duration, extension, secrets, upstream_proxy, variants};
@@ -69,7 +71,9 @@ pub(super) fn cluster(
     };
     let pool = cluster.connection_pool.as_deref();
     set(&mut fields, "name", json!(name));
-    let connect_timeout = pool.and_then(|pool| pool.tcp.connect_timeout).map(duration);
+    let defaults = &options.mesh.clusters;
+    let connect_timeout = pool.and_then(|pool| pool.tcp.connect_timeout);
+    let connect_timeout = connect_timeout.or(defaults.connect_timeout).map(duration);
     set(
         &mut fields,
         "connect_timeout",
@@ -80,7 +84,7 @@ pub(super) fn cluster(
         "circuit_breakers",
         circuit_breakers(pool, Some(cluster)),
     );
-    if let Some(keepalive) = pool.and_then(|pool| pool.tcp.keepalive.as_ref()) {
+    if let Some(keepalive) = keepalive(pool, defaults) {
         let mut settings = Map::new();
         set_some(&mut settings, "keepalive_probes", keepalive.probes);
         set_some(
@@ -175,6 +179,42 @@ fn server_socket(cluster: &Cluster, table: &PolicyTable, options: &Options) -> O
         kind,
         wrapped,
     ))
+}
+
+/// Returns which versions, curves and ciphers are offered: the mesh's `tlsDefaults`.
+fn tls_params(options: &Options) -> Value {
+    let defaults = &options.mesh.clusters;
+    let lowest = match defaults.tls13 {
+        true => "TLSv1_3",
+        false => "TLSv1_2",
+    };
+    let mut params = Map::new();
+    set(&mut params, "tls_minimum_protocol_version", json!(lowest));
+    set(
+        &mut params,
+        "tls_maximum_protocol_version",
+        json!("TLSv1_3"),
+    );
+    if !defaults.curves.is_empty() {
+        set(&mut params, "ecdh_curves", json!(defaults.curves));
+    }
+    if !defaults.ciphers.is_empty() {
+        set(&mut params, "cipher_suites", json!(defaults.ciphers));
+    }
+    Value::Object(params)
+}
+
+/// Returns the rule's keepalive; what it leaves out is the mesh's.
+fn keepalive(pool: Option<&ConnectionPool>, defaults: &ClusterDefaults) -> Option<TcpKeepalive> {
+    let own = pool.and_then(|pool| pool.tcp.keepalive.as_ref());
+    let (Some(own), Some(mesh)) = (own, &defaults.keepalive) else {
+        return own.or(defaults.keepalive.as_ref()).cloned();
+    };
+    Some(TcpKeepalive {
+        probes: own.probes.or(mesh.probes),
+        time: own.time.or(mesh.time),
+        interval: own.interval.or(mesh.interval),
+    })
 }
 
 /// Renders the cluster for hosts that are left alone: plain, to wherever the request says.
@@ -594,8 +634,7 @@ fn transport_socket(
     options: &Options,
 ) -> Value {
     let mut common = Map::new();
-    let versions = json!({"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"});
-    set(&mut common, "tls_params", versions);
+    set(&mut common, "tls_params", tls_params(options));
     match cluster.speaks {
         // Envoy offers what the connection will speak, and TCP offers none.
         Speaks::Auto | Speaks::AsReceived | Speaks::Bytes => {}

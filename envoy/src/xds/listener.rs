@@ -554,6 +554,7 @@ pub(super) fn plugin<'c>(
         connect_to: table.connect_tos(),
         loopback_vips: options.loopback_vips,
         allow_plaintext: table.allow_plaintext(),
+        mesh: options.mesh.told.as_ref(),
         filter,
         metadata: options.format,
         resources,

@@ -197,6 +197,8 @@ pub struct PluginConfig<'c> {
     pub loopback_vips: bool,
     /// Hosts that may be reached in plaintext though the rules ask for TLS, or seem to.
     pub allow_plaintext: &'c [AllowPlaintext],
+    /// What the configuration of the mesh says that decides: the fields of [`egress_policy::MESH_FIELDS`].
+    pub mesh: Option<&'c Value>,
     /// What Envoy hands to the filter.
     pub filter: FilterKind,
     /// How metadata is written.
@@ -229,6 +231,8 @@ impl PluginConfig<'_> {
             loopback_vips: Option<bool>,
             #[serde(skip_serializing_if = "<[Allowed<'_>]>::is_empty")]
             allow_plaintext: &'w [Allowed<'w>],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            mesh: Option<&'w Value>,
             #[serde(skip_serializing_if = "Option::is_none")]
             filter: Option<&'w str>,
             metadata: &'w str,
@@ -316,6 +320,7 @@ impl PluginConfig<'_> {
             connect_to: &connect_to,
             loopback_vips: self.loopback_vips.then_some(true),
             allow_plaintext: &allow_plaintext,
+            mesh: self.mesh,
             filter: Some(self.filter.as_str()).filter(|_| self.filter != FilterKind::Http),
             metadata: self.metadata.as_str(),
             workload_variants: Some(self.variants.as_str())

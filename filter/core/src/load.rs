@@ -6,9 +6,9 @@ use std::fmt;
 use egress_policy::fields::{Field, Report, Way};
 use egress_policy::node::{Key, Node, Object};
 use egress_policy::{
-    AllowPlaintext, Arrival, Cluster, ConnectTo, Digest, FieldPath, HostName, Origin, OutboundMode,
-    Parser, PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Role,
-    Segment, Settling, Severity, map_of,
+    AllowPlaintext, Arrival, Cluster, ConnectTo, Digest, FieldPath, HostName, Mesh, Origin,
+    OutboundMode, Parser, PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy,
+    Resources, Role, Segment, Settling, Severity, map_of,
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -299,6 +299,7 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
     let filter = fields.read("filter", |field| {
         field.word("kind of filter", &FilterKind::NAMES, FilterKind::parse)
     });
+    let mesh = fields.read("mesh", Mesh::read);
     let loopback_vips = fields.read("loopbackVips", |field| field.bool());
     let headers_stripped = fields.read("controlHeaders", |field| {
         field.word("word", &["STRIPPED", "UNTRUSTED"], |word| match word {
@@ -331,6 +332,7 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         loopback_vips: loopback_vips.unwrap_or(false),
         allow_plaintext,
         foreign: !headers_stripped.unwrap_or(false),
+        mesh: mesh.unwrap_or_default(),
     };
     Some(Settings {
         variants: variants.unwrap_or_default(),

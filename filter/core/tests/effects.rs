@@ -12,7 +12,7 @@ use egress_filter::{
     plan_failure, plan_http,
 };
 use egress_policy::{
-    ConnectTo, HostName, Identity, NameSource, OutboundMode, Parser, PolicyTable, PortNumber,
+    ConnectTo, HostName, Identity, Mesh, NameSource, OutboundMode, Parser, PolicyTable, PortNumber,
     Proxy, Settling, Sni, TlsIntent, TlsMode, Trust, VerifiedNames,
 };
 use serde_json::{Value, json};
@@ -145,6 +145,7 @@ fn loaded(with: &With) -> Loaded {
         loopback_vips: false,
         allow_plaintext: Vec::new(),
         foreign: with.untrusted,
+        mesh: Mesh::default(),
     };
     let (table, _) = PolicyTable::compile(&parser.finish().0, &settling).unwrap();
     let config = PluginConfig {
@@ -163,6 +164,7 @@ fn loaded(with: &With) -> Loaded {
         connect_to: &with.connect_to,
         loopback_vips: false,
         allow_plaintext: &[],
+        mesh: None,
         filter: FilterKind::Http,
         metadata: MetadataFormat::Text,
         resources: &resources,

@@ -4,12 +4,13 @@ use std::cmp::Ordering;
 
 use crate::decision::Query;
 use crate::host::HostPattern;
-use crate::merge::{ROOT_NAMESPACE, RuleIndex};
+use crate::merge::RuleIndex;
+use crate::mesh::Mesh;
 use crate::problem::Origin;
 use crate::resource::{
     DestinationRule, Resolution, ResourceId, Resources, ServiceEntry, ServicePort,
 };
-use crate::table::owners::{in_order, is_looked_up, is_seen, joins};
+use crate::table::owners::{in_order, is_looked_up, joins};
 use crate::table::{PolicyTable, Settling};
 
 /// A resource that has the host of a query, and what became of it.
@@ -110,7 +111,7 @@ pub fn candidates<'r>(
     let owner = entries
         .iter()
         .find(|entry| Some(&entry.meta.id) == decision.service_entry);
-    let order = in_order(entries, &settling.proxy.namespace);
+    let order = in_order(entries, &settling.proxy.namespace, &settling.mesh);
     for entry in entries {
         let Some(host) = most_specific(entry, query.host) else {
             continue;
@@ -121,6 +122,7 @@ pub fn candidates<'r>(
             owner,
             first,
             namespace: &settling.proxy.namespace,
+            mesh: &settling.mesh,
             host: query.host,
         };
         found.push(Candidate {
@@ -133,7 +135,7 @@ pub fn candidates<'r>(
     if let Some((owner, host)) =
         owner.and_then(|owner| Some((owner, most_specific(owner, query.host)?)))
     {
-        let rules = RuleIndex::of(&resources.destination_rules);
+        let rules = RuleIndex::of(&resources.destination_rules, &settling.mesh);
         let merged = rules.rule(&settling.proxy, &owner.meta.id.namespace, host);
         let others = merged
             .iter()
@@ -196,6 +198,7 @@ struct Asked<'r> {
     first: Option<&'r ServiceEntry>,
     /// The caller's.
     namespace: &'r str,
+    mesh: &'r Mesh,
     host: &'r str,
 }
 
@@ -211,7 +214,7 @@ impl Asked<'_> {
         };
         let theirs = self.owner.and_then(|owner| most_specific(owner, self.host));
         let more = theirs.map(|theirs| theirs.specificity().cmp(&host.specificity()));
-        let seen = is_seen(entry, self.namespace);
+        let seen = self.mesh.shows(entry, self.namespace);
         if more == Some(Ordering::Greater) && seen {
             return Outcome::LessSpecific;
         }
@@ -264,11 +267,12 @@ fn destination_rule(
     settling: &Settling,
 ) -> Outcome {
     let namespace = &*rule.meta.id.namespace;
-    let asked = [settling.proxy.namespace.as_str(), owner, ROOT_NAMESPACE];
+    let root = settling.mesh.root_namespace.as_str();
+    let asked = [settling.proxy.namespace.as_str(), owner, root];
     if !asked.contains(&namespace) {
         return Outcome::ThirdNamespace;
     }
-    if !rule.seen_from(&settling.proxy.namespace) {
+    if !rule.seen_from(&settling.proxy.namespace, &settling.mesh) {
         return Outcome::NotExported;
     }
     if !rule.selects(&settling.proxy) {

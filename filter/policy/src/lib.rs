@@ -59,6 +59,7 @@ mod explain;
 pub mod fields;
 mod host;
 mod merge;
+mod mesh;
 pub mod node;
 mod order;
 mod port;
@@ -75,9 +76,12 @@ pub use digest::{Digest, fnv};
 pub use explain::{Candidate, Outcome, candidates};
 pub use host::{Authority, HostName, HostPattern, InvalidAuthority, InvalidHost, MAX_HOST_BYTES};
 pub use merge::{PolicySource, Proxy, ROOT_NAMESPACE, Role};
+pub use mesh::{MESH_FIELDS, Mesh, Visibility};
 pub use order::map_of;
 pub use port::{PortNumber, Protocol, ProtocolClass};
-pub use problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Segment, Severity};
+pub use problem::{
+    FieldPath, Origin, Problem, ProblemKind, Problems, Segment, Severity, did_you_mean,
+};
 pub use resource::{
     Address, ClientTls, ConnectionPool, ConsistentHash, DEFAULT_NAMESPACE, DestinationRule,
     Endpoint, H2UpgradePolicy, HashKey, HashRing, HttpPool, LoadBalancer, Meta, OutlierDetection,

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::host::HostPattern;
+use crate::mesh::{Mesh, Visibility};
 use crate::order::sorted;
 use crate::port::PortNumber;
 use crate::resource::{
@@ -125,11 +126,12 @@ impl DestinationRule {
     }
 
     /// Says whether the rule is seen from `namespace`. One with a selector is for its own namespace alone.
-    pub(crate) fn seen_from(&self, namespace: &str) -> bool {
+    pub(crate) fn seen_from(&self, namespace: &str, mesh: &Mesh) -> bool {
         let owner = &*self.meta.id.namespace;
-        match self.selector {
-            Some(_) => owner == namespace,
-            None => exported(&self.export_to, owner, namespace),
+        match (&self.selector, &self.export_to[..]) {
+            (Some(_), _) => owner == namespace,
+            (None, []) => mesh.rules.has(owner, namespace),
+            (None, to) => exported(to, owner, namespace),
         }
     }
 
@@ -143,9 +145,14 @@ impl DestinationRule {
     }
 
     /// Says whether other namespaces may see the rule.
-    fn is_offered(&self) -> bool {
+    fn is_offered(&self, mesh: &Mesh) -> bool {
         let own = |to: &String| to == "." || **to == *self.meta.id.namespace;
-        self.selector.is_none() && !(self.export_to.len() == 1 && self.export_to.iter().all(own))
+        self.selector.is_none()
+            && match &self.export_to[..] {
+                [] => mesh.rules == Visibility::Everybody,
+                [to] => !own(to),
+                _ => true,
+            }
     }
 }
 
@@ -205,6 +212,7 @@ pub(crate) struct RuleIndex<'r> {
     offered: BTreeMap<&'r str, ByHost<'r>>,
     /// What the root namespace keeps to itself. The rest of its rules are for everyone, and so asked last.
     root: ByHost<'r>,
+    mesh: &'r Mesh,
 }
 
 /// Rules by host; those of one host in their order.
@@ -261,7 +269,7 @@ impl<'r> RuleIndex<'r> {
     /// Files the rules: with a selector first, then the oldest first.
     ///
     /// Source: istio/istio `pilot/pkg/model/push_context.go`, `setDestinationRules`.
-    pub(crate) fn of(rules: &'r [DestinationRule]) -> Self {
+    pub(crate) fn of(rules: &'r [DestinationRule], mesh: &'r Mesh) -> Self {
         let sorted = sorted(&rules.iter().map(|rule| &rule.meta).collect::<Vec<_>>());
         let of = |selected: bool| {
             let rules = sorted.iter().filter_map(|at| rules.get(*at));
@@ -271,15 +279,16 @@ impl<'r> RuleIndex<'r> {
             local: BTreeMap::new(),
             offered: BTreeMap::new(),
             root: ByHost::default(),
+            mesh,
         };
         for rule in of(true).chain(of(false)) {
             let owner = &*rule.meta.id.namespace;
-            if rule.seen_from(owner) {
+            if rule.seen_from(owner, mesh) {
                 index.local.entry(owner).or_default().add(rule);
             }
-            if rule.is_offered() {
+            if rule.is_offered(mesh) {
                 index.offered.entry(owner).or_default().add(rule);
-            } else if owner == ROOT_NAMESPACE {
+            } else if owner == mesh.root_namespace {
                 index.root.add(rule);
             }
         }
@@ -301,16 +310,17 @@ impl<'r> RuleIndex<'r> {
         host: &HostPattern,
     ) -> Option<Merged<'r>> {
         let namespace = proxy.namespace.as_str();
-        let own = match namespace {
-            ROOT_NAMESPACE => Some(&self.root),
-            namespace => self.local.get(namespace),
+        let root = self.mesh.root_namespace.as_str();
+        let own = match namespace == root {
+            true => Some(&self.root),
+            false => self.local.get(namespace),
         };
         if let Some(rules) = own.and_then(|rules| rules.find(host)) {
-            return applicable(rules, proxy);
+            return applicable(rules, proxy, self.mesh);
         }
-        [owner, ROOT_NAMESPACE].into_iter().find_map(|offering| {
+        [owner, root].into_iter().find_map(|offering| {
             let rules = self.offered.get(offering)?.find(host)?;
-            applicable(rules, proxy)
+            applicable(rules, proxy, self.mesh)
         })
     }
 }
@@ -319,9 +329,9 @@ impl<'r> RuleIndex<'r> {
 ///
 /// A rule for selected workloads comes before one for all; of several for all that do not merge, the
 /// last counts.
-fn applicable<'r>(rules: &[&'r DestinationRule], proxy: &Proxy) -> Option<Merged<'r>> {
+fn applicable<'r>(rules: &[&'r DestinationRule], proxy: &Proxy, mesh: &Mesh) -> Option<Merged<'r>> {
     if let [rule] = rules {
-        let is_for_it = rule.seen_from(&proxy.namespace) && rule.selects(proxy);
+        let is_for_it = rule.seen_from(&proxy.namespace, mesh) && rule.selects(proxy);
         return is_for_it.then(|| Merged::of(rule, Vec::new(), false));
     }
     let merged = merge(rules);
@@ -333,7 +343,7 @@ fn applicable<'r>(rules: &[&'r DestinationRule], proxy: &Proxy) -> Option<Merged
     let seen = |at: usize| {
         merged
             .get(at)
-            .is_some_and(|rule| rule.first.seen_from(&proxy.namespace))
+            .is_some_and(|rule| rule.first.seen_from(&proxy.namespace, mesh))
     };
     let mut last = None;
     for (at, rule) in merged.iter().enumerate() {

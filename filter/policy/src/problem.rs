@@ -221,7 +221,7 @@ impl fmt::Display for Problems {
 ///
 /// Case and the characters `_` and `-` are ignored, then up to two edits are forgiven, fewer in short
 /// words.
-pub(crate) fn did_you_mean<'c>(found: &str, candidates: &[&'c str]) -> Option<&'c str> {
+pub fn did_you_mean<'c>(found: &str, candidates: &[&'c str]) -> Option<&'c str> {
     let plain = |word: &str| -> Vec<char> {
         word.chars()
             .filter(|c| !matches!(c, '_' | '-'))

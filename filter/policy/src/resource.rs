@@ -16,6 +16,7 @@ mod unread;
 pub use client_tls::{ClientTls, TlsMode};
 pub use destination_rule::{DestinationRule, Subset};
 pub use service_entry::{Address, Endpoint, Resolution, ServiceEntry, ServicePort};
+pub(crate) use traffic_policy::read_limits;
 pub use traffic_policy::{
     ConnectionPool, ConsistentHash, H2UpgradePolicy, HashKey, HashRing, HttpPool, LoadBalancer,
     OutlierDetection, PortPolicy, ProxyProtocol, RetryBudget, SimpleBalancer, TcpKeepalive,

@@ -9,6 +9,7 @@ use crate::decision::{Action, Arrival, Connection, Decision, Query, Reason, Spok
 use crate::digest::{Digest, Lines};
 use crate::host::{HostName, HostPattern};
 use crate::merge::{Merged, PolicySource, Proxy, RuleIndex, Settings, for_port, for_subset};
+use crate::mesh::Mesh;
 use crate::port::{PortNumber, Protocol, ProtocolClass};
 use crate::problem::{FieldPath, Problem, ProblemKind, Problems, Segment, Severity};
 use crate::resource::{
@@ -93,6 +94,8 @@ pub struct Settling {
     pub allow_plaintext: Vec<AllowPlaintext>,
     /// The listener is somebody else's, who decides about hosts that the rules do not name: in Istio.
     pub foreign: bool,
+    /// What the configuration of the mesh says.
+    pub mesh: Mesh,
 }
 
 /// The compiled, validated resources: what to do with each host and port, and the clusters for it.
@@ -595,7 +598,7 @@ impl<'r> Compiler<'r> {
     fn new(resources: &'r Resources, settling: &'r Settling) -> Self {
         Compiler {
             settling,
-            rules: RuleIndex::of(&resources.destination_rules),
+            rules: RuleIndex::of(&resources.destination_rules, &settling.mesh),
             hosts: Hosts::default(),
             owners: Vec::new(),
             connections: Vec::new(),
@@ -641,7 +644,7 @@ impl<'r> Compiler<'r> {
         let rule = self
             .rules
             .rule(&self.settling.proxy, &entry.meta.id.namespace, host);
-        let names = alt_names(entry, siblings);
+        let names = alt_names(entry, siblings, &self.settling.mesh.trust_domain);
         let joined = siblings.map_or(&[][..], |siblings| &siblings.joined);
         for from in [entry].into_iter().chain(joined.iter().copied()) {
             for port in from.ports.iter() {
@@ -1016,10 +1019,12 @@ impl<'r> Compiler<'r> {
             .map(Box::new);
         let connection_pool = settings
             .and_then(|settings| settings.connection_pool)
+            .or(self.settling.mesh.connection_pool.as_ref())
             .cloned()
             .map(Box::new);
         let outlier_detection = settings
             .and_then(|settings| settings.outlier_detection)
+            .or(self.settling.mesh.outlier_detection.as_ref())
             .cloned()
             .map(Box::new);
         let proxy_protocol = settings.and_then(|settings| settings.proxy_protocol);
@@ -1288,7 +1293,11 @@ fn is_fixed(address: &str) -> bool {
 /// take away those of the others; here they do not.
 ///
 /// Source: istio/istio `pilot/pkg/model/push_context.go`, `initServiceAccounts` and `addServiceAccounts`.
-fn alt_names(entry: &ServiceEntry, siblings: Option<&Siblings<'_>>) -> Vec<String> {
+fn alt_names(
+    entry: &ServiceEntry,
+    siblings: Option<&Siblings<'_>>,
+    trust_domain: &str,
+) -> Vec<String> {
     let alone = [entry];
     let all = siblings.map_or(&alone[..], |siblings| &siblings.all);
     let given = |entry: &&&ServiceEntry| !entry.subject_alt_names.is_empty();
@@ -1300,7 +1309,7 @@ fn alt_names(entry: &ServiceEntry, siblings: Option<&Siblings<'_>>) -> Vec<Strin
         let accounts = entry.endpoints.iter();
         for account in accounts.filter_map(|endpoint| endpoint.service_account.as_deref()) {
             let namespace = &entry.meta.id.namespace;
-            let name = format!("spiffe://cluster.local/ns/{namespace}/sa/{account}");
+            let name = format!("spiffe://{trust_domain}/ns/{namespace}/sa/{account}");
             if !names.contains(&name) {
                 names.push(name);
             }

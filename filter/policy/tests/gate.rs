@@ -61,6 +61,7 @@ fn caller(namespace: &str, labels: &[(&str, &str)]) -> Settling {
         proxy: Proxy {
             namespace: namespace.to_owned(),
             labels: labels.collect(),
+            ..Proxy::default()
         },
         ..Settling::default()
     }

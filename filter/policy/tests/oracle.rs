@@ -214,6 +214,7 @@ fn proxy(text: &str) -> Proxy {
         labels: labels
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect(),
+        ..Proxy::default()
     }
 }
 

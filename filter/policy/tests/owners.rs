@@ -5,9 +5,11 @@
     reason = "a test that meets what it did not expect should stop"
 )]
 
+use egress_policy::fields::{Field, Report, Way};
+use egress_policy::node::Node;
 use egress_policy::{
-    Action, Arrival, Parser, PolicyTable, PortNumber, Problem, Proxy, Query, Resources, Settling,
-    candidates,
+    Action, Arrival, Mesh, Origin, Parser, PolicyTable, PortNumber, Problem, Proxy, Query,
+    Resources, Settling, candidates,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -467,4 +469,156 @@ fn a_port_of_an_entry_that_lost_is_not_that_of_a_wider_host() {
     assert_eq!(world.dials(8080), ["unknown_port"]);
     let world = World::seen_from("a", &[documents[0].clone(), documents[2].clone()]);
     assert_eq!(world.dials(8080), ["api.example.com:8080"]);
+}
+
+/// A rule that every caller uses for the entry of namespace `svc`, and where it stands.
+fn with_mesh(namespace: &str, mesh: &Mesh, documents: &[Value]) -> World {
+    let mut parser = Parser::new();
+    documents
+        .iter()
+        .for_each(|document| parser.document(document));
+    let settling = Settling {
+        proxy: Proxy {
+            namespace: namespace.to_owned(),
+            ..Proxy::default()
+        },
+        mesh: mesh.clone(),
+        ..Settling::default()
+    };
+    let resources = parser.finish().0;
+    let (table, _) = PolicyTable::compile(&resources, &settling).unwrap();
+    World {
+        resources,
+        settling,
+        table,
+        warnings: Vec::new(),
+    }
+}
+
+fn read_mesh(value: &Value) -> (Mesh, Vec<String>) {
+    let report = Report::new(Origin::default());
+    let mesh = Mesh::read(Field {
+        report: &report,
+        way: Way::Root,
+        value: &Node::from(value),
+    });
+    let problems = report.into_problems();
+    let problems = problems.iter().map(Problem::to_string).collect();
+    (mesh.unwrap(), problems)
+}
+
+fn mesh(value: Value) -> Mesh {
+    let (mesh, problems) = read_mesh(&value);
+    assert_eq!(problems, [""; 0]);
+    mesh
+}
+
+#[test]
+fn the_mesh_names_the_root_namespace() {
+    let documents = [
+        entry("shared/api", 1, json!({})),
+        rule("mesh-root/all", 1, tls("x.com")),
+        rule("istio-system/no", 1, tls("y.com")),
+    ];
+    let root = mesh(json!({"rootNamespace": "mesh-root"}));
+    let world = with_mesh("app", &root, &documents);
+    assert_eq!(
+        world.outcomes(80),
+        [
+            "shared/api chosen",
+            "mesh-root/all chosen",
+            "istio-system/no third_namespace"
+        ]
+    );
+    assert_eq!(
+        with_mesh("app", &Mesh::default(), &documents).outcomes(80)[1],
+        "istio-system/no chosen"
+    );
+}
+
+#[test]
+fn the_mesh_says_who_sees_what_names_nobody() {
+    let documents = [
+        entry("shared/api", 1, json!({})),
+        rule("shared/r", 1, tls("x.com")),
+    ];
+    let own = mesh(json!({"defaultDestinationRuleExportTo": ["."]}));
+    let outcomes =
+        |namespace: &str, mesh: &Mesh| with_mesh(namespace, mesh, &documents).outcomes(80);
+    assert_eq!(
+        outcomes("app", &own),
+        ["shared/api chosen", "shared/r not_exported"]
+    );
+    assert_eq!(
+        outcomes("shared", &own),
+        ["shared/api chosen", "shared/r chosen"]
+    );
+    for to in [json!(["."]), json!(["~"])] {
+        let hidden = mesh(json!({"defaultServiceExportTo": to}));
+        let world = with_mesh("app", &hidden, &documents);
+        assert_eq!(world.dials(80), ["unknown_host"]);
+        let seen = with_mesh("shared", &hidden, &documents).dials(80);
+        assert_eq!(seen == ["unknown_host"], to == json!(["~"]), "{seen:?}");
+        // What says for itself who sees it is not concerned.
+        let public = [entry("shared/api", 1, json!({"exportTo": ["*"]}))];
+        let world = with_mesh("app", &hidden, &public);
+        assert_eq!(world.dials(80), ["api.example.com:80"]);
+    }
+}
+
+#[test]
+fn the_mesh_gives_limits_where_a_rule_gives_none() {
+    let five = json!({"tcp": {"maxConnections": 5}});
+    let limited = mesh(json!({"defaultTrafficPolicy": {"connectionPool": five}}));
+    let connections = |documents: &[Value]| {
+        let world = with_mesh("a", &limited, documents);
+        let query = World::query("api.example.com", 80);
+        let cluster = world.table.decide(&query).cluster().unwrap();
+        let pool = cluster.connection_pool.as_deref();
+        pool.and_then(|pool| pool.tcp.max_connections)
+    };
+    let api = entry("a/api", 1, json!({}));
+    assert_eq!(connections(&[api.clone()]), Some(5));
+    assert_eq!(
+        connections(&[api.clone(), rule("a/r", 1, tls("x.com"))]),
+        Some(5)
+    );
+    let own = json!({"trafficPolicy": {"connectionPool": {"http": {"maxRetries": 1}}}});
+    assert_eq!(connections(&[api, rule("a/r", 1, own)]), None);
+}
+
+#[test]
+fn the_mesh_names_the_trust_domain_of_accounts() {
+    let endpoints = json!([{"address": "192.0.2.1", "serviceAccount": "sa"}]);
+    let documents = [
+        entry(
+            "a/api",
+            1,
+            json!({"resolution": "STATIC", "endpoints": endpoints}),
+        ),
+        rule(
+            "a/r",
+            1,
+            json!({"trafficPolicy": {"tls": {"mode": "SIMPLE"}}}),
+        ),
+    ];
+    let domain = mesh(json!({"trustDomain": "td.example"}));
+    let world = with_mesh("a", &domain, &documents);
+    let query = World::query("api.example.com", 80);
+    let cluster = world.table.decide(&query).cluster().unwrap();
+    let names = &cluster.tls.as_ref().unwrap().names.any_of;
+    assert_eq!(names[..], ["spiffe://td.example/ns/a/sa/sa"]);
+}
+
+#[test]
+fn a_slip_in_the_configuration_of_the_mesh_is_told() {
+    for slip in [
+        json!({"rootNamespce": "x"}),
+        json!({"rootNamespace": 1}),
+        json!({"defaultServiceExportTo": "."}),
+        json!({"defaultTrafficPolicy": {"tls": {"mode": "SIMPLE"}}}),
+    ] {
+        let (_, problems) = read_mesh(&slip);
+        assert_eq!(problems.len(), 1, "{slip}: {problems:?}");
+    }
 }

@@ -13,6 +13,7 @@ use super::super::args::{
 use super::super::{ExitStatus, fail, print, print_as_it_is, refuse, settings, tell};
 use crate::fs;
 use crate::istio::{self, Api, MARK, Manifest, Module, Place, PullPolicy, Wanted};
+use crate::mesh::MeshConfig;
 use crate::rules::{self, Rules};
 use crate::xds::{AccessLog, Admin, OLDEST, Options, Secrets};
 
@@ -61,7 +62,10 @@ fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), ExitStatus> {
     if !rules.warnings.0.is_empty() {
         tell(rules.warnings.to_string().trim_end());
     }
-    let options = options(&input, settling.proxy);
+    let options = Options {
+        mesh: rules.mesh.clone(),
+        ..options(&input, settling.proxy)
+    };
     let manifests = istio::manifests(&rules, &options, &wanted(args)?)
         .map_err(|error| refuse(&format!("{error}\nhint: {}", error.hint())))?;
     Ok((rules, manifests))
@@ -78,6 +82,7 @@ fn input(args: &RenderIstio) -> Input {
         loopback_vips: false,
         allow_plaintext: args.allow_plaintext.clone(),
         authority: args.authority,
+        mesh_config: args.mesh_config.clone(),
     }
 }
 
@@ -101,6 +106,7 @@ fn options(input: &Input, proxy: Proxy) -> Options {
         loopback_vips: false,
         // Of proxies of several releases the oldest decides.
         version: OLDEST,
+        mesh: MeshConfig::default(),
         secrets: Secrets::Istio,
         reloads: true,
         by_content: true,

@@ -90,6 +90,7 @@ impl Stage {
         let source = Source {
             name: "rules.yaml".to_owned(),
             text,
+            mesh: false,
         };
         let mut rules = rules::compile(&[source], &Settling::default()).unwrap();
         let documents: Documents = std::mem::take(&mut rules.credentials);
@@ -442,6 +443,7 @@ fn nothing_of_a_key_gets_into_what_is_said() {
             let source = Source {
                 name: "rules.yaml".to_owned(),
                 text: format!("{RULES}{}{more}", stage.fields),
+                mesh: false,
             };
             texts.push(format!("{source:?}"));
             match rules::compile(&[source], &Settling::default()) {

@@ -344,6 +344,17 @@ fn read_settings(fields: &Fields<'_>, namespace: &str) -> TrafficPolicy {
     }
 }
 
+/// Reads what a mesh may give to rules that say nothing of it.
+pub(crate) fn read_limits(
+    fields: &Fields<'_>,
+) -> (Option<ConnectionPool>, Option<OutlierDetection>) {
+    let pool = fields.read("connectionPool", read_connection_pool);
+    (
+        pool,
+        fields.read("outlierDetection", read_outlier_detection),
+    )
+}
+
 fn read_port_policy(field: Field<'_>, index: usize, namespace: &str) -> Option<PortPolicy> {
     let fields = field.fields()?;
     let port = fields.require("port", |field| {

@@ -8,7 +8,7 @@
 
 use crate::decision::Arrival;
 use crate::host::HostPattern;
-use crate::merge::{Proxy, ROOT_NAMESPACE, Role, exported};
+use crate::merge::{Proxy, Role, exported};
 use crate::node::Node;
 use crate::problem::Origin;
 use crate::resource::{DEFAULT_NAMESPACE, ResourceId, ServiceEntry, ServicePort};
@@ -53,6 +53,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) port: &'a ServicePort,
     pub(crate) arrival: Arrival,
     pub(crate) entry: &'a ServiceEntry,
+    /// The namespace whose resources are for everyone.
+    pub(crate) root: &'a str,
 }
 
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -209,7 +211,7 @@ impl Unread {
             // Which Sidecar counts is settled among all of them.
             Says::Sidecar(_) => false,
             Says::Patches(patches) => {
-                (owner == proxy.namespace || owner == ROOT_NAMESPACE)
+                (owner == proxy.namespace || owner == asked.root)
                     && selects(&patches.selector, proxy)
                     && patches.patches.iter().any(|patch| {
                         patch.as_ref().is_none_or(|(host, port)| {
@@ -267,7 +269,7 @@ pub(crate) fn hidden_by<'u>(
             Some(labels) if own && selects(labels, proxy) => Some(0),
             Some(_) => None,
             None if own => Some(1),
-            None if *unread.id.namespace == *ROOT_NAMESPACE => Some(2),
+            None if *unread.id.namespace == *asked.root => Some(2),
             None => None,
         }
     };

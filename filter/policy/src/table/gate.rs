@@ -18,7 +18,7 @@ use super::{Compiler, Settling, path_of};
 use crate::cluster::Cluster;
 use crate::decision::{Arrival, Reason};
 use crate::host::HostPattern;
-use crate::merge::{ByHost, Merged, PolicySource, Proxy, ROOT_NAMESPACE, Settings, for_port};
+use crate::merge::{ByHost, Merged, PolicySource, Proxy, Settings, for_port};
 use crate::port::{PortNumber, Protocol};
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity, edits};
 use crate::resource::{
@@ -452,12 +452,13 @@ impl<'r> Compiler<'r> {
         let proxy = &self.settling.proxy;
         let (caller, owner) = (proxy.namespace.as_str(), &*service.entry.meta.id.namespace);
         let namespace = &*rule.meta.id.namespace;
-        if !rule.seen_from(caller) && rule.selector.is_none() {
+        if !rule.seen_from(caller, &self.settling.mesh) && rule.selector.is_none() {
             return format!("`exportTo` does not name the caller's namespace `{caller}`");
         }
-        if ![caller, owner, ROOT_NAMESPACE].contains(&namespace) {
+        let root = self.settling.mesh.root_namespace.as_str();
+        if ![caller, owner, root].contains(&namespace) {
             return format!(
-                "it stands in namespace `{namespace}`, and rules are taken from those of the caller (`{caller}`), of the ServiceEntry (`{owner}`) and the root (`{ROOT_NAMESPACE}`)"
+                "it stands in namespace `{namespace}`, and rules are taken from those of the caller (`{caller}`), of the ServiceEntry (`{owner}`) and the root (`{root}`)"
             );
         }
         if !rule.selects(proxy) {
@@ -671,6 +672,7 @@ impl<'r> Compiler<'r> {
                     .find(|port| port.number == found.number);
                 let Some(port) = port else { continue };
                 let asked = Asked {
+                    root: &self.settling.mesh.root_namespace,
                     host: &host.pattern,
                     port,
                     arrival: found.arrival,
@@ -687,6 +689,7 @@ impl<'r> Compiler<'r> {
                 for by in unread {
                     for name in by.below(&host.pattern) {
                         let asked = Asked {
+                            root: &self.settling.mesh.root_namespace,
                             host: name,
                             ..asked
                         };

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::Compiler;
 use crate::host::HostPattern;
-use crate::merge::exported;
+use crate::mesh::Mesh;
 use crate::order::{entries_sorted, sort_by};
 use crate::resource::{Resolution, ServiceEntry, ServicePort};
 
@@ -38,24 +38,25 @@ pub(super) type Families<'r> = BTreeMap<usize, Siblings<'r>>;
 ///
 /// Source: istio/istio `pilot/pkg/model/push_context.go`, `servicesExportedToNamespace`, and
 /// `pilot/pkg/model/sidecar.go`, `selectServices`.
-pub(crate) fn in_order(entries: &[ServiceEntry], namespace: &str) -> Vec<usize> {
+pub(crate) fn in_order(entries: &[ServiceEntry], namespace: &str, mesh: &Mesh) -> Vec<usize> {
     let metas: Vec<_> = entries.iter().map(|entry| &entry.meta).collect();
-    let rank = |at: usize| entries.get(at).map_or(u8::MAX, |it| rank(it, namespace));
+    let rank = |at: usize| {
+        entries
+            .get(at)
+            .map_or(u8::MAX, |it| rank(it, namespace, mesh))
+    };
     let mut order = entries_sorted(&metas, rank);
-    order.retain(|at| entries.get(*at).is_some_and(|it| is_seen(it, namespace)));
+    order.retain(|at| {
+        let entry = entries.get(*at);
+        entry.is_some_and(|entry| mesh.shows(entry, namespace))
+    });
     order
 }
 
-/// Says whether an entry is seen from a namespace.
-pub(crate) fn is_seen(entry: &ServiceEntry, namespace: &str) -> bool {
-    exported(&entry.export_to, &entry.meta.id.namespace, namespace)
-}
-
 /// Says when an entry is asked: those of the caller's own namespace first, and of equal ones public ones last.
-fn rank(entry: &ServiceEntry, namespace: &str) -> u8 {
+fn rank(entry: &ServiceEntry, namespace: &str, mesh: &Mesh) -> u8 {
     let other = *entry.meta.id.namespace != *namespace;
-    let public = entry.export_to.is_empty() || entry.export_to.iter().any(|to| to == "*");
-    u8::from(other) * 2 + u8::from(public)
+    u8::from(other) * 2 + u8::from(mesh.is_public(entry))
 }
 
 /// Says whether a later entry of the same namespace adds its ports to the service of an earlier one.
@@ -82,9 +83,9 @@ impl<'r> Compiler<'r> {
     /// Settles whose each host is.
     pub(super) fn owners(&mut self) -> Families<'r> {
         let entries = &self.resources.service_entries;
-        let namespace = self.settling.proxy.namespace.as_str();
+        let (namespace, mesh) = (self.settling.proxy.namespace.as_str(), &self.settling.mesh);
         let mut families = Families::new();
-        for entry in in_order(entries, namespace)
+        for entry in in_order(entries, namespace, mesh)
             .into_iter()
             .filter_map(|at| entries.get(at))
         {
@@ -123,7 +124,7 @@ impl<'r> Compiler<'r> {
             }
         }
         // What the caller does not see gives its endpoints all the same.
-        for entry in entries.iter().filter(|entry| !is_seen(entry, namespace)) {
+        for entry in entries.iter().filter(|entry| !mesh.shows(entry, namespace)) {
             for host in &entry.hosts {
                 let Some(place) = self.hosts.place(host) else {
                     continue;
