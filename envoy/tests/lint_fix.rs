@@ -305,6 +305,7 @@ fn after_a_fix_everything_is_the_same_or_safer() {
         let source = Source {
             name: "rules.yaml".to_owned(),
             text: text.clone(),
+            mesh: false,
         };
         let done = lint::fix(&[source]);
         if done.findings.is_empty() {
@@ -379,6 +380,7 @@ spec:
         let source = |name: &str, text: &str| Source {
             name: name.to_owned(),
             text: text.to_owned(),
+            mesh: false,
         };
         let done = lint::fix(&[source("rules.yaml", rules), source("more.yaml", more)]);
         !done.findings.is_empty()
