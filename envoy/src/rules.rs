@@ -134,9 +134,36 @@ impl Rules {
     }
 }
 
+/// What is said of rules that have no ServiceEntry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nothing {
+    /// They are an error: nobody starts a proxy for nothing.
+    Refused,
+    /// They are let pass with a warning: the last ServiceEntry may be removed while a proxy runs.
+    Allowed,
+    /// They are let pass, and so is what other files may put right: these are a part of the rules.
+    Part,
+}
+
+/// The id of the finding that there is no ServiceEntry.
+const NO_SERVICE_ENTRY: &str = "no-service-entry";
+
 /// Problems with the places where they stand.
 #[derive(Debug, Default)]
 pub struct Report(pub Vec<Finding>);
+
+impl Report {
+    /// Whether more of the rules may be on the way: nothing is wrong but that something is missing.
+    pub(crate) fn may_be_incomplete(&self) -> bool {
+        let mut errors = self.errors().peekable();
+        errors.peek().is_some() && errors.all(|error| error.id.is_some())
+    }
+
+    fn errors(&self) -> impl Iterator<Item = &Finding> {
+        let all = self.0.iter();
+        all.filter(|finding| finding.severity == Severity::Error)
+    }
+}
 
 /// One problem, ready to be shown.
 #[derive(Debug, Clone)]
@@ -242,7 +269,7 @@ impl fmt::Display for Report {
 /// # Errors
 /// With every problem of every document, each at its place, in the order of the files.
 pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report> {
-    compile_known(sources, settling, None)
+    compile_known(sources, settling, None, Nothing::Refused)
 }
 
 /// As [`compile`], of sources that are a part of the rules: what the rest may have is missed with a warning only.
@@ -254,7 +281,7 @@ pub fn compile_part(sources: &[Source], settling: &Settling) -> Result<Rules, Re
         parse(sources, settling.outbound, None),
         sources,
         settling,
-        true,
+        Nothing::Part,
     )
 }
 
@@ -263,12 +290,13 @@ pub(crate) fn compile_known(
     sources: &[Source],
     settling: &Settling,
     known: Option<&mut AlreadyRead>,
+    nothing: Nothing,
 ) -> Result<Rules, Report> {
     compile_parsed(
         parse(sources, settling.outbound, known),
         sources,
         settling,
-        false,
+        nothing,
     )
 }
 
@@ -276,7 +304,7 @@ fn compile_parsed(
     parsed: Parsed,
     sources: &[Source],
     settling: &Settling,
-    partial: bool,
+    nothing: Nothing,
 ) -> Result<Rules, Report> {
     let Parsed {
         documents,
@@ -295,11 +323,11 @@ fn compile_parsed(
     }
     if resources.service_entries.is_empty() {
         let mut finding = no_entry(sources);
-        if partial {
+        if nothing != Nothing::Refused {
             finding.severity = Severity::Warning;
         }
         findings.push(finding);
-        if !partial {
+        if nothing == Nothing::Refused {
             findings.splice(0..0, located(&problems, &documents));
             return Err(Report(findings));
         }
@@ -309,7 +337,7 @@ fn compile_parsed(
         ..settling.clone()
     };
     let mut compiled = PolicyTable::compile_with_errors(&resources, &settling);
-    if partial {
+    if nothing == Nothing::Part {
         // What the gate says of these files, another one may put right.
         let gate = (compiled.problems.0.iter_mut()).filter(|problem| problem.id.is_some());
         gate.for_each(|problem| problem.severity = Severity::Warning);
@@ -557,7 +585,7 @@ fn no_entry(sources: &[Source]) -> Finding {
         .unwrap_or_default();
     Finding {
         severity: Severity::Error,
- id: None,
+ id: Some(NO_SERVICE_ENTRY),
         file,
         place: Place { line: 1, column: 1 },
         path: String::new(),

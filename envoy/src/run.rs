@@ -20,8 +20,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::cli::args::Run;
-use crate::cli::settings::{self, Settled};
+use crate::cli::settings::{self, Settled, Unsettled};
 use crate::cli::{ExitStatus, fail, print, refuse, tell};
+use crate::rules::Nothing;
 use crate::xds::{self, Admin, Options};
 use crate::yaml::AlreadyRead;
 use crate::{fs, pinned_envoy};
@@ -59,9 +60,10 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
     };
     let mut known = AlreadyRead::default();
     let worth_knowing = (!args.once).then_some(&mut known);
-    let mut settled = match settle(args, version, &sources, settling, worth_knowing) {
+    let nothing = Nothing::Refused;
+    let mut settled = match settle(args, version, &sources, settling, worth_knowing, nothing) {
         Ok(settled) => settled,
-        Err(status) => return status,
+        Err(unsettled) => return unsettled.tell(),
     };
     if let Err(message) = check_ports(&settled, None) {
         return refuse(&message);
@@ -162,8 +164,10 @@ fn settle(
     sources: &[fs::Source],
     settling: egress_policy::Settling,
     known: Option<&mut AlreadyRead>,
-) -> Result<Settled, ExitStatus> {
-    let mut settled = settings::settle_read(&args.rules, version, sources, settling, known)?;
+    nothing: Nothing,
+) -> Result<Settled, Unsettled> {
+    let mut settled =
+        settings::settle_read(&args.rules, version, sources, settling, known, nothing)?;
     if let Some(capture) = &mut settled.options.capture
         && args.rules.capture.is_some_and(|at| at.address.is_none())
         && TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err()

@@ -17,7 +17,7 @@ use super::args::{Doctor, Report as Output, Rules};
 use super::{ExitStatus, fail, print, print_coloured, settings};
 use crate::credentials::{self, Store};
 use crate::fs::Source;
-use crate::rules::{self, Report};
+use crate::rules::{self, Nothing, Report};
 use crate::run::{complaint, version_of};
 use crate::xds::{self, OLDEST, OLDEST_WITH_PROXY, Version};
 use crate::{fs, pinned_envoy};
@@ -301,9 +301,15 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
         mesh: false,
     };
     let settling = settings::settling(&args.input);
-    let settled =
-        settings::settle_read(&args, || Ok(version.to_owned()), &[source], settling, None)
-            .map_err(|_| "cannot render a bootstrap")?;
+    let settled = settings::settle_read(
+        &args,
+        || Ok(version.to_owned()),
+        &[source],
+        settling,
+        None,
+        Nothing::Refused,
+    )
+    .map_err(|_| "cannot render a bootstrap")?;
     let bootstrap = xds::bootstrap(
         &settled.rules.table,
         &settled.rules.resources(),

@@ -13,7 +13,7 @@ use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as A
 use super::{ExitStatus, fail, refuse, tell};
 use crate::credentials::{Need, Store};
 use crate::fs::Source;
-use crate::rules::{self, Rules};
+use crate::rules::{self, Nothing, Report, Rules};
 use crate::xds::{
     AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, Secrets, UpstreamProxy, Version,
     service_ports,
@@ -43,6 +43,34 @@ impl Settled {
             .map(|need| (need.name(), need))
             .collect();
         needs.into_values().collect()
+    }
+}
+
+/// Why rules are not settled.
+#[derive(Debug)]
+pub(crate) enum Unsettled {
+    /// It has been told; the status to exit with.
+    Told(ExitStatus),
+    /// The rules are wrong.
+    Rules(Report),
+}
+
+impl Unsettled {
+    /// Tells it, and returns the status to exit with.
+    pub(crate) fn tell(self) -> ExitStatus {
+        match self {
+            Unsettled::Told(status) => status,
+            Unsettled::Rules(report) => {
+                tell(report.to_string().trim_end());
+                ExitStatus::Input
+            }
+        }
+    }
+}
+
+impl From<ExitStatus> for Unsettled {
+    fn from(status: ExitStatus) -> Self {
+        Unsettled::Told(status)
     }
 }
 
@@ -125,7 +153,7 @@ pub fn authority(input: &Input) -> AuthorityMode {
 pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, ExitStatus> {
     let (sources, settling) = read(&args.input)?;
     let version = || Ok(version.unwrap_or(pinned_envoy()).to_owned());
-    settle_read(args, version, &sources, settling, None)
+    settle_read(args, version, &sources, settling, None, Nothing::Refused).map_err(Unsettled::tell)
 }
 
 /// As [`settle`], with what has been read already, and what is known of it. The `version` is asked for when the rules
@@ -136,11 +164,12 @@ pub(crate) fn settle_read(
     sources: &[Source],
     mut settling: Settling,
     known: Option<&mut AlreadyRead>,
-) -> Result<Settled, ExitStatus> {
+    nothing: Nothing,
+) -> Result<Settled, Unsettled> {
     if args.forward_proxy.is_some() && settling.outbound == OutboundMode::AllowAny {
         return Err(refuse(
             "`--forward-proxy` and `--outbound-traffic-policy ALLOW_ANY` would be an open proxy: whoever reaches it could reach everything\nhint: name the hosts in ServiceEntries, and leave `ALLOW_ANY` out",
-        ));
+        ).into());
     }
     if let Some(admin) = args
         .admin
@@ -150,34 +179,29 @@ pub(crate) fn settle_read(
         return Err(refuse(&format!(
             "`--admin {admin}` is no loopback address: whoever reaches Envoy's admin interface can read all configuration and stop Envoy\nhint: use `--admin 127.0.0.1:{}`, or add `--admin-anywhere` if a firewall keeps others away",
             admin.port()
-        )));
+        )).into());
     }
     if let Some(message) = mistaken_for_captured(args, settling.outbound) {
-        return Err(refuse(&message));
+        return Err(refuse(&message).into());
     }
     // Read here, because the command line's own reader would repeat the text, password and all.
     let upstream_proxy: Option<UpstreamProxy> = match args.upstream_proxy.as_deref().map(str::parse)
     {
         None => None,
         Some(Ok(proxy)) => Some(proxy),
-        Some(Err(error)) => return Err(refuse(&format!("`--upstream-proxy`: {error}"))),
+        Some(Err(error)) => return Err(refuse(&format!("`--upstream-proxy`: {error}")).into()),
     };
     if upstream_proxy.is_some() && settling.outbound == OutboundMode::AllowAny {
         return Err(refuse(
             "with `--outbound-traffic-policy ALLOW_ANY` hosts would be reached around the `--upstream-proxy`\nhint: name the hosts in ServiceEntries, and leave `ALLOW_ANY` out",
-        ));
+        ).into());
     }
     let labels = match args.labels_from_node {
         true => std::mem::take(&mut settling.proxy.labels),
         false => settling.proxy.labels.clone(),
     };
-    let mut rules = match rules::compile_known(sources, &settling, known) {
-        Ok(rules) => rules,
-        Err(report) => {
-            tell(report.to_string().trim_end());
-            return Err(ExitStatus::Input);
-        }
-    };
+    let mut rules =
+        rules::compile_known(sources, &settling, known, nothing).map_err(Unsettled::Rules)?;
     if !rules.warnings.0.is_empty() {
         tell(rules.warnings.to_string().trim_end());
     }
@@ -189,19 +213,19 @@ pub(crate) fn settle_read(
     {
         return Err(refuse(&format!(
             "port {port} of `--capture` is a service port of the rules too, and its connections could not be told from others\nhint: name another port that nothing dials, for example `--capture 15001`"
-        )));
+        )).into());
     }
     let workloads = match args.labels_from_node {
         true => other_workloads(&rules, &settling)?,
         false => Vec::new(),
     };
     if let Some(message) = around_the_tunnel(args, &rules.table, &workloads) {
-        return Err(refuse(&message));
+        return Err(refuse(&message).into());
     }
     if upstream_proxy.is_some()
         && let Some(message) = listed_elsewhere(&rules.table)
     {
-        return Err(refuse(&message));
+        return Err(refuse(&message).into());
     }
     let store = store(&args.credentials, &mut rules, &settling.proxy.namespace)?;
     let version = version()?;
@@ -211,13 +235,14 @@ pub(crate) fn settle_read(
         return Err(refuse(&format!(
             "what is rendered needs Envoy {OLDEST} or later, and {version} was asked for\n{}",
             another_envoy()
-        )));
+        ))
+        .into());
     }
     if upstream_proxy.is_some() && found < OLDEST_WITH_PROXY {
         return Err(refuse(&format!(
             "`--upstream-proxy` needs Envoy {OLDEST_WITH_PROXY} or later, and this is {version}\n{}",
             another_envoy()
-        )));
+        )).into());
     }
     let wasm = fs::wasm(args.wasm.as_deref()).map_err(|error| refuse(&error.to_string()))?;
     let trust_store = fs::trust_store().map_err(|error| refuse(&error.to_string()))?;

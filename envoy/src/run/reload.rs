@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use egress_policy::PortNumber;
+use egress_policy::{Arrival, Cluster, PortNumber};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -28,10 +28,11 @@ use super::secrets::Keeping;
 use super::watch::Watch;
 use super::{Known, admin, check_ports, places};
 use crate::cli::args::Run;
-use crate::cli::settings::{self, Settled};
-use crate::cli::{print, tell};
+use crate::cli::settings::{self, Settled, Unsettled};
+use crate::cli::{ExitStatus, print, tell};
 use crate::credentials::{Need, Store};
 use crate::fs::{self, Source};
+use crate::rules::{Nothing, Report};
 use crate::xds::{self, Admin, Dynamic, Options};
 use crate::yaml::AlreadyRead;
 
@@ -52,6 +53,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// How often Envoy is asked whether it is through.
 const INTERVAL: Duration = Duration::from_millis(10);
 
+/// How long rules that lack something are waited for: what else is applied or deleted may be on its way.
+const INCOMPLETE: Duration = Duration::from_secs(3);
+
+/// How often it is told that rules lack something, for as long as they do.
+const REPEATED: Duration = Duration::from_secs(30);
+
 /// How long a file that cannot be read is waited for: it may be on its way.
 const ON_ITS_WAY: Duration = Duration::from_millis(200);
 
@@ -70,6 +77,8 @@ pub(super) struct Reloader {
     needs: Vec<Need>,
     store: Store,
     services: BTreeSet<PortNumber>,
+    /// The hosts and ports that are originated.
+    secure: BTreeSet<(String, PortNumber)>,
     places: Known,
     /// Whether own clusters are called by what they are; once that was needed it stays so.
     by_content: bool,
@@ -123,6 +132,7 @@ impl Reloader {
             needs: settled.needs(),
             store: settled.store.clone(),
             services: services(settled),
+            secure: originated(settled),
             places: places(settled),
             by_content: false,
             ports: ways.ports,
@@ -167,6 +177,7 @@ impl Reloader {
         let args = Arc::new(args);
         let mut tried: Result<Vec<Source>, String> = Ok(start);
         let mut at_once = false;
+        let mut lacking: Option<Lacking> = None;
         loop {
             // Between the reading and the watching a file may have changed; so the first look is at once.
             let input = &args.rules.input;
@@ -174,18 +185,38 @@ impl Reloader {
             let files = files.filter(|name| *name != "-");
             watch.follow(files.flat_map(|name| fs::watched_sources(name)).collect());
             let read = read(&args).await;
-            if at_once || read != tried {
-                match &read {
-                    Ok(sources) => self.try_out(&args, &envoy, sources.clone()).await,
-                    Err(error) => keeps(error),
-                }
+            let due = lacking
+                .as_ref()
+                .is_some_and(|lacking| lacking.next <= Instant::now());
+            if at_once || due || read != tried {
+                // The last ServiceEntry may go; but a file that is being written is empty for a moment, too.
+                let nothing = match due || at_once {
+                    true => Nothing::Allowed,
+                    false => Nothing::Refused,
+                };
+                let report = match &read {
+                    Ok(sources) => {
+                        let sources = sources.clone();
+                        self.try_out(&args, &envoy, sources, nothing).await
+                    }
+                    Err(error) => {
+                        keeps(error);
+                        None
+                    }
+                };
+                lacking = report.map(|report| Lacking::after(lacking, report, at_once));
                 tried = read;
                 at_once = false;
             }
+            let again = lacking.as_ref().map(|lacking| lacking.next);
             let expiry = self.clusters.values().filter_map(|(_, until)| *until).min();
             tokio::select! {
                 () = watch.changed() => {}
                 Some(()) = forced.recv() => at_once = true,
+                () = async { match again {
+                    Some(again) => sleep_until(again).await,
+                    None => std::future::pending().await,
+                }} => {}
                 () = async { match expiry {
                     Some(expiry) => sleep_until(expiry).await,
                     None => std::future::pending().await,
@@ -194,37 +225,66 @@ impl Reloader {
         }
     }
 
-    /// Compiles what was read and applies it, or says what is wrong with it.
-    async fn try_out(&mut self, args: &Arc<Run>, envoy: &str, sources: Vec<Source>) {
+    /// Compiles what was read and applies it, or says what is wrong with it. Returns what is wrong with rules that may
+    /// only lack something, and says nothing of it.
+    async fn try_out(
+        &mut self,
+        args: &Arc<Run>,
+        envoy: &str,
+        sources: Vec<Source>,
+        nothing: Nothing,
+    ) -> Option<Report> {
         let (args, envoy, folder) = (args.clone(), envoy.to_owned(), self.folder.clone());
         let listened_on = self.places.clone();
         let mut known = std::mem::take(&mut self.known);
         let settle = move |known: &mut AlreadyRead| {
             let settling = settings::settling(&args.rules.input);
-            let mut settled =
-                super::settle(&args, || Ok(envoy), &sources, settling, Some(known)).ok()?;
+            let mut settled = super::settle(
+                &args,
+                || Ok(envoy),
+                &sources,
+                settling,
+                Some(known),
+                nothing,
+            )?;
             super::place(&mut settled.options, &folder, true);
             match check_ports(&settled, Some(&listened_on)) {
-                Ok(()) => Some(settled),
+                Ok(()) => Ok(settled),
                 Err(error) => {
                     tell(&format!("error: {error}"));
-                    None
+                    Err(Unsettled::Told(ExitStatus::Input))
                 }
             }
         };
         let compiled = tokio::task::spawn_blocking(move || (settle(&mut known), known)).await;
-        let (settled, known) = compiled.unwrap_or_default();
+        let failed = Err(Unsettled::Told(ExitStatus::Failure));
+        let (settled, known) = compiled.unwrap_or((failed, AlreadyRead::default()));
         self.known = known;
-        let Some(mut settled) = settled else {
-            tell("the rules before them stay in use");
-            return;
+        let mut settled = match settled {
+            Ok(settled) => settled,
+            Err(Unsettled::Rules(report)) if report.may_be_incomplete() => return Some(report),
+            Err(unsettled) => {
+                unsettled.tell();
+                tell("the rules before them stay in use");
+                return None;
+            }
         };
         let _reserved = match super::reserve(&mut settled, &mut self.ports) {
             Ok(reserved) => reserved,
-            Err(error) => return keeps(&format!("cannot choose a port: {error}")),
+            Err(error) => {
+                keeps(&format!("cannot choose a port: {error}"));
+                return None;
+            }
         };
+        let (secure, plain) = (originated(&settled), forwarded(&settled));
         match self.apply(&mut settled).await {
             Ok(()) => {
+                for (host, port) in plain.intersection(&self.secure) {
+                    tell(&format!(
+                        "warning: port {port} of `{host}` is plaintext now: no rule asks for TLS any more"
+                    ));
+                }
+                self.secure = secure;
                 let listening = services(&settled);
                 let added: Vec<_> = listening.difference(&self.services).copied().collect();
                 let removed: Vec<_> = self.services.difference(&listening).copied().collect();
@@ -235,6 +295,7 @@ impl Reloader {
             }
             Err(why) => keeps(&format!("Envoy refused the new rules: {why}")),
         }
+        None
     }
 
     async fn line(
@@ -509,6 +570,31 @@ impl Reloader {
     }
 }
 
+/// Rules that lack something, for the time being or for good.
+struct Lacking {
+    since: Instant,
+    /// When to look at them again, or to tell it again.
+    next: Instant,
+}
+
+impl Lacking {
+    /// Waits for the rest of the rules, up to a limit; from then on tells what is missing, again and again.
+    fn after(before: Option<Lacking>, report: Report, at_once: bool) -> Self {
+        let now = Instant::now();
+        let since = before.map_or(now, |before| before.since);
+        let limit = since + INCOMPLETE;
+        if !at_once && now < limit {
+            return Lacking { since, next: limit };
+        }
+        Unsettled::Rules(report).tell();
+        tell("the rules before them stay in use");
+        Lacking {
+            since,
+            next: now + REPEATED,
+        }
+    }
+}
+
 /// Waits before Envoy is asked again: it answers in the thread that has the work to do, and with thousands of clusters
 /// an answer is work too.
 async fn pause(asked: Instant) {
@@ -550,6 +636,25 @@ async fn reason(mut refusals: watch::Receiver<String>) -> String {
 fn rendered(settled: &Settled, resources: &[Value]) -> Dynamic {
     let options: &Options = &settled.options;
     xds::dynamic(&settled.rules.table, resources, options)
+}
+
+/// Returns the hosts and ports whose plaintext becomes TLS.
+fn originated(settled: &Settled) -> BTreeSet<(String, PortNumber)> {
+    called(settled, |cluster| cluster.tls.is_some())
+}
+
+/// Returns the hosts and ports whose plaintext stays plaintext.
+fn forwarded(settled: &Settled) -> BTreeSet<(String, PortNumber)> {
+    called(settled, |cluster| cluster.tls.is_none())
+}
+
+fn called(settled: &Settled, are: impl Fn(&Cluster) -> bool) -> BTreeSet<(String, PortNumber)> {
+    let services = settled.rules.table.services().filter(|service| {
+        service.subset.is_none() && service.arrival != Arrival::Tls && are(service.cluster)
+    });
+    services
+        .map(|service| (service.host.to_string(), service.port))
+        .collect()
 }
 
 fn services(settled: &Settled) -> BTreeSet<PortNumber> {
