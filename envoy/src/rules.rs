@@ -627,6 +627,7 @@ fn parse(sources: &[Source], outbound: OutboundMode, known: Option<&mut AlreadyR
     }
     let mut taken = Taken::default();
     for (index, (file, document)) in documents.iter_mut().enumerate() {
+        name_generated(&mut document.value, index);
         given.extend(mesh::of_rules(file, index, document));
         taken.take(index, file, document);
     }
@@ -661,11 +662,37 @@ fn parse(sources: &[Source], outbound: OutboundMode, known: Option<&mut AlreadyR
     }
 }
 
+/// Gives resources with a `generateName` a name, for the cluster has not done so yet and the filter tells resources apart
+/// by their names. It is the one that the engine would give.
+fn name_generated(value: &mut Value, document: usize) {
+    let name = |resource: &mut Value, item: usize| {
+        let ours = is_ours(resource);
+        let Some(Value::Object(meta)) = resource.get_mut("metadata").filter(|_| ours) else {
+            return;
+        };
+        let named = meta.get("name").is_some_and(|name| !name.is_null());
+        let prefix = meta.get("generateName").and_then(Value::as_str);
+        if let Some(prefix) = prefix.filter(|prefix| !named && !prefix.is_empty()) {
+            let name = format!("{prefix}{document}-{item}");
+            meta.insert("name".to_owned(), name.into());
+        }
+    };
+    let list = kind(value).is_some_and(egress_policy::is_list);
+    match value.get_mut("items") {
+        Some(Value::Array(items)) if list => {
+            for (item, resource) in items.iter_mut().enumerate() {
+                name(resource, item);
+            }
+        }
+        _ => name(value, 0),
+    }
+}
+
 /// Returns the resources of a document that the filter is given: ours, and nothing else that stands in
 /// the same files.
 fn ours(value: &Value) -> Vec<&Value> {
     match value.get("items") {
-        Some(Value::Array(items)) if kind(value) == Some("List") => {
+        Some(Value::Array(items)) if kind(value).is_some_and(egress_policy::is_list) => {
             items.iter().filter(|item| is_ours(item)).collect()
         }
         _ => Some(value).into_iter().filter(|it| is_ours(it)).collect(),
@@ -674,7 +701,7 @@ fn ours(value: &Value) -> Vec<&Value> {
 
 /// As [`ours`].
 fn into_ours(mut value: Value) -> Vec<Value> {
-    if kind(&value) == Some("List")
+    if kind(&value).is_some_and(egress_policy::is_list)
         && let Some(Value::Array(items)) = value.get_mut("items")
     {
         return std::mem::take(items).into_iter().filter(is_ours).collect();

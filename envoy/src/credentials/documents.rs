@@ -102,7 +102,7 @@ impl Taken {
     /// Takes the Secrets and ConfigMaps out of a document, and leaves in their place what says only that they
     /// were there: every other resource keeps its position.
     pub(crate) fn take(&mut self, index: usize, file: &str, document: &mut Document) {
-        let is_list = text(&document.value, "kind") == Some("List");
+        let is_list = text(&document.value, "kind").is_some_and(egress_policy::is_list);
         let items = match document.value.get("items") {
             Some(Value::Array(items)) if is_list => Some(items.len()),
             _ => None,

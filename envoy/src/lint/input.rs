@@ -339,7 +339,8 @@ fn invalid(severity: Severity, origin: Origin, message: String) -> Finding {
 
 /// Returns the resources of a document, those of a `List` with their places in it.
 fn items(value: &Value) -> impl Iterator<Item = (Option<usize>, &Value)> {
-    let is_list = value.get("kind").and_then(Value::as_str) == Some("List");
+    let kind = value.get("kind").and_then(Value::as_str);
+    let is_list = kind.is_some_and(egress_policy::is_list);
     let list = value.get("items").and_then(Value::as_array);
     let list = list.filter(|_| is_list);
     let alone = list.is_none().then_some((None, value));

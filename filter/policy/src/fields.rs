@@ -471,6 +471,7 @@ impl<'a> Fields<'a> {
             None | Some(Node::Null) => false,
             Some(Node::Text(text)) => !text.is_empty(),
             Some(Node::List(items)) => !items.is_empty(),
+            Some(Node::Object(fields)) => fields.iter().next().is_some(),
             Some(_) => true,
         }
     }
@@ -586,14 +587,21 @@ pub fn listed(words: &[&str]) -> String {
 
 /// Reads numbers with units, `1h2m3.5s`; none may be negative.
 fn parse_duration(text: &str) -> Option<Duration> {
-    const UNITS: [(&str, u64); 6] = [
+    const UNITS: [(&str, u64); 8] = [
         ("ms", 1_000_000),
         ("us", 1_000),
+        // With the micro sign, and with the Greek letter.
+        ("\u{b5}s", 1_000),
+        ("\u{3bc}s", 1_000),
         ("ns", 1),
         ("h", 3_600_000_000_000),
         ("m", 60_000_000_000),
         ("s", 1_000_000_000),
     ];
+    let text = text.strip_prefix('+').unwrap_or(text);
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
     let mut rest = text;
     let mut nanos = 0_u64;
     while !rest.is_empty() {
@@ -641,6 +649,10 @@ mod tests {
         assert_eq!(parse_duration("1h30m"), Some(Duration::from_secs(5400)));
         assert_eq!(parse_duration("0.5s"), Some(Duration::from_millis(500)));
         assert_eq!(parse_duration("100ms"), Some(Duration::from_millis(100)));
+        for micro in ["5us", "5\u{b5}s", "+5\u{3bc}s"] {
+            assert_eq!(parse_duration(micro), Some(Duration::from_micros(5)));
+        }
+        assert_eq!(parse_duration("0"), Some(Duration::ZERO));
         assert_eq!(
             parse_duration("1.5h.25s"),
             Some(Duration::from_millis(5_400_250))
@@ -651,6 +663,8 @@ mod tests {
         );
         for bad in [
             "",
+            "+",
+            "++1s",
             "10",
             "s",
             "-1s",

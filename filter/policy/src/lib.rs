@@ -89,7 +89,7 @@ pub use resource::{
     ServicePort, SimpleBalancer, Subset, TcpKeepalive, TcpPool, TlsMode, TrafficPolicy, Tunnel,
     UNREAD_KINDS, Unread, Warmup,
 };
-pub use source::{API_VERSIONS, KINDS, Parser};
+pub use source::{API_VERSIONS, KINDS, Parser, is_list};
 pub use table::{
     AllowPlaintext, Compiled, ConnectTo, GateSummary, OutboundMode, PolicyTable, Refused, Service,
     Settling,

@@ -91,8 +91,31 @@ fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Meta {
     let read = root.require("metadata", |field| {
         let fields = field.fields()?;
         fields.allow_unknown();
-        let name = fields.require("name", |field| name_of(field, 253));
-        let namespace = fields.read("namespace", |field| name_of(field, 63));
+        let prefix = fields.read("generateName", |field| field.text().map(str::to_owned));
+        let name = match prefix.filter(|prefix| !prefix.is_empty() && !fields.has("name")) {
+            // The cluster will choose; until then its place tells it from others.
+            Some(prefix) => Some(format!(
+                "{prefix}{}-{}",
+                origin.document,
+                origin.item.unwrap_or(0)
+            )),
+            None => fields.require("name", |field| name_of(field, 253)),
+        };
+        // An empty one is none, as for Kubernetes.
+        let namespace = match fields.peek("namespace") {
+            Some(Node::Text(text)) if text.is_empty() => None,
+            _ => fields.read("namespace", |field| name_of(field, 63)),
+        };
+        for texts in ["labels", "annotations"] {
+            fields.read(texts, |field| {
+                field.entries(|_, text| {
+                    if *text.value != Node::Null {
+                        text.text();
+                    }
+                });
+                Some(())
+            });
+        }
         let name = name?;
         let created = match fields.peek("creationTimestamp") {
             Some(Node::Text(text)) => text.clone().into_owned(),

@@ -20,6 +20,12 @@ pub const API_VERSIONS: [&str; 3] = [
 /// The kinds that are read.
 pub const KINDS: [&str; 2] = [ServiceEntry::KIND, DestinationRule::KIND];
 
+/// Says whether a kind is a list of resources, where it has `items`: `List`, or `ServiceEntryList` as the API server has
+/// it.
+pub fn is_list(kind: &str) -> bool {
+    kind.ends_with("List")
+}
+
 /// Turns documents into resources, and remembers all that is wrong with them.
 #[derive(Debug, Default)]
 pub struct Parser {
@@ -56,7 +62,7 @@ impl Parser {
             }
             return;
         };
-        let is_list = matches!(map.get("kind"), Some(Node::Text(kind)) if kind == "List");
+        let is_list = matches!(map.get("kind"), Some(Node::Text(kind)) if is_list(kind));
         match map.get("items") {
             Some(Node::List(items)) if is_list => {
                 let list = Way::Key(&Way::Root, "items");

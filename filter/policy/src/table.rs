@@ -735,9 +735,9 @@ impl<'r> Compiler<'r> {
             );
         }
         if entry.workload_selector.is_some() {
-            let hint = "workloads are known to a Kubernetes cluster only; list them in `endpoints`";
+            let hint = "workloads are known to a Kubernetes cluster only, so its hosts are refused; list them in `endpoints`";
             told(
-                Severity::Error,
+                Severity::Warning,
                 FieldPath::keys("spec.workloadSelector"),
                 "`workloadSelector`",
                 hint,
@@ -848,6 +848,11 @@ impl<'r> Compiler<'r> {
                 hint,
             );
             let way = Way::refused(Reason::InvalidRule, None);
+            let port = Port::new(port.number, port.target, arrival, way);
+            return Some((port, Subsets::new()));
+        }
+        if entry.workload_selector.is_some() {
+            let way = Way::refused(Reason::NotRead, None);
             let port = Port::new(port.number, port.target, arrival, way);
             return Some((port, Subsets::new()));
         }

@@ -52,6 +52,9 @@ stories![
 /// One difference a line: `story | case | question | field | reason`.
 const LEDGER: &str = include_str!("istio/divergences.txt");
 
+/// One value of one field a line: `kind | field | accepts or refuses | value`.
+const FIELDS: &str = include_str!("istio/fields.txt");
+
 /// One number of section 8.2 a line, and a reason.
 const OUT_OF_SCOPE: &str = include_str!("istio/out-of-scope.txt");
 
@@ -74,6 +77,7 @@ fn we_do_as_istio_does_but_for_what_the_ledger_lists() {
             run(story, &story_value, case, &mut found);
         }
     }
+    run_fields(&mut found);
     let mut report = String::new();
     for (place, difference) in &found {
         if !listed.contains_key(place) {
@@ -282,6 +286,95 @@ fn run(story: &str, whole: &Value, case: &Value, found: &mut BTreeMap<Place, Str
             }
         }
     }
+}
+
+/// Puts each value in its field of a good document, and adds where our word is not Istio's.
+fn run_fields(found: &mut BTreeMap<Place, String>) {
+    let good = [
+        (
+            "ServiceEntry",
+            json!({"hosts": ["a.com"], "resolution": "DNS", "ports": [{"number": 80, "name": "p", "protocol": "HTTP"}]}),
+        ),
+        (
+            "DestinationRule",
+            json!({"host": "a.com", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}}),
+        ),
+    ];
+    let taken = |document: &Value| {
+        let mut parser = Parser::new();
+        parser.document(document);
+        let (resources, problems) = parser.finish();
+        if problems.has_errors() {
+            return Err(problems.to_string());
+        }
+        // A selector needs a caller that it may select, and a rule a service to be looked at.
+        let compiled = PolicyTable::compile_with_errors(&resources, &Settling::default());
+        match compiled.problems.has_errors() {
+            true => Err(compiled.problems.to_string()),
+            false => Ok(()),
+        }
+    };
+    let mut asked = BTreeSet::new();
+    for line in lines(FIELDS) {
+        let parts: Vec<&str> = line.splitn(4, " | ").collect();
+        let [kind, field, istio, value] = parts[..] else {
+            panic!("not four parts: {line}");
+        };
+        assert!(asked.insert((kind, field, value)), "twice: {line}");
+        let (_, spec) = good.iter().find(|(known, _)| *known == kind).unwrap();
+        let mut document = json!({"apiVersion": "networking.istio.io/v1", "kind": kind,
+            "metadata": {"name": "a"}, "spec": spec});
+        assert_eq!(taken(&document), Ok(()), "{kind} is good as it is");
+        match value {
+            "-" => remove(&mut document, field),
+            text => {
+                *at(&mut document, field) =
+                    serde_json::from_str(text).unwrap_or_else(|error| panic!("{line}: {error}"))
+            }
+        }
+        let ours = taken(&document);
+        let word = if ours.is_ok() { "accepts" } else { "refuses" };
+        assert!(["accepts", "refuses"].contains(&istio), "{line}");
+        if istio != word {
+            let place = ["fields.txt", &format!("{kind} {field}"), value, "outcome"];
+            found.insert(
+                place.map(str::to_owned),
+                format!("Istio {istio}, we: {ours:?}"),
+            );
+        }
+    }
+}
+
+/// Returns the place of a field such as `spec.ports[0].name`, which is made where it is not there.
+fn at<'v>(value: &'v mut Value, field: &str) -> &'v mut Value {
+    let mut place = value;
+    for part in field.split('.') {
+        let (key, index) = match part.strip_suffix(']') {
+            Some(part) => part.split_once('[').unwrap(),
+            None => (part, ""),
+        };
+        place = place
+            .as_object_mut()
+            .unwrap()
+            .entry(key)
+            .or_insert_with(|| match index {
+                "" => json!({}),
+                _ => json!([{}]),
+            });
+        if !index.is_empty() {
+            place = place.get_mut(index.parse::<usize>().unwrap()).unwrap();
+        }
+    }
+    place
+}
+
+fn remove(value: &mut Value, field: &str) {
+    let (before, last) = field.rsplit_once('.').unwrap_or(("", field));
+    let around = match before {
+        "" => value,
+        before => at(value, before),
+    };
+    around.as_object_mut().unwrap().remove(last);
 }
 
 /// Leaves of an object the keys that are wanted of it.

@@ -90,7 +90,7 @@ fn read_spec(field: Field<'_>, meta: Meta) -> Option<DestinationRule> {
         let labels = fields
             .read("matchLabels", |field| Some(read_labels(field)))
             .unwrap_or_default();
-        if labels.is_empty() {
+        if labels.is_empty() && !fields.given("matchLabels") {
             let text = "workload selector specified without labels".to_owned();
             field.warning(
                 ProblemKind::Invalid(text),

@@ -62,7 +62,10 @@ impl Address {
             Some((ip, prefix)) => {
                 let wrong = || format!("{text} is not a valid CIDR block");
                 let ip: IpAddr = ip.parse().map_err(|_| wrong())?;
-                let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
+                let prefix: u8 = Some(prefix)
+                    .filter(|prefix| prefix.bytes().all(|byte| byte.is_ascii_digit()))
+                    .and_then(|prefix| prefix.parse().ok())
+                    .ok_or_else(wrong)?;
                 let longest = if ip.is_ipv4() { 32 } else { 128 };
                 if prefix > longest {
                     Err(wrong())
@@ -196,7 +199,7 @@ fn read_spec(field: Field<'_>, meta: Meta) -> Option<ServiceEntry> {
         let labels = fields
             .read("labels", |field| Some(read_labels(field)))
             .unwrap_or_default();
-        if labels.is_empty() {
+        if labels.is_empty() && !fields.given("labels") {
             let text = "service entry: workload selector specified without labels".to_owned();
             field.warning(
                 ProblemKind::Invalid(text),
@@ -494,9 +497,12 @@ fn read_endpoint(
     ports: &[ServicePort],
 ) -> Option<Endpoint> {
     let fields = field.fields()?;
-    let address = fields.require("address", |field| {
-        read_address(field, resolution, ports.len())
-    });
+    let address = match is_elsewhere(&fields, resolution) {
+        true => None,
+        false => fields.require("address", |field| {
+            read_address(field, resolution, ports.len())
+        }),
+    };
     let unix = address
         .as_ref()
         .is_some_and(|address| address.starts_with("unix://"));
@@ -546,6 +552,23 @@ fn read_endpoint(
     })
 }
 
+/// Says whether an endpoint has no address but a network, through whose gateway Istio would reach it. There is none
+/// here, so the endpoint is left out, which is warned of.
+fn is_elsewhere(fields: &Fields<'_>, resolution: Resolution) -> bool {
+    let is_empty = match fields.peek("address") {
+        None | Some(Node::Null) => true,
+        Some(Node::Text(text)) => text.is_empty(),
+        Some(_) => false,
+    };
+    let elsewhere = resolution == Resolution::Static && is_empty && fields.given("network");
+    if elsewhere {
+        fields.ignore(&["address"]);
+        let kind = ProblemKind::NotSupported("an endpoint of another network".to_owned());
+        fields.warning_at("network", kind, "it is left out; give it an `address`");
+    }
+    elsewhere
+}
+
 fn read_address(field: Field<'_>, resolution: Resolution, ports: usize) -> Option<String> {
     let text = field.text()?;
     let invalid =
@@ -561,6 +584,8 @@ fn read_address(field: Field<'_>, resolution: Resolution, ports: usize) -> Optio
                 format!("{path} is not an absolute path to a file"),
                 "begin it with `/`",
             );
+        } else if path.ends_with('/') {
+            invalid("UDS may not be a dir".to_owned(), "name the socket");
         } else if ports != 1 {
             invalid(
                 "exactly 1 service port required for unix endpoints".to_owned(),

@@ -319,7 +319,7 @@ pub(super) fn read_policy(field: Field<'_>, namespace: &str) -> Option<TrafficPo
             percent: fields
                 .read("percent", |field| field.decimal(0.0, 100.0))
                 .unwrap_or(20.0),
-            min_concurrency: fields.read("minRetryConcurrency", number).unwrap_or(3),
+            min_concurrency: fields.read("minRetryConcurrency", unsigned).unwrap_or(3),
         })
     });
     Some(policy)
@@ -434,6 +434,12 @@ fn read_load_balancer(field: Field<'_>) -> Option<LoadBalancer> {
         })
     });
     let consistent_hash = fields.read("consistentHash", read_consistent_hash);
+    one_of(&fields, &["simple", "consistentHash", "backendUtilization"]);
+    fields.not_supported(
+        Severity::Warning,
+        &["backendUtilization"],
+        "servers tell nothing of their load here, so the one with fewer open requests of two is taken",
+    );
     if fields.has("localityLbSetting") && fields.has("zoneAwareLbSetting") {
         let text = "only one of localityLbSetting and zoneAwareLbSetting can be set".to_owned();
         fields.error_at("zoneAwareLbSetting", ProblemKind::Conflict(text), None);
@@ -485,6 +491,19 @@ fn read_load_balancer(field: Field<'_>) -> Option<LoadBalancer> {
         consistent_hash,
         warmup: warmup.or(old),
     })
+}
+
+/// Reports fields of which the schema lets one stand.
+fn one_of(fields: &Fields<'_>, names: &[&'static str]) {
+    let mut given = names.iter().filter(|name| fields.has(name));
+    if let (Some(first), Some(second)) = (given.next(), given.next()) {
+        let text = format!("only one of `{first}` and `{second}` can be set");
+        fields.error_at(
+            second,
+            ProblemKind::Conflict(text),
+            Some("remove one of the two"),
+        );
+    }
 }
 
 fn read_consistent_hash(field: Field<'_>) -> Option<ConsistentHash> {
@@ -604,6 +623,12 @@ fn is_prime(number: u64) -> bool {
             .all(|divisor| !number.is_multiple_of(divisor))
 }
 
+fn unsigned(field: Field<'_>) -> Option<u32> {
+    field
+        .number(0, u32::MAX.into())
+        .and_then(|number| u32::try_from(number).ok())
+}
+
 /// Reads a number in which zero stands for "not set".
 fn count(field: Field<'_>) -> Option<u32> {
     number(field).filter(|number| *number != 0)
@@ -613,6 +638,18 @@ fn number(field: Field<'_>) -> Option<u32> {
     field
         .number(0, i32::MAX.unsigned_abs().into())
         .and_then(|number| u32::try_from(number).ok())
+}
+
+/// Reads a duration of which the schema asks for a millisecond at least.
+fn keepalive(field: Field<'_>) -> Option<Duration> {
+    let duration = field.duration()?;
+    if duration < Duration::from_millis(1) {
+        field.error(ProblemKind::Invalid(
+            "must be a valid duration greater than 1ms".to_owned(),
+        ));
+        return None;
+    }
+    Some(duration)
 }
 
 /// Reads a duration of at least a millisecond.
@@ -648,9 +685,11 @@ fn read_connection_pool(field: Field<'_>) -> Option<ConnectionPool> {
             keepalive: fields.read("tcpKeepalive", |field| {
                 let fields = field.fields()?;
                 Some(TcpKeepalive {
-                    probes: fields.read("probes", count),
-                    time: fields.read("time", |field| field.duration()),
-                    interval: fields.read("interval", |field| field.duration()),
+                    probes: fields
+                        .read("probes", unsigned)
+                        .filter(|probes| *probes != 0),
+                    time: fields.read("time", keepalive),
+                    interval: fields.read("interval", keepalive),
                 })
             }),
             max_connection_duration: fields.read("maxConnectionDuration", time),
@@ -716,7 +755,7 @@ fn read_http_pool(field: Field<'_>) -> Option<HttpPool> {
 fn read_outlier_detection(field: Field<'_>) -> Option<OutlierDetection> {
     let fields = field.fields()?;
     fields.read("consecutiveErrors", |field| {
-        if field.number(0, i32::MAX.unsigned_abs().into())? != 0 {
+        if field.integer()? != 0 {
             let text = "outlier detection consecutive errors is deprecated".to_owned();
             field.warning(
                 ProblemKind::Invalid(text),
@@ -725,11 +764,6 @@ fn read_outlier_detection(field: Field<'_>) -> Option<OutlierDetection> {
         }
         Some(())
     });
-    let errors = |field: Field<'_>| {
-        field
-            .number(0, u32::MAX.into())
-            .and_then(|number| u32::try_from(number).ok())
-    };
     let percent = |field: Field<'_>| {
         let number = field.integer()?;
         if !(0..=100).contains(&number) {
@@ -743,7 +777,7 @@ fn read_outlier_detection(field: Field<'_>) -> Option<OutlierDetection> {
     let split = fields
         .read("splitExternalLocalOriginErrors", |field| field.bool())
         .unwrap_or(false);
-    let consecutive_local = fields.read("consecutiveLocalOriginFailures", errors);
+    let consecutive_local = fields.read("consecutiveLocalOriginFailures", unsigned);
     if consecutive_local.is_some_and(|count| count > 0) && !split {
         let text = "outlier detection consecutive local origin failures is specified, but split external local origin errors is set to false";
         let hint = "set `splitExternalLocalOriginErrors: true`";
@@ -764,8 +798,8 @@ fn read_outlier_detection(field: Field<'_>) -> Option<OutlierDetection> {
         Some(())
     });
     Some(OutlierDetection {
-        consecutive_5xx: fields.read("consecutive5xxErrors", errors),
-        consecutive_gateway: fields.read("consecutiveGatewayErrors", errors),
+        consecutive_5xx: fields.read("consecutive5xxErrors", unsigned),
+        consecutive_gateway: fields.read("consecutiveGatewayErrors", unsigned),
         consecutive_local,
         split,
         interval: fields.read("interval", time),
