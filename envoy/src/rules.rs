@@ -353,11 +353,17 @@ fn compile_parsed(
         .iter()
         .filter(|unread| !unread.concerns(&resources.service_entries))
         .map(|unread| (unread.id.kind, unread.origin));
+    let services = services(&documents, &resources);
+    let is_told = |problem: &Problem| {
+        let mut origins = services.iter().map(|(origin, _)| *origin);
+        origins.any(|origin| origin == problem.origin)
+    };
+    problems.0.retain(|problem| !is_told(problem));
     findings.extend(notes);
     findings.extend(ignored(&mut problems, unconcerned, &documents));
     findings.extend(located(&problems, &documents));
     findings.extend(located(&warnings, &documents));
-    findings.extend(services(&documents, &resources));
+    findings.extend(services.into_iter().map(|(_, finding)| finding));
     if warnings.has_errors() {
         return Err(Report(findings));
     }
@@ -456,9 +462,9 @@ impl Answers {
 /// Tells of Kubernetes Services that have the host of an entry.
 ///
 /// Source: istio/istio `pilot/pkg/model/sidecar.go`, `selectServices` and `appendSidecarServices`.
-fn services(documents: &Documented, resources: &Resources) -> Vec<Finding> {
+fn services(documents: &Documented, resources: &Resources) -> Vec<(Origin, Finding)> {
     let mut findings = Vec::new();
-    for (file, document) in documents {
+    for (index, (file, document)) in documents.iter().enumerate() {
         let items = match document.value.get("items") {
             Some(Value::Array(items)) if kind(&document.value) == Some("List") => &items[..],
             _ => std::slice::from_ref(&document.value),
@@ -480,11 +486,16 @@ fn services(documents: &Documented, resources: &Resources) -> Vec<Finding> {
                 continue;
             };
             let mut path = FieldPath::keys("metadata.name");
-            if items.len() > 1 || kind(&document.value) == Some("List") {
+            let listed = kind(&document.value) == Some("List");
+            let origin = Origin {
+                document: index,
+                item: listed.then_some(at),
+            };
+            if listed {
                 let list = [Segment::Key("items".to_owned()), Segment::Index(at)];
                 path.0.splice(0..0, list);
             }
-            findings.push(Finding {
+            let finding = Finding {
                 id: None,
                 severity: Severity::Warning,
                 file: file.to_string(),
@@ -496,7 +507,8 @@ fn services(documents: &Documented, resources: &Resources) -> Vec<Finding> {
                     "here the entry counts; Istio uses the Service and its pods, but for callers in namespace `{}`",
                     entry.meta.id.namespace
                 )),
-            });
+            };
+            findings.push((origin, finding));
         }
     }
     findings

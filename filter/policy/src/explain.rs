@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use crate::decision::Query;
 use crate::host::HostPattern;
-use crate::merge::RuleIndex;
+use crate::merge::{Proxy, Role, RuleIndex};
 use crate::mesh::Mesh;
 use crate::problem::Origin;
 use crate::resource::{
@@ -111,7 +111,7 @@ pub fn candidates<'r>(
     let owner = entries
         .iter()
         .find(|entry| Some(&entry.meta.id) == decision.service_entry);
-    let order = in_order(entries, &settling.proxy.namespace, &settling.mesh);
+    let order = in_order(entries, &settling.proxy, &settling.mesh);
     for entry in entries {
         let Some(host) = most_specific(entry, query.host) else {
             continue;
@@ -121,7 +121,7 @@ pub fn candidates<'r>(
         let asked = Asked {
             owner,
             first,
-            namespace: &settling.proxy.namespace,
+            proxy: &settling.proxy,
             mesh: &settling.mesh,
             host: query.host,
         };
@@ -196,8 +196,7 @@ struct Asked<'r> {
     owner: Option<&'r ServiceEntry>,
     /// The entry that has the candidate's host, which may be less exact, or without the port.
     first: Option<&'r ServiceEntry>,
-    /// The caller's.
-    namespace: &'r str,
+    proxy: &'r Proxy,
     mesh: &'r Mesh,
     host: &'r str,
 }
@@ -214,7 +213,7 @@ impl Asked<'_> {
         };
         let theirs = self.owner.and_then(|owner| most_specific(owner, self.host));
         let more = theirs.map(|theirs| theirs.specificity().cmp(&host.specificity()));
-        let seen = self.mesh.shows(entry, self.namespace);
+        let seen = self.mesh.shows(entry, &self.proxy.namespace);
         if more == Some(Ordering::Greater) && seen {
             return Outcome::LessSpecific;
         }
@@ -232,7 +231,9 @@ impl Asked<'_> {
                 Outcome::NotExported
             };
         }
-        match (seen, *first.meta.id.namespace == *self.namespace) {
+        let own =
+            self.proxy.role == Role::Sidecar && *first.meta.id.namespace == *self.proxy.namespace;
+        match (seen, own) {
             (false, _) => Outcome::NotExported,
             (true, true) => Outcome::OwnNamespace,
             (true, false) => Outcome::OtherNamespace,

@@ -8,7 +8,7 @@ use crate::cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
 use crate::decision::{Action, Arrival, Connection, Decision, Query, Reason, Spoken, Target};
 use crate::digest::{Digest, Lines};
 use crate::host::{HostName, HostPattern};
-use crate::merge::{Merged, PolicySource, Proxy, RuleIndex, Settings, for_port, for_subset};
+use crate::merge::{Merged, PolicySource, Proxy, Role, RuleIndex, Settings, for_port, for_subset};
 use crate::mesh::Mesh;
 use crate::port::{PortNumber, Protocol, ProtocolClass};
 use crate::problem::{FieldPath, Problem, ProblemKind, Problems, Segment, Severity};
@@ -809,7 +809,9 @@ impl<'r> Compiler<'r> {
         path.0.push(Segment::Index(at));
         let id = &owner.meta.id;
         let (text, hint) = if id.namespace != entry.meta.id.namespace {
-            let why = match *id.namespace == *self.settling.proxy.namespace {
+            let proxy = &self.settling.proxy;
+            let own = proxy.role == Role::Sidecar && *id.namespace == *proxy.namespace;
+            let why = match own {
                 true => "which is in the caller's own namespace",
                 false => "whose namespace is asked first",
             };

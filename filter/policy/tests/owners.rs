@@ -9,7 +9,7 @@ use egress_policy::fields::{Field, Report, Way};
 use egress_policy::node::Node;
 use egress_policy::{
     Action, Arrival, Mesh, Origin, Parser, PolicyTable, PortNumber, Problem, Proxy, Query,
-    Resources, Settling, candidates,
+    Resources, Role, Settling, candidates,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -149,6 +149,51 @@ fn the_callers_own_namespace_has_the_host() {
         let other = World::seen_from(namespace, &documents);
         assert_eq!(other.dials(80), ["192.0.2.66:80"]);
     }
+}
+
+/// The rule with `tls` is carried out: another entry has the host.
+#[test]
+fn an_entry_for_nobody_beside_one_for_all_is_no_mistake() {
+    let hidden = entry("svc/two", 2, json!({"exportTo": ["~"]}));
+    let rules = [rule("svc/r", 1, tls("x.com"))];
+    let all = [entry("svc/one", 1, json!({})), hidden.clone()];
+    let world = World::seen_from("app", &[&all[..], &rules].concat());
+    assert_eq!(world.outcomes(80)[1], "svc/r chosen");
+    let mut parser = Parser::new();
+    [&[hidden][..], &rules]
+        .concat()
+        .iter()
+        .for_each(|one| parser.document(one));
+    let alone = PolicyTable::compile(&parser.finish().0, &Settling::default());
+    assert!(alone.unwrap_err().to_string().contains("nobody sees"));
+}
+
+/// A gateway is asked for others: its own namespace does not come first.
+#[test]
+fn at_a_gateway_the_oldest_entry_has_the_host() {
+    let documents = [
+        entry("other/api", 1, fixed("192.0.2.66")),
+        entry("mine/api", 2, fixed("192.0.2.1")),
+    ];
+    let World {
+        resources,
+        mut settling,
+        warnings,
+        ..
+    } = World::seen_from("mine", &documents);
+    settling.proxy.role = Role::Gateway;
+    let (table, _) = PolicyTable::compile(&resources, &settling).unwrap();
+    let world = World {
+        resources,
+        settling,
+        table,
+        warnings,
+    };
+    assert_eq!(world.dials(80), ["192.0.2.66:80"]);
+    assert_eq!(
+        world.outcomes(80),
+        ["other/api chosen", "mine/api other_namespace"]
+    );
 }
 
 #[test]
@@ -578,7 +623,7 @@ fn the_mesh_gives_limits_where_a_rule_gives_none() {
         pool.and_then(|pool| pool.tcp.max_connections)
     };
     let api = entry("a/api", 1, json!({}));
-    assert_eq!(connections(&[api.clone()]), Some(5));
+    assert_eq!(connections(std::slice::from_ref(&api)), Some(5));
     assert_eq!(
         connections(&[api.clone(), rule("a/r", 1, tls("x.com"))]),
         Some(5)

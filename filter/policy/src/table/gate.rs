@@ -771,13 +771,17 @@ impl<'r> Compiler<'r> {
 
     /// Tells of hosts that nobody sees, though a rule asks for TLS to them.
     fn check_exports(&mut self, asking: &ByHost<'r>) {
-        for entry in &self.resources.service_entries {
-            let nobody = entry.export_to.iter().any(|to| to == "~")
-                && entry.export_to.iter().all(|to| to == "~");
-            if !nobody {
-                continue;
-            }
+        let nobody = |entry: &ServiceEntry| {
+            !entry.export_to.is_empty() && entry.export_to.iter().all(|to| to == "~")
+        };
+        let entries = &self.resources.service_entries;
+        for entry in entries.iter().filter(|entry| nobody(entry)) {
             for host in &entry.hosts {
+                // Another entry may have the host; this one gives it endpoints at most.
+                let has = |other: &ServiceEntry| !nobody(other) && other.hosts.contains(host);
+                if entries.iter().any(has) {
+                    continue;
+                }
                 let Some(rule) = asking.covering(host).first().copied() else {
                     continue;
                 };

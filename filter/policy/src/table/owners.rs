@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use super::Compiler;
 use crate::host::HostPattern;
+use crate::merge::{Proxy, Role};
 use crate::mesh::Mesh;
 use crate::order::{entries_sorted, sort_by};
 use crate::resource::{Resolution, ServiceEntry, ServicePort};
@@ -38,24 +39,24 @@ pub(super) type Families<'r> = BTreeMap<usize, Siblings<'r>>;
 ///
 /// Source: istio/istio `pilot/pkg/model/push_context.go`, `servicesExportedToNamespace`, and
 /// `pilot/pkg/model/sidecar.go`, `selectServices`.
-pub(crate) fn in_order(entries: &[ServiceEntry], namespace: &str, mesh: &Mesh) -> Vec<usize> {
+pub(crate) fn in_order(entries: &[ServiceEntry], proxy: &Proxy, mesh: &Mesh) -> Vec<usize> {
     let metas: Vec<_> = entries.iter().map(|entry| &entry.meta).collect();
-    let rank = |at: usize| {
-        entries
-            .get(at)
-            .map_or(u8::MAX, |it| rank(it, namespace, mesh))
-    };
+    let rank = |at: usize| entries.get(at).map_or(u8::MAX, |it| rank(it, proxy, mesh));
     let mut order = entries_sorted(&metas, rank);
     order.retain(|at| {
         let entry = entries.get(*at);
-        entry.is_some_and(|entry| mesh.shows(entry, namespace))
+        entry.is_some_and(|entry| mesh.shows(entry, &proxy.namespace))
     });
     order
 }
 
-/// Says when an entry is asked: those of the caller's own namespace first, and of equal ones public ones last.
-fn rank(entry: &ServiceEntry, namespace: &str, mesh: &Mesh) -> u8 {
-    let other = *entry.meta.id.namespace != *namespace;
+/// Says when an entry is asked: those of the caller's own namespace first, and of equal ones public ones last. At a
+/// gateway its own namespace does not come first.
+///
+/// Source: istio/istio `pilot/pkg/model/sidecar.go`, `DefaultSidecarScopeForGateway`.
+fn rank(entry: &ServiceEntry, proxy: &Proxy, mesh: &Mesh) -> u8 {
+    let sidecar = proxy.role == Role::Sidecar;
+    let other = sidecar && *entry.meta.id.namespace != *proxy.namespace;
     u8::from(other) * 2 + u8::from(mesh.is_public(entry))
 }
 
@@ -85,7 +86,7 @@ impl<'r> Compiler<'r> {
         let entries = &self.resources.service_entries;
         let (namespace, mesh) = (self.settling.proxy.namespace.as_str(), &self.settling.mesh);
         let mut families = Families::new();
-        for entry in in_order(entries, namespace, mesh)
+        for entry in in_order(entries, &self.settling.proxy, mesh)
             .into_iter()
             .filter_map(|at| entries.get(at))
         {
