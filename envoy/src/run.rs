@@ -31,6 +31,7 @@ pub(crate) mod admin;
 pub(crate) mod complaint;
 mod discovery;
 mod reload;
+mod resolver;
 mod secrets;
 mod watch;
 
@@ -73,7 +74,23 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         Ok(folder) => folder,
         Err(error) => return fail(&format!("cannot make a folder for this run: {error}")),
     };
-    place(&mut settled.options, folder.path(), !args.once);
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start: {error}")),
+    };
+    // In place of what this Envoy's DNS cache cannot do. It listens at once: rules that need it may come later.
+    let mut guarded_dns = None;
+    if settled.options.version < xds::DROPS_ADDRESSES {
+        let servers = resolver::servers(&settled.options.dns);
+        guarded_dns = match runtime.block_on(resolver::serve(servers)) {
+            Ok(address) => Some(address),
+            Err(error) => return fail(&format!("cannot serve DNS to Envoy: {error}")),
+        };
+    }
+    place(&mut settled.options, folder.path(), !args.once, guarded_dns);
     let resources = settled.rules.take_resources();
     let bootstrap = if args.once {
         xds::bootstrap(&settled.rules.table, &resources, &settled.options)
@@ -86,13 +103,6 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
     if let Err(error) = fs::write_private(&file, &bootstrap.to_string()) {
         return fail(&format!("cannot write the bootstrap: {error}"));
     }
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("cannot start: {error}")),
-    };
     let status = runtime.block_on(async {
         let (refused, refusals) = tokio::sync::watch::channel(String::new());
         // Before Envoy, which asks for its secrets first of all.
@@ -178,8 +188,9 @@ fn settle(
     Ok(settled)
 }
 
-/// Says where in the folder of a run things are.
-fn place(options: &mut Options, folder: &Path, reloads: bool) {
+/// Says where in the folder of a run things are, and what of it listens.
+fn place(options: &mut Options, folder: &Path, reloads: bool, guarded_dns: Option<SocketAddr>) {
+    options.guarded_dns = guarded_dns;
     if let Admin::Pipe(path) = &mut options.admin {
         *path = folder.join(fs::ADMIN_SOCKET).display().to_string();
     }
@@ -594,9 +605,11 @@ fn vip_lines(addresses: &admin::Addresses) -> String {
 }
 
 /// Tells what Envoy tells, but for what we told already: the filter finds the same warnings in the rules, once
-/// in each of its VMs, and of secrets that do not come we know why.
+/// in each of its VMs, and of secrets that do not come we know why. That Envoy may change how a range of addresses is
+/// written is known too; it says so of each.
 fn repeat(line: &str) {
     let told = line.contains(": egress: warning: ")
+        || line.contains("message 'xds.core.v3.CidrRange' is contained in proto file")
         || line.contains("initial fetch timed out for type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret");
     if !told {
         tell(complaint::shortened(line).trim_end());

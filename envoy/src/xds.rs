@@ -43,6 +43,7 @@ pub use bootstrap::{bootstrap, reloading};
 pub use capture::{Capture, NAME as CAPTURE, SERVICE_PREFIX as CAPTURED};
 pub use dynamic::{Dynamic, discovered, dynamic};
 pub use forward_proxy::NAME as FORWARD_PROXY;
+pub use guard::{DROPS_ADDRESSES, is_refused, looks_at_one_address, refused};
 pub use led::{Led, led};
 pub use secrets::{Secrets, file_name, watched_documents};
 pub use tcp::{Vip, vips};
@@ -79,6 +80,8 @@ pub struct Options {
     pub admin: Admin,
     /// DNS servers to ask instead of the system's.
     pub dns: Vec<(String, u16)>,
+    /// The DNS server to ask for names that clients choose, where it is ours: it leaves refused addresses out.
+    pub guarded_dns: Option<SocketAddr>,
     /// Each TCP service has a loopback address of its own; so the rules were compiled.
     pub loopback_vips: bool,
     /// The configuration of the mesh; with it the rules were compiled.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context, Result};
 use hickory_proto::{
     op::{Metadata, ResponseCode},
-    rr::{Name, RData, Record, RecordType, rdata::A},
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{A, AAAA},
+    },
 };
 use hickory_server::{
     Server,
@@ -32,8 +35,8 @@ const BIND_ATTEMPTS: usize = 20;
 /// The names that a [`DnsServer`] knows.
 #[derive(Clone, Debug, Default)]
 pub struct Zone {
-    names: BTreeMap<String, Vec<Ipv4Addr>>,
-    otherwise: Option<Vec<Ipv4Addr>>,
+    names: BTreeMap<String, Vec<IpAddr>>,
+    otherwise: Option<Vec<IpAddr>>,
 }
 
 impl Zone {
@@ -44,22 +47,26 @@ impl Zone {
 
     /// The same zone with a name, whose case and trailing dot do not matter.
     ///
-    /// Without an address the name exists and has no A record.
+    /// Without an address the name exists and has no record.
     #[must_use]
-    pub fn name(mut self, name: &str, addresses: impl IntoIterator<Item = Ipv4Addr>) -> Self {
-        self.names
-            .insert(canonical(name), addresses.into_iter().collect());
+    pub fn name<A: Into<IpAddr>>(
+        mut self,
+        name: &str,
+        addresses: impl IntoIterator<Item = A>,
+    ) -> Self {
+        let addresses = addresses.into_iter().map(Into::into).collect();
+        self.names.insert(canonical(name), addresses);
         self
     }
 
     /// The same zone, in which every other name exists and has these addresses.
     #[must_use]
     pub fn every_name(mut self, addresses: impl IntoIterator<Item = Ipv4Addr>) -> Self {
-        self.otherwise = Some(addresses.into_iter().collect());
+        self.otherwise = Some(addresses.into_iter().map(IpAddr::V4).collect());
         self
     }
 
-    fn addresses(&self, name: &str) -> Option<&[Ipv4Addr]> {
+    fn addresses(&self, name: &str) -> Option<&[IpAddr]> {
         let known = self.names.get(name).or(self.otherwise.as_ref());
         known.map(Vec::as_slice)
     }
@@ -75,8 +82,8 @@ pub struct DnsServer {
 impl DnsServer {
     /// Starts on a port of 127.0.0.1 that the kernel chooses.
     ///
-    /// A name of the zone gets its A records, and an answer without records to any other question,
-    /// AAAA first of all. A name outside gets NXDOMAIN.
+    /// A name of the zone gets its A or AAAA records, and an answer without records to any other question.
+    /// A name outside gets NXDOMAIN.
     ///
     /// # Errors
     ///
@@ -137,13 +144,14 @@ impl Answerer {
         let Some(addresses) = self.zone.addresses(&key) else {
             return (ResponseCode::NXDomain, Vec::new());
         };
-        let records = match asked_for {
-            RecordType::A => addresses
-                .iter()
-                .map(|ip| Record::from_rdata(name.clone(), TTL_SECONDS, RData::A(A(*ip))))
-                .collect(),
-            _ => Vec::new(),
-        };
+        let records = addresses.iter().filter_map(|ip| match (ip, asked_for) {
+            (IpAddr::V4(ip), RecordType::A) => Some(RData::A(A(*ip))),
+            (IpAddr::V6(ip), RecordType::AAAA) => Some(RData::AAAA(AAAA(*ip))),
+            _ => None,
+        });
+        let records = records
+            .map(|data| Record::from_rdata(name.clone(), TTL_SECONDS, data))
+            .collect();
         (ResponseCode::NoError, records)
     }
 }

@@ -44,7 +44,7 @@ use common::{
 };
 
 /// What the application is told, word for word.
-const TOLD: [(&str, &str); 17] = [
+const TOLD: [(&str, &str); 19] = [
     ("expired", "a certificate in the server's chain has expired"),
     (
         "not_yet_valid",
@@ -96,6 +96,14 @@ const TOLD: [(&str, &str); 17] = [
         "the connection to the server failed before there was an answer",
     ),
     ("dns", "the server's name could not be resolved"),
+    (
+        "private_address",
+        "the name leads to a private, loopback or metadata address",
+    ),
+    (
+        "dns_overflow",
+        "the proxy remembers as many names as it can, and takes no new one yet",
+    ),
     (
         "secret_missing",
         "the proxy lacks a certificate that the connection needs",

@@ -2,16 +2,27 @@
 
 mod common;
 
-use anyhow::{Result, ensure};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context, Result, ensure};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 
 use egress_integration::{
     dns::{DnsServer, Zone},
-    probe,
+    egressctl::Running,
+    netns, probe,
     silent_port::SilentPort,
     stand_in::Listener,
 };
 
-use common::{Trusted, by_dns, dns, entry_with, log_of, rule};
+use common::{SOON, Trusted, by_dns, dns, entry_with, head, log_of, request, rule};
 
 const NAME: &str = "sub.example.com";
 
@@ -34,9 +45,11 @@ async fn an_originated_request_below_a_wildcard_reaches_nothing_private() -> Res
     let answer = probe::get(proxy.listener(80)?, NAME, "/private").await?;
     assert_eq!(answer.status, 403, "{}", answer.body);
     let log = log_of(&proxy, "/private").await?;
-    assert_eq!(
-        log.istio("response_code_details"),
-        "rbac_access_denied_matched_policy[private_address]"
+    assert_eq!(log.egress("reason"), "private_address");
+    ensure!(
+        answer.body.starts_with("egress_private_address: "),
+        "{}",
+        answer.body
     );
     assert_eq!(log.egress("cluster"), "shared|SIMPLE|system|auto|public");
     assert_eq!(site.counts(Listener::Tls).connections, 0);
@@ -200,19 +213,377 @@ async fn a_wildcard_of_the_mesh_may_be_private() -> Result<()> {
     Ok(())
 }
 
-/// Envoy tries a name's further addresses without asking the guard again; then the certificate decides.
+/// Addresses that a name below a wildcard may not lead to.
+const REFUSED: [&str; 36] = [
+    "0.0.0.0",
+    "0.1.2.3",
+    "10.0.0.1",
+    "100.64.0.1",
+    "100.100.100.200",
+    "127.0.0.1",
+    "168.63.129.16",
+    "169.254.169.254",
+    "172.16.0.1",
+    "192.0.0.192",
+    "192.88.99.1",
+    "192.168.0.1",
+    "198.18.0.1",
+    "224.0.0.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::127.0.0.1",
+    "::ffff:127.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b::a83f:8110",
+    "64:ff9b:1::1",
+    "100::1",
+    "2001::1",
+    "2002:7f00:1::1",
+    "5f00::1",
+    "fc00::1",
+    "fd00:ec2::254",
+    "fe80::1",
+    "fe80::a9fe:a9fe",
+    "fec0::1",
+    "feff::1",
+    "ff02::1",
+    "ff0e::1",
+];
+
+/// Addresses that it may lead to. Nobody has the last of each, so that another is tried.
+const PUBLIC: [&str; 3] = ["203.0.113.1", "2001:db8::1", "64:ff9b::cb00:7101"];
+const DEAD: &str = "203.0.113.9";
+const DEAD_6: &str = "2001:db8::9";
+
+/// A server on all addresses of the test's network, and where it was reached.
+struct Recorder {
+    port: u16,
+    /// Another of its ports.
+    tls_port: u16,
+    reached: Arc<Mutex<Vec<IpAddr>>>,
+}
+
+impl Recorder {
+    async fn start() -> Result<Self> {
+        let reached = Arc::<Mutex<Vec<IpAddr>>>::default();
+        let port = Self::listen(reached.clone()).await?;
+        let tls_port = Self::listen(reached.clone()).await?;
+        Ok(Self {
+            port,
+            tls_port,
+            reached,
+        })
+    }
+
+    async fn listen(seen: Arc<Mutex<Vec<IpAddr>>>) -> Result<u16> {
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).await?;
+        let port = listener.local_addr()?.port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let at = stream.local_addr().map(|at| at.ip().to_canonical());
+                seen.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .extend(at);
+                tokio::spawn(async move {
+                    let mut begun = [0; 1024];
+                    // A request gets an answer, and a ClientHello is over.
+                    if let Ok(length @ 1..) = stream.read(&mut begun).await
+                        && begun
+                            .get(..length)
+                            .is_some_and(|begun| begun.starts_with(b"GET "))
+                    {
+                        let answer =
+                            b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                        let _gone = stream.write_all(answer).await;
+                    }
+                });
+            }
+        });
+        Ok(port)
+    }
+
+    fn take(&self) -> Vec<IpAddr> {
+        std::mem::take(&mut *self.reached.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The ways in, each with the name that is asked for.
+const WAYS: [&str; 6] = [
+    "HTTP",
+    "HTTP to TLS",
+    "SNI",
+    "ALLOW_ANY",
+    "forward proxy",
+    "CONNECT",
+];
+
+/// Goes one of the ways; returns the status where there is one.
+async fn go(way: &str, label: &str, port: u16, open: &Running, proxy: &Running) -> Result<String> {
+    let wild = format!("{label}.w.example");
+    let http = async |at: SocketAddr, line: String, host: &str| {
+        let lines = [line.as_str(), &format!("Host: {host}"), "Connection: close"];
+        let answer = probe::raw(at, request(&lines).as_bytes(), SOON).await?;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        anyhow::Ok(answer.split(' ').nth(1).unwrap_or_default().to_owned())
+    };
+    let get = || "GET / HTTP/1.1".to_owned();
+    match way {
+        "HTTP" => http(open.listener(80)?, get(), &wild).await,
+        "HTTP to TLS" => http(open.listener(80)?, get(), &format!("{label}.t.example")).await,
+        "ALLOW_ANY" => {
+            http(
+                open.listener(80)?,
+                get(),
+                &format!("{label}.any.example:{port}"),
+            )
+            .await
+        }
+        "forward proxy" => {
+            let line = format!("GET http://{wild}/ HTTP/1.1");
+            http(proxy.forward_proxy()?, line, "x").await
+        }
+        "CONNECT" => {
+            let mut stream = TcpStream::connect(proxy.forward_proxy()?).await?;
+            let line = format!("CONNECT {wild}:443 HTTP/1.1");
+            stream
+                .write_all(request(&[&line, "Host: x"]).as_bytes())
+                .await?;
+            let head = head(&mut stream).await?;
+            let status = head.split(' ').nth(1).unwrap_or_default();
+            if status == "200" {
+                // Something that begins as TLS does. The server ends the connection once it has seen it.
+                stream.write_all(b"\x16\x03\x01\x00\x05hello").await?;
+                let _end = stream.read_to_end(&mut Vec::new()).await;
+            }
+            Ok(status.to_owned())
+        }
+        _ => {
+            let ca = egress_integration::pki::Ca::new("nobody's")?;
+            let answer = probe::get_tls(open.listener(443)?, &wild, &wild, "/", &ca.pem()).await;
+            ensure!(answer.is_err(), "{answer:?}");
+            Ok(String::new())
+        }
+    }
+}
+
+/// Whoever owns a name may give it any addresses, one beside the other.
+#[test]
+fn no_refused_address_is_reached_whatever_stands_beside_it() -> Result<()> {
+    let parse = |text: &&str| text.parse::<IpAddr>();
+    let here: Vec<IpAddr> = REFUSED
+        .iter()
+        .chain(&PUBLIC)
+        .map(parse)
+        .collect::<Result<_, _>>()?;
+    // Those that every machine has already, or none can have.
+    let given = |ip: &&IpAddr| match ip {
+        IpAddr::V4(ip) => {
+            !ip.is_loopback() && !ip.is_multicast() && !ip.is_broadcast() && !ip.is_unspecified()
+        }
+        IpAddr::V6(ip) => {
+            !ip.is_loopback()
+                && !ip.is_multicast()
+                && !ip.is_unspecified()
+                && ip.to_ipv4_mapped().is_none()
+        }
+    };
+    let given: Vec<IpAddr> = here.iter().filter(given).copied().collect();
+    netns::run(&given, &[], async || {
+        let mut names: Vec<(String, Vec<IpAddr>)> = here
+            .iter()
+            .enumerate()
+            .map(|(at, ip)| (format!("n{at}"), vec![*ip]))
+            .collect();
+        let dead = |ip: &IpAddr| match ip {
+            IpAddr::V4(_) => DEAD.parse::<IpAddr>(),
+            IpAddr::V6(_) => DEAD_6.parse::<IpAddr>(),
+        };
+        for (at, ip) in here.iter().take(REFUSED.len()).enumerate() {
+            names.push((format!("d{at}"), vec![dead(ip)?, *ip]));
+            names.push((format!("b{at}"), vec![*ip, dead(ip)?]));
+        }
+        let (public, private): (IpAddr, IpAddr) = (PUBLIC[0].parse()?, "127.0.0.1".parse()?);
+        for (label, both) in [("pl", [public, private]), ("lp", [private, public])] {
+            names.push((label.to_owned(), both.into()));
+        }
+        let (dead, six): (IpAddr, IpAddr) = (DEAD.parse()?, "::1".parse()?);
+        names.push(("mixed".to_owned(), vec![dead, six]));
+        let mut zone = Zone::new();
+        for (label, addresses) in &names {
+            for domain in ["w.example", "t.example", "any.example"] {
+                zone = zone.name(&format!("{label}.{domain}"), addresses.clone());
+            }
+        }
+        let dns = DnsServer::start(zone).await?;
+        let recorder = Recorder::start().await?;
+        let port = recorder.port;
+        let ports = |rest: &str| {
+            let http = format!("{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}");
+            format!("resolution: DYNAMIC_DNS, ports: [{http}{rest}]")
+        };
+        let tls_port = recorder.tls_port;
+        let tls = format!(", {{number: 443, name: tls, protocol: TLS, targetPort: {tls_port}}}");
+        let rules = entry_with("*.w.example", &ports(&tls))
+            + &entry_with("*.t.example", &ports(""))
+            + &rule("*.t.example", common::SIMPLE);
+        let trusted = Trusted::new()?;
+        let with = |args: &[&str]| {
+            let resolver = dns.addr().to_string();
+            let builder = trusted.egressctl(&rules).arg("--resolver").arg(resolver);
+            args.iter().fold(builder, |builder, arg| builder.arg(*arg))
+        };
+        let open = with(&["--outbound-traffic-policy", "ALLOW_ANY"])
+            .port(80, 0)
+            .port(443, 0);
+        let open = open.start().await?;
+        let proxy = with(&["--forward-proxy", "127.0.0.1:0"]).start().await?;
+        let public: Vec<IpAddr> = PUBLIC.iter().map(parse).collect::<Result<_, _>>()?;
+        let mut wrong = Vec::new();
+        for way in WAYS {
+            for (label, addresses) in &names {
+                let status = timeout(SOON, go(way, label, port, &open, &proxy)).await;
+                let status = status.with_context(|| format!("{way} {addresses:?}"))??;
+                let reached = recorder.take();
+                let expected = addresses.iter().find(|ip| public.contains(ip));
+                if reached.iter().any(|ip| Some(ip) != expected)
+                    || reached.is_empty() != expected.is_none()
+                {
+                    wrong.push(format!(
+                        "{way} {addresses:?}: reached {reached:?}, {status}"
+                    ));
+                }
+                let all_refused = !label.starts_with(['d', 'b', 'm']) && expected.is_none();
+                if all_refused && way != "SNI" && status != "403" {
+                    wrong.push(format!("{way} {addresses:?}: {status}, not 403"));
+                }
+            }
+        }
+        // An address in place of a name was chosen by the client.
+        for ip in &here {
+            let host = SocketAddr::new(*ip, port).to_string();
+            let answer = probe::get(open.listener(80)?, &host, "/").await?;
+            let (status, reached) = (answer.status, recorder.take());
+            let right = match public.contains(ip) {
+                true => status == 200 && reached == [*ip],
+                false => status == 403 && reached.is_empty(),
+            };
+            if !right {
+                wrong.push(format!("{host}: reached {reached:?}, {status}"));
+            }
+        }
+        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        for running in [&open, &proxy] {
+            assert_eq!(running.stderr(), Vec::<String>::new());
+        }
+        Ok(())
+    })
+}
+
+/// What `render` prints for an Envoy that looks at one address alone.
+#[test]
+fn the_firewall_that_render_prints_refuses_what_envoy_cannot() -> Result<()> {
+    let public: IpAddr = PUBLIC[0].parse()?;
+    netns::run(&[public], &[], async || {
+        let trusted = Trusted::new()?;
+        let rules = trusted.file("rules.yaml", &wildcard(80, "HTTP", 80, ""))?;
+        let rules = rules.display().to_string();
+        let render = ["render", "envoy", "-f", &rules, "--port", "80=10080"];
+        let output = tokio::process::Command::new(egress_integration::egressctl::binary()?)
+            .args(render)
+            .args(["--envoy-version", "1.38.2"])
+            .output()
+            .await?;
+        let told = String::from_utf8(output.stderr)?;
+        ensure!(output.status.success(), "{told}");
+        let line = told.lines().find(|line| line.starts_with("nft '"));
+        // Everybody here is root.
+        let line = line.with_context(|| told.clone())?.replace("ENVOY", "0");
+        let recorder = Recorder::start().await?;
+        let connects = async |ip: IpAddr| {
+            let connecting = TcpStream::connect((ip, recorder.port));
+            timeout(SOON, connecting)
+                .await
+                .is_ok_and(|stream| stream.is_ok())
+        };
+        let private = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        for ip in private {
+            ensure!(connects(ip).await, "{ip}");
+        }
+        let output = tokio::process::Command::new("sh")
+            .args(["-c", &line])
+            .output()
+            .await?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{line}: {told}");
+        for ip in private {
+            ensure!(!connects(ip).await, "{ip}");
+        }
+        ensure!(connects(public).await);
+        Ok(())
+    })
+}
+
+/// Names that clients choose may fill their own DNS cache, and no other.
 #[tokio::test]
-async fn a_private_address_behind_a_public_one_gets_no_request() -> Result<()> {
+async fn hosts_of_rules_are_served_while_clients_ask_for_ever_more_names() -> Result<()> {
+    const NAMES: usize = 4300;
     let trusted = Trusted::new()?;
-    let site = trusted.site(["internal.example"]).await?;
-    // Nobody listens at the first address.
-    let both = ["192.0.2.1".parse()?, "127.0.0.1".parse()?];
-    let dns = DnsServer::start(Zone::new().name(NAME, both)).await?;
-    let rules = wildcard(80, "HTTP", site.tls_addr().port(), "")
-        + &rule("*.example.com", "{tls: {mode: SIMPLE}}");
+    let site = trusted.site(["a.example", "b.example"]).await?;
+    let zone = Zone::new()
+        .name("a.example", [Ipv4Addr::LOCALHOST])
+        .name("b.example", [Ipv4Addr::LOCALHOST]);
+    let dns = DnsServer::start(zone).await?;
+    let port = site.tls_addr().port();
+    let rules = common::originated("a.example", port)
+        + &common::originated("b.example", port)
+        + &wildcard(80, "HTTP", 80, "");
     let proxy = by_dns(&trusted, &rules, &dns).await?;
-    let answer = probe::get(proxy.listener(80)?, NAME, "/both").await?;
-    assert_eq!(answer.status, 503, "{}", answer.body);
-    ensure!(site.seen().is_empty(), "{:?}", site.seen());
+    let served = async |host: &str| {
+        let answer = probe::get(proxy.listener(80)?, host, "/").await?;
+        anyhow::Ok(answer.status)
+    };
+    assert_eq!(served("a.example").await?, 200);
+    let mut stream = TcpStream::connect(proxy.listener(80)?).await?;
+    let mut full = 0;
+    for at in 0..NAMES {
+        let host = format!("Host: r{at}.example.com");
+        let ask = request(&["GET / HTTP/1.1", &host]);
+        stream.write_all(ask.as_bytes()).await?;
+        let head = head(&mut stream).await?;
+        ensure!(head.starts_with("HTTP/1.1 503 "), "{at}: {head}");
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "));
+        let mut body = vec![0; length.context("no length")?.parse()?];
+        stream.read_exact(&mut body).await?;
+        let body = String::from_utf8(body)?;
+        let word = body.split(':').next().unwrap_or_default();
+        ensure!(
+            ["egress_dns", "egress_dns_overflow"].contains(&word),
+            "{body}"
+        );
+        full += usize::from(word == "egress_dns_overflow");
+        if at % 500 == 0 {
+            assert_eq!(served("a.example").await?, 200, "{at}");
+        }
+    }
+    ensure!(full > 0 && full < NAMES, "{full}");
+    for host in ["a.example", "b.example"] {
+        assert_eq!(served(host).await?, 200, "{host}");
+    }
+    let metrics = proxy.admin_get("/stats/prometheus").await?.body;
+    for metric in [
+        format!("egress_failure{{reason=\"dns_overflow\"}} {full}"),
+        format!("envoy_dns_cache_host_overflow{{names=\"public\"}} {full}"),
+        "envoy_dns_cache_host_overflow{names=\"listed\"} 0".to_owned(),
+    ] {
+        ensure!(
+            metrics.lines().any(|line| line == metric),
+            "{metric}: {metrics}"
+        );
+    }
     Ok(())
 }

@@ -30,6 +30,9 @@ pub(super) fn envoy(args: &RenderEnvoy) -> ExitStatus {
         let Vip { host, address, .. } = &vip;
         tell(&format!("note: for /etc/hosts: {address} {host}"));
     }
+    if xds::looks_at_one_address(&settled.rules.table, &settled.options) {
+        tell(&one_address(&settled.version));
+    }
     match &args.output_folder {
         Some(folder) => match written(folder, &mut settled, args.output) {
             Ok(()) => ExitStatus::Success,
@@ -53,6 +56,27 @@ pub(super) fn envoy(args: &RenderEnvoy) -> ExitStatus {
             }
         }
     }
+}
+
+/// Says what an old Envoy cannot refuse, and what can.
+fn one_address(version: &str) -> String {
+    let ranges = |is_wanted: fn(&std::net::IpAddr) -> bool| {
+        let all = xds::refused().filter(|(address, _)| is_wanted(address));
+        let all: Vec<String> = all
+            .map(|(address, bits)| format!("{address}/{bits}"))
+            .collect();
+        all.join(", ")
+    };
+    format!(
+        "warning: Envoy {version} looks at the first address of a name alone: below a wildcard, and with `ALLOW_ANY`, a name with a public and a private address may lead to the private one\n\
+         hint: Envoy {} and `egressctl run` refuse each such address; else let a firewall do so, with Envoy's own user for ENVOY (hosts that rules list are not reached there either):\n\
+         nft 'table inet egress_guard {{ chain output {{ type filter hook output priority 0; \
+         meta skuid ENVOY meta l4proto tcp ct state new ip daddr {{ {} }} reject; \
+         meta skuid ENVOY meta l4proto tcp ct state new ip6 daddr {{ {} }} reject; }}; }}'",
+        xds::DROPS_ADDRESSES,
+        ranges(std::net::IpAddr::is_ipv4),
+        ranges(std::net::IpAddr::is_ipv6),
+    )
 }
 
 /// Finds the files of all secrets, for a bootstrap that stands alone.

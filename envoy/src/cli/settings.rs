@@ -276,6 +276,7 @@ pub(crate) fn settle_read(
             .iter()
             .map(|address| (address.ip().to_string(), address.port()))
             .collect(),
+        guarded_dns: None,
         loopback_vips: args.input.loopback_vips,
         version: found,
         workloads,

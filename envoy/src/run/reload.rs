@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +70,7 @@ const LISTENER: &str = "envoy.config.listener.v3.Listener";
 pub(super) struct Reloader {
     folder: PathBuf,
     admin: Admin,
+    guarded_dns: Option<SocketAddr>,
     plugins: watch::Sender<Offers>,
     verdicts: watch::Receiver<Verdicts>,
     /// Envoy's last word of what it refused.
@@ -125,6 +127,7 @@ impl Reloader {
         let mut reloader = Reloader {
             folder: ways.folder,
             admin: settled.options.admin.clone(),
+            guarded_dns: settled.options.guarded_dns,
             plugins: ways.plugins,
             verdicts: ways.verdicts,
             refusals: ways.refusals,
@@ -235,7 +238,7 @@ impl Reloader {
         nothing: Nothing,
     ) -> Option<Report> {
         let (args, envoy, folder) = (args.clone(), envoy.to_owned(), self.folder.clone());
-        let listened_on = self.places.clone();
+        let (listened_on, guarded_dns) = (self.places.clone(), self.guarded_dns);
         let mut known = std::mem::take(&mut self.known);
         let settle = move |known: &mut AlreadyRead| {
             let settling = settings::settling(&args.rules.input);
@@ -247,7 +250,7 @@ impl Reloader {
                 Some(known),
                 nothing,
             )?;
-            super::place(&mut settled.options, &folder, true);
+            super::place(&mut settled.options, &folder, true, guarded_dns);
             match check_ports(&settled, Some(&listened_on)) {
                 Ok(()) => Ok(settled),
                 Err(error) => {

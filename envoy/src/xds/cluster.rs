@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::mesh::ClusterDefaults;
 
 use super::names::{HostCheck, Names};
-use super::{Options, Version, duration, extension, secrets, upstream_proxy, variants};
+use super::{Options, Version, duration, extension, guard, secrets, upstream_proxy, variants};
 
 /// The time that opening a connection may take, as in Istio's mesh defaults.
 pub(super) const CONNECT_TIMEOUT: &str = "10s";
@@ -53,7 +53,7 @@ pub(super) fn cluster(
     let name = name.unwrap_or_else(|| cluster.name.to_string());
     let mut fields = match &cluster.endpoints {
         _ if options.upstream_proxy.is_some() => upstream_proxy::endpoints(&name),
-        Endpoints::OfTheRequest => dynamic(table, options),
+        Endpoints::OfTheRequest => dynamic(Cached::of(cluster), table, options),
         Endpoints::Listed {
             places,
             fixed,
@@ -219,7 +219,7 @@ fn keepalive(pool: Option<&ConnectionPool>, defaults: &ClusterDefaults) -> Optio
 
 /// Renders the cluster for hosts that are left alone: plain, to wherever the request says.
 pub(super) fn passthrough(table: &PolicyTable, options: &Options) -> Value {
-    let mut fields = dynamic(table, options);
+    let mut fields = dynamic(Cached::Public, table, options);
     set(&mut fields, "name", json!(contract::PASSTHROUGH_CLUSTER));
     set(&mut fields, "connect_timeout", json!(CONNECT_TIMEOUT));
     set(
@@ -287,39 +287,98 @@ fn set_some<T: Into<Value>>(fields: &mut Map<String, Value>, name: &str, value: 
     }
 }
 
-/// The DNS cache that all dynamic forward proxies share: Envoy wants it said alike everywhere.
-pub(super) fn dns_cache(table: &PolicyTable, options: &Options) -> Value {
-    // Room for every host twice, as a name may be called on two ports; wildcards take what is left.
-    let hosts = (table.len() * 2 + 1024).min(200_000);
-    let (name, hosts) = match options.reloads {
-        // Envoy refuses another size under the same name; most changes of rules fit into the size that there is.
-        true => {
-            let hosts = hosts.next_power_of_two().max(4096);
-            (format!("egress_{hosts}"), hosts)
+/// Who chooses the names that a DNS cache holds. Names that clients choose never take the place of those that rules
+/// list: each kind has a cache of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cached {
+    /// The rules list them.
+    Listed,
+    /// Clients, below a wildcard of the mesh.
+    Internal,
+    /// Clients, below any other wildcard or with `ALLOW_ANY`; they may not have private addresses.
+    Public,
+}
+
+impl Cached {
+    /// Returns whose names a cluster's are.
+    pub(super) fn of(cluster: &Cluster) -> Self {
+        match (cluster.any_name, cluster.public_only) {
+            (_, true) => Cached::Public,
+            (true, false) => Cached::Internal,
+            (false, false) => Cached::Listed,
         }
-        false => ("egress".to_owned(), hosts),
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Cached::Listed => "listed",
+            Cached::Internal => "internal",
+            Cached::Public => "public",
+        }
+    }
+}
+
+/// How many names that clients choose are kept. One that nobody asks for is forgotten after five minutes.
+const NAMES_OF_CLIENTS: usize = 4096;
+
+/// Renders a DNS cache, which all dynamic forward proxies with names of one kind share.
+///
+/// Its settings are in its name: Envoy wants a name to mean the same everywhere, and refuses other settings under it.
+pub(super) fn dns_cache(names: Cached, table: &PolicyTable, options: &Options) -> Value {
+    let hosts = match names {
+        Cached::Internal | Cached::Public => NAMES_OF_CLIENTS,
+        Cached::Listed => {
+            // Room for every host twice, as a name may be called on two ports.
+            let hosts = (table.len() * 2 + 1024).min(200_000);
+            match options.reloads {
+                // Most changes of rules fit into the size that there is.
+                true => hosts.next_power_of_two().max(4096),
+                false => hosts,
+            }
+        }
     };
     let mut cache = Map::new();
-    set(&mut cache, "name", json!(name));
     set(&mut cache, "dns_lookup_family", json!(DNS_FAMILY));
     set(&mut cache, "max_hosts", json!(hosts));
-    set_some(&mut cache, "typed_dns_resolver_config", resolver(options));
+    if names == Cached::Public && guard::drops_addresses(options) {
+        set(&mut cache, "resolved_address_filter", guard::dropped());
+    }
+    set_some(
+        &mut cache,
+        "typed_dns_resolver_config",
+        resolver(names, options),
+    );
+    let settings = Value::Object(cache.clone()).to_string();
+    let name = format!(
+        "egress_{}_{:016x}",
+        names.as_str(),
+        egress_policy::fnv(settings.bytes())
+    );
+    set(&mut cache, "name", json!(name));
     Value::Object(cache)
 }
 
-fn resolver(options: &Options) -> Option<Value> {
-    if options.dns.is_empty() {
+fn resolver(names: Cached, options: &Options) -> Option<Value> {
+    let ours = options
+        .guarded_dns
+        .filter(|_| names == Cached::Public)
+        .map(|address| (address.ip().to_string(), address.port()));
+    if options.dns.is_empty() && ours.is_none() {
         return None;
     }
-    let servers: Vec<Value> = options
-        .dns
-        .iter()
-        .map(|(address, port)| json!({"socket_address": {"address": address, "port_value": port}}))
-        .collect();
+    let servers: Vec<Value> = match &ours {
+        Some(ours) => std::slice::from_ref(ours),
+        None => &options.dns[..],
+    }
+    .iter()
+    .map(|(address, port)| json!({"socket_address": {"address": address, "port_value": port}}))
+    .collect();
+    // Where the servers are the system's, so is the search list.
+    let own = !options.dns.is_empty();
     Some(extension(
         "envoy.network.dns_resolver.cares",
         "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
-        json!({"resolvers": servers, "dns_resolver_options": {"no_default_search_domain": true}}),
+        json!({"resolvers": servers, "dns_resolver_options": {"no_default_search_domain": own}}),
     ))
 }
 
@@ -332,7 +391,11 @@ pub(super) fn dns(one_at_a_time: bool, options: &Options) -> Value {
         "all_addresses_in_single_endpoint",
         json!(one_at_a_time),
     );
-    set_some(&mut config, "typed_dns_resolver_config", resolver(options));
+    set_some(
+        &mut config,
+        "typed_dns_resolver_config",
+        resolver(Cached::Listed, options),
+    );
     extension(
         "envoy.cluster.dns",
         "envoy.extensions.clusters.dns.v3.DnsCluster",
@@ -340,9 +403,10 @@ pub(super) fn dns(one_at_a_time: bool, options: &Options) -> Value {
     )
 }
 
-fn dynamic(table: &PolicyTable, options: &Options) -> Map<String, Value> {
+fn dynamic(names: Cached, table: &PolicyTable, options: &Options) -> Map<String, Value> {
     let mut config = Map::new();
-    set(&mut config, "dns_cache_config", dns_cache(table, options));
+    let cache = dns_cache(names, table, options);
+    set(&mut config, "dns_cache_config", cache);
     // Envoy asks for `auto_sni` and `auto_san_validation`, or for this word. Names are verified all the same, and by
     // type, unless the rule says `insecureSkipVerify`: see `names`.
     set(&mut config, "allow_insecure_cluster_options", json!(true));

@@ -62,9 +62,12 @@ pub(super) fn listener(
     }))
 }
 
-/// Says whether CONNECT may lead to a host whose address DNS chooses.
-pub(super) fn is_guarded(table: &PolicyTable, options: &Options) -> bool {
-    passed_through(table).any(|cluster| guard::is_on(cluster, options))
+/// Returns the clusters that CONNECT leads to and whose addresses filters must look at.
+pub(super) fn guarded<'t>(
+    table: &'t PolicyTable,
+    options: &'t Options,
+) -> impl Iterator<Item = &'t Cluster> {
+    passed_through(table).filter(|cluster| guard::by_filters(cluster, options))
 }
 
 fn passed_through(table: &PolicyTable) -> impl Iterator<Item = &Cluster> {
@@ -91,8 +94,7 @@ fn tunnels(table: &PolicyTable, options: &Options) -> Vec<Value> {
             },
         })
     };
-    let guarded: BTreeMap<&str, Value> = passed_through(table)
-        .filter(|cluster| guard::is_on(cluster, options))
+    let guarded: BTreeMap<&str, Value> = guarded(table, options)
         .map(|cluster| {
             let name = cluster.name.as_str();
             let mut route = tunnel(json!({"name": header, "string_match": {"exact": name}}));

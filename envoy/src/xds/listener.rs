@@ -1,6 +1,6 @@
 //! Listeners: one for each service port, requests to the filter, the application's TLS by its SNI.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use egress_filter::{FilterKind, PluginConfig, Variants, contract};
 use egress_policy::{
@@ -194,10 +194,14 @@ fn tls_chains(
         let mut filters = Vec::new();
         let guarded = services
             .iter()
-            .any(|service| guard::is_on(service.cluster, options));
+            .any(|service| guard::by_filters(service.cluster, options));
+        // They share a cluster, and so its DNS cache.
+        let names = services
+            .first()
+            .map(|service| cluster::Cached::of(service.cluster));
         if options.upstream_proxy.is_some() {
             filters.push(upstream_proxy::network_filter(target, pinned));
-        } else if dynamic {
+        } else if let Some(names) = names.filter(|_| dynamic) {
             // Before the forward proxy, which looks up the address that is pinned and not the SNI.
             filters.extend(pinned.map(|(address, port)| pin(address, port)));
             filters.push(extension(
@@ -205,7 +209,7 @@ fn tls_chains(
                 "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
                 json!({
                     "port_value": target,
-                    "dns_cache_config": cluster::dns_cache(table, options),
+                    "dns_cache_config": cluster::dns_cache(names, table, options),
                     "save_upstream_address": guarded,
                 }),
             ));
@@ -392,18 +396,20 @@ fn particular(
     };
     for service in all_http_services(port, table, options) {
         let (cluster, hash) = (service.cluster, cluster::hash_policy(service.cluster));
-        if every || hash.is_some() || guard::is_on(cluster, options) {
+        let guarded = guard::by_filters(cluster, options);
+        if every || hash.is_some() || guarded {
             let name = super::variants::named(variants, cluster);
             add(
                 name.as_deref().unwrap_or(cluster.name.as_str()),
                 cluster.tls.is_some(),
                 hash,
-                guard::is_on(cluster, options),
+                guarded,
             );
         }
     }
     if outbound == OutboundMode::AllowAny {
-        add(contract::PASSTHROUGH_CLUSTER, false, None, true);
+        let guarded = !guard::drops_addresses(options);
+        add(contract::PASSTHROUGH_CLUSTER, false, None, guarded);
     }
     routes.into_values().collect()
 }
@@ -437,6 +443,32 @@ pub(super) fn guard_route(route: &mut Value) {
     }
 }
 
+/// Returns the names of the clusters whose addresses filters must look at.
+fn guarded(
+    port: Option<PortNumber>,
+    table: &PolicyTable,
+    variants: Variants,
+    options: &Options,
+) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    if guard::drops_addresses(options) {
+        return all;
+    }
+    for service in all_http_services(port, table, options) {
+        if guard::is_on(service.cluster, options) {
+            let name = super::variants::named(variants, service.cluster);
+            all.insert(name.unwrap_or_else(|| service.cluster.name.to_string()));
+        }
+    }
+    if port.is_none() {
+        all.extend(forward_proxy::guarded(table, options).map(|it| it.name.to_string()));
+    }
+    if table.outbound() == OutboundMode::AllowAny {
+        all.insert(contract::PASSTHROUGH_CLUSTER.to_owned());
+    }
+    all
+}
+
 /// Renders what reads the requests of a port; without a port, those of a forward proxy, which name theirs.
 pub(super) fn connection_manager(
     port: Option<PortNumber>,
@@ -446,7 +478,7 @@ pub(super) fn connection_manager(
     variants: Variants,
     options: &Options,
 ) -> Value {
-    let default = default_cluster(port, table);
+    let default = default_cluster(port, table, options);
     let plugin = PluginConfig {
         forward_proxy: port.is_none(),
         upstream_proxy: options.upstream_proxy.is_some(),
@@ -486,15 +518,14 @@ pub(super) fn connection_manager(
     if variants == Variants::Sockets {
         filters.push(super::variants::http_filter());
     }
-    let guarded = all_http_services(port, table, options)
-        .any(|service| guard::is_on(service.cluster, options))
-        || port.is_none() && forward_proxy::is_guarded(table, options);
+    let guarded = guarded(port, table, variants, options);
     let name = port.map_or_else(|| forward_proxy::NAME.to_owned(), listener_name);
     if options.upstream_proxy.is_some() {
         filters.push(upstream_proxy::http_filter());
     }
-    if guarded || table.outbound() == OutboundMode::AllowAny {
-        filters.extend(guard::http_filters(table, options));
+    if !guarded.is_empty() {
+        let cache = cluster::dns_cache(cluster::Cached::Public, table, options);
+        filters.extend(guard::http_filters(&guarded, &cache));
     }
     filters.push(upgrade::http_filter());
     filters.push(router);
@@ -581,10 +612,19 @@ pub(super) fn plugin_config(plugin: &PluginConfig<'_>, options: &Options) -> Val
 }
 
 /// Returns the shared cluster with TLS that most hosts of the port need: the one that needs no header.
-fn default_cluster(port: Option<PortNumber>, table: &PolicyTable) -> Option<&Cluster> {
+///
+/// Filters that guard a cluster know it by the header, so it is not one of those.
+fn default_cluster<'t>(
+    port: Option<PortNumber>,
+    table: &'t PolicyTable,
+    options: &Options,
+) -> Option<&'t Cluster> {
     let mut counts = BTreeMap::<&str, (usize, &Cluster)>::new();
     for service in http_services(port, table) {
-        if service.cluster.own.is_none() && service.cluster.tls.is_some() {
+        if service.cluster.own.is_none()
+            && service.cluster.tls.is_some()
+            && !guard::by_filters(service.cluster, options)
+        {
             counts
                 .entry(service.cluster.name.as_str())
                 .or_insert((0, service.cluster))
@@ -611,18 +651,12 @@ fn routes(
     )));
     routes.push(by_header("forward", contract::FORWARD_HEADER));
     routes.push(match default {
-        Some(cluster) => {
-            let mut route = with_https(json!({
-                "name": "originate",
-                "stat_prefix": "originate",
-                "match": {"prefix": "/"},
-                "route": {"cluster": cluster.name.as_str(), "timeout": "0s", "retry_policy": retries()},
-            }));
-            if guard::is_on(cluster, options) {
-                guard_route(&mut route);
-            }
-            route
-        }
+        Some(cluster) => with_https(json!({
+            "name": "originate",
+            "stat_prefix": "originate",
+            "match": {"prefix": "/"},
+            "route": {"cluster": cluster.name.as_str(), "timeout": "0s", "retry_policy": retries()},
+        })),
         // Nothing is reached without a word of the filter.
         None => json!({
             "name": "block_all",

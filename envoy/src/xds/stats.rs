@@ -20,6 +20,9 @@ const CERTIFICATE: &str = r"\.ssl\.certificate(\.(.+))\.expiration_unix_time_sec
 /// The reasons of `failures.md`.
 const REASON: &str = r"^wasmcustom\.egress\.failure(\.(.+))$";
 
+/// A DNS cache: whose names it holds, without the rest of its name, which changes with its settings.
+const NAMES: &str = r"^dns_cache(\.egress_([a-z]+)_[0-9a-f]{16})\.";
+
 /// A filter that is discovered: its name, without what Envoy puts behind it to tell generations apart.
 const FILTER: &str =
     r"^extension_config_discovery\.[a-z_]+(\.(.+?)(?:_[0-9a-f]{16})?(?:_[0-9]+)?)\.";
@@ -45,6 +48,7 @@ pub(super) fn config() -> Value {
         ("envoy.cluster_name", CLUSTER),
         ("envoy.tls_certificate", CERTIFICATE),
         ("reason", REASON),
+        ("names", NAMES),
         ("filter", FILTER),
     ];
     let ours = ours.map(|(name, regex)| json!({"tag_name": name, "regex": regex}));

@@ -13,6 +13,9 @@ pub const FORWARD_HEADER: &str = "x-egress-forward";
 /// What all request headers of ours begin with. Requests from outside lose them before routing.
 pub const HEADER_PREFIX: &str = "x-egress-";
 
+/// The policy by which Envoy's access filter refuses addresses, as its answer's detail names it.
+pub const PRIVATE_ADDRESS: &str = "private_address";
+
 /// The property that carries the metadata of a request; Envoy keeps it as [`METADATA_STATE`].
 pub const METADATA_PROPERTY: &str = "egress";
 

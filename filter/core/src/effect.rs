@@ -38,8 +38,13 @@ pub enum Effect<'e> {
     CountAllowed,
     /// Set a response header, in place of all that were there.
     ResponseHeader(&'static str, &'e str),
-    /// Say this to the application in place of what Envoy answers, with the status and the detail that Envoy chose.
-    AnswerInstead(&'static str),
+    /// Say this to the application in place of what Envoy answers, with the detail that Envoy chose.
+    AnswerInstead {
+        /// The status, where it is not the one that Envoy chose.
+        status: Option<u32>,
+        /// A sentence for the one who sent the request.
+        body: &'static str,
+    },
 }
 
 impl Effect<'_> {

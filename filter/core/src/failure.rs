@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use crate::contract;
 use crate::facts::ConnectionEnd;
 
 /// Why a connection failed.
@@ -43,6 +44,10 @@ pub enum Failure {
     Reset,
     /// The name has no address, or nobody said which.
     Dns,
+    /// The name leads to addresses only that are not for names which clients choose.
+    PrivateAddress,
+    /// More names are asked for than the DNS cache for names which clients choose can hold.
+    DnsOverflow,
     /// Envoy has not got a certificate that the connection needs.
     SecretMissing,
     /// The proxy of a `tunnel` answered, and not with the way to the server.
@@ -108,6 +113,8 @@ failures! {
     Refused "refused" "the server refused the connection or cannot be reached";
     Reset "reset" "the connection to the server failed before there was an answer";
     Dns "dns" "the server's name could not be resolved";
+    PrivateAddress "private_address" "the name leads to a private, loopback or metadata address";
+    DnsOverflow "dns_overflow" "the proxy remembers as many names as it can, and takes no new one yet";
     SecretMissing "secret_missing" "the proxy lacks a certificate that the connection needs";
     TunnelRefused "tunnel_refused" "the proxy on the way to the server refused the tunnel";
 }
@@ -119,6 +126,17 @@ impl Failure {
     /// `source/common/http/utility.cc`, `resetReasonToString`.
     pub fn of(facts: &FailureFacts<'_>) -> Option<Failure> {
         let details = facts.details;
+        // From 1.39 the DNS cache says so, before it the access filter.
+        if details.starts_with("dns_resolution_failure{address_denied")
+            || details
+                .strip_prefix("rbac_access_denied_matched_policy[")
+                .is_some_and(|policy| policy.starts_with(contract::PRIVATE_ADDRESS))
+        {
+            return Some(Failure::PrivateAddress);
+        }
+        if details.starts_with("dns_cache_overflow") {
+            return Some(Failure::DnsOverflow);
+        }
         if details.starts_with("dns_resolution_failure") {
             return Some(Failure::Dns);
         }
@@ -180,6 +198,14 @@ impl Failure {
     /// Returns the position of the failure in [`Failure::ALL`].
     pub fn index(self) -> usize {
         self as usize
+    }
+
+    /// Returns the status that the application is told, and the one of gRPC, where it is not what Envoy chose.
+    ///
+    /// An address that is refused is nothing that passes by itself, whichever part of Envoy refused it.
+    pub fn status(self) -> Option<(u32, &'static str)> {
+        // `PERMISSION_DENIED`.
+        (self == Failure::PrivateAddress).then_some((403, "7"))
     }
 
     /// Returns [`Failure::body`] without the end of the line, as gRPC has it.

@@ -206,10 +206,16 @@ pub fn plan_failure<'e>(
 
     let mut effects = Effects::new();
     // What the application sees comes first: should the host refuse a call, it is the log that lacks.
+    let status = failure.status();
     if grpc {
         effects.push(Effect::ResponseHeader("grpc-message", failure.message()));
+        if let Some((_, status)) = status {
+            effects.push(Effect::ResponseHeader("grpc-status", status));
+        }
     } else {
-        effects.push(Effect::AnswerInstead(failure.body()));
+        let status = status.map(|(status, _)| status);
+        let body = failure.body();
+        effects.push(Effect::AnswerInstead { status, body });
     }
     effects.push(Effect::Count(failure));
     effects.push(Effect::Metadata(&scratch.metadata));

@@ -164,7 +164,7 @@ impl Plan {
             | Effect::Close
             | Effect::Count(_)
             | Effect::ResponseHeader(..)
-            | Effect::AnswerInstead(_) => return false,
+            | Effect::AnswerInstead { .. } => return false,
         });
         true
     }

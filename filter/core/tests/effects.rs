@@ -204,7 +204,11 @@ fn shown(effects: &Effects<'_>) -> (Vec<String>, BTreeMap<String, String>) {
             Effect::Count(failure) => format!("count {failure}"),
             Effect::CountAllowed => "count allowed plaintext".to_owned(),
             Effect::ResponseHeader(name, value) => format!("answer with {name}: {value}"),
-            Effect::AnswerInstead(body) => format!("answer with {body}"),
+            Effect::AnswerInstead { status: None, body } => format!("answer with {body}"),
+            Effect::AnswerInstead {
+                status: Some(status),
+                body,
+            } => format!("answer {status} with {body}"),
             Effect::Metadata(bytes) => {
                 for entry in std::str::from_utf8(bytes).unwrap().split(' ') {
                     let (key, value) = entry.split_once('=').unwrap();

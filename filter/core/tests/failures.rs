@@ -37,7 +37,10 @@ fn framed(text: &str) -> String {
     } else if text.starts_with(|c: char| c.is_ascii_uppercase()) {
         let error = format!("|268435581:SSL_routines:OPENSSL_internal:{text}");
         transport(&format!("TLS_error:{error}:TLS_error_end"))
-    } else if text.starts_with("dns_") || text.starts_with("no_") {
+    } else if ["dns_", "no_", "rbac_"]
+        .iter()
+        .any(|start| text.starts_with(start))
+    {
         text.to_owned()
     } else {
         reset(text)

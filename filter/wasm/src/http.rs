@@ -134,8 +134,9 @@ impl Request {
             let mut scratch = scratch.try_borrow_mut().map_err(|_| HostError)?;
             let mut answered = false;
             for effect in plan_failure(loaded, &facts, failure, grpc, &mut scratch).iter() {
-                if let Effect::AnswerInstead(body) = effect {
-                    host::answer(status()?, details, body)?;
+                if let Effect::AnswerInstead { status, body } = effect {
+                    let status = status.map_or_else(said_status, Ok)?;
+                    host::answer(status, details, body)?;
                     answered = true;
                 } else {
                     apply(effect)?;
@@ -232,12 +233,12 @@ fn apply(effect: Effect<'_>) -> Result<(), HostError> {
         Effect::CountAllowed => counters::count_allowed(),
         Effect::ResponseHeader(name, value) => host::set_response_header(name, value),
         // Only where there is an answer already: see `explain`.
-        Effect::AnswerInstead(_) => Err(HostError),
+        Effect::AnswerInstead { .. } => Err(HostError),
     }
 }
 
 /// Reads the status of the response.
-fn status() -> Result<u32, HostError> {
+fn said_status() -> Result<u32, HostError> {
     let status = host::response_header(":status")?.unwrap_or_default();
     let status = std::str::from_utf8(&status).ok();
     status.and_then(|text| text.parse().ok()).ok_or(HostError)

@@ -103,6 +103,7 @@ fn options(input: &Input, proxy: Proxy) -> Options {
         workloads: Vec::new(),
         admin: Admin::Pipe(String::new()),
         dns: Vec::new(),
+        guarded_dns: None,
         loopback_vips: false,
         // Of proxies of several releases the oldest decides.
         version: OLDEST,
