@@ -14,11 +14,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    PKCS_ECDSA_P384_SHA384, PKCS_ED25519, RevokedCertParams, SerialNumber,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    NameConstraints, OtherNameValue, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::{
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject},
     sign::CertifiedKey,
 };
 
@@ -62,11 +63,48 @@ impl Ca {
     ///
     /// When the key cannot be made.
     pub fn intermediate(&self, common_name: &str) -> Result<Self> {
+        self.intermediate_with(common_name, None, Key::EcdsaP256)
+    }
+
+    /// Makes an authority that this one certifies, and that may not do everything.
+    ///
+    /// # Errors
+    ///
+    /// When the key cannot be made.
+    pub fn limited(&self, common_name: &str, limit: Limit<'_>) -> Result<Self> {
+        self.intermediate_with(common_name, Some(limit), Key::EcdsaP256)
+    }
+
+    fn intermediate_with(
+        &self,
+        common_name: &str,
+        limit: Option<Limit<'_>>,
+        key: Key,
+    ) -> Result<Self> {
         let serial = next_serial();
         let mut params = ca_params(common_name, serial);
+        let below = |name: &str| vec![GeneralSubtree::DnsName(name.to_owned())];
+        match limit {
+            None => {}
+            Some(Limit::NoAuthority) => params.is_ca = IsCa::ExplicitNoCa,
+            Some(Limit::ClientsOnly) => {
+                params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            }
+            Some(Limit::OnlyBelow(name)) => {
+                params.name_constraints = Some(NameConstraints {
+                    permitted_subtrees: below(name),
+                    excluded_subtrees: Vec::new(),
+                });
+            }
+            Some(Limit::NotBelow(name)) => {
+                params.name_constraints = Some(NameConstraints {
+                    permitted_subtrees: Vec::new(),
+                    excluded_subtrees: below(name),
+                });
+            }
+        }
         params.use_authority_key_identifier_extension = true;
-        let key = new_key(Key::EcdsaP256)?;
-        let issuer = CertifiedIssuer::signed_by(params, key, &self.issuer)?;
+        let issuer = CertifiedIssuer::signed_by(params, new_key(key)?, &self.issuer)?;
         let mut intermediates = vec![(issuer.der().clone(), issuer.pem())];
         intermediates.extend(self.intermediates.iter().cloned());
         Ok(Self {
@@ -107,6 +145,72 @@ impl Ca {
         let key = new_key(leaf.key)?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Issued::new(leaf, &params, &certificate, &key, &self.intermediates)
+    }
+
+    /// Issues a certificate that an authority below this one signs with MD5 and RSA, by the `openssl` command: `ring`
+    /// signs with nothing that weak.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ca::issue`], and when there is no `openssl`.
+    pub fn issue_by_md5(&self, leaf: &Leaf) -> Result<Issued> {
+        let authority = self.intermediate_with("weak", None, Key::Rsa(2048))?;
+        let mut issued = authority.issue(leaf)?;
+        let folder = tempfile::tempdir()?;
+        let (_, key) = issued.write(folder.path(), "leaf")?;
+        std::fs::write(folder.path().join("ca.crt"), authority.pem())?;
+        std::fs::write(
+            folder.path().join("ca.key"),
+            authority.issuer.key().serialize_pem(),
+        )?;
+        let names: Vec<String> = leaf
+            .names
+            .iter()
+            .map(|name| format!("DNS:{name}"))
+            .collect();
+        let names = format!("subjectAltName={}", names.join(","));
+        std::fs::write(folder.path().join("names"), names)?;
+        let openssl = |args: &[&str]| -> Result<()> {
+            let mut command = Command::new("openssl");
+            let command = command.args(args).current_dir(folder.path());
+            let made = command.env_remove("OPENSSL_CONF").output();
+            let made = made.context("cannot start `openssl`; type `make nginx`")?;
+            let said = String::from_utf8_lossy(&made.stderr);
+            ensure!(
+                made.status.success(),
+                "no certificate from `openssl`: {said}"
+            );
+            Ok(())
+        };
+        let key = key.display().to_string();
+        openssl(&[
+            "req", "-new", "-subj", "/CN=md5", "-key", &key, "-out", "leaf.csr",
+        ])?;
+        openssl(&[
+            "x509",
+            "-req",
+            "-md5",
+            "-days",
+            "2",
+            "-set_serial",
+            "77",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-in",
+            "leaf.csr",
+            "-extfile",
+            "names",
+            "-out",
+            "md5.crt",
+        ])?;
+        let weak = std::fs::read_to_string(folder.path().join("md5.crt"))?;
+        if let Some(first) = issued.chain.first_mut() {
+            *first = CertificateDer::from_pem_slice(weak.as_bytes())?;
+        }
+        issued.chain_pem = weak + &authority.pem();
+        Ok(issued)
     }
 
     /// The serial number of the authority's own certificate.
@@ -153,12 +257,54 @@ pub fn self_signed(leaf: &Leaf) -> Result<Issued> {
     Issued::new(leaf, &params, &certificate, &key, &[])
 }
 
+/// What an authority below another may not do.
+#[derive(Clone, Copy, Debug)]
+pub enum Limit<'n> {
+    /// Anything: its certificate says that it is no authority.
+    NoAuthority,
+    /// Certify anybody but clients.
+    ClientsOnly,
+    /// Certify DNS names that are not this one or below it.
+    OnlyBelow(&'n str),
+    /// Certify this DNS name and those below it.
+    NotBelow(&'n str),
+}
+
+/// A subject alternative name by its type, which need not be the one that it reads like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// A DNS name.
+    Dns(String),
+    /// A URI.
+    Uri(String),
+    /// An e-mail address.
+    Email(String),
+    /// An otherName of the type that Active Directory writes user names in.
+    Other(String),
+}
+
+impl Name {
+    fn san(&self) -> Result<SanType> {
+        Ok(match self {
+            Self::Dns(name) => SanType::DnsName(name.as_str().try_into()?),
+            Self::Uri(name) => SanType::URI(name.as_str().try_into()?),
+            Self::Email(name) => SanType::Rfc822Name(name.as_str().try_into()?),
+            Self::Other(name) => {
+                let kind = vec![1, 3, 6, 1, 4, 1, 311, 20, 2, 3];
+                SanType::OtherName((kind, OtherNameValue::Utf8String(name.clone())))
+            }
+        })
+    }
+}
+
 /// What a certificate should say.
 #[derive(Clone, Debug)]
 pub struct Leaf {
     /// Subject alternative names, DNS names (`*.example.com` too) or IP addresses. The first one is
     /// the common name as well, which no verifier should look at.
     pub names: Vec<String>,
+    /// More of them, by type.
+    pub typed: Vec<Name>,
     /// When the certificate is valid.
     pub validity: Validity,
     /// Which end of a connection may present it.
@@ -174,6 +320,7 @@ impl Leaf {
     pub fn for_names<N: Into<String>>(names: impl IntoIterator<Item = N>) -> Self {
         Self {
             names: names.into_iter().map(Into::into).collect(),
+            typed: Vec::new(),
             validity: Validity::Valid,
             usage: Usage::Server,
             common_name: None,
@@ -188,6 +335,13 @@ impl Leaf {
             common_name: Some(common_name.to_owned()),
             ..Self::for_names([""; 0])
         }
+    }
+
+    /// The same certificate with one more name.
+    #[must_use]
+    pub fn and(mut self, name: Name) -> Self {
+        self.typed.push(name);
+        self
     }
 
     /// The same certificate with another kind of key.
@@ -212,16 +366,23 @@ impl Leaf {
         let (not_before, not_after) = self.validity.window(SystemTime::now());
         let mut params = CertificateParams::new(self.names.clone())
             .with_context(|| format!("cannot certify the names {:?}", self.names))?;
+        for name in &self.typed {
+            params.subject_alt_names.push(name.san()?);
+        }
         params.distinguished_name = match self.common_name.as_ref().or(self.names.first()) {
             Some(name) => common_name_only(name),
             None => rcgen::DistinguishedName::new(),
         };
         params.serial_number = Some(next_serial().into());
         params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.key_usages = vec![match self.usage {
+            Usage::Signing => KeyUsagePurpose::KeyCertSign,
+            _ => KeyUsagePurpose::DigitalSignature,
+        }];
         params.extended_key_usages = vec![match self.usage {
-            Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
+            Usage::Server | Usage::Signing => ExtendedKeyUsagePurpose::ServerAuth,
             Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
+            Usage::Code => ExtendedKeyUsagePurpose::CodeSigning,
         }];
         params.not_before = not_before.into();
         params.not_after = not_after.into();
@@ -263,13 +424,17 @@ impl Validity {
     }
 }
 
-/// The extended key usage of a certificate.
+/// What a certificate is for: its extended key usage, and its key usage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Usage {
     /// `serverAuth`.
     Server,
     /// `clientAuth`.
     Client,
+    /// `codeSigning`.
+    Code,
+    /// `serverAuth`, with a key that may sign certificates and nothing else.
+    Signing,
 }
 
 /// A certificate with its key.

@@ -16,7 +16,7 @@ use egress_integration::{
     dns::DnsServer,
     egressctl,
     envoy::{self, EnvoyProcess},
-    pki::{Ca, Leaf},
+    pki::{Ca, Leaf, Name},
     probe,
     stand_in::{Clients, Listener, StandIn, StandInConfig},
     tls_server::{Heard, TlsServer, TlsServerConfig},
@@ -198,29 +198,50 @@ async fn http_goes_out_by_verified_tls_and_nothing_else_does() -> Result<()> {
 #[tokio::test]
 async fn another_servers_certificate_gets_no_request() -> Result<()> {
     let machine = Machine::new().await?;
-    let server = machine.trusted.site(["other.example.com"]).await?;
-    let envoy = machine.start("http.yaml", server.tls_addr()).await?;
-    let answer = probe::get(envoy.listener("http")?, HOST, "/").await?;
-    assert_eq!(answer.status, 503);
-    ensure!(
-        answer.body.contains("egress_name_mismatch"),
-        "{}",
-        answer.body
-    );
-    ensure!(server.seen().is_empty(), "{:?}", server.seen());
-    assert_tls_alone(&server, 9);
+    machine.client(&machine.trusted.ca)?;
+    let other = Leaf::for_names(["other.example.com"]);
+    for (example, listener, host) in [
+        ("http.yaml", "http", HOST),
+        ("forward-proxy.yaml", "forward-proxy", HOST),
+        ("ecds.yaml", "http", HOST),
+        ("mutual-tls.yaml", "http", NGINX),
+    ] {
+        for leaf in [
+            other.clone(),
+            // What reads like the host and is no DNS name.
+            other.clone().and(Name::Uri(host.to_owned())),
+            other.clone().and(Name::Email(host.to_owned())),
+        ] {
+            let server = common::site(&machine.trusted.ca, &leaf).await?;
+            let envoy = machine.start(example, server.tls_addr()).await?;
+            let answer = probe::get(envoy.listener(listener)?, host, "/").await?;
+            assert_eq!(answer.status, 503, "{example}");
+            ensure!(
+                answer.body.contains("egress_name_mismatch"),
+                "{example}: {}",
+                answer.body
+            );
+            ensure!(server.seen().is_empty(), "{:?}", server.seen());
+            assert_tls_alone(&server, 9);
+        }
+    }
     Ok(())
 }
 
 #[tokio::test]
 async fn tcp_goes_out_by_verified_tls_or_is_closed() -> Result<()> {
     let machine = Machine::new().await?;
-    for (name, answer, connections) in [(REDIS, "ping\r\nend", 1), ("other.example.com", "", 0)] {
-        let certificate = machine.trusted.ca.issue(&Leaf::for_names([name]))?;
+    let other = Leaf::for_names(["other.example.com"]);
+    for (leaf, answer, connections) in [
+        (Leaf::for_names([REDIS]), "ping\r\nend", 1),
+        (other.clone(), "", 0),
+        (other.and(Name::Uri(REDIS.to_owned())), "", 0),
+    ] {
+        let certificate = machine.trusted.ca.issue(&leaf)?;
         let server = TlsServer::start(&certificate, TlsServerConfig::default()).await?;
         let envoy = machine.start("tcp.yaml", server.addr()).await?;
         let heard = told(envoy.listener("tcp")?, b"ping\r\n").await?;
-        assert_eq!(String::from_utf8_lossy(&heard), answer, "{name}");
+        assert_eq!(String::from_utf8_lossy(&heard), answer, "{leaf:?}");
         let heard = Heard {
             sni: Some(REDIS.to_owned()),
             alpn: None,

@@ -33,9 +33,9 @@ use egress_integration::{
     dns::{DnsServer, Zone},
     egressctl::{Builder, Running},
     envoy::{self, EnvoyProcess},
-    pki::{Ca, Issued, Leaf, Usage, Validity},
+    pki::{Ca, Issued, Leaf, Limit, Usage, Validity},
     probe::{self, Answer},
-    stand_in::StandIn,
+    stand_in::{StandIn, StandInConfig},
 };
 
 use common::{
@@ -225,7 +225,7 @@ async fn counters(stats: Answer) -> Result<BTreeMap<String, u64>> {
     lines.collect()
 }
 
-const COUNTERS: &str = "/stats?filter=wasmcustom";
+const COUNTERS: &str = "/stats?filter=wasmcustom.egress.failure";
 
 async fn counted(proxy: &Running) -> Result<BTreeMap<String, u64>> {
     counters(proxy.admin_get(COUNTERS).await?).await
@@ -365,6 +365,68 @@ async fn a_certificate_that_does_not_hold_has_its_reason() -> Result<()> {
         *reason = told_by(&proxy, reason).await?;
     }
     assert_fails(&proxy, "originate", &reasons).await
+}
+
+/// Whatever is wrong with a certificate, it is no reset; what has no word of its own is `not_verified`.
+#[tokio::test]
+async fn every_certificate_that_does_not_hold_is_told_as_one() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let leaf = |host: &str| Leaf::for_names([host]);
+    let ca = |limit| trusted.ca.limited("limited", limit);
+    let issued = [
+        (
+            "client.example",
+            trusted
+                .ca
+                .issue(&leaf("client.example").usage(Usage::Client))?,
+        ),
+        (
+            "code.example",
+            trusted.ca.issue(&leaf("code.example").usage(Usage::Code))?,
+        ),
+        (
+            "signing.example",
+            trusted
+                .ca
+                .issue(&leaf("signing.example").usage(Usage::Signing))?,
+        ),
+        (
+            "no-authority.example",
+            ca(Limit::NoAuthority)?.issue(&leaf("no-authority.example"))?,
+        ),
+        (
+            "clients-only.example",
+            ca(Limit::ClientsOnly)?.issue(&leaf("clients-only.example"))?,
+        ),
+        (
+            "outside.example",
+            ca(Limit::OnlyBelow("good.example"))?.issue(&leaf("outside.example"))?,
+        ),
+        (
+            "excluded.example",
+            ca(Limit::NotBelow("excluded.example"))?.issue(&leaf("excluded.example"))?,
+        ),
+        (
+            "md5.example",
+            trusted.ca.issue_by_md5(&leaf("md5.example"))?,
+        ),
+    ];
+    let mut rules = String::new();
+    let mut builder = trusted.egressctl("").port(80, 0);
+    let mut sites = Vec::new();
+    for (host, certificate) in &issued {
+        let site = StandIn::start(StandInConfig::new(certificate.clone())).await?;
+        rules += &originated(host, 443);
+        builder = builder.connect_to(&route(host, 443, site.tls_addr()));
+        sites.push(site);
+    }
+    let proxy = builder.rules_text(rules).start().await?;
+    let reasons = issued.map(|(host, _)| (host, "not_verified"));
+    assert_fails(&proxy, "originate", &reasons).await?;
+    for site in sites {
+        ensure!(site.seen().is_empty(), "{:?}", site.seen());
+    }
+    Ok(())
 }
 
 /// The server wants to know who we are.
@@ -521,6 +583,7 @@ async fn what_is_forwarded_fails_for_the_same_reasons() -> Result<()> {
     ];
     let nowhere = DnsServer::start(Zone::new()).await?;
     let builder = led(trusted.egressctl(&rules), to);
+    let builder = builder.arg("--allow-plaintext").arg("*.example");
     let resolver = nowhere.addr().to_string();
     let proxy = builder.arg("--resolver").arg(resolver).start().await?;
     let reasons = [

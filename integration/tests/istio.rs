@@ -19,14 +19,14 @@ use serde_json::{Value, json};
 
 use egress_integration::{
     envoy::{self, EnvoyProcess},
-    pki::{Ca, Leaf},
+    pki::{Ca, Leaf, Name},
     probe::{self, Answer},
     stand_in::{Clients, Listener, StandIn, StandInConfig},
 };
 
 use common::{
     HOST, MANAGER, SOON, Trusted, assert_no_leak, assert_originated, by_credential, egressctl,
-    only, originated, route,
+    entry, only, originated, route, rule,
 };
 
 /// A host of the mesh, which no rule of ours names.
@@ -380,18 +380,29 @@ async fn a_sidecar_originates_and_the_server_sees_verified_tls() -> Result<()> {
 
 #[tokio::test]
 async fn a_server_that_is_another_is_sent_nothing() -> Result<()> {
-    let trusted = Trusted::new()?;
-    let site = trusted.site(["other.example.com"]).await?;
-    let mesh = Mesh::with(trusted, site, &originated(HOST, 443), &[]).await?;
-    let envoy = mesh.start(Without::Nothing).await?;
-    let answer = get(&envoy, HOST, &[]).await?;
-    assert_eq!(answer.status, 503);
-    assert!(
-        answer.body.starts_with("egress_name_mismatch"),
-        "{}",
-        answer.body
-    );
-    mesh.nothing_arrived()
+    let other = Leaf::for_names(["other.example.com"]);
+    let own = "{tls: {mode: SIMPLE}, loadBalancer: {simple: ROUND_ROBIN}}";
+    for rules in [originated(HOST, 443), entry(HOST, 443) + &rule(HOST, own)] {
+        for leaf in [
+            other.clone(),
+            // What reads like the host and is no DNS name.
+            other.clone().and(Name::Uri(HOST.to_owned())),
+        ] {
+            let trusted = Trusted::new()?;
+            let site = common::site(&trusted.ca, &leaf).await?;
+            let mesh = Mesh::with(trusted, site, &rules, &[]).await?;
+            let envoy = mesh.start(Without::Nothing).await?;
+            let answer = get(&envoy, HOST, &[]).await?;
+            assert_eq!(answer.status, 503);
+            assert!(
+                answer.body.starts_with("egress_name_mismatch"),
+                "{}",
+                answer.body
+            );
+            mesh.nothing_arrived()?;
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use tokio::{
 use egress_integration::{
     connect_proxy::ConnectProxy,
     egressctl::{Egressctl, Running},
-    pki::Leaf,
+    pki::{Leaf, Name},
     probe,
     silent_port::SilentPort,
     stand_in::Listener,
@@ -151,11 +151,16 @@ async fn bytes_go_by_connect_through_a_real_proxy_and_by_post_where_the_rule_say
 #[tokio::test]
 async fn a_proxy_by_tls_is_verified_before_it_is_asked() -> Result<()> {
     let trusted = Trusted::new()?;
-    for (name, right) in [(PROXY, true), ("other.example.com", false)] {
+    let other = Leaf::for_names(["other.example.com"]);
+    for (leaf, right) in [
+        (Leaf::for_names([PROXY]), true),
+        (other.clone(), false),
+        (other.and(Name::Uri(PROXY.to_owned())), false),
+    ] {
         let (site, server) = (trusted.site([HOST]).await?, echo().await?);
         let web = format!("{HOST}:443");
         let ways = [(web.clone(), site.tls_addr()), (TARGET.to_owned(), server)];
-        let certificate = trusted.ca.issue(&Leaf::for_names([name]))?;
+        let certificate = trusted.ca.issue(&leaf)?;
         let upstream = ConnectProxy::start(ways, Some(certificate)).await?;
         let tls = format!(", tls: {{mode: SIMPLE, sni: {PROXY}}}");
         let rules = behind(HOST, 443, "TLS", upstream.addr())

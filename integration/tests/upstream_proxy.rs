@@ -18,7 +18,7 @@ use egress_integration::{
     connect_proxy::ConnectProxy,
     dns::{DnsServer, Zone},
     egressctl::{Builder, Running},
-    pki::Leaf,
+    pki::{Leaf, Name},
     probe,
     redis::{self, Redis},
     silent_port::SilentPort,
@@ -227,6 +227,24 @@ async fn the_names_of_proxy_and_server_are_verified_each_for_itself() -> Result<
         if server_name != HOST {
             ensure!(answer.body.contains("egress_name_mismatch"), "{what}");
         }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_server_behind_the_proxy_is_not_known_by_a_name_of_another_type() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let own = "{tls: {mode: SIMPLE}, loadBalancer: {simple: ROUND_ROBIN}}";
+    for rules in [originated(HOST, 443), entry(HOST, 443) + &rule(HOST, own)] {
+        let leaf = Leaf::for_names(["www.example"]).and(Name::Uri(HOST.to_owned()));
+        let site = common::site(&trusted.ca, &leaf).await?;
+        let ways = [(format!("{HOST}:443"), site.tls_addr())];
+        let upstream = ConnectProxy::start(ways, None).await?;
+        let url = format!("http://{}", upstream.addr());
+        let proxy = through(&trusted, &rules, &url).start().await?;
+        let answer = get(&proxy, HOST, "/uri").await?;
+        ensure!(answer.body.contains("egress_name_mismatch"), "{answer:?}");
+        ensure!(site.seen().is_empty(), "{:?}", site.seen());
     }
     Ok(())
 }
