@@ -212,6 +212,50 @@ async fn a_mistake_is_told_with_its_line_and_the_rules_before_it_stay() -> Resul
 }
 
 #[tokio::test]
+async fn what_is_no_file_is_refused_at_once_and_the_rules_before_it_stay() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST, "money.cnn.com"]).await?;
+    let rules = Rules::new(&trusted, &originated(HOST, 443))?;
+    let proxy = watching(&trusted, &rules.0)
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .connect_to(&route("money.cnn.com", 443, site.tls_addr()))
+        .start()
+        .await?;
+    let http = proxy.listener(80)?;
+    let other = rules.0.with_extension("other");
+    for (what, said) in [
+        ("fifo", "is a FIFO"),
+        ("device", "is a device"),
+        ("large", "has more than 64 MiB"),
+    ] {
+        match what {
+            "fifo" => nix::unistd::mkfifo(&other, nix::sys::stat::Mode::S_IRUSR)?,
+            "device" => symlink("/dev/zero", &other)?,
+            _ => fs::File::create(&other)?.set_len(1 << 30)?,
+        }
+        fs::rename(&other, &rules.0)?;
+        proxy
+            .wait_for_stderr(|line| line.contains(said), SOON)
+            .await?;
+        assert_eq!(probe::get(http, HOST, "/").await?.status, 200, "{what}");
+        assert_originated(&only(&site)?, HOST, HOST);
+    }
+    let kept = proxy.stderr();
+    let kept = kept
+        .iter()
+        .filter(|line| *line == "the rules before them stay in use");
+    assert_eq!(kept.count(), 3);
+    assert_eq!(reloads(&proxy), [""; 0]);
+
+    rules.write(&originated("money.cnn.com", 443))?;
+    reloaded(&proxy, 1).await?;
+    assert_eq!(probe::get(http, "money.cnn.com", "/").await?.status, 200);
+    assert_originated(&only(&site)?, "money.cnn.com", "money.cnn.com");
+    assert!(proxy.stop().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_port_comes_and_goes_and_one_in_use_is_refused() -> Result<()> {
     let trusted = Trusted::new()?;
     let site = trusted.site([HOST]).await?;
