@@ -10,11 +10,9 @@
 //!
 //! [`AllowPlaintext`] turns each of them into a warning.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use super::hosts::{Port, Way};
 use super::owners::{Leads, Owner, is_looked_up};
-use super::{Compiler, Settling, path_of};
+use super::{Compiler, OutboundMode, Settling, path_of};
 use crate::cluster::Cluster;
 use crate::decision::{Arrival, Reason};
 use crate::host::HostPattern;
@@ -82,6 +80,19 @@ struct Block<'r> {
     source: PolicySource,
     /// It is for a port that the host has not got.
     stray: bool,
+}
+
+/// A service that is plaintext, though rules ask for TLS to it.
+struct Suspect<'p, 'r> {
+    host: HostPattern,
+    service: &'p Plain<'r>,
+    /// Where they ask, the most specific host first.
+    naming: Vec<Block<'r>>,
+}
+
+/// Whether nobody sees what is exported so.
+fn is_for_nobody(export_to: &[String]) -> bool {
+    !export_to.is_empty() && export_to.iter().all(|to| to == "~")
 }
 
 fn asks(tls: Option<&ClientTls>) -> bool {
@@ -192,66 +203,84 @@ impl<'r> Compiler<'r> {
     pub(super) fn gate(&mut self) {
         self.refuse_unread();
         let plain = std::mem::take(&mut self.plain);
-        let mut asking = ByHost::default();
-        for rule in &self.resources.destination_rules {
-            if asks_anywhere(rule, |mode| mode != TlsMode::Disable) {
-                asking.add(rule);
-            }
-        }
-        let mut served = None;
         // Services that a rule is said to miss need no second sentence.
         let told = self.check_unused(&plain);
-        let mut forwarded = BTreeSet::new();
-        for service in &plain {
-            let Some(host) = self
-                .hosts
-                .get(service.host)
-                .map(|host| host.pattern.clone())
-            else {
+        let entries = &self.resources.service_entries;
+        let hidden = entries.iter().any(|entry| is_for_nobody(&entry.export_to));
+        let meant = plain.iter().all(|service| service.disabled);
+        let mut asking = ByHost::default();
+        if !meant || hidden || self.settling.outbound == OutboundMode::AllowAny {
+            for rule in &self.resources.destination_rules {
+                if asks_anywhere(rule, |mode| mode != TlsMode::Disable) {
+                    asking.add(rule);
+                }
+            }
+        }
+        let mut suspects = Vec::new();
+        let mut counted = None;
+        for (service, told) in plain.iter().zip(told) {
+            let Some(host) = self.pattern(service.host) else {
                 continue;
             };
-            let number = service.port.number;
-            let refused = self
-                .hosts
-                .port_mut(service.host, number)
-                .is_none_or(|port| port.way.refusal().is_some());
-            if refused || told.contains(&(service.host, number)) {
+            let port = self.hosts.port_mut(service.host, service.port.number);
+            if told || port.is_none_or(|port| port.way.refusal().is_some()) {
                 continue;
             }
-            forwarded.insert(service.host);
-            if service.disabled {
-                continue;
+            if service.disabled || self.passes(&host, service, &asking, &mut suspects) {
+                if counted != Some(service.host) {
+                    self.summary.forwarded += 1;
+                }
+                counted = Some(service.host);
             }
-            let has = |other| {
-                let host = self.hosts.get(service.host);
-                host.is_some_and(|host| self.hosts.port(host, other).is_some())
-            };
-            let naming: Vec<Block<'r>> = asking
-                .covering(&host)
-                .into_iter()
-                .flat_map(|rule| blocks(rule, number, has))
-                .collect();
-            let tls_port = self.tls_port(service);
-            if naming.is_empty() && tls_port.is_none() {
-                continue;
-            }
-            if self.allow(&host, service, naming.first()) {
-                continue;
-            }
-            forwarded.remove(&service.host);
-            if naming.is_empty() {
-                self.plaintext_to_tls(&host, service, tls_port.unwrap_or(number));
-                continue;
-            }
-            let served = served.get_or_insert_with(|| self.served());
-            match served.contains(&(host.clone(), number)) {
-                true => self.left_out(&host, service, &naming),
-                false => self.never_served(&host, service, &naming),
+        }
+        let served = self.served(&suspects);
+        for (suspect, served) in suspects.iter().zip(served) {
+            match served {
+                true => self.left_out(suspect),
+                false => self.never_served(suspect),
             }
         }
         self.check_exports(&asking);
-        self.summary.forwarded = forwarded.len();
         self.name_for_everybody(&asking);
+    }
+
+    fn pattern(&self, host: usize) -> Option<HostPattern> {
+        self.hosts.get(host).map(|host| host.pattern.clone())
+    }
+
+    /// Whether a service may go on as plaintext. One for which a rule asks for TLS becomes a suspect.
+    fn passes<'p>(
+        &mut self,
+        host: &HostPattern,
+        service: &'p Plain<'r>,
+        asking: &ByHost<'r>,
+        suspects: &mut Vec<Suspect<'p, 'r>>,
+    ) -> bool {
+        let number = service.port.number;
+        let has = |other| {
+            let host = self.hosts.get(service.host);
+            host.is_some_and(|host| self.hosts.port(host, other).is_some())
+        };
+        let mut naming = Vec::new();
+        for rule in asking.covering(host) {
+            naming.extend(blocks(rule, number, has));
+        }
+        let tls_port = self.tls_port(service);
+        if naming.is_empty() && tls_port.is_none() {
+            return true;
+        }
+        if self.allow(host, service, naming.first()) {
+            return true;
+        }
+        match tls_port.filter(|_| naming.is_empty()) {
+            Some(tls_port) => self.plaintext_to_tls(host, service, tls_port),
+            None => suspects.push(Suspect {
+                host: host.clone(),
+                service,
+                naming,
+            }),
+        }
+        false
     }
 
     /// Whether plaintext to a service is allowed; then it is marked, and told.
@@ -364,7 +393,12 @@ impl<'r> Compiler<'r> {
     }
 
     /// Tells of a `tls` that no caller is served by.
-    fn never_served(&mut self, host: &HostPattern, service: &Plain<'r>, naming: &[Block<'r>]) {
+    fn never_served(&mut self, suspect: &Suspect<'_, 'r>) {
+        let Suspect {
+            host,
+            service,
+            naming,
+        } = suspect;
         let number = service.port.number;
         // The rule that decides about the host is the one to mend, where it asks for TLS somewhere.
         let owner = &service.entry.meta.id.namespace;
@@ -424,7 +458,12 @@ impl<'r> Compiler<'r> {
     }
 
     /// Refuses a service for this caller, since a rule asks for TLS for others.
-    fn left_out(&mut self, host: &HostPattern, service: &Plain<'r>, naming: &[Block<'r>]) {
+    fn left_out(&mut self, suspect: &Suspect<'_, 'r>) {
+        let Suspect {
+            host,
+            service,
+            naming,
+        } = suspect;
         let number = service.port.number;
         if let Some(port) = self.hosts.port_mut(service.host, number) {
             port.way = Way::refused(Reason::LeftOut, port.way.rule());
@@ -472,20 +511,27 @@ impl<'r> Compiler<'r> {
         }
     }
 
-    /// Finds out which hosts and ports are TLS for any caller: one of each namespace, with the labels of each selector.
-    fn served(&self) -> BTreeSet<(HostPattern, PortNumber)> {
+    /// Finds out which services are TLS for any caller: one of each namespace, with the labels of each selector.
+    fn served(&self, suspects: &[Suspect<'_, 'r>]) -> Vec<bool> {
+        let mut served = vec![false; suspects.len()];
+        if suspects.is_empty() {
+            return served;
+        }
         let rules = &self.resources.destination_rules;
         let entries = &self.resources.service_entries;
-        let metas = entries.iter().map(|entry| (&entry.meta, &entry.export_to));
-        let metas = metas.chain(rules.iter().map(|rule| (&rule.meta, &rule.export_to)));
         // Nobody's namespace stands for all that no rule names.
-        let mut namespaces = BTreeSet::from([""]);
-        for (meta, export_to) in metas {
-            namespaces.insert(&*meta.id.namespace);
-            let named = export_to.iter().map(String::as_str);
-            namespaces.extend(named.filter(|name| !matches!(*name, "." | "*" | "~")));
+        let mut namespaces = vec![""];
+        let mut add = |name: &'r str| {
+            if !matches!(name, "." | "*" | "~") && !namespaces.contains(&name) {
+                namespaces.push(name);
+            }
+        };
+        let entries = entries.iter().map(|entry| (&entry.meta, &entry.export_to));
+        let all = entries.chain(rules.iter().map(|rule| (&rule.meta, &rule.export_to)));
+        for (meta, export_to) in all {
+            add(&meta.id.namespace);
+            export_to.iter().for_each(|name| add(name));
         }
-        let mut served = BTreeSet::new();
         for proxy in namespaces
             .into_iter()
             .flat_map(|name| Proxy::kinds(name, rules))
@@ -496,92 +542,87 @@ impl<'r> Compiler<'r> {
             };
             let mut caller = Compiler::new(self.resources, &settling);
             caller.entries();
-            for host in caller.hosts.iter() {
-                let tls = |port: &&Port| {
-                    let cluster = caller.clusters.get(port.way.cluster as usize);
-                    cluster.is_some_and(|cluster| cluster.tls.is_some())
-                };
-                let ports = caller.hosts.ports(host).filter(tls);
-                served.extend(ports.map(|port| (host.pattern.clone(), port.number)));
+            for (suspect, served) in suspects.iter().zip(&mut served) {
+                *served |= caller.originates(&suspect.host, suspect.service.port.number);
             }
         }
         served
     }
 
+    fn originates(&self, host: &HostPattern, port: PortNumber) -> bool {
+        let host = self.hosts.place(host).and_then(|at| self.hosts.get(at));
+        let port = host.and_then(|host| self.hosts.port(host, port));
+        let cluster = port.and_then(|port| self.clusters.get(port.way.cluster as usize));
+        cluster.is_some_and(|cluster| cluster.tls.is_some())
+    }
+
     /// Tells of rules that ask for TLS to a host that no ServiceEntry has, where a host that is plaintext may be meant.
-    fn check_unused(&mut self, plain: &[Plain<'r>]) -> BTreeSet<(usize, PortNumber)> {
-        let mut told = BTreeSet::new();
-        let mut hosts = BTreeMap::<usize, Vec<&Plain<'r>>>::new();
-        for service in plain.iter().filter(|service| !service.disabled) {
-            hosts.entry(service.host).or_default().push(service);
-        }
-        let mut known = ByPattern::default();
-        for host in self
-            .resources
-            .service_entries
-            .iter()
-            .flat_map(|entry| &entry.hosts)
-        {
-            known.add(host);
-        }
+    /// Returns for which of these it was told.
+    fn check_unused(&mut self, plain: &[Plain<'r>]) -> Vec<bool> {
+        let mut told = vec![false; plain.len()];
         for rule in &self.resources.destination_rules {
             // What the mesh speaks inside is not for the hosts of ServiceEntries.
             let asks = asks_anywhere(rule, |mode| {
                 !matches!(mode, TlsMode::Disable | TlsMode::IstioMutual)
             });
-            if !asks || known.below(&rule.host) {
+            if !asks || self.is_known(&rule.host) {
                 continue;
             }
-            let Some((meant, text, hint)) = self.meant(rule, &hosts) else {
+            let Some((meant, text, hint)) = self.meant(rule, plain) else {
                 self.summary.elsewhere += 1;
                 continue;
             };
-            let services = hosts.get(&meant).map_or(&[][..], Vec::as_slice);
-            let Some(first) = services.first() else {
+            let Some(pattern) = self.pattern(meant) else {
                 continue;
             };
-            let Some(pattern) = self.hosts.get(meant).map(|host| host.pattern.clone()) else {
-                continue;
-            };
-            let known = |told: &BTreeSet<_>, service: &Plain<'r>| {
-                told.contains(&(service.host, service.port.number))
-            };
-            let allowed =
-                |service: &&&Plain<'r>| self.allowed(&pattern, service.port.number).is_some();
-            if services.iter().filter(allowed).count() == services.len() {
-                for service in services {
-                    if !known(&told, service) {
-                        self.allow(&pattern, service, None);
-                        told.insert((service.host, service.port.number));
-                    }
+            let mut problem = None;
+            for (service, told) in plain.iter().zip(&mut told) {
+                if service.host != meant || service.disabled {
+                    continue;
                 }
-                continue;
-            }
-            let at = (&rule.meta, FieldPath::keys("spec.host"));
-            self.mistake(first, "host-never-matches", at, text, &hint);
-            let problem = self.problems.len() - 1;
-            for service in services {
-                self.blame(service.host, service.port.number, problem..problem + 1);
-                told.insert((service.host, service.port.number));
+                // Of two such rules the first tells of what is allowed.
+                if *told || self.allow(&pattern, service, None) {
+                    *told = true;
+                    continue;
+                }
+                *told = true;
+                match problem {
+                    None => {
+                        problem = Some(self.problems.len());
+                        let at = (&rule.meta, FieldPath::keys("spec.host"));
+                        self.mistake(service, "host-never-matches", at, text.clone(), &hint);
+                    }
+                    Some(at) => self.blame(meant, service.port.number, at..at + 1),
+                }
             }
         }
         told
+    }
+
+    /// Whether any ServiceEntry has a host of a rule, for this caller or another.
+    fn is_known(&self, host: &HostPattern) -> bool {
+        if self.hosts.place(host).is_some() {
+            return true;
+        }
+        let mut entries = self.resources.service_entries.iter();
+        entries.any(|entry| entry.hosts.iter().any(|known| host.covers(known)))
     }
 
     /// Returns the host that a rule's author most likely meant, among those that are plaintext.
     fn meant(
         &self,
         rule: &DestinationRule,
-        hosts: &BTreeMap<usize, Vec<&Plain<'r>>>,
+        plain: &[Plain<'r>],
     ) -> Option<(usize, String, String)> {
         let pattern = |host: usize| self.hosts.get(host).map(|host| &host.pattern);
         let named = &rule.host;
         let written = named.to_string();
         let find = |is: &dyn Fn(&HostPattern, &ServiceEntry) -> bool| {
-            hosts.iter().find_map(|(host, services)| {
-                let entry = services.first()?.entry;
-                is(pattern(*host)?, entry).then_some(*host)
-            })
+            let mut services = plain.iter().filter(|service| !service.disabled);
+            let is = |service: &&Plain<'r>| {
+                pattern(service.host).is_some_and(|host| is(host, service.entry))
+            };
+            services.find(is).map(|service| service.host)
         };
         let shown = |host: usize| pattern(host).map(ToString::to_string).unwrap_or_default();
         if let Some(wide) = find(&|host, _| host != named && host.covers(named)) {
@@ -771,9 +812,7 @@ impl<'r> Compiler<'r> {
 
     /// Tells of hosts that nobody sees, though a rule asks for TLS to them.
     fn check_exports(&mut self, asking: &ByHost<'r>) {
-        let nobody = |entry: &ServiceEntry| {
-            !entry.export_to.is_empty() && entry.export_to.iter().all(|to| to == "~")
-        };
+        let nobody = |entry: &ServiceEntry| is_for_nobody(&entry.export_to);
         let entries = &self.resources.service_entries;
         for entry in entries.iter().filter(|entry| nobody(entry)) {
             for host in &entry.hosts {
@@ -805,7 +844,7 @@ impl<'r> Compiler<'r> {
 
     /// Where unknown hosts are left alone: names those that a rule asks TLS for, so that they are not.
     fn name_for_everybody(&mut self, asking: &ByHost<'r>) {
-        if self.settling.outbound != super::OutboundMode::AllowAny || self.settling.foreign {
+        if self.settling.outbound != OutboundMode::AllowAny || self.settling.foreign {
             return;
         }
         for (host, rules) in asking.hosts() {
@@ -839,29 +878,6 @@ fn entries_of<'r>(
         entry.meta.id.namespace == owner.meta.id.namespace && entry.hosts.contains(host)
     });
     std::iter::once(owner).chain(others)
-}
-
-/// The hosts of all entries, to find those that a pattern has.
-#[derive(Default)]
-struct ByPattern<'r> {
-    exact: BTreeSet<&'r HostPattern>,
-    all: Vec<&'r HostPattern>,
-}
-
-impl<'r> ByPattern<'r> {
-    fn add(&mut self, host: &'r HostPattern) {
-        if self.exact.insert(host) {
-            self.all.push(host);
-        }
-    }
-
-    /// Whether a pattern has any of the hosts.
-    fn below(&self, pattern: &HostPattern) -> bool {
-        match pattern {
-            HostPattern::Exact(_) => self.exact.contains(pattern),
-            wide => self.all.iter().any(|host| wide.covers(host)),
-        }
-    }
 }
 
 /// Returns the ports that are dialled for a service port.
