@@ -183,6 +183,56 @@ fn a_rule_for_a_host_that_goes_by_a_wildcard_is_a_mistake() {
 }
 
 #[test]
+fn what_goes_by_a_plaintext_wildcard_though_a_rule_asks_for_tls_is_refused() {
+    let wild = |port: u16| {
+        let ports = json!([{"number": port, "name": "http", "protocol": "HTTP"}]);
+        let spec = json!({"hosts": ["*.example.com"], "ports": ports, "resolution": "DYNAMIC_DNS"});
+        document("ServiceEntry", "wild", spec)
+    };
+    // The host has an entry, but not for this port.
+    let documents = [
+        wild(8080),
+        entry("a", HOST, http(443)),
+        rule("r", simple(HOST)),
+    ];
+    let compiled = compile(&documents, &Settling::default());
+    assert_eq!(
+        ids(&compiled, Severity::Error),
+        [""; 0],
+        "{}",
+        compiled.problems
+    );
+    assert_eq!(ids(&compiled, Severity::Warning), ["host-never-matches"]);
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
+    assert_eq!(decide(&compiled, HOST, 8080, Arrival::Http), "left_out");
+    assert_eq!(
+        decide(&compiled, "b.example.com", 8080, Arrival::Http),
+        "forward"
+    );
+    // The rule is for other hosts below it, too.
+    let documents = [
+        wild(80),
+        entry("a", "a.sub.example.com", http(443)),
+        rule("r", simple("*.sub.example.com")),
+    ];
+    let compiled = compile(&documents, &Settling::default());
+    assert_eq!(
+        decide(&compiled, "a.sub.example.com", 80, Arrival::Http),
+        "originate"
+    );
+    assert_eq!(
+        decide(&compiled, "b.sub.example.com", 80, Arrival::Http),
+        "left_out"
+    );
+    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
+    let allowed = compile(&documents, &allowing("*"));
+    assert_eq!(
+        decide(&allowed, "b.sub.example.com", 80, Arrival::Http),
+        "forward"
+    );
+}
+
+#[test]
 fn a_short_name_is_the_namespaces() {
     for host in ["intranet", "intranet.corp.example"] {
         let documents = [entry("a", host, http(80)), rule("r", simple("intranet"))];

@@ -207,7 +207,13 @@ impl<'r> Compiler<'r> {
         let told = self.check_unused(&plain);
         let entries = &self.resources.service_entries;
         let hidden = entries.iter().any(|entry| is_for_nobody(&entry.export_to));
-        let meant = plain.iter().all(|service| service.disabled);
+        let is_wild = |service: &Plain<'r>| {
+            let host = self.hosts.get(service.host);
+            host.is_some_and(|host| host.pattern.exact().is_none())
+        };
+        let meant = plain
+            .iter()
+            .all(|service| service.disabled && !is_wild(service));
         let mut asking = ByHost::default();
         if !meant || hidden || self.settling.outbound == OutboundMode::AllowAny {
             for rule in &self.resources.destination_rules {
@@ -232,6 +238,9 @@ impl<'r> Compiler<'r> {
                 }
                 counted = Some(service.host);
             }
+        }
+        for service in &plain {
+            self.refuse_below(service, &asking);
         }
         let served = self.served(&suspects);
         for (suspect, served) in suspects.iter().zip(served) {
@@ -508,6 +517,70 @@ impl<'r> Compiler<'r> {
             None => format!(
                 "rules of namespace `{caller}` come first, and none of them is for this caller"
             ),
+        }
+    }
+
+    /// Refuses hosts below a wildcard that is plaintext, where a rule asks for TLS to them: no cluster of theirs has the
+    /// port, so their requests would go by the wildcard.
+    fn refuse_below(&mut self, service: &Plain<'r>, asking: &ByHost<'r>) {
+        let number = service.port.number;
+        let Some(wild) = self
+            .pattern(service.host)
+            .filter(|host| host.exact().is_none())
+        else {
+            return;
+        };
+        let port = self.hosts.port_mut(service.host, number).cloned();
+        let Some(port) = port.filter(|port| port.way.refusal().is_none()) else {
+            return;
+        };
+        for (host, rules) in asking.hosts() {
+            if *host == wild || !wild.covers(host) || self.allowed(host, number).is_some() {
+                continue;
+            }
+            let names = |rule: &&&DestinationRule| !blocks(rule, number, |_| true).is_empty();
+            let Some(rule) = rules.iter().find(names) else {
+                continue;
+            };
+            let goes_there = match host.exact() {
+                Some(name) => self.hosts.find_map(name.as_str(), |found| {
+                    self.hosts.port(found, number)?;
+                    Some(found.pattern == wild)
+                }),
+                None => {
+                    let own = self.hosts.place(host).and_then(|at| self.hosts.get(at));
+                    Some(own.is_none_or(|own| self.hosts.port(own, number).is_none()))
+                }
+            };
+            if goes_there != Some(true) {
+                continue;
+            }
+            let (place, new) = self.hosts.entry(host, self.entry_place(service.entry));
+            if new {
+                let entry = service.entry;
+                self.owners.push(Owner { entry, host });
+            }
+            let way = Way::refused(
+                Reason::LeftOut,
+                Some((self.rule_place(rule), PolicySource::Rule)),
+            );
+            let port = Port::new(number, port.target, port.arrival, way);
+            self.hosts.add_port(place, port, Vec::new());
+            let text = format!(
+                "it asks for TLS to `{host}`, but requests on port {number} go by `{wild}`, which is plaintext: they are refused (`left_out`)"
+            );
+            let hint = format!(
+                "give `{host}` a ServiceEntry with port {number}, or let a rule ask for TLS to `{wild}`; if plaintext is meant, give `--allow-plaintext {host}:{number}`"
+            );
+            let path = FieldPath::keys("spec.host");
+            self.tell(
+                Severity::Warning,
+                "host-never-matches",
+                &rule.meta,
+                path,
+                text,
+                &hint,
+            );
         }
     }
 
