@@ -820,10 +820,19 @@ impl<'r> Compiler<'r> {
                 "one namespace has a host: the caller's own, then one that exports it by name, then the oldest entry's; nothing of this entry is used for it",
             )
         } else {
-            (
-                format!("the host is already that of {id}, and the two entries do not agree"),
-                "only its endpoints are used; ports are joined where `resolution`, `exportTo`, `workloadSelector` and `metadata.labels` are the same",
-            )
+            let hint = "only its endpoints are used; ports are joined where `resolution`, `exportTo`, `workloadSelector` and `metadata.labels` are the same";
+            match owner.meta.created == entry.meta.created {
+                true => (
+                    format!(
+                        "the host is already that of {id}, which is as old, and the two entries do not agree: Istio takes either of them"
+                    ),
+                    "here the first by name has the host; make the two agree, or remove one",
+                ),
+                false => (
+                    format!("the host is already that of {id}, and the two entries do not agree"),
+                    hint,
+                ),
+            }
         };
         let kind = ProblemKind::Conflict(text);
         self.report(Severity::Warning, &entry.meta, path, kind, hint);

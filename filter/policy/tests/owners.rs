@@ -667,3 +667,17 @@ fn a_slip_in_the_configuration_of_the_mesh_is_told() {
         assert_eq!(problems.len(), 1, "{slip}: {problems:?}");
     }
 }
+
+/// Istio settles it by chance, so whoever reads the warnings is told.
+#[test]
+fn two_that_are_as_old_and_do_not_agree_are_told() {
+    let other = json!({"resolution": "DNS_ROUND_ROBIN"});
+    let documents = [
+        entry("a/one", 1, json!({})),
+        entry("a/two", 1, other.clone()),
+    ];
+    let told = |documents: &[Value]| World::seen_from("a", documents).warnings.remove(0);
+    assert!(told(&documents).contains("Istio takes either of them"));
+    let documents = [entry("a/one", 1, json!({})), entry("a/two", 2, other)];
+    assert!(!told(&documents).contains("Istio takes either of them"));
+}

@@ -958,12 +958,12 @@ fn services_that_cannot_be_told_apart_are_refused_unless_each_has_a_loopback_add
         (
             tcp("a", 6379, "REDIS", json!([])),
             tcp("b", 6379, "TCP", json!([])),
-            "error: spec.ports[0]: port 6379 is that of `a.example` (ServiceEntry default/a) too: nothing tells their connections apart",
+            "error: spec.ports[0]: port 6379 of `b.example` is that of `a.example` (ServiceEntry default/a) too: nothing tells their connections apart",
         ),
         (
             tcp("a", 6379, "REDIS", json!(["192.0.2.1", "192.0.2.0/24"])),
             tcp("b", 6379, "TCP", json!(["192.0.2.9/24"])),
-            "error: spec.ports[0]: port 6379 is that of `a.example` (ServiceEntry default/a) too: nothing tells their connections apart",
+            "error: spec.ports[0]: port 6379 of `b.example` is that of `a.example` (ServiceEntry default/a) too: nothing tells their connections apart",
         ),
         (
             tcp("a", 80, "HTTP", json!([])),

@@ -216,7 +216,7 @@ impl<'r> Compiler<'r> {
                     Some(other) if other.known.host == candidate.known.host => {}
                     // Istio leads the connections of both to one of them. Neither is served here.
                     Some(other) => {
-                        let text = self.described(port, other);
+                        let text = self.described(port, candidate, other);
                         let found = self.problems.len();
                         self.conflict(candidate, &text);
                         self.blame(other.known.host, port, found..self.problems.len());
@@ -267,12 +267,14 @@ impl<'r> Compiler<'r> {
         }
     }
 
-    fn described(&self, port: PortNumber, other: &Candidate<'_>) -> String {
-        let host = self.hosts.get(other.known.host).map(|host| &host.pattern);
-        let host = host.map(HostPattern::to_string).unwrap_or_default();
-        let entry = &other.entry.meta.id;
+    fn described(&self, port: PortNumber, one: &Candidate<'_>, other: &Candidate<'_>) -> String {
+        let host = |of: &Candidate<'_>| {
+            let host = self.hosts.get(of.known.host).map(|host| &host.pattern);
+            host.map(HostPattern::to_string).unwrap_or_default()
+        };
+        let (own, theirs, entry) = (host(one), host(other), &other.entry.meta.id);
         format!(
-            "port {port} is that of `{host}` ({entry}) too: nothing tells their connections apart"
+            "port {port} of `{own}` is that of `{theirs}` ({entry}) too: nothing tells their connections apart"
         )
     }
 

@@ -177,6 +177,10 @@ impl<'r> Leads<'r> {
             Resolution::Static => true,
             Resolution::Dns | Resolution::DnsRoundRobin => false,
         };
+        // Most hosts have one entry.
+        if siblings.is_none() && !by_name && is_looked_up(from) {
+            return Leads::ToTheHost;
+        }
         let of = |entry: &'r ServiceEntry| {
             let same = move |other: &&ServicePort| match by_name {
                 true => other.name == port.name,
