@@ -39,6 +39,8 @@ const OTHER_AT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 13);
 const UNKNOWN: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 20);
 /// An address of a private network.
 const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 20, 30, 40);
+/// Where nobody is at all.
+const NOBODY_AT: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 99);
 /// Where applications that prefer IPv6 believe [`EDITION`] to be.
 const SITE_6: &str = "2001:db8::10";
 
@@ -82,7 +84,10 @@ async fn dns() -> Result<DnsServer> {
     let zone = Zone::new()
         .name(EDITION, [SITE])
         .name(CACHE, [CACHE_AT])
-        .name(OTHER, [OTHER_AT]);
+        .name(OTHER, [OTHER_AT])
+        .name("private.wild.example", [PRIVATE])
+        .name("both.wild.example", [NOBODY_AT, PRIVATE])
+        .name("first.wild.example", [PRIVATE, UNKNOWN]);
     DnsServer::start(zone).await
 }
 
@@ -371,6 +376,50 @@ fn with_allow_any_the_rest_goes_where_it_was_meant_to_but_to_no_private_address(
             assert_eq!(private.counts(listener).connections, 0);
         }
         assert!(proxy.stop().await?.success());
+        Ok(())
+    })
+}
+
+/// The name goes where DNS says, whatever address was dialled; and DNS may not say just anything.
+#[test]
+fn a_captured_name_below_a_wildcard_reaches_no_private_address() -> Result<()> {
+    alone(async || {
+        let trusted = Trusted::new()?;
+        let dns = dns().await?;
+        let start = async |at: Ipv4Addr| {
+            let certificate = trusted.ca.issue(&Leaf::for_names(["*.wild.example"]))?;
+            StandIn::start_at(StandInConfig::new(certificate), at).await
+        };
+        let (public, private) = (start(UNKNOWN).await?, start(PRIVATE).await?);
+        let rules = entry_with(
+            "*.wild.example",
+            "resolution: DYNAMIC_DNS, ports: [{number: 80, name: http, protocol: HTTP}, \
+             {number: 443, name: tls, protocol: TLS}]",
+        );
+        for outbound in ["REGISTRY_ONLY", "ALLOW_ANY"] {
+            let builder = capturing(trusted.egressctl(&rules), &dns);
+            let builder = builder.arg("--outbound-traffic-policy").arg(outbound);
+            let proxy = builder.start().await?;
+            captured(&trusted, &up("")).await?;
+            let dialled = |label: &str, scheme: &str, port: u16| {
+                let name = format!("{label}.wild.example");
+                format!("-k --resolve {name}:{port}:{SITE} {scheme}://{name}/")
+            };
+            for (label, plain, tls) in [
+                ("private", "403", "000"),
+                ("both", "503", "000"),
+                ("first", "301", "200"),
+            ] {
+                assert_eq!(get(&dialled(label, "http", 80)).await?, plain, "{label}");
+                assert_eq!(get(&dialled(label, "https", 443)).await?, tls, "{label}");
+            }
+            assert_eq!(public.take_seen().len(), 2, "{outbound}");
+            for listener in [Listener::Plain, Listener::Tls] {
+                assert_eq!(private.counts(listener).connections, 0, "{outbound}");
+            }
+            captured(&trusted, "down").await?;
+            assert!(proxy.stop().await?.success());
+        }
         Ok(())
     })
 }
