@@ -6,8 +6,8 @@
 )]
 
 use egress_policy::{
-    Action, AllowPlaintext, Arrival, Compiled, HostPattern, OutboundMode, Parser, PolicyTable,
-    PortNumber, Proxy, Query, Reason, Settling, Severity,
+    Action, AllowPlaintext, Arrival, Compiled, ConnectTo, HostName, HostPattern, OutboundMode,
+    Parser, PolicyTable, PortNumber, Proxy, Query, Reason, Settling, Severity,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -741,4 +741,54 @@ fn what_is_meant_is_counted_and_passes() {
     );
     assert_eq!(compiled.problems.0, []);
     assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
+}
+
+/// A host of `connect_to` below a wildcard has a place of its own, and is no way around the wildcard's verdict.
+#[test]
+fn an_address_given_by_hand_changes_no_verdict() {
+    let ports = json!([
+        {"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 443},
+        {"number": 443, "name": "tls", "protocol": "TLS"},
+    ]);
+    let spec = json!({"hosts": ["*.example.com"], "ports": ports, "resolution": "DYNAMIC_DNS"});
+    let wildcard = document("ServiceEntry", "wild", spec);
+    let elsewhere = with(simple("*.example.com"), "exportTo", json!(["other"]));
+    let mut verdicts = Vec::new();
+    for (documents, settling) in [
+        (vec![wildcard.clone()], allowing("*.example.com")),
+        (
+            vec![wildcard.clone(), rule("hidden", elsewhere)],
+            caller("default", &[]),
+        ),
+        (vec![wildcard], caller("default", &[])),
+    ] {
+        let port = |number| PortNumber::new(number).unwrap();
+        let settling = Settling {
+            outbound: OutboundMode::AllowAny,
+            connect_to: vec![ConnectTo {
+                host: HostName::dns("x.example.com").unwrap(),
+                port: port(443),
+                address: "127.0.0.1".to_owned(),
+                address_port: port(8443),
+            }],
+            ..settling
+        };
+        let compiled = compile(&documents, &settling);
+        for (number, arrival) in [
+            (80, Arrival::Http),
+            (99, Arrival::Http),
+            (443, Arrival::Tls),
+            (443, Arrival::Http),
+        ] {
+            let verdict = decide(&compiled, "x.example.com", number, arrival);
+            let other = decide(&compiled, "y.example.com", number, arrival);
+            assert_eq!(verdict, other, "{number} {arrival:?}");
+            verdicts.push(verdict);
+        }
+    }
+    println!("{verdicts:?}");
+    assert_eq!(
+        verdicts.first().map(String::as_str),
+        Some("forward allowed")
+    );
 }

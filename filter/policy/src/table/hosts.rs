@@ -216,6 +216,10 @@ impl Hosts {
         self.hosts.get(place)
     }
 
+    pub(super) fn get_mut(&mut self, place: usize) -> Option<&mut Host> {
+        self.hosts.get_mut(place)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Host> {
         self.hosts.iter()
     }

@@ -1,10 +1,25 @@
 //! Hosts below a wildcard whose address was given by hand.
 
-use super::hosts::{Port, Subsets};
+use super::hosts::{Host, Port, Subsets};
 use super::{Compiler, ConnectTo, endpoints_of};
 use crate::cluster::{Cluster, ClusterName};
 use crate::decision::Arrival;
 use crate::host::HostPattern;
+
+/// What a host takes from the wildcard that it is below.
+struct Below {
+    entry: usize,
+    named: bool,
+}
+
+impl Below {
+    fn of(host: &Host) -> Self {
+        Below {
+            entry: host.entry as usize,
+            named: host.named,
+        }
+    }
+}
 
 impl Compiler<'_> {
     /// Gives each host of [`super::Settling::connect_to`] that is found below a wildcard a place of its own.
@@ -28,27 +43,32 @@ impl Compiler<'_> {
                         && cluster.is_some_and(|cluster| cluster.any_name)
                     {
                         let subsets = self.hosts.subsets(port).to_vec();
-                        below.push((host.entry as usize, port.clone(), subsets));
+                        below.push((Below::of(host), port.clone(), subsets));
                     }
                 }
                 None::<()>
             });
-            for (entry, port, subsets) in below {
-                self.pin_port(to, entry, &port, subsets);
+            for (host, port, subsets) in below {
+                self.pin_port(to, &host, &port, subsets);
             }
         }
     }
 
-    fn pin_port(&mut self, to: &ConnectTo, entry: usize, port: &Port, mut subsets: Subsets) {
+    fn pin_port(&mut self, to: &ConnectTo, below: &Below, port: &Port, mut subsets: Subsets) {
         let host = HostPattern::Exact(to.host.clone());
         let mut way = port.way;
         way.cluster = self.pinned_cluster(to, &host, port, "", way.cluster);
         for (name, way) in &mut subsets {
             way.cluster = self.pinned_cluster(to, &host, port, name, way.cluster);
         }
-        let (place, _) = self.hosts.entry(&host, entry);
-        let port = Port::new(port.number, port.target, port.arrival, way);
-        self.hosts.add_port(place, port, subsets);
+        let (place, _) = self.hosts.entry(&host, below.entry);
+        if let Some(host) = self.hosts.get_mut(place) {
+            // On its other ports the host is treated as the wildcard is.
+            host.named |= below.named;
+        }
+        let mut pinned = Port::new(port.number, port.target, port.arrival, way);
+        pinned.allowed = port.allowed;
+        self.hosts.add_port(place, pinned, subsets);
     }
 
     /// Finds or makes what a wildcard's cluster is for one host whose address is known.
