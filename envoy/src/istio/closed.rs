@@ -122,7 +122,7 @@ fn for_others(
         match given.and_then(|rule| rule.value.get_mut("spec")) {
             Some(spec) => ports.into_iter().for_each(|port| close_port(spec, port)),
             None => {
-                let led = led_by_the_root(rules, &host, &ports);
+                let led = led_by_another(rules, namespace, &host, &ports);
                 let settings: Vec<Value> = ports.into_iter().map(closed_port).collect();
                 let mut spec =
                     json!({"host": host, "trafficPolicy": {"portLevelSettings": settings}});
@@ -145,15 +145,21 @@ fn for_others(
     more
 }
 
-/// Says whether a rule of the root namespace says what TLS a host has for all who have no rule of their own. Istio asks
-/// the namespace of the service first, so a closed rule that all see would take its place.
-fn led_by_the_root(rules: &Rules, host: &str, ports: &BTreeSet<PortNumber>) -> bool {
+/// Says whether a rule of the root namespace, or one of ours for more hosts, says what TLS a host has for other
+/// namespaces. Istio asks the namespace of the service first, and there for the most specific host alone, so a closed
+/// rule that all see would take its place.
+fn led_by_another(
+    rules: &Rules,
+    namespace: &str,
+    host: &str,
+    ports: &BTreeSet<PortNumber>,
+) -> bool {
     let Ok(host) = HostPattern::parse(host) else {
         return false;
     };
     let root = rules.mesh.decides.root_namespace.as_str();
     let private = |rule: &DestinationRule| {
-        let own = |to: &String| to == "." || to == root;
+        let own = |to: &String| to == "." || **to == *rule.meta.id.namespace;
         rule.selector.is_some() || (!rule.export_to.is_empty() && rule.export_to.iter().all(own))
     };
     let mut all = rules.parsed.destination_rules.iter();
@@ -165,7 +171,7 @@ fn led_by_the_root(rules: &Rules, host: &str, ports: &BTreeSet<PortNumber>) -> b
                 own.map_or(&policy.tls, |own| &own.policy.tls).is_some()
             })
         };
-        *rule.meta.id.namespace == *root
+        [root, namespace].contains(&&*rule.meta.id.namespace)
             && !private(rule)
             && rule.host.covers(&host)
             && ports.iter().any(settled)

@@ -163,7 +163,19 @@ impl<'a> Field<'a> {
                 (format!("the string `{short}`"), hint)
             }
             Node::List(_) => ("a list".to_owned(), None),
-            Node::Object(_) => ("an object".to_owned(), None),
+            // An address such as `2001:db8::` before a blank is a key without a value.
+            Node::Object(map) => {
+                let mut fields = map.iter();
+                let alone = fields.next().filter(|_| fields.next().is_none());
+                let is_text = |(_, value): &(&str, &Node<'_>)| {
+                    **value == Node::Null && expected == "a string"
+                };
+                let hint = alone.filter(is_text).map(|(key, _)| {
+                    let short: String = key.chars().take(40).collect();
+                    format!("write \"{short}:\" in quotes")
+                });
+                ("an object".to_owned(), hint)
+            }
         };
         let kind = ProblemKind::WrongType { expected, found };
         self.report
