@@ -134,7 +134,7 @@ async fn a_wildcard_has_all_names_below_it_and_not_its_own() -> Result<()> {
         ("action", "originate"),
         ("rule", "default/any-example-com"),
         ("service_entry", "default/any-example-com"),
-        ("cluster", SHARED),
+        ("cluster", &format!("{SHARED}|internal")),
         ("transport_socket", "envoy.transport_sockets.tls"),
         ("tls_mode", "SIMPLE"),
         ("sni", "sub.example.com"),
@@ -431,7 +431,7 @@ async fn unknown_names(others: &str) -> Result<()> {
         };
         let error = format!("{error:#}");
         ensure!(error.contains("eof") || error.contains("reset"), "{error}");
-        let wanted = format!("authority={name}");
+        let wanted = format!("authority={name} plaintext=-");
         let line = proxy
             .wait_for_log(|line| line.ends_with(&wanted), SOON)
             .await?;

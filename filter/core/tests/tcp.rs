@@ -79,7 +79,7 @@ fn an_originated_connection_gets_metadata_and_then_a_cluster() {
         [
             "action=originate reason=- rule=default/cache service_entry=default/cache cluster=outbound|6379||cache.example \
              transport_socket=envoy.transport_sockets.tls tls_mode=SIMPLE sni=sni.example verify=sni.example secrets=- \
-             target=cache.example:6379 authority=-",
+             target=cache.example:6379 authority=- plaintext=-",
             "cluster = outbound|6379||cache.example",
         ]
     );
@@ -136,7 +136,7 @@ fn an_upstream_proxy_is_told_the_target_before_a_cluster_is_named() {
 fn the_log_tells_what_the_proxy_of_a_tunnel_is_asked_for() {
     let words = planned(&at(5001), &NOTHING);
     assert!(
-        words[0].ends_with(" target=db.example:5432 authority=-"),
+        words[0].ends_with(" target=db.example:5432 authority=- plaintext=-"),
         "{words:?}"
     );
     assert_eq!(words[1], "cluster = outbound|5001||behind.example");
@@ -187,7 +187,7 @@ fn a_shared_cluster_is_told_where_to_go() {
         "{words:?}"
     );
     assert!(
-        words[2].ends_with(" target=web.example:443 authority=WEB.example"),
+        words[2].ends_with(" target=web.example:443 authority=WEB.example plaintext=-"),
         "{words:?}"
     );
     assert_eq!(words[3..], ["cluster = shared|DISABLE||bytes"]);
