@@ -240,7 +240,8 @@ impl Unread {
         let Says::VirtualService(service) = &self.says else {
             return false;
         };
-        let to = |to: &Destination| to.port == Some(port) && is_host(&to.host, host);
+        let to =
+            |to: &Destination| to.port.is_none_or(|own| own == port) && is_host(&to.host, host);
         let mut routes = service.routes.iter();
         routes.any(|route| route.destinations.iter().any(to))
     }
