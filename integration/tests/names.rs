@@ -24,15 +24,18 @@ use common::{
     originated, rendered, route, rule, site,
 };
 
+/// Makes a name of one type.
+type Kind = fn(String) -> Name;
+
 /// The types of names that read like a host and are none, as functions of the host.
-const NOT_DNS: [(&str, fn(String) -> Name); 3] = [
+const NOT_DNS: [(&str, Kind); 3] = [
     ("uri", Name::Uri),
     ("email", Name::Email),
     ("other", Name::Other),
 ];
 
 /// A certificate that is good but for the host's name, which it has in another type.
-fn odd(host: &str, kind: fn(String) -> Name) -> Leaf {
+fn odd(host: &str, kind: Kind) -> Leaf {
     Leaf::for_names(["x.good.example"]).and(kind(host.to_owned()))
 }
 
