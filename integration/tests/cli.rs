@@ -382,6 +382,7 @@ async fn rules_come_from_a_folder() -> Result<()> {
         "rules/3.json",
         &resources().map(|other| other.to_string())[0].replace(HOST, "x.example"),
     )?;
+    trusted.file("rules/4.yaml", &rule("x.example", SIMPLE))?;
     trusted.file("rules/README.md", "no: [rules")?;
     let path = folder.clone();
     assert_originates(&trusted, |run| run.rules(path)).await?;

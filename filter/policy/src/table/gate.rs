@@ -224,7 +224,7 @@ impl<'r> Compiler<'r> {
         }
         let mut suspects = Vec::new();
         let mut counted = None;
-        for (service, told) in plain.iter().zip(told) {
+        for (service, &told) in plain.iter().zip(&told) {
             let Some(host) = self.pattern(service.host) else {
                 continue;
             };
@@ -239,8 +239,10 @@ impl<'r> Compiler<'r> {
                 counted = Some(service.host);
             }
         }
-        for service in &plain {
-            self.refuse_below(service, &asking);
+        for (service, told) in plain.iter().zip(told) {
+            if !told {
+                self.refuse_below(service, &asking);
+            }
         }
         let served = self.served(&suspects);
         for (suspect, served) in suspects.iter().zip(served) {
