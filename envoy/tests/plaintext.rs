@@ -283,6 +283,7 @@ fn options(proxy: Proxy) -> Options {
         workloads: Vec::new(),
         admin: Admin::Pipe("admin.sock".to_owned()),
         dns: Vec::new(),
+        guarded_dns: None,
         loopback_vips: false,
         mesh: egress_envoy::mesh::MeshConfig::default(),
         version: Version::find(egress_envoy::pinned_envoy()).unwrap(),
