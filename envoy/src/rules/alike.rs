@@ -100,7 +100,7 @@ mod tests {
             "kind": "ServiceEntry",
             "metadata": {"name": name},
             "spec": {"hosts": [host, format!("www.{host}")], "resolution": "DNS",
-                     "ports": [{"number": port, "name": "http", "protocol": "HTTP", "targetPort": 443}]},
+                     "ports": [{"number": port, "name": "http", "protocol": "HTTP", "targetPort": 8443}]},
         })
     }
 
