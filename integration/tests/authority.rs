@@ -2,21 +2,24 @@
 
 mod common;
 
+use std::net::Ipv4Addr;
+
 use anyhow::{Result, ensure};
 use tokio::task::JoinSet;
 
 use egress_integration::{
-    dns::DnsServer,
+    dns::{DnsServer, Zone},
     egressctl::Running,
+    netns,
     pki::Leaf,
     probe,
     silent_port::SilentPort,
-    stand_in::{Listener, Seen, StandIn},
+    stand_in::{Listener, Seen, StandIn, StandInConfig},
 };
 
 use common::{
     HOST, SHARED, SOON, Stage, Trusted, assert_no_leak, assert_originated, entry, log_of, only,
-    originated, route, rule, site,
+    originated, route, rule,
 };
 
 /// Ways to name the page's host and port.
@@ -330,9 +333,12 @@ async fn forged_headers_open_no_way_to_an_unknown_host() -> Result<()> {
     stage.nothing_at_all().await
 }
 
+/// An address that everybody may have: names that clients choose lead to no private one.
+const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
 /// A run that leaves unknown hosts alone, and the DNS that it asks for them.
 async fn allow_any(trusted: &Trusted, site: &StandIn) -> Result<(Running, DnsServer)> {
-    let dns = common::dns().await?;
+    let dns = DnsServer::start(Zone::new().every_name([PUBLIC])).await?;
     // An unknown host goes where its own authority says, so the tests name the plain port in it.
     let proxy = trusted
         .egressctl(&originated(HOST, 443))
@@ -347,10 +353,15 @@ async fn allow_any(trusted: &Trusted, site: &StandIn) -> Result<(Running, DnsSer
     Ok((proxy, dns))
 }
 
-#[tokio::test]
-async fn where_any_host_is_allowed_an_unknown_one_is_left_alone() -> Result<()> {
+#[test]
+fn where_any_host_is_allowed_an_unknown_one_is_left_alone() -> Result<()> {
+    netns::run(&[PUBLIC.into()], &[], left_alone)
+}
+
+async fn left_alone() -> Result<()> {
     let trusted = Trusted::new()?;
-    let site = site(&trusted.ca, &Leaf::for_names([HOST])).await?;
+    let certificate = trusted.ca.issue(&Leaf::for_names([HOST]))?;
+    let site = StandIn::start_at(StandInConfig::new(certificate), PUBLIC).await?;
     let (proxy, _dns) = allow_any(&trusted, &site).await?;
     let http = proxy.listener(80)?;
 

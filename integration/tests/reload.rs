@@ -139,9 +139,9 @@ async fn files_come_and_go_in_a_folder_and_are_written_in_place() -> Result<()> 
     let site = trusted.site([HOST]).await?;
     let folder = trusted.path("rules");
     fs::create_dir(&folder)?;
-    fs::write(folder.join("entry.yaml"), entry(HOST, 443))?;
+    fs::write(folder.join("entry.yaml"), entry(HOST, 80))?;
     let proxy = watching(&trusted, &folder)
-        .connect_to(&route(HOST, 443, site.plain_addr()))
+        .connect_to(&route(HOST, 80, site.plain_addr()))
         .start()
         .await?;
     let http = proxy.listener(80)?;
