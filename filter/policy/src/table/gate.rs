@@ -396,8 +396,9 @@ impl<'r> Compiler<'r> {
             Arrival::Tcp => "; if applications speak TLS themselves, write `protocol: TLS`",
             _ => "",
         };
+        let allow = allow_hint(host, number);
         let hint = format!(
-            "add a DestinationRule for the host with `trafficPolicy.tls.mode: SIMPLE`{own}; if plaintext is meant, give `--allow-plaintext {host}:{number}`"
+            "add a DestinationRule for the host with `trafficPolicy.tls.mode: SIMPLE`{own}; {allow}"
         );
         let at = (&service.entry.meta, port_of(service.port));
         self.mistake(service, "plaintext-to-443", at, text, &hint);
@@ -423,7 +424,7 @@ impl<'r> Compiler<'r> {
         };
         let rule = block.rule;
         let so = format!("port {number} of `{host}` would be plaintext");
-        let allow = format!("if plaintext is meant, give `--allow-plaintext {host}:{number}`");
+        let allow = allow_hint(host, number);
         let at = (&rule.meta, tls_of(block.source));
         if block.stray {
             let text = format!("the host has no such port, so this `tls` is never used, and {so}");
@@ -484,8 +485,9 @@ impl<'r> Compiler<'r> {
         let text = format!(
             "it asks for TLS to `{host}`, but not for this caller: {why}; port {number} is refused for it (`left_out`)"
         );
+        let allow = allow_hint(host, number);
         let hint = format!(
-            "say who is calling by `--namespace` and `--label`, or let the rule be for this caller; if plaintext is meant, give `--allow-plaintext {host}:{number}`"
+            "say who is calling by `--namespace` and `--label`, or let the rule be for this caller; {allow}"
         );
         self.tell(
             Severity::Warning,
@@ -571,8 +573,9 @@ impl<'r> Compiler<'r> {
             let text = format!(
                 "it asks for TLS to `{host}`, but requests on port {number} go by `{wild}`, which is plaintext: they are refused (`left_out`)"
             );
+            let allow = allow_hint(host, number);
             let hint = format!(
-                "give `{host}` a ServiceEntry with port {number}, or let a rule ask for TLS to `{wild}`; if plaintext is meant, give `--allow-plaintext {host}:{number}`"
+                "give `{host}` a ServiceEntry with port {number}, or let a rule ask for TLS to `{wild}`; {allow}"
             );
             let path = FieldPath::keys("spec.host");
             self.tell(
@@ -973,6 +976,11 @@ fn dialled(leads: &Leads<'_>, port: &ServicePort) -> Vec<PortNumber> {
         }
     }
     dialled
+}
+
+/// Says how to allow the plaintext of one service.
+fn allow_hint(host: &HostPattern, port: PortNumber) -> String {
+    format!("if plaintext is meant, give `--allow-plaintext {host}:{port}`")
 }
 
 fn tls_of(source: PolicySource) -> FieldPath {
