@@ -232,6 +232,27 @@ fn what_goes_by_a_plaintext_wildcard_though_a_rule_asks_for_tls_is_refused() {
     );
 }
 
+/// Of two hosts below a wildcard that lie in each other, the rule of each refuses its own, whichever comes first.
+#[test]
+fn the_order_of_rules_below_a_plaintext_wildcard_changes_nothing() {
+    let ports = json!([{"number": 8080, "name": "http", "protocol": "HTTP"}]);
+    let wildcard = json!({"hosts": ["*.a.example"], "ports": ports, "resolution": "DYNAMIC_DNS"});
+    let mut documents = vec![
+        document("ServiceEntry", "wild", wildcard),
+        rule("one", simple("c.b.a.example")),
+        rule("other", simple("*.b.a.example")),
+        entry("a", "c.b.a.example", http(443)),
+    ];
+    let compiled = compile(&documents, &Settling::default());
+    let query = |host| decide(&compiled, host, 8080, Arrival::Http);
+    assert_eq!(query("c.b.a.example"), "left_out");
+    assert_eq!(query("d.b.a.example"), "left_out");
+    assert_eq!(query("d.a.example"), "forward");
+    documents.swap(1, 2);
+    let swapped = compile(&documents, &Settling::default());
+    assert_eq!(compiled.table.digest(), swapped.table.digest());
+}
+
 #[test]
 fn a_short_name_is_the_namespaces() {
     for host in ["intranet", "intranet.corp.example"] {

@@ -17,6 +17,7 @@ use crate::cluster::Cluster;
 use crate::decision::{Arrival, Reason};
 use crate::host::HostPattern;
 use crate::merge::{ByHost, Merged, PolicySource, Proxy, Settings, for_port};
+use crate::order::{sort_by, sorted};
 use crate::port::{PortNumber, Protocol};
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity, edits};
 use crate::resource::{
@@ -216,7 +217,10 @@ impl<'r> Compiler<'r> {
             .all(|service| service.disabled && !is_wild(service));
         let mut asking = ByHost::default();
         if !meant || hidden || self.settling.outbound == OutboundMode::AllowAny {
-            for rule in &self.resources.destination_rules {
+            // In their order, so that the order of the documents says nothing.
+            let rules = &self.resources.destination_rules;
+            let order = sorted(&rules.iter().map(|rule| &rule.meta).collect::<Vec<_>>());
+            for rule in order.into_iter().filter_map(|at| rules.get(at)) {
                 if asks_anywhere(rule, |mode| mode != TlsMode::Disable) {
                     asking.add(rule);
                 }
@@ -538,7 +542,12 @@ impl<'r> Compiler<'r> {
         let Some(port) = port.filter(|port| port.way.refusal().is_none()) else {
             return;
         };
-        for (host, rules) in asking.hosts() {
+        // A host goes by the wildcard until one between them is refused, so the most specific are asked first.
+        let mut hosts: Vec<_> = asking.hosts().collect();
+        sort_by(&mut hosts, |(one, _), (other, _)| {
+            other.text().len().cmp(&one.text().len())
+        });
+        for (host, rules) in hosts {
             if *host == wild || !wild.covers(host) || self.allowed(host, number).is_some() {
                 continue;
             }
@@ -935,9 +944,7 @@ impl<'r> Compiler<'r> {
             if self.settling.allow_plaintext.iter().any(allowed) {
                 continue;
             }
-            // The first by their order, so that the order of the documents says nothing.
-            let rules = rules.iter().filter(outside);
-            let Some(rule) = rules.min_by_key(|rule| (rule.meta.order(), &rule.meta.id)) else {
+            let Some(rule) = rules.iter().find(outside) else {
                 continue;
             };
             let first = self.rule_place(rule);
