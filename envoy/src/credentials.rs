@@ -1,10 +1,10 @@
 //! Certificates, keys and revocation lists: where they come from, and whether Envoy would take them.
 //!
 //! ```text
-//! PolicyTable ──Need::of──► Need ──Store::load──► Material, or what is Missing
+//! PolicyTable ──SecretRequest::of──► SecretRequest ──Store::load──► Material, or what is Missing
 //! ```
 //!
-//! A [`Need`] is what a rule asks for under a name. A [`Store`] has the places where it may be: the files
+//! A [`SecretRequest`] is what a rule asks for under a name. A [`Store`] has the places where it may be: the files
 //! that rules name, folders in which each credential has a folder of its own, and the Secrets that stand
 //! among the rules. What [`Store::load`] returns is PEM that Envoy takes; a pair of which only one half
 //! has been replaced is not.
@@ -24,25 +24,23 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use crate::fs::{self, Standing, Unreadable};
+use crate::reference::{Reference, names_of};
+use crate::xds::SecretRequest;
 use crate::yaml::Place;
 
 mod connect;
 mod documents;
 mod files;
 mod inspect;
-mod need;
 mod pair;
 mod pem;
 
 pub use connect::connect;
 pub use documents::Documents;
-pub use files::Files;
 pub use inspect::inspect;
-pub use need::Need;
 
 use documents::Held;
 pub(crate) use documents::Taken;
-use need::{Reference, names_of};
 use pair::KeyKind;
 use pem::{Der, Flaw, PrivateKey};
 
@@ -280,7 +278,7 @@ impl Store {
     ///
     /// # Errors
     /// When it is not there, or not such that Envoy would take it; then what Envoy has should stay.
-    pub fn load(&self, need: &Need) -> Result<Material, Missing> {
+    pub fn load(&self, need: &SecretRequest) -> Result<Material, Missing> {
         let judged = judge(&self.read(need)?)?;
         Ok(match judged {
             Judged::Pair { chain, key } => {
@@ -304,7 +302,7 @@ impl Store {
     /// Returns the folders to watch, so that no change of what a need is made of goes unseen: those of the
     /// files, and of each symbolic link on the way to them. Where something is not there yet, the nearest
     /// folder above it that is. They are absolute, exist, and each stands there once.
-    pub fn watched(&self, need: &Need) -> Vec<PathBuf> {
+    pub fn watched(&self, need: &SecretRequest) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for path in self.paths(need) {
             found.extend(fs::folders_on_the_way(&path));
@@ -315,19 +313,19 @@ impl Store {
     }
 
     /// Returns all files that a need may be made of, there or not.
-    fn paths(&self, need: &Need) -> Vec<PathBuf> {
+    fn paths(&self, need: &SecretRequest) -> Vec<PathBuf> {
         let (credential, is_pair) = match need {
-            Need::Certificate(Identity::Files { certificate, key }) => {
+            SecretRequest::Certificate(Identity::Files { certificate, key }) => {
                 return vec![certificate.into(), key.into()];
             }
-            Need::Certificate(Identity::Credential(name)) => (Some(name), true),
-            Need::Validation { trust, .. } => match trust {
+            SecretRequest::Certificate(Identity::Credential(name)) => (Some(name), true),
+            SecretRequest::Validation { trust, .. } => match trust {
                 Trust::Credential(name) => (Some(name), false),
                 _ => (None, false),
             },
         };
         let mut found: Vec<PathBuf> = Vec::new();
-        if let Need::Validation { trust, crl } = need {
+        if let SecretRequest::Validation { trust, crl } = need {
             match trust {
                 Trust::File(path) => found.push(path.into()),
                 Trust::System => found.extend(fs::trust_store().ok().map(PathBuf::from)),
@@ -352,7 +350,7 @@ impl Store {
     }
 
     /// Reads the texts of a need, until they stay as they are.
-    pub(crate) fn read(&self, need: &Need) -> Result<Parts, Missing> {
+    pub(crate) fn read(&self, need: &SecretRequest) -> Result<Parts, Missing> {
         let mut before = self.read_once(need);
         for _ in 0..ATTEMPTS {
             if before.as_ref().is_ok_and(Parts::is_fresh) {
@@ -367,14 +365,14 @@ impl Store {
         before
     }
 
-    fn read_once(&self, need: &Need) -> Result<Parts, Missing> {
+    fn read_once(&self, need: &SecretRequest) -> Result<Parts, Missing> {
         match need {
-            Need::Certificate(Identity::Files { certificate, key }) => Ok(Parts::Pair {
+            SecretRequest::Certificate(Identity::Files { certificate, key }) => Ok(Parts::Pair {
                 certificate: file(Path::new(certificate), Role::Certificate)?,
                 key: file(Path::new(key), Role::Key)?,
             }),
-            Need::Certificate(Identity::Credential(name)) => self.pair(name),
-            Need::Validation { trust, crl } => {
+            SecretRequest::Certificate(Identity::Credential(name)) => self.pair(name),
+            SecretRequest::Validation { trust, crl } => {
                 let mut parts = match trust {
                     Trust::Credential(name) => self.trust(name)?,
                     Trust::File(path) => Parts::Trust {

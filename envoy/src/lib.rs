@@ -19,6 +19,7 @@ pub mod fs;
 pub mod istio;
 pub mod lint;
 pub mod mesh;
+mod reference;
 pub mod rules;
 pub mod run;
 pub mod xds;

@@ -11,9 +11,10 @@ use egress_policy::{
 };
 use serde_json::{Value, json};
 
-use crate::credentials::{Documents, Need, Taken};
+use crate::credentials::{Documents, Taken};
 use crate::fs::Source;
 use crate::mesh::{self, MeshConfig};
+use crate::xds::SecretRequest;
 use crate::yaml::{self, AlreadyRead, Document, Place};
 
 mod alike;
@@ -343,7 +344,7 @@ fn compile_parsed(
         gate.for_each(|problem| problem.severity = Severity::Warning);
     }
     let (table, warnings) = (compiled.table, compiled.problems);
-    let needed = taken.documents.config_maps(&Need::of(&table));
+    let needed = taken.documents.config_maps(&SecretRequest::of(&table));
     let mut problems = problems;
     problems
         .0

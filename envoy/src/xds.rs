@@ -30,6 +30,7 @@ mod guard;
 mod led;
 mod listener;
 mod names;
+mod secret;
 mod secrets;
 mod server_name;
 mod stats;
@@ -45,7 +46,8 @@ pub use dynamic::{Dynamic, discovered, dynamic};
 pub use forward_proxy::NAME as FORWARD_PROXY;
 pub use guard::{DROPS_ADDRESSES, is_refused, looks_at_one_address, refused};
 pub use led::{Led, led};
-pub use secrets::{Secrets, file_name, watched_documents};
+pub use secret::{SecretFiles, SecretRequest, Secrets};
+pub use secrets::{file_name, watched_documents};
 pub use tcp::{Vip, vips};
 pub use upstream_proxy::{InvalidProxy, NAME as UPSTREAM_PROXY, OLDEST_WITH_PROXY, UpstreamProxy};
 

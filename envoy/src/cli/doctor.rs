@@ -19,7 +19,7 @@ use crate::credentials::{self, Store};
 use crate::fs::Source;
 use crate::rules::{self, Nothing, Report};
 use crate::run::{complaint, version_of};
-use crate::xds::{self, OLDEST, OLDEST_WITH_PROXY, Version};
+use crate::xds::{self, OLDEST, OLDEST_WITH_PROXY, SecretRequest, Version};
 use crate::{fs, pinned_envoy};
 
 /// How long Envoy may take to load the filter, on a machine that does other things too.
@@ -467,7 +467,7 @@ fn rules_and_credentials(args: &Doctor, found: &mut Vec<Found>) {
             let documents = std::mem::take(&mut rules.credentials);
             let store = Store::new(args.credentials.folders.clone(), documents, &args.namespace);
             let looked = credentials::inspect(&rules, &store, &settling, SystemTime::now());
-            let all = credentials::Need::of(&rules.table).len();
+            let all = SecretRequest::of(&rules.table).len();
             let good = format!("{all} needed");
             found.push(summary("credentials", &Report(looked), good));
         }

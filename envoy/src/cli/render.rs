@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::args::{Format, RenderEnvoy};
 use super::settings::{self, Settled};
 use super::{ExitStatus, fail, print, print_as_it_is, refuse, tell};
-use crate::credentials::{Files, Material, Missing, Need};
-use crate::xds::{self, Secrets, Vip};
+use crate::credentials::{Material, Missing};
+use crate::xds::{self, SecretFiles, SecretRequest, Secrets, Vip};
 use crate::{fs, xds::watched_documents};
 
 mod istio;
@@ -80,7 +80,7 @@ fn one_address(version: &str) -> String {
 }
 
 /// Finds the files of all secrets, for a bootstrap that stands alone.
-fn files(settled: &Settled) -> Result<BTreeMap<String, Files>, String> {
+fn files(settled: &Settled) -> Result<BTreeMap<String, SecretFiles>, String> {
     let mut all = BTreeMap::new();
     for need in settled.needs() {
         match settled
@@ -159,7 +159,11 @@ fn written(folder: &Path, settled: &mut Settled, format: Format) -> Result<(), E
 type Parts = Vec<(std::path::PathBuf, Vec<u8>)>;
 
 /// Lays out a secret that stands among the rules as Kubernetes would mount it.
-fn copied(settled: &Settled, need: &Need, folder: &Path) -> Result<(Files, Parts), ExitStatus> {
+fn copied(
+    settled: &Settled,
+    need: &SecretRequest,
+    folder: &Path,
+) -> Result<(SecretFiles, Parts), ExitStatus> {
     let material = settled.store.load(need);
     Ok(match material.map_err(|missing| refuse(&told(&missing)))? {
         Material::Certificate { chain, key } => {
@@ -169,26 +173,26 @@ fn copied(settled: &Settled, need: &Need, folder: &Path) -> Result<(Files, Parts
                 (files.1.clone(), key.pem().to_vec()),
             ];
             let (chain, key) = files;
-            (Files::Certificate { chain, key }, parts)
+            (SecretFiles::Certificate { chain, key }, parts)
         }
         Material::Validation { ca, crl } => {
             let mut parts = vec![(folder.join("ca.crt"), ca)];
             parts.extend(crl.map(|crl| (folder.join("ca.crl"), crl)));
             let crl = parts.get(1).map(|(path, _)| path.clone());
             let ca = folder.join("ca.crt");
-            (Files::Validation { ca, crl }, parts)
+            (SecretFiles::Validation { ca, crl }, parts)
         }
     })
 }
 
 /// Makes the paths such that they do not depend on where Envoy is started.
-fn rooted(files: Files) -> Result<Files, fs::FileError> {
+fn rooted(files: SecretFiles) -> Result<SecretFiles, fs::FileError> {
     Ok(match files {
-        Files::Certificate { chain, key } => Files::Certificate {
+        SecretFiles::Certificate { chain, key } => SecretFiles::Certificate {
             chain: fs::absolute(&chain)?,
             key: fs::absolute(&key)?,
         },
-        Files::Validation { ca, crl } => Files::Validation {
+        SecretFiles::Validation { ca, crl } => SecretFiles::Validation {
             ca: fs::absolute(&ca)?,
             crl: crl.map(|crl| fs::absolute(&crl)).transpose()?,
         },

@@ -11,12 +11,12 @@ use egress_policy::{
 
 use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as Args};
 use super::{ExitStatus, fail, refuse, tell};
-use crate::credentials::{Need, Store};
+use crate::credentials::Store;
 use crate::fs::Source;
 use crate::rules::{self, Nothing, Report, Rules};
 use crate::xds::{
-    AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, Secrets, UpstreamProxy, Version,
-    service_ports,
+    AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, SecretRequest, Secrets,
+    UpstreamProxy, Version, service_ports,
 };
 use crate::yaml::AlreadyRead;
 use crate::{fs, pinned_envoy};
@@ -36,10 +36,10 @@ pub struct Settled {
 
 impl Settled {
     /// Returns all secrets that Envoy will ask for, one for each name, in the order of the names.
-    pub fn needs(&self) -> Vec<Need> {
+    pub fn needs(&self) -> Vec<SecretRequest> {
         let tables = std::iter::once(&self.rules.table).chain(&self.options.workloads);
-        let needs: BTreeMap<String, Need> = tables
-            .flat_map(Need::of)
+        let needs: BTreeMap<String, SecretRequest> = tables
+            .flat_map(SecretRequest::of)
             .map(|need| (need.name(), need))
             .collect();
         needs.into_values().collect()

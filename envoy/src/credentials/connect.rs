@@ -21,8 +21,9 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::prelude::X509Certificate;
 
 use super::inspect::{Inspection, day, name, parsed, signed};
-use super::{Judged, Need, Store, judge};
+use super::{Judged, Store, judge};
 use crate::rules::{Finding, Rules};
+use crate::xds::SecretRequest;
 
 /// How long a server may take for each step.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
@@ -181,7 +182,7 @@ fn judge_answer(
     target: &Target<'_>,
     answer: &Shown,
 ) {
-    let need = Need::validation(target.tls).unwrap_or(Need::Validation {
+    let need = SecretRequest::validation(target.tls).unwrap_or(SecretRequest::Validation {
         trust: Trust::System,
         crl: None,
     });

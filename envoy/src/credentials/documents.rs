@@ -12,9 +12,10 @@ use egress_policy::{DEFAULT_NAMESPACE, FieldPath, Origin, Segment, Severity, Tru
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-use super::need::{Need, Reference};
 use super::{PAIR_KEYS, TRUST_KEYS};
+use crate::reference::Reference;
 use crate::rules::Finding;
+use crate::xds::SecretRequest;
 use crate::yaml::{Document, Place};
 
 /// The Secrets and ConfigMaps among the rules.
@@ -26,11 +27,11 @@ pub struct Documents {
 
 impl Documents {
     /// Returns where the ConfigMaps stand that any of `needs` names.
-    pub(crate) fn config_maps(&self, needs: &[Need]) -> Vec<Origin> {
+    pub(crate) fn config_maps(&self, needs: &[SecretRequest]) -> Vec<Origin> {
         let named: Vec<Reference> = needs
             .iter()
             .filter_map(|need| match need {
-                Need::Validation {
+                SecretRequest::Validation {
                     trust: Trust::Credential(name),
                     ..
                 } => Reference::parse(name, "").ok(),

@@ -4,27 +4,9 @@ use std::path::PathBuf;
 
 use egress_policy::{Identity, Trust};
 
-use super::{Missing, Need, Part, PartOrigin, Parts, Store};
+use super::{Missing, Part, PartOrigin, Parts, Store};
 use crate::fs;
-
-/// The files of a need. Keys stay in them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Files {
-    /// A certificate to show.
-    Certificate {
-        /// The certificate, then those that lead to its authority.
-        chain: PathBuf,
-        /// Its key.
-        key: PathBuf,
-    },
-    /// Who is trusted.
-    Validation {
-        /// The authorities.
-        ca: PathBuf,
-        /// What they revoked.
-        crl: Option<PathBuf>,
-    },
-}
+use crate::xds::{SecretFiles, SecretRequest};
 
 impl Store {
     /// Returns the files that a need is read from; `None` when it stands among the rules. Files that a rule
@@ -32,34 +14,36 @@ impl Store {
     ///
     /// # Errors
     /// When a credential is in no folder, or is not whole.
-    pub fn files(&self, need: &Need) -> Result<Option<Files>, Missing> {
+    pub fn files(&self, need: &SecretRequest) -> Result<Option<SecretFiles>, Missing> {
         Ok(match need {
-            Need::Certificate(Identity::Files { certificate, key }) => Some(Files::Certificate {
-                chain: certificate.into(),
-                key: key.into(),
-            }),
-            Need::Certificate(Identity::Credential(name)) => match self.pair(name)? {
+            SecretRequest::Certificate(Identity::Files { certificate, key }) => {
+                Some(SecretFiles::Certificate {
+                    chain: certificate.into(),
+                    key: key.into(),
+                })
+            }
+            SecretRequest::Certificate(Identity::Credential(name)) => match self.pair(name)? {
                 Parts::Pair { certificate, key } => certificate
                     .path()
                     .zip(key.path())
-                    .map(|(chain, key)| Files::Certificate { chain, key }),
+                    .map(|(chain, key)| SecretFiles::Certificate { chain, key }),
                 Parts::Trust { .. } => None,
             },
-            Need::Validation { trust, crl } => {
+            SecretRequest::Validation { trust, crl } => {
                 let own = crl.as_ref().map(PathBuf::from);
                 match trust {
-                    Trust::File(path) => Some(Files::Validation {
+                    Trust::File(path) => Some(SecretFiles::Validation {
                         ca: path.into(),
                         crl: own,
                     }),
                     Trust::System | Trust::InsecureSkipVerify => {
-                        fs::trust_store().ok().map(|path| Files::Validation {
+                        fs::trust_store().ok().map(|path| SecretFiles::Validation {
                             ca: path.into(),
                             crl: own,
                         })
                     }
                     Trust::Credential(name) => match self.trust(name)? {
-                        Parts::Trust { ca, crl } => ca.path().map(|ca| Files::Validation {
+                        Parts::Trust { ca, crl } => ca.path().map(|ca| SecretFiles::Validation {
                             ca,
                             crl: own.or(crl.and_then(|crl| crl.path())),
                         }),

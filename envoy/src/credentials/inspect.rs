@@ -17,10 +17,11 @@ use x509_parser::prelude::{
 };
 use x509_parser::x509::X509Name;
 
-use super::need::{Reference, names_of};
 use super::pair::{self, KeyKind};
-use super::{At, Judged, Missing, Need, Part, PartOrigin, Parts, Role, Store, judge};
+use super::{At, Judged, Missing, Part, PartOrigin, Parts, Role, Store, judge};
+use crate::reference::{Reference, names_of};
 use crate::rules::{Finding, Rules};
+use crate::xds::SecretRequest;
 use crate::yaml::Place;
 
 /// How long before a certificate expires that is told.
@@ -68,10 +69,14 @@ pub fn inspect(rules: &Rules, store: &Store, settling: &Settling, now: SystemTim
 }
 
 /// Returns what the rules need for any workload of the namespace, whatever labels it has.
-fn of_all_workloads(rules: &Rules, settling: &Settling) -> Vec<Need> {
-    let mut needs: BTreeMap<String, Need> = BTreeMap::new();
+fn of_all_workloads(rules: &Rules, settling: &Settling) -> Vec<SecretRequest> {
+    let mut needs: BTreeMap<String, SecretRequest> = BTreeMap::new();
     let mut add = |table: &PolicyTable| {
-        needs.extend(Need::of(table).into_iter().map(|need| (need.name(), need)));
+        needs.extend(
+            SecretRequest::of(table)
+                .into_iter()
+                .map(|need| (need.name(), need)),
+        );
     };
     add(&rules.table);
     for proxy in rules.workloads(&settling.proxy.namespace) {
@@ -128,7 +133,7 @@ impl<'r> Inspection<'r> {
     pub(super) fn add_of(
         &mut self,
         severity: Severity,
-        need: &Need,
+        need: &SecretRequest,
         rule: Option<&str>,
         what: String,
         hint: &str,
@@ -147,13 +152,13 @@ impl<'r> Inspection<'r> {
     }
 
     /// Tells that Envoy cannot be given a need.
-    fn missing(&mut self, need: &Need, missing: Missing) {
+    fn missing(&mut self, need: &SecretRequest, missing: Missing) {
         let at = missing.at.as_deref();
         let (severity, role) = (Severity::Error, missing.role);
         self.add(severity, need, role, at, missing.what, missing.hint);
     }
 
-    fn parts(&mut self, need: &Need, parts: &Parts) {
+    fn parts(&mut self, need: &SecretRequest, parts: &Parts) {
         for part in parts.all() {
             if let PartOrigin::File(standing, _) = &part.origin
                 && standing.mode & OTHERS_WRITE != 0
@@ -185,7 +190,7 @@ impl<'r> Inspection<'r> {
                 let authorities = parsed(&authorities);
                 if !matches!(
                     need,
-                    Need::Validation {
+                    SecretRequest::Validation {
                         trust: Trust::System,
                         ..
                     }
@@ -205,7 +210,7 @@ impl<'r> Inspection<'r> {
     }
 
     /// Looks at the certificate that we show.
-    fn chain(&mut self, need: &Need, part: &Part, chain: &[X509Certificate<'_>]) {
+    fn chain(&mut self, need: &SecretRequest, part: &Part, chain: &[X509Certificate<'_>]) {
         for (at, certificate) in chain.iter().enumerate() {
             let validity = certificate.validity();
             let (from, until) = (validity.not_before, validity.not_after);
@@ -261,7 +266,7 @@ impl<'r> Inspection<'r> {
     }
 
     /// Looks at the certificates by which servers are verified.
-    fn authorities(&mut self, need: &Need, part: &Part, all: &[X509Certificate<'_>]) {
+    fn authorities(&mut self, need: &SecretRequest, part: &Part, all: &[X509Certificate<'_>]) {
         let is_usable = |certificate: &&X509Certificate<'_>| {
             let validity = certificate.validity();
             (validity.not_before.timestamp()..=validity.not_after.timestamp()).contains(&self.now)
@@ -327,7 +332,7 @@ impl<'r> Inspection<'r> {
     /// `X509_V_FLAG_CRL_CHECK_ALL`.
     fn lists(
         &mut self,
-        need: &Need,
+        need: &SecretRequest,
         part: &Part,
         lists: &[CertificateRevocationList<'_>],
         all: &[X509Certificate<'_>],
@@ -413,12 +418,12 @@ impl<'r> Inspection<'r> {
     }
 
     /// Tells of Secrets among the rules that no rule asks for.
-    fn unneeded(&mut self, needs: &[Need], store: &Store) {
+    fn unneeded(&mut self, needs: &[SecretRequest], store: &Store) {
         let mut names = BTreeSet::new();
         for need in needs {
             let (credential, is_pair) = match need {
-                Need::Certificate(Identity::Credential(name)) => (name, true),
-                Need::Validation {
+                SecretRequest::Certificate(Identity::Credential(name)) => (name, true),
+                SecretRequest::Validation {
                     trust: Trust::Credential(name),
                     ..
                 } => (name, false),
@@ -456,11 +461,18 @@ impl<'r> Inspection<'r> {
         }
     }
 
-    fn warn(&mut self, need: &Need, part: &Part, flaw: &str, hint: &str) {
+    fn warn(&mut self, need: &SecretRequest, part: &Part, flaw: &str, hint: &str) {
         self.tell(Severity::Warning, need, part, flaw, hint);
     }
 
-    fn tell(&mut self, severity: Severity, need: &Need, part: &Part, flaw: &str, hint: &str) {
+    fn tell(
+        &mut self,
+        severity: Severity,
+        need: &SecretRequest,
+        part: &Part,
+        flaw: &str,
+        hint: &str,
+    ) {
         let at = match &part.origin {
             PartOrigin::File(..) => None,
             PartOrigin::Document(at) => Some(at.clone()),
@@ -479,7 +491,7 @@ impl<'r> Inspection<'r> {
     fn add(
         &mut self,
         severity: Severity,
-        need: &Need,
+        need: &SecretRequest,
         role: Role,
         at: Option<&At>,
         what: String,
@@ -509,7 +521,7 @@ impl<'r> Inspection<'r> {
     /// Returns the field of the first rule, or of the one that is named, that asks for a need.
     fn field(
         &self,
-        need: &Need,
+        need: &SecretRequest,
         role: Role,
         rule: Option<&str>,
     ) -> (String, Place, String, Option<String>) {
@@ -527,26 +539,26 @@ impl<'r> Inspection<'r> {
         };
         let field = match (need, role) {
             (_, Role::Crl) if block.tls.ca_crl.is_some() => "caCrl",
-            (Need::Certificate(Identity::Credential(_)), _)
+            (SecretRequest::Certificate(Identity::Credential(_)), _)
             | (
-                Need::Validation {
+                SecretRequest::Validation {
                     trust: Trust::Credential(_),
                     ..
                 },
                 _,
             ) => "credentialName",
-            (Need::Certificate(_), Role::Key) => "privateKey",
-            (Need::Certificate(_), _) => "clientCertificate",
+            (SecretRequest::Certificate(_), Role::Key) => "privateKey",
+            (SecretRequest::Certificate(_), _) => "clientCertificate",
             // Where nothing is said, the system's bundle is trusted.
             (
-                Need::Validation {
+                SecretRequest::Validation {
                     trust: Trust::System,
                     crl: None,
                 },
                 _,
             ) => "mode",
-            (Need::Validation { .. }, _) if block.tls.ca_certificates.is_none() => "caCrl",
-            (Need::Validation { .. }, _) => "caCertificates",
+            (SecretRequest::Validation { .. }, _) if block.tls.ca_certificates.is_none() => "caCrl",
+            (SecretRequest::Validation { .. }, _) => "caCertificates",
         };
         let mut path = FieldPath(block.way.clone());
         path.0.push(Segment::Key(field.to_owned()));
@@ -635,12 +647,12 @@ fn needs(tls: &ClientTls) -> Vec<String> {
         (None, Some(path)) => Trust::File(path.clone()),
         (None, None) => Trust::System,
     };
-    let validation = Need::Validation {
+    let validation = SecretRequest::Validation {
         trust,
         crl: tls.ca_crl.clone(),
     };
     let mut needs = vec![validation.name()];
-    needs.extend(identity.map(|identity| Need::Certificate(identity).name()));
+    needs.extend(identity.map(|identity| SecretRequest::Certificate(identity).name()));
     needs
 }
 

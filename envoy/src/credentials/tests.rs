@@ -102,12 +102,12 @@ pub(super) fn write(folder: &Path, name: &str, text: impl AsRef<[u8]>) {
     fs::write(path, text).unwrap();
 }
 
-fn pair_of(name: &str) -> Need {
-    Need::Certificate(Identity::Credential(name.to_owned()))
+fn pair_of(name: &str) -> SecretRequest {
+    SecretRequest::Certificate(Identity::Credential(name.to_owned()))
 }
 
-fn trust_of(name: &str) -> Need {
-    Need::Validation {
+fn trust_of(name: &str) -> SecretRequest {
+    SecretRequest::Validation {
         trust: Trust::Credential(name.to_owned()),
         crl: None,
     }
@@ -121,7 +121,7 @@ fn in_folder(stage: &TempDir) -> Store {
     )
 }
 
-fn refused(store: &Store, need: &Need) -> String {
+fn refused(store: &Store, need: &SecretRequest) -> String {
     match store.load(need) {
         Ok(material) => panic!("{material:?}"),
         Err(missing) => missing.to_string(),
@@ -389,7 +389,7 @@ fn files_that_are_none_are_refused() {
             "{name}"
         );
     }
-    let need = Need::Validation {
+    let need = SecretRequest::Validation {
         trust: Trust::File(at.join("ca.pem").display().to_string()),
         crl: Some(at.join("crl.pem").display().to_string()),
     };

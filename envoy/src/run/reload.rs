@@ -31,10 +31,10 @@ use super::{Known, admin, check_ports, places};
 use crate::cli::args::Run;
 use crate::cli::settings::{self, Settled, Unsettled};
 use crate::cli::{ExitStatus, print, tell};
-use crate::credentials::{Need, Store};
+use crate::credentials::Store;
 use crate::fs::{self, Source};
 use crate::rules::{Nothing, Report};
-use crate::xds::{self, Admin, Dynamic, Options};
+use crate::xds::{self, Admin, Dynamic, Options, SecretRequest};
 use crate::yaml::AlreadyRead;
 
 /// How long connections may go on under a listener that was replaced or removed. Then Envoy closes them; until then it
@@ -76,7 +76,7 @@ pub(super) struct Reloader {
     /// Envoy's last word of what it refused.
     refusals: watch::Receiver<String>,
     keeping: Keeping,
-    needs: Vec<Need>,
+    needs: Vec<SecretRequest>,
     store: Store,
     services: BTreeSet<PortNumber>,
     /// The hosts and ports that are originated.

@@ -9,12 +9,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::discovery::{Offer, Offers};
 use super::watch::Watch;
 use crate::cli::tell;
-use crate::credentials::{Material, Need, Store};
+use crate::credentials::{Material, Store};
+use crate::xds::SecretRequest;
 
 /// Reads what `needs` are, offers it, and goes on for as long as the runtime does.
 ///
 /// What cannot be read is told, and read when it can be: nothing waits for it.
-pub(super) fn keep(store: Store, needs: Vec<Need>) -> (Keeping, watch::Receiver<Offers>) {
+pub(super) fn keep(store: Store, needs: Vec<SecretRequest>) -> (Keeping, watch::Receiver<Offers>) {
     let mut keeper = Keeper {
         store,
         needs,
@@ -37,7 +38,7 @@ pub(super) struct Keeping(mpsc::Sender<Order>);
 
 struct Order {
     store: Store,
-    needs: Vec<Need>,
+    needs: Vec<SecretRequest>,
     forget: bool,
     done: oneshot::Sender<()>,
 }
@@ -45,7 +46,7 @@ struct Order {
 impl Keeping {
     /// Has it keep other secrets, and waits until they are offered. Those that were offered before stay so, unless
     /// they are to be forgotten.
-    pub(super) async fn keep(&self, store: Store, needs: Vec<Need>, forget: bool) {
+    pub(super) async fn keep(&self, store: Store, needs: Vec<SecretRequest>, forget: bool) {
         let (done, waiting) = oneshot::channel();
         let order = Order {
             store,
@@ -100,7 +101,7 @@ async fn follow(
 /// What was read last.
 struct Keeper {
     store: Store,
-    needs: Vec<Need>,
+    needs: Vec<SecretRequest>,
     held: BTreeMap<String, (Material, Offer)>,
     missing: BTreeMap<String, String>,
     version: u64,
@@ -115,7 +116,7 @@ impl Keeper {
 
     /// Lets go of what is not needed.
     fn forget(&mut self) {
-        let needed: BTreeSet<String> = self.needs.iter().map(Need::name).collect();
+        let needed: BTreeSet<String> = self.needs.iter().map(SecretRequest::name).collect();
         self.held.retain(|name, _| needed.contains(name));
         self.missing.retain(|name, _| needed.contains(name));
     }

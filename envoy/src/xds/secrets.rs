@@ -7,27 +7,14 @@ use egress_filter::contract;
 use egress_policy::{Identity, TlsIntent, Trust};
 use serde_json::{Value, json};
 
+use super::secret::{SecretFiles, SecretRequest, Secrets};
 use super::{Options, cluster};
-use crate::credentials::{Files, Need};
 
 /// The name of the cluster that leads to the discovery server.
 const SERVER: &str = "egressctl";
 
 /// How long a cluster waits for a secret before it goes on without and answers 503. It comes from the same machine.
 const FIRST: &str = "2s";
-
-/// How Envoy comes by certificates and keys. No form puts a key into the bootstrap.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Secrets {
-    /// From these files, when it starts and never again.
-    AtStart(BTreeMap<String, Files>),
-    /// From the discovery server on a socket, again whenever they change.
-    Served(String),
-    /// From files that the documents in a folder name, again whenever they are replaced.
-    Watched(String),
-    /// From Istio: credentials from istiod, files from the agent beside the proxy, again whenever they change.
-    Istio,
-}
 
 /// Renders how a cluster refers to its client certificate.
 pub(super) fn certificate(identity: &Identity, options: &Options) -> Value {
@@ -140,7 +127,9 @@ pub(super) fn statics<'t>(
 
 /// Says whether there is something to discover.
 pub(super) fn any_served<'t>(mut all: impl Iterator<Item = &'t TlsIntent>) -> bool {
-    all.any(|tls| Need::certificate(tls).is_some() || Need::validation(tls).is_some())
+    all.any(|tls| {
+        SecretRequest::certificate(tls).is_some() || SecretRequest::validation(tls).is_some()
+    })
 }
 
 /// Renders the way to the discovery server.
@@ -167,14 +156,14 @@ pub(super) fn server(options: &Options) -> Option<Value> {
 
 /// Renders the documents of [`Secrets::Watched`]: the name of each file in the folder, `.json` left out, and what it
 /// holds.
-pub fn watched_documents(files: &BTreeMap<String, Files>) -> Vec<(String, Value)> {
+pub fn watched_documents(files: &BTreeMap<String, SecretFiles>) -> Vec<(String, Value)> {
     files
         .iter()
         .map(|(name, files)| {
             let folder = |path: &Path| path.parent().map(Path::to_path_buf);
             let (first, second) = match files {
-                Files::Certificate { chain, key } => (folder(chain), Some(folder(key))),
-                Files::Validation { ca, crl } => (folder(ca), crl.as_deref().map(folder)),
+                SecretFiles::Certificate { chain, key } => (folder(chain), Some(folder(key))),
+                SecretFiles::Validation { ca, crl } => (folder(ca), crl.as_deref().map(folder)),
             };
             // Files of one folder are read together when anything in it is replaced; those of several
             // folders Envoy watches one by one.
@@ -190,13 +179,13 @@ pub fn watched_documents(files: &BTreeMap<String, Files>) -> Vec<(String, Value)
         .collect()
 }
 
-fn secret(name: &str, files: &Files, watched: Option<&Path>) -> Value {
+fn secret(name: &str, files: &SecretFiles, watched: Option<&Path>) -> Value {
     let (kind, mut body) = match files {
-        Files::Certificate { chain, key } => (
+        SecretFiles::Certificate { chain, key } => (
             "tls_certificate",
             json!({"certificate_chain": {"filename": chain}, "private_key": {"filename": key}}),
         ),
-        Files::Validation { ca, crl } => {
+        SecretFiles::Validation { ca, crl } => {
             let mut body = json!({"trusted_ca": {"filename": ca}});
             if let (Some(crl), Some(fields)) = (crl, body.as_object_mut()) {
                 fields.insert("crl".to_owned(), json!({"filename": crl}));

@@ -462,7 +462,7 @@ fn nothing_of_a_key_gets_into_what_is_said() {
                         for finding in inspect(&rules, store, &Settling::default(), today()) {
                             texts.push(format!("{finding} {finding:?} {}", finding.to_json()));
                         }
-                        for need in Need::of(&rules.table) {
+                        for need in SecretRequest::of(&rules.table) {
                             let loaded = store.load(&need);
                             texts.push(format!("{need:?} {loaded:?}"));
                             texts.extend(loaded.err().map(|missing| missing.to_string()));
