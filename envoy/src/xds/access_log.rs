@@ -3,7 +3,8 @@
 use egress_filter::{FIELDS, MetadataFormat, contract};
 use serde_json::{Map, Value, json};
 
-use super::{AccessLog, Options, extension};
+use super::message::extension;
+use super::options::{AccessLog, Options};
 
 /// Istio's default text format.
 ///

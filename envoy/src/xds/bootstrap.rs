@@ -4,9 +4,9 @@ use egress_filter::Variants;
 use egress_policy::{OutboundMode, PolicyTable};
 use serde_json::{Map, Value, json};
 
-use super::{
-    Admin, Options, capture, cluster, extension, listener, secrets, stats, upstream_proxy, variants,
-};
+use super::message::extension;
+use super::options::{Admin, Options};
+use super::{capture, cluster, listener, secrets, stats, upstream_proxy, variants};
 
 /// Renders the bootstrap of an Envoy that does what `table` says. `resources` are the documents it was
 /// compiled from; the filter is given the same.

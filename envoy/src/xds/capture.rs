@@ -14,13 +14,16 @@
 //! Source: envoyproxy/envoy `source/common/network/filter_chain_manager_impl.cc` and
 //! `source/common/listener_manager/connection_handler_impl.cc`, `getBalancedHandlerByAddress`.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use egress_policy::{OutboundMode, PolicyTable, PortNumber};
 use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::{Options, cluster, extension, guard, tcp};
+use super::chain::UNDECIDED;
+use super::message::extension;
+use super::options::{Capture, Options};
+use super::{cluster, guard};
 
 /// The name of the bound listener, and what `ready` calls it.
 pub const NAME: &str = "capture";
@@ -30,35 +33,6 @@ pub const SERVICE_PREFIX: &str = "captured_";
 
 /// The cluster that leads to where a connection was meant to go.
 const ORIGINAL: &str = "egress|original_destination";
-
-/// Where captured connections come in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Capture {
-    /// The port that the kernel redirects to.
-    pub port: PortNumber,
-    /// The addresses: one, or one of each version of IP.
-    pub addresses: Vec<IpAddr>,
-}
-
-impl Capture {
-    /// Listens on one address; or where redirected connections of this machine arrive, IPv4 and IPv6.
-    pub fn new(address: Option<IpAddr>, port: PortNumber) -> Self {
-        let both = || vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-        Capture {
-            port,
-            addresses: address.map_or_else(both, |address| vec![address]),
-        }
-    }
-
-    /// Returns the wildcard address of each version of IP that is captured.
-    fn wildcards(&self) -> Vec<IpAddr> {
-        let wildcard = |address: &IpAddr| match address {
-            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        self.addresses.iter().map(wildcard).collect()
-    }
-}
 
 /// Renders the bound listener, if there is to be one.
 pub(super) fn listener(table: &PolicyTable, options: &Options) -> Option<Value> {
@@ -172,7 +146,7 @@ fn refusal(name: &str, reason: &str, options: &Options) -> Value {
         ("reason", reason.to_owned()),
         ("target", "%DOWNSTREAM_LOCAL_ADDRESS%".to_owned()),
     ];
-    chain(name, tcp::UNDECIDED, &entries, options)
+    chain(name, UNDECIDED, &entries, options)
 }
 
 fn chain(name: &str, cluster: &str, entries: &[(&str, String)], options: &Options) -> Value {

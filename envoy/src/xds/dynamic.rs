@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 use egress_policy::{Digest, PolicyTable};
 use serde_json::{Value, json};
 
-use super::{Options, bootstrap, secrets};
+use super::options::Options;
+use super::{bootstrap, secrets};
 
 /// The filters whose configuration is the rules.
 const PLUGINS: [&str; 2] = [

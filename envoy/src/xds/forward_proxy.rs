@@ -18,7 +18,8 @@ use egress_filter::{Variants, contract};
 use egress_policy::{Arrival, Cluster, PolicyTable};
 use serde_json::{Value, json};
 
-use super::{Options, guard, listener};
+use super::options::Options;
+use super::{guard, http};
 
 /// The name of the listener, and what `ready` calls it.
 pub const NAME: &str = "forward-proxy";
@@ -32,8 +33,7 @@ pub(super) fn listener(
     options: &Options,
 ) -> Option<Value> {
     let address = options.forward_proxy?;
-    let mut manager =
-        listener::connection_manager(None, table, digest, resources, variants, options);
+    let mut manager = http::connection_manager(None, table, digest, resources, variants, options);
     let config = manager.get_mut("typed_config")?.as_object_mut()?;
     config.insert("codec_type".to_owned(), json!("HTTP1"));
     config
@@ -98,7 +98,7 @@ fn tunnels(table: &PolicyTable, options: &Options) -> Vec<Value> {
         .map(|cluster| {
             let name = cluster.name.as_str();
             let mut route = tunnel(json!({"name": header, "string_match": {"exact": name}}));
-            listener::guard_route(&mut route);
+            http::guard_route(&mut route);
             (name, route)
         })
         .collect();

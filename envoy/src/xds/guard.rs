@@ -9,7 +9,7 @@
 //!
 //! Before, the forward proxy filter notes the first address of a name, and a role-based access filter refuses it
 //! before anything is dialled. Envoy tries the further addresses when the first does not answer, and asks no filter
-//! again. So `run` puts a DNS server of its own between ([`super::Options::guarded_dns`]), which leaves refused
+//! again. So `run` puts a DNS server of its own between ([`Options::guarded_dns`]), which leaves refused
 //! addresses out of answers; a rendered configuration has none, and `render` says so.
 //!
 //! What neither can know: the addresses that a network chose for a NAT64 of its own (RFC 6052, section 2.2), behind
@@ -22,7 +22,8 @@ use egress_filter::contract;
 use egress_policy::{Cluster, OutboundMode, PolicyTable};
 use serde_json::{Value, json};
 
-use super::{Options, Version, extension};
+use super::message::extension;
+use super::options::{Options, Version};
 
 /// The version from which a DNS cache drops addresses.
 pub const DROPS_ADDRESSES: Version = Version {

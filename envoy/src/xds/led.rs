@@ -6,7 +6,10 @@ use egress_filter::{PluginConfig, Variants, contract};
 use egress_policy::{Arrival, PolicyTable, PortNumber};
 use serde_json::{Value, json};
 
-use super::{Options, cluster, extension, listener, upgrade, variants};
+use super::message::extension;
+use super::options::Options;
+use super::plugin::plugin;
+use super::{cluster, http, upgrade, variants};
 
 /// How clusters of one name are told apart: each has a name of its own, so none is taken for one of the listeners'
 /// owner.
@@ -45,7 +48,7 @@ pub fn led(table: &PolicyTable, resources: &[Value], options: &Options) -> Led {
     let routes: Vec<(PortNumber, Vec<Value>)> = ports
         .into_keys()
         .map(|port| {
-            let routes = listener::routes_of_ours(port, table, VARIANTS, options);
+            let routes = http::routes_of_ours(port, table, VARIANTS, options);
             (port, upgrade::routes(routes))
         })
         .collect();
@@ -57,7 +60,7 @@ pub fn led(table: &PolicyTable, resources: &[Value], options: &Options) -> Led {
     let kind = egress_filter::FilterKind::Http;
     let plugin = PluginConfig {
         headers_stripped: false,
-        ..listener::plugin(port, kind, table, &digest, resources, VARIANTS, options)
+        ..plugin(port, kind, table, &digest, resources, VARIANTS, options)
     };
     Led {
         clusters,

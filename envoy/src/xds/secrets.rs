@@ -7,8 +7,9 @@ use egress_filter::contract;
 use egress_policy::{Identity, TlsIntent, Trust};
 use serde_json::{Value, json};
 
+use super::limits;
+use super::options::Options;
 use super::secret::{SecretFiles, SecretRequest, Secrets};
-use super::{Options, cluster};
 
 /// The name of the cluster that leads to the discovery server.
 const SERVER: &str = "egressctl";
@@ -148,7 +149,7 @@ pub(super) fn server(options: &Options) -> Option<Value> {
         "type": "STATIC",
         "connect_timeout": "5s",
         // Each secret is a stream that stays; Envoy's default would let 1,024 of them through.
-        "circuit_breakers": cluster::circuit_breakers(None, None),
+        "circuit_breakers": limits::circuit_breakers(None, None),
         "typed_extension_protocol_options": protocol,
         "load_assignment": {"cluster_name": SERVER, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }))

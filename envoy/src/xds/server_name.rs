@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 use egress_policy::Digest;
 use serde_json::{Map, Value, json};
 
-use super::extension;
+use super::message::extension;
 
 /// From this many names on they are matched by a table.
 const MANY: usize = 500;

@@ -11,13 +11,11 @@ use egress_policy::{Address, Arrival, PolicyTable, PortNumber, Refused, Service}
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::listener::{
-    limit, listener_name, plugin, plugin_config, refused_connection, refused_log, unled,
-};
-use super::{Options, extension, tunnel, upstream_proxy, variants};
-
-/// What `tcp_proxy` leads to when the filter has named nothing: no such cluster, so the connection is closed.
-pub(super) const UNDECIDED: &str = "egress|undecided";
+use super::chain::{UNDECIDED, limit, listener_name, refused_connection, refused_log, unled};
+use super::message::extension;
+use super::options::Options;
+use super::plugin::{plugin, plugin_config};
+use super::{tunnel, upstream_proxy, variants};
 
 /// A TCP service with a loopback address of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -9,7 +9,7 @@
 
 use serde_json::{Value, json};
 
-use super::extension;
+use super::message::extension;
 
 /// The name of the filter, which routes refer to.
 const FILTER: &str = "egress.upgrade";

@@ -18,20 +18,16 @@
 //! Source: envoyproxy/envoy `docs/root/configuration/other_features/internal_listener.rst`, and
 //! `api/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto`, `TunnelingConfig`.
 
-use std::fmt;
 use std::net::IpAddr;
-use std::str::FromStr;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use egress_filter::contract;
-use egress_policy::HostName;
-use hyper::Uri;
-use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::{Options, Version, cluster, extension};
+use super::message::extension;
+use super::options::{Options, Version};
+use super::proxy_url::UpstreamProxy;
+use super::{dns, limits};
 
 /// The name of the listener, of the proxy's cluster and of statistics.
 pub const NAME: &str = "upstream-proxy";
@@ -42,86 +38,6 @@ pub const OLDEST_WITH_PROXY: Version = Version {
     major: 1,
     minor: 38,
 };
-
-/// A proxy as its URL names it: `http://user:password@proxy.example.com:3128`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct UpstreamProxy {
-    tls: bool,
-    host: String,
-    port: u16,
-    /// What stands in `Proxy-Authorization`.
-    authorization: Option<String>,
-}
-
-/// Who reads it in a log reads no password.
-impl fmt::Debug for UpstreamProxy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.tls { "https" } else { "http" };
-        write!(f, "{scheme}://{}:{}", self.host, self.port)
-    }
-}
-
-/// Why a text names no proxy. It never shows the text, which may have a password.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidProxy {
-    /// Not of the form.
-    #[error("write it as http://HOST:PORT, http://USER:PASSWORD@HOST:PORT or https://HOST:PORT")]
-    Form,
-    /// A URL that says more than where a proxy is.
-    #[error("a proxy's URL has no path and no query")]
-    Path,
-    /// The host is no host.
-    #[error("its host is not a host name or address")]
-    Host,
-}
-
-impl FromStr for UpstreamProxy {
-    type Err = InvalidProxy;
-
-    fn from_str(text: &str) -> Result<Self, InvalidProxy> {
-        let uri: Uri = text.parse().map_err(|_| InvalidProxy::Form)?;
-        let tls = match uri.scheme_str() {
-            Some("http") => false,
-            Some("https") => true,
-            _ => return Err(InvalidProxy::Form),
-        };
-        if uri.path_and_query().is_some_and(|path| path != "/") {
-            return Err(InvalidProxy::Path);
-        }
-        let authority = uri.authority().ok_or(InvalidProxy::Form)?;
-        let port = authority.port_u16().filter(|port| *port != 0);
-        let host = authority.host();
-        let address = host
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-            .unwrap_or(host);
-        let host = match address.parse::<IpAddr>() {
-            Ok(address) => address.to_string(),
-            Err(_) => HostName::dns(host)
-                .map_err(|_| InvalidProxy::Host)?
-                .as_str()
-                .to_owned(),
-        };
-        let user = authority.as_str().rsplit_once('@').map(|(user, _)| user);
-        Ok(UpstreamProxy {
-            tls,
-            host,
-            port: port.ok_or(InvalidProxy::Form)?,
-            authorization: user.map(basic),
-        })
-    }
-}
-
-/// Writes the value of `Proxy-Authorization` for `user:password` as a URL has it.
-///
-/// Source: RFC 7617, 2.
-fn basic(user: &str) -> String {
-    let mut plain: Vec<u8> = percent_decode_str(user).collect();
-    if !user.contains(':') {
-        plain.push(b':');
-    }
-    format!("Basic {}", BASE64_STANDARD.encode(plain))
-}
 
 /// Renders what lets Envoy have listeners within itself.
 pub(super) fn bootstrap_extension(options: &Options) -> Option<Value> {
@@ -253,7 +169,7 @@ pub(super) fn cluster(options: &Options) -> Option<Value> {
     let address = json!({"socket_address": {"address": proxy.host, "port_value": proxy.port}});
     let mut fields = json!({
         "name": NAME,
-        "connect_timeout": cluster::CONNECT_TIMEOUT,
+        "connect_timeout": limits::CONNECT_TIMEOUT,
         "load_assignment": {
             "cluster_name": NAME,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
@@ -266,7 +182,7 @@ pub(super) fn cluster(options: &Options) -> Option<Value> {
     let ip = proxy.host.parse::<IpAddr>().is_ok();
     match ip {
         true => map.insert("type".to_owned(), json!("STATIC")),
-        false => map.insert("cluster_type".to_owned(), cluster::dns(false, options)),
+        false => map.insert("cluster_type".to_owned(), dns::cluster(false, options)),
     };
     if proxy.tls {
         map.insert("transport_socket".to_owned(), tls(proxy, ip, options));
@@ -292,47 +208,4 @@ fn tls(proxy: &UpstreamProxy, ip: bool, options: &Options) -> Value {
         "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         context,
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_proxy_is_read_from_its_url() {
-        let proxy: UpstreamProxy = "http://us%40er:p%3Aw@Proxy.example.com:3128/"
-            .parse()
-            .unwrap();
-        assert_eq!(proxy.host, "proxy.example.com");
-        assert_eq!((proxy.port, proxy.tls), (3128, false));
-        // `us@er:p:w`
-        let authorization = proxy.authorization.as_deref();
-        assert_eq!(authorization, Some("Basic dXNAZXI6cDp3"));
-        assert_eq!(format!("{proxy:?}"), "http://proxy.example.com:3128");
-
-        let proxy: UpstreamProxy = "https://[::1]:3129".parse().unwrap();
-        assert_eq!(
-            (proxy.host.as_str(), proxy.port, proxy.tls),
-            ("::1", 3129, true)
-        );
-        assert_eq!(proxy.authorization, None);
-    }
-
-    #[test]
-    fn what_names_no_proxy_is_refused_without_its_password() {
-        for text in [
-            "",
-            "proxy:3128",
-            "http://proxy",
-            "http://proxy:0",
-            "socks5://proxy:1080",
-            "http://user:secret@pro xy:1",
-            "http://user:secret@:3128",
-            "http://user:secret@proxy:3128/path",
-            "http://user:secret@-:3128",
-        ] {
-            let error = text.parse::<UpstreamProxy>().unwrap_err().to_string();
-            assert!(!error.contains("secret"), "{text}: {error}");
-        }
-    }
 }

@@ -7,8 +7,9 @@ use egress_filter::{Variants, contract};
 use egress_policy::{Arrival, Cluster, PolicyTable};
 use serde_json::{Value, json};
 
+use super::message::extension;
 use super::names::{HostCheck, Names};
-use super::{Options, Version, extension};
+use super::options::{Options, Version};
 
 /// The version from which a cluster can choose its transport socket by filter state.
 const SOCKET_BY_STATE: Version = Version {

@@ -1,0 +1,109 @@
+//! How long connections and requests may take, and how many there may be.
+
+use egress_policy::{Cluster, ConnectionPool, OutlierDetection, TcpKeepalive};
+use serde_json::{Map, Value, json};
+
+use super::message::{duration, set, set_some};
+use crate::mesh::ClusterDefaults;
+
+/// The time that opening a connection may take, as in Istio's mesh defaults.
+pub(super) const CONNECT_TIMEOUT: &str = "10s";
+
+/// Renders limits; without a rule there are none, as in Istio, for Envoy's default of 1,024 surprises.
+pub(super) fn circuit_breakers(pool: Option<&ConnectionPool>, cluster: Option<&Cluster>) -> Value {
+    let limit = |value: Option<u32>| value.unwrap_or(u32::MAX);
+    let http = pool.map(|pool| &pool.http);
+    let mut threshold = json!({
+        "max_connections": limit(pool.and_then(|pool| pool.tcp.max_connections)),
+        "max_pending_requests": limit(http.and_then(|http| http.max_pending_requests)),
+        "max_requests": limit(http.and_then(|http| http.max_requests)),
+        "max_retries": limit(http.and_then(|http| http.max_retries)),
+    });
+    let budget = cluster.and_then(|cluster| cluster.retry_budget.as_ref());
+    if let (Some(budget), Some(fields)) = (budget, threshold.as_object_mut()) {
+        let budget = json!({
+            "budget_percent": {"value": budget.percent},
+            "min_retry_concurrency": budget.min_concurrency,
+        });
+        set(fields, "retry_budget", budget);
+    }
+    json!({"thresholds": [threshold]})
+}
+
+/// Source: istio/istio `pilot/pkg/networking/core/cluster_traffic_policy.go`, `applyOutlierDetection`.
+pub(super) fn outlier_detection(detection: &OutlierDetection) -> Value {
+    let mut fields = Map::new();
+    set(&mut fields, "enforcing_success_rate", json!(0));
+    let counts = [
+        (
+            "consecutive_5xx",
+            "enforcing_consecutive_5xx",
+            detection.consecutive_5xx,
+        ),
+        (
+            "consecutive_gateway_failure",
+            "enforcing_consecutive_gateway_failure",
+            detection.consecutive_gateway,
+        ),
+    ];
+    for (name, enforcing, count) in counts {
+        if let Some(count) = count {
+            set(&mut fields, name, json!(count));
+            set(
+                &mut fields,
+                enforcing,
+                json!(if count > 0 { 100 } else { 0 }),
+            );
+        }
+    }
+    if detection.split {
+        set(
+            &mut fields,
+            "split_external_local_origin_errors",
+            json!(true),
+        );
+        set(&mut fields, "enforcing_local_origin_success_rate", json!(0));
+        if let Some(count) = detection.consecutive_local {
+            set(
+                &mut fields,
+                "consecutive_local_origin_failure",
+                json!(count),
+            );
+            set(
+                &mut fields,
+                "enforcing_consecutive_local_origin_failure",
+                json!(if count > 0 { 100 } else { 0 }),
+            );
+        }
+    }
+    set_some(&mut fields, "interval", detection.interval.map(duration));
+    set_some(
+        &mut fields,
+        "base_ejection_time",
+        detection.base_ejection_time.map(duration),
+    );
+    set_some(
+        &mut fields,
+        "max_ejection_percent",
+        detection
+            .max_ejection_percent
+            .filter(|percent| *percent > 0),
+    );
+    Value::Object(fields)
+}
+
+/// Returns the rule's keepalive; what it leaves out is the mesh's.
+pub(super) fn keepalive(
+    pool: Option<&ConnectionPool>,
+    defaults: &ClusterDefaults,
+) -> Option<TcpKeepalive> {
+    let own = pool.and_then(|pool| pool.tcp.keepalive.as_ref());
+    let (Some(own), Some(mesh)) = (own, &defaults.keepalive) else {
+        return own.or(defaults.keepalive.as_ref()).cloned();
+    };
+    Some(TcpKeepalive {
+        probes: own.probes.or(mesh.probes),
+        time: own.time.or(mesh.time),
+        interval: own.interval.or(mesh.interval),
+    })
+}

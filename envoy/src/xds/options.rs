@@ -1,0 +1,156 @@
+//! What rendering takes besides the table.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use egress_filter::{AuthorityMode, MetadataFormat};
+use egress_policy::{PolicyTable, PortNumber, Proxy};
+
+use super::proxy_url::UpstreamProxy;
+use super::secret::Secrets;
+use crate::mesh::MeshConfig;
+
+/// What rendering takes besides the table.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the listeners listen.
+    pub listen: String,
+    /// Other ports to listen on, by service port; zero lets the kernel choose.
+    pub ports: Vec<(PortNumber, u16)>,
+    /// Where the forward proxy listens, if there is one.
+    pub forward_proxy: Option<SocketAddr>,
+    /// Where redirected connections come in, if they do.
+    pub capture: Option<Capture>,
+    /// The proxy that all connections to servers go through, if there is one.
+    pub upstream_proxy: Option<UpstreamProxy>,
+    /// The wasm module.
+    pub wasm: String,
+    /// The bundle that `system` stands for.
+    pub trust_store: String,
+    /// Where requests are logged.
+    pub access_log: AccessLog,
+    /// How they are logged.
+    pub format: MetadataFormat,
+    /// What upstream is told in `:authority`.
+    pub authority: AuthorityMode,
+    /// For whom the rules were compiled; the filter compiles them again.
+    pub proxy: Proxy,
+    /// The tables for other labels of the workload. If there is any, the filter takes the labels of Envoy's node.
+    pub workloads: Vec<PolicyTable>,
+    /// Where Envoy's admin interface listens.
+    pub admin: Admin,
+    /// DNS servers to ask instead of the system's.
+    pub dns: Vec<(String, u16)>,
+    /// The DNS server to ask for names that clients choose, where it is ours: it leaves refused addresses out.
+    pub guarded_dns: Option<SocketAddr>,
+    /// Each TCP service has a loopback address of its own; so the rules were compiled.
+    pub loopback_vips: bool,
+    /// The configuration of the mesh; with it the rules were compiled.
+    pub mesh: MeshConfig,
+    /// The Envoy that is to read the bootstrap.
+    pub version: Version,
+    /// How it comes by certificates and keys.
+    pub secrets: Secrets,
+    /// Envoy is given other rules while it runs, so what it keeps for all clusters must not change with them.
+    pub reloads: bool,
+    /// Call each host's own clusters by what they are, too: then no other is ever put in the place of one, and no
+    /// decision meets a cluster that was made for another.
+    pub by_content: bool,
+}
+
+impl Options {
+    /// Returns the port to listen on for a service port.
+    pub fn listening_port(&self, port: PortNumber) -> u16 {
+        let mapped = self.ports.iter().find(|(service, _)| *service == port);
+        mapped.map_or(port.get(), |(_, listening)| *listening)
+    }
+
+    /// Says whether a service port is listened on. Beside a forward proxy or capture, which lead to all of them, only
+    /// those are that were named.
+    pub fn listens_on(&self, port: PortNumber) -> bool {
+        let led_to = self.forward_proxy.is_some() || self.capture.is_some();
+        !led_to || self.ports.iter().any(|(service, _)| *service == port)
+    }
+}
+
+/// Where requests are logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLog {
+    /// To Envoy's standard output.
+    Stdout,
+    /// To a file.
+    File(String),
+}
+
+/// Where Envoy's admin interface listens. Whoever reaches it can stop Envoy and read its configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admin {
+    /// On a socket in a private folder.
+    Pipe(String),
+    /// On an address.
+    Tcp(String, u16),
+}
+
+/// Where captured connections come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capture {
+    /// The port that the kernel redirects to.
+    pub port: PortNumber,
+    /// The addresses: one, or one of each version of IP.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Capture {
+    /// Listens on one address; or where redirected connections of this machine arrive, IPv4 and IPv6.
+    pub fn new(address: Option<IpAddr>, port: PortNumber) -> Self {
+        let both = || vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        Capture {
+            port,
+            addresses: address.map_or_else(both, |address| vec![address]),
+        }
+    }
+
+    /// Returns the wildcard address of each version of IP that is captured.
+    pub(super) fn wildcards(&self) -> Vec<IpAddr> {
+        let wildcard = |address: &IpAddr| match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        self.addresses.iter().map(wildcard).collect()
+    }
+}
+
+/// A version of Envoy, as far as rendering depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// 1.
+    pub major: u32,
+    /// For example 40.
+    pub minor: u32,
+}
+
+/// The oldest Envoy that understands what is rendered: it removes headers by prefix before routing.
+pub const OLDEST: Version = Version {
+    major: 1,
+    minor: 36,
+};
+
+/// As `1.40`.
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl Version {
+    /// Finds `1.40.0` in a text, such as the answer to `envoy --version`.
+    pub fn find(text: &str) -> Option<Version> {
+        text.split(|c: char| !c.is_ascii_digit() && c != '.')
+            .find_map(|word| {
+                let mut parts = word.split('.');
+                let (major, minor) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+                parts.next()?.parse::<u32>().ok()?;
+                Some(Version { major, minor })
+            })
+    }
+}

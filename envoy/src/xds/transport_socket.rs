@@ -1,0 +1,148 @@
+//! Transport sockets: what stands between a cluster and the server.
+
+use egress_policy::{Cluster, PolicyTable, ProxyProtocol, Speaks, TlsIntent};
+use serde_json::{Map, Value, json};
+
+use super::message::{extension, set, set_some};
+use super::names::{HostCheck, Names};
+use super::options::{Options, Version};
+use super::{secrets, upstream_proxy};
+
+/// The version from which sessions are kept apart by SNI, so that one TLS context may keep many.
+///
+/// Before it, a session made with one server is offered to the next, which fails the request. Source:
+/// the runtime guard `envoy.reloadable_features.scope_upstream_tls_session_cache_by_sni`, absent before.
+const SESSIONS_BY_NAME: Version = Version {
+    major: 1,
+    minor: 40,
+};
+
+/// The TLS sessions that one context keeps at most; one is about two kilobytes.
+const MAX_SESSIONS: usize = 4096;
+
+/// Renders the transport socket of a cluster; `None` is Envoy's own, which sends what it is given.
+pub(super) fn transport_socket(
+    cluster: &Cluster,
+    table: &PolicyTable,
+    options: &Options,
+) -> Option<Value> {
+    let socket = server_socket(cluster, table, options);
+    match options.upstream_proxy {
+        None => socket,
+        Some(_) => Some(upstream_proxy::through(socket.unwrap_or_else(raw_buffer))),
+    }
+}
+
+fn raw_buffer() -> Value {
+    let kind = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
+    extension("envoy.transport_sockets.raw_buffer", kind, json!({}))
+}
+
+/// Renders the one between us and the server, whatever lies between.
+fn server_socket(cluster: &Cluster, table: &PolicyTable, options: &Options) -> Option<Value> {
+    let tls = cluster
+        .tls
+        .as_ref()
+        .map(|tls| tls_socket(cluster, tls, table, options));
+    let Some(version) = cluster.proxy_protocol else {
+        return tls;
+    };
+    let version = match version {
+        ProxyProtocol::V1 => "V1",
+        ProxyProtocol::V2 => "V2",
+    };
+    let wrapped =
+        json!({"config": {"version": version}, "transport_socket": tls.unwrap_or_else(raw_buffer)});
+    let kind =
+        "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
+    Some(extension(
+        "envoy.transport_sockets.upstream_proxy_protocol",
+        kind,
+        wrapped,
+    ))
+}
+
+/// Renders TLS towards a server. Envoy verifies nothing unless told to, and speaks at most TLS 1.2 unless
+/// told otherwise; so both are always said.
+fn tls_socket(cluster: &Cluster, tls: &TlsIntent, table: &PolicyTable, options: &Options) -> Value {
+    let mut common = Map::new();
+    set(&mut common, "tls_params", tls_params(options));
+    match cluster.speaks {
+        // Envoy offers what the connection will speak, and TCP offers none.
+        Speaks::Auto | Speaks::AsReceived | Speaks::Bytes => {}
+        // Source: postgres/postgres `src/include/libpq/pqcomm.h`, `PG_ALPN_PROTOCOL`.
+        Speaks::PostgreSql => set(&mut common, "alpn_protocols", json!(["postgresql"])),
+        Speaks::Http1 => set(&mut common, "alpn_protocols", json!(["http/1.1"])),
+        Speaks::Http2 => set(&mut common, "alpn_protocols", json!(["h2"])),
+    }
+    if let Some(identity) = &tls.identity {
+        let reference = json!([secrets::certificate(identity, options)]);
+        set(&mut common, "tls_certificate_sds_secret_configs", reference);
+    }
+    let mut beside = Map::new();
+    let names = Names::of(cluster, tls);
+    let typed = Some(names.typed).filter(|typed| !typed.is_empty());
+    set_some(&mut beside, "match_typed_subject_alt_names", typed);
+    set_some(&mut beside, "crl", secrets::revoked(tls, options));
+    match secrets::validation(tls, options) {
+        None => {}
+        Some(reference) if beside.is_empty() => {
+            set(
+                &mut common,
+                "validation_context_sds_secret_config",
+                reference,
+            );
+        }
+        Some(reference) => {
+            let combined = json!({
+                "default_validation_context": beside,
+                "validation_context_sds_secret_config": reference,
+            });
+            set(&mut common, "combined_validation_context", combined);
+        }
+    }
+    let sessions = if options.version < SESSIONS_BY_NAME {
+        0
+    } else {
+        match options.reloads {
+            // A number that follows the table would change every cluster with each host.
+            true => MAX_SESSIONS,
+            false => (table.len() * 2).clamp(16, MAX_SESSIONS),
+        }
+    };
+    let mut context = Map::new();
+    set(&mut context, "common_tls_context", Value::Object(common));
+    set(&mut context, "max_session_keys", json!(sessions));
+    set_some(&mut context, "sni", names.sni);
+    let by_sni = names.host == HostCheck::BySni;
+    set_some(
+        &mut context,
+        "auto_sni_san_validation",
+        by_sni.then_some(true),
+    );
+    let kind = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+    extension("envoy.transport_sockets.tls", kind, Value::Object(context))
+}
+
+/// Returns which versions, curves and ciphers are offered: the mesh's `tlsDefaults`.
+fn tls_params(options: &Options) -> Value {
+    let defaults = &options.mesh.clusters;
+    let lowest = match defaults.tls13 {
+        true => "TLSv1_3",
+        false => "TLSv1_2",
+    };
+    let mut params = Map::new();
+    set(&mut params, "tls_minimum_protocol_version", json!(lowest));
+    set(
+        &mut params,
+        "tls_maximum_protocol_version",
+        json!("TLSv1_3"),
+    );
+    if !defaults.curves.is_empty() {
+        set(&mut params, "ecdh_curves", json!(defaults.curves));
+    }
+    if !defaults.ciphers.is_empty() {
+        set(&mut params, "cipher_suites", json!(defaults.ciphers));
+    }
+    Value::Object(params)
+}
