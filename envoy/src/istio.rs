@@ -182,13 +182,15 @@ pub fn manifests(
 ) -> Result<Vec<Manifest>, Unsupported> {
     let services: Vec<Service<'_>> = rules.table.services().collect();
     check(&services, wanted)?;
-    let led = xds::led(&rules.table, &rules.resources(), options);
+    let additions = xds::foreign(&rules.table, &rules.resources(), options);
     let places = envoy_filter::Places::new(options, wanted);
 
     let mut all = closed::destination_rules(rules, &services, options, wanted);
     all.extend(rbac::manifests(&services, options, wanted)?);
-    all.push(wasm_plugin::plugin(&led, &places, options, wanted));
-    all.push(envoy_filter::envoy_filter(&led, &places, options, wanted));
+    all.push(wasm_plugin::plugin(&additions, &places, options, wanted));
+    all.push(envoy_filter::envoy_filter(
+        &additions, &places, options, wanted,
+    ));
     all.extend(given(rules, "ServiceEntry"));
     let mut names = BTreeSet::new();
     for manifest in &all {

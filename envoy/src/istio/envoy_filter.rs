@@ -14,7 +14,7 @@
 use serde_json::{Value, json};
 
 use super::{Manifest, Place, Wanted, fields, manifest};
-use crate::xds::{Led, Options};
+use crate::xds::{Additions, Options};
 
 /// How Istio is told which proxies are meant.
 pub(super) struct Places {
@@ -44,7 +44,7 @@ impl Places {
 }
 
 pub(super) fn envoy_filter(
-    led: &Led,
+    additions: &Additions,
     places: &Places,
     options: &Options,
     wanted: &Wanted,
@@ -53,7 +53,7 @@ pub(super) fn envoy_filter(
         Place::Sidecar => "SIDECAR_OUTBOUND",
         Place::Gateway => "GATEWAY",
     };
-    let mut patches: Vec<Value> = led
+    let mut patches: Vec<Value> = additions
         .clusters
         .iter()
         .map(|cluster| {
@@ -64,11 +64,11 @@ pub(super) fn envoy_filter(
             })
         })
         .collect();
-    for (port, routes) in &led.routes {
+    for (port, routes) in &additions.routes {
         patches.push(json!({
             "applyTo": "HTTP_FILTER",
             "match": {"context": context, "listener": listener(port.get(), wanted.place)},
-            "patch": {"operation": "INSERT_BEFORE", "value": led.upgrade},
+            "patch": {"operation": "INSERT_BEFORE", "value": additions.upgrade},
         }));
         patches.extend(routes.iter().rev().map(|route| {
             json!({

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::envoy_filter::Places;
 use super::{Manifest, Place, Wanted, fields, manifest};
-use crate::xds::{Led, Options};
+use crate::xds::{Additions, Options};
 
 /// The kind of resource that names the filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,14 +83,19 @@ impl fmt::Display for Url {
     }
 }
 
-pub(super) fn plugin(led: &Led, places: &Places, options: &Options, wanted: &Wanted) -> Manifest {
+pub(super) fn plugin(
+    additions: &Additions,
+    places: &Places,
+    options: &Options,
+    wanted: &Wanted,
+) -> Manifest {
     let module = &wanted.module;
     let pull_policy = module.pull_policy.map(|policy| match policy {
         PullPolicy::IfNotPresent => "IfNotPresent",
         PullPolicy::Always => "Always",
     });
     // We wrote it, so it is JSON.
-    let config: Option<Value> = serde_json::from_str(&led.plugin).ok();
+    let config: Option<Value> = serde_json::from_str(&additions.plugin).ok();
     let code = fields([
         ("url", Some(json!(module.url.to_string()))),
         ("sha256", module.sha256.as_ref().map(|sum| json!(sum))),
@@ -111,7 +116,7 @@ pub(super) fn plugin(led: &Led, places: &Places, options: &Options, wanted: &Wan
         ("selector", selector),
         ("targetRefs", target_refs),
         ("phase", wanted.phase.map(|phase| json!(phase))),
-        ("match", Some(json!([traffic(led, wanted.place)]))),
+        ("match", Some(json!([traffic(additions, wanted.place)]))),
     ]);
     let kind = match wanted.api {
         Api::WasmPlugin => {
@@ -130,8 +135,8 @@ pub(super) fn plugin(led: &Led, places: &Places, options: &Options, wanted: &Wan
 
 /// Says which requests pass through the filter: those that go out, on the ports of the rules. A gateway's listener may
 /// have another port than its service.
-fn traffic(led: &Led, place: Place) -> Value {
-    let ports: Vec<Value> = led
+fn traffic(additions: &Additions, place: Place) -> Value {
+    let ports: Vec<Value> = additions
         .routes
         .iter()
         .map(|(port, _)| json!({"number": port.get()}))

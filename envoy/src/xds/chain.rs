@@ -17,7 +17,7 @@ pub(crate) fn listener_name(port: PortNumber) -> String {
 
 /// Says why no chain took a connection: it has an SNI that nobody has, or none at all; or it has an address that
 /// nobody has.
-pub(super) fn unled(by_address: bool) -> &'static str {
+pub(super) fn no_chain_reason(by_address: bool) -> &'static str {
     if by_address {
         "unknown_host"
     } else {

@@ -4,7 +4,7 @@ use egress_filter::Variants;
 use egress_policy::{Arrival, PolicyTable, PortNumber};
 use serde_json::{Map, Value, json};
 
-use super::chain::{listener_name, refused_log, unled};
+use super::chain::{listener_name, no_chain_reason, refused_log};
 use super::http::connection_manager;
 use super::message::extension;
 use super::options::{Capture, Options};
@@ -100,7 +100,10 @@ impl Port {
             // Who sends what no chain takes is closed; this is where that is written down.
             (
                 "access_log".to_owned(),
-                json!([refused_log(unled(capture.is_some() && !has_tls), options)]),
+                json!([refused_log(
+                    no_chain_reason(capture.is_some() && !has_tls),
+                    options
+                )]),
             ),
         ]);
         fields.extend(matcher.map(|matcher| ("filter_chain_matcher".to_owned(), matcher)));

@@ -11,7 +11,9 @@ use egress_policy::{Address, Arrival, PolicyTable, PortNumber, Refused, Service}
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::chain::{UNDECIDED, limit, listener_name, refused_connection, refused_log, unled};
+use super::chain::{
+    UNDECIDED, limit, listener_name, no_chain_reason, refused_connection, refused_log,
+};
 use super::message::extension;
 use super::options::Options;
 use super::plugin::{plugin, plugin_config};
@@ -210,7 +212,7 @@ pub(super) fn vip_listeners(plugins: &Plugins<'_>) -> Vec<Value> {
             }},
             "traffic_direction": "OUTBOUND",
             "filter_chains": [{"name": "tcp", "filter_chain_match": {}, "filters": filters}],
-            "access_log": [refused_log(unled(false), options)],
+            "access_log": [refused_log(no_chain_reason(false), options)],
         }))
     };
     services.iter().filter_map(listener).collect()

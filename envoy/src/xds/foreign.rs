@@ -17,7 +17,7 @@ const VARIANTS: Variants = Variants::Clusters;
 
 /// What must be in an Envoy so that the filter can lead requests to it.
 #[derive(Debug)]
-pub struct Led {
+pub struct Additions {
     /// The clusters, in the order of their names.
     pub clusters: Vec<Value>,
     /// For each service port the routes that must come before all others, in this order.
@@ -29,7 +29,7 @@ pub struct Led {
 }
 
 /// Renders what HTTP requests are led to. The filter takes no header for its own that Envoy may have let in.
-pub fn led(table: &PolicyTable, resources: &[Value], options: &Options) -> Led {
+pub fn foreign(table: &PolicyTable, resources: &[Value], options: &Options) -> Additions {
     let mut clusters = BTreeMap::new();
     let mut ports = BTreeMap::new();
     for service in table.services() {
@@ -62,7 +62,7 @@ pub fn led(table: &PolicyTable, resources: &[Value], options: &Options) -> Led {
         headers_stripped: false,
         ..plugin(port, kind, table, &digest, resources, VARIANTS, options)
     };
-    Led {
+    Additions {
         clusters,
         routes,
         upgrade: upgrade::http_filter(),
