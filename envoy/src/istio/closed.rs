@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use egress_policy::{DestinationRule, HostPattern, PortNumber, ResourceId, Service, fnv};
 use serde_json::{Value, json};
 
-use super::{Manifest, Wanted, fields, given, id_of, manifest, originated};
+use super::manifest::{Manifest, fields, given, id_of, manifest};
+use super::services::originated;
+use super::wanted::Wanted;
 use crate::rules::Rules;
 use crate::xds::Options;
 

@@ -13,45 +13,20 @@
 
 use serde_json::{Value, json};
 
-use super::{Manifest, Place, Wanted, fields, manifest};
+use super::manifest::{Manifest, fields, manifest};
+use super::selector::ProxySelector;
+use super::wanted::{ProxyKind, Wanted};
 use crate::xds::{Additions, Options};
-
-/// How Istio is told which proxies are meant.
-pub(super) struct Places {
-    /// The labels of their pods, if they tell.
-    labels: Option<Value>,
-    /// The Gateway, if it tells.
-    target_refs: Option<Value>,
-}
-
-impl Places {
-    pub(super) fn new(options: &Options, wanted: &Wanted) -> Places {
-        let gateway = |name: &String| json!([{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": name}]);
-        let target_refs = wanted.gateway.as_ref().map(gateway);
-        let labels = &options.proxy.labels;
-        let named = target_refs.is_none() && !labels.is_empty();
-        Places {
-            labels: named.then(|| json!(labels)),
-            target_refs,
-        }
-    }
-
-    /// Returns the field of a kind that calls it `selector`, or otherwise, and the field `targetRefs`.
-    pub(super) fn named(&self, labels: &str) -> [Option<Value>; 2] {
-        let selector = self.labels.as_ref().map(|found| json!({labels: found}));
-        [selector, self.target_refs.clone()]
-    }
-}
 
 pub(super) fn envoy_filter(
     additions: &Additions,
-    places: &Places,
+    selector: &ProxySelector,
     options: &Options,
     wanted: &Wanted,
 ) -> Manifest {
-    let context = match wanted.place {
-        Place::Sidecar => "SIDECAR_OUTBOUND",
-        Place::Gateway => "GATEWAY",
+    let context = match wanted.proxies {
+        ProxyKind::Sidecar => "SIDECAR_OUTBOUND",
+        ProxyKind::Gateway => "GATEWAY",
     };
     let mut patches: Vec<Value> = additions
         .clusters
@@ -67,18 +42,18 @@ pub(super) fn envoy_filter(
     for (port, routes) in &additions.routes {
         patches.push(json!({
             "applyTo": "HTTP_FILTER",
-            "match": {"context": context, "listener": listener(port.get(), wanted.place)},
+            "match": {"context": context, "listener": listener(port.get(), wanted.proxies)},
             "patch": {"operation": "INSERT_BEFORE", "value": additions.upgrade},
         }));
         patches.extend(routes.iter().rev().map(|route| {
             json!({
                 "applyTo": "HTTP_ROUTE",
-                "match": route_match(context, port.get(), wanted.place),
+                "match": route_match(context, port.get(), wanted.proxies),
                 "patch": {"operation": "INSERT_FIRST", "value": route},
             })
         }));
     }
-    let [selector, target_refs] = places.named("labels");
+    let [selector, target_refs] = selector.named("labels");
     let spec = fields([
         ("workloadSelector", selector),
         ("targetRefs", target_refs),
@@ -90,23 +65,25 @@ pub(super) fn envoy_filter(
 }
 
 /// Names the router of a port's listener. A gateway's listener may have another port than its service.
-fn listener(port: u16, place: Place) -> Value {
+fn listener(port: u16, proxies: ProxyKind) -> Value {
     let manager = "envoy.filters.network.http_connection_manager";
     let router =
         json!({"filter": {"name": manager, "subFilter": {"name": "envoy.filters.http.router"}}});
-    match place {
-        Place::Sidecar => json!({"portNumber": port, "filterChain": router}),
-        Place::Gateway => json!({"filterChain": router}),
+    match proxies {
+        ProxyKind::Sidecar => json!({"portNumber": port, "filterChain": router}),
+        ProxyKind::Gateway => json!({"filterChain": router}),
     }
 }
 
 /// Names the routes of a port, or all of a gateway, for the same reason: its routes are called by the listener's port.
 ///
 /// Source: istio/istio `pilot/pkg/networking/core/envoyfilter/rc_patch.go`, `routeConfigurationMatch`.
-fn route_match(context: &str, port: u16, place: Place) -> Value {
-    match place {
-        Place::Sidecar => json!({"context": context, "routeConfiguration": {"portNumber": port}}),
-        Place::Gateway => json!({"context": context}),
+fn route_match(context: &str, port: u16, proxies: ProxyKind) -> Value {
+    match proxies {
+        ProxyKind::Sidecar => {
+            json!({"context": context, "routeConfiguration": {"portNumber": port}})
+        }
+        ProxyKind::Gateway => json!({"context": context}),
     }
 }
 

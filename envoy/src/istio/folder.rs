@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use similar::TextDiff;
 
-use super::Manifest;
+use super::manifest::Manifest;
 
 /// What every rendered file begins with.
 pub const MARK: &str = "# Rendered by egressctl ";

@@ -7,7 +7,10 @@ use egress_filter::contract;
 use egress_policy::Service;
 use serde_json::{Value, json};
 
-use super::{Manifest, Place, Unsupported, Wanted, fields, manifest, originated};
+use super::manifest::{Manifest, fields, manifest};
+use super::services::originated;
+use super::unsupported::Unsupported;
+use super::wanted::{ProxyKind, Wanted};
 use crate::xds::Options;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -26,9 +29,9 @@ pub(super) fn manifests(
             let name = contract::identity_secret(identity).to_string();
             name.starts_with("kubernetes://")
         });
-    match (asks, wanted.service_accounts.is_empty(), wanted.place) {
-        (false, ..) | (true, true, Place::Gateway) => return Ok(Vec::new()),
-        (true, true, Place::Sidecar) => return Err(Unsupported::ServiceAccount),
+    match (asks, wanted.service_accounts.is_empty(), wanted.proxies) {
+        (false, ..) | (true, true, ProxyKind::Gateway) => return Ok(Vec::new()),
+        (true, true, ProxyKind::Sidecar) => return Err(Unsupported::ServiceAccount),
         (true, false, _) => {}
     }
     let name = format!("{}-credentials", wanted.name);

@@ -12,7 +12,7 @@ use super::super::args::{
 };
 use super::super::{ExitStatus, fail, print, print_as_it_is, refuse, settings, tell};
 use crate::fs;
-use crate::istio::{self, Api, MARK, Manifest, Module, Place, PullPolicy, Wanted};
+use crate::istio::{self, Api, MARK, Manifest, Module, ProxyKind, PullPolicy, Wanted};
 use crate::mesh::MeshConfig;
 use crate::rules::{self, Rules};
 use crate::xds::{AccessLog, Admin, OLDEST, Options, Secrets};
@@ -125,9 +125,9 @@ fn wanted(args: &RenderIstio) -> Result<Wanted, ExitStatus> {
     };
     Ok(Wanted {
         name: args.name.clone(),
-        place: match args.place {
-            IstioPlace::Sidecar => Place::Sidecar,
-            IstioPlace::Gateway => Place::Gateway,
+        proxies: match args.place {
+            IstioPlace::Sidecar => ProxyKind::Sidecar,
+            IstioPlace::Gateway => ProxyKind::Gateway,
         },
         gateway: args.target_ref.clone(),
         module: Module {

@@ -1,0 +1,82 @@
+//! What Istio cannot be told to do.
+
+use egress_policy::PortNumber;
+
+/// How large a resource may be, in bytes of JSON: etcd takes 1.5 MiB, and the API server adds to it.
+pub(super) const MAX_BYTES: usize = 1_400_000;
+
+/// Why Istio cannot be told to do what the rules ask for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unsupported {
+    /// There is nothing for the filter to do.
+    #[error(
+        "no rule asks for TLS on a port that speaks HTTP, so there is nothing for the filter to do"
+    )]
+    Nothing,
+    /// The network filter is not rendered for Istio.
+    #[error(
+        "`{host}` has the TCP port {port} with `tls`, and in Istio the filter originates HTTP only"
+    )]
+    Tcp {
+        /// The host.
+        host: String,
+        /// The port.
+        port: PortNumber,
+    },
+    /// The guard is not rendered for Istio.
+    #[error(
+        "`{0}` is a wildcard: whoever answers for a name in DNS chooses the address, and in Istio nothing here keeps it from private ones"
+    )]
+    Wildcard(String),
+    /// A gateway does not tell the filter which service port was meant.
+    #[error(
+        "the rules have the HTTP ports {0}, and at a gateway the filter cannot tell them apart"
+    )]
+    Ports(String),
+    /// Istio would read a name otherwise than we do.
+    #[error("Istio has no name for the secret `{0}`")]
+    Secret(String),
+    /// istiod would not give the secrets.
+    #[error(
+        "the rules name credentials, and Istio gives them only to service accounts that may list Secrets"
+    )]
+    ServiceAccount,
+    /// Kubernetes would keep only one of two.
+    #[error("{0} would be rendered twice, and the later would take the place of the earlier")]
+    Twice(String),
+    /// Kubernetes would not take it.
+    #[error(
+        "{0} would have {1} bytes, and Kubernetes keeps no resource of more than about {MAX_BYTES}"
+    )]
+    TooLarge(String, usize),
+}
+
+impl Unsupported {
+    /// Returns how to mend it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Unsupported::Nothing => {
+                "give the host a DestinationRule with `tls`, and its port the protocol HTTP"
+            }
+            Unsupported::Tcp { .. } => {
+                "give these rules to Istio as they are, with `sni` and `subjectAltNames`, and leave them out here"
+            }
+            Unsupported::Wildcard(_) => {
+                "name each host, or say `location: MESH_INTERNAL` where private addresses are meant"
+            }
+            Unsupported::Ports(_) => {
+                "render the rules of one port, and those of another for another gateway"
+            }
+            Unsupported::Secret(_) => {
+                "let the name and path be of letters, digits, `/`, `.`, `-` and `_`, and let no credential end with `-cacert`"
+            }
+            Unsupported::ServiceAccount => {
+                "name the workload's with `--service-account`, for example `--service-account sleep`"
+            }
+            Unsupported::Twice(_) => {
+                "give the rules other names, or what is rendered another with `--name`"
+            }
+            Unsupported::TooLarge(..) => "render the rules in parts, with `--name` for each",
+        }
+    }
+}
