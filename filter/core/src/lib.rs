@@ -49,7 +49,9 @@ mod load;
 mod metadata;
 mod plan;
 mod plan_tcp;
+pub mod protobuf;
 mod remembered;
+mod text;
 
 pub use client_hello::{TELLING, begins_tls};
 pub use config::{AuthorityMode, FilterKind, MetadataFormat, PluginConfig, Variants};
@@ -58,7 +60,7 @@ pub use facts::{ConnectionEnd, ConnectionFacts, Facts, Wanted};
 pub use failure::{Failure, FailureFacts};
 pub use labels::labels;
 pub use load::{InvalidConfig, Loaded, load, load_for};
-pub use metadata::{Entry, FIELDS, varint};
+pub use metadata::{Entry, FIELDS};
 pub use plan::{Scratch, failed, plan_failure, plan_http, plan_plaintext};
 pub use plan_tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};
 pub use remembered::Remembered;

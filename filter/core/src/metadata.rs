@@ -7,7 +7,8 @@ use egress_policy::{Decision, ResourceId, TlsIntent, Trust};
 
 use crate::config::MetadataFormat;
 use crate::contract;
-use crate::plan::itoa;
+use crate::protobuf::{self, tag_and_len, varint_len};
+use crate::text::itoa;
 
 /// One entry of the metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,33 +216,14 @@ impl<'o> Writer<'o> {
         let text: usize = parts.iter().map(|part| part.len()).sum();
         let value = 1 + varint_len(text) + text;
         let entry = 1 + varint_len(key.len()) + key.len() + 1 + varint_len(value) + value;
-        self.tag(0x0a, entry);
-        self.tag(0x0a, key.len());
-        self.out.extend_from_slice(key.as_bytes());
-        self.tag(0x12, value);
-        self.tag(0x1a, text);
+        tag_and_len(self.out, 0x0a, entry);
+        protobuf::field(self.out, 0x0a, key.as_bytes());
+        tag_and_len(self.out, 0x12, value);
+        tag_and_len(self.out, 0x1a, text);
         for part in parts {
             self.out.extend_from_slice(part.as_bytes());
         }
     }
-
-    fn tag(&mut self, tag: u8, len: usize) {
-        self.out.push(tag);
-        varint(self.out, len);
-    }
-}
-
-/// Writes a length as protobuf does: seven bits a byte, the least first.
-pub fn varint(out: &mut Vec<u8>, mut len: usize) {
-    while len >= 0x80 {
-        out.push((len & 0x7f) as u8 | 0x80);
-        len >>= 7;
-    }
-    out.push(len as u8);
-}
-
-fn varint_len(len: usize) -> usize {
-    (usize::BITS - (len | 1).leading_zeros()).div_ceil(7) as usize
 }
 
 #[cfg(test)]
@@ -270,9 +252,5 @@ mod tests {
         writer.text(Entry::Action, Some("reject"));
         writer.text(Entry::Reason, None);
         assert_eq!(out, b"\x0a\x12\x0a\x06action\x12\x08\x1a\x06reject");
-        assert_eq!(
-            [0, 127, 128, 16_383, 16_384].map(varint_len),
-            [1, 1, 2, 2, 3]
-        );
     }
 }

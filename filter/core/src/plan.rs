@@ -12,6 +12,7 @@ use crate::facts::Facts;
 use crate::failure::{Failure, FailureFacts};
 use crate::load::Loaded;
 use crate::metadata::{Entry, Writer};
+use crate::text::itoa;
 
 /// Room for the texts of one request, kept from one to the next so that nothing is allocated.
 #[derive(Debug, Default)]
@@ -545,21 +546,4 @@ pub(crate) fn write_metadata(
     );
     let allowed = decision.plaintext_allowed.then_some("allowed");
     writer.text(Entry::Plaintext, allowed);
-}
-
-/// Writes a number without the formatting machinery, which costs more than the rest of the plan.
-pub(crate) fn itoa(number: u16, room: &mut [u8; 5]) -> &str {
-    let mut rest = number;
-    let mut at = room.len();
-    for (place, digit) in room.iter_mut().enumerate().rev() {
-        *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-        rest /= 10;
-        at = place;
-        if rest == 0 {
-            break;
-        }
-    }
-    room.get(at..)
-        .and_then(|digits| std::str::from_utf8(digits).ok())
-        .unwrap_or("0")
 }

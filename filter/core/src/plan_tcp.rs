@@ -10,9 +10,10 @@ use crate::facts::{ConnectionEnd, ConnectionFacts, Wanted};
 use crate::failure::Failure;
 use crate::load::Loaded;
 use crate::plan::{
-    Scratch, found_by_name, itoa, push_names, push_tunnel, refused, write_metadata, write_names,
+    Scratch, found_by_name, push_names, push_tunnel, refused, write_metadata, write_names,
     write_tunnel,
 };
+use crate::text::itoa;
 
 /// Says which facts [`plan_tcp`] needs: as few as tell services apart, for each is a call.
 pub fn wanted(config: &Loaded) -> Wanted {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use egress_filter::{
     Effect, Effects, Facts, Scratch, TELLING, begins_tls, contract, failed, plan_failure,
-    plan_plaintext, varint,
+    plan_plaintext, protobuf,
 };
 use egress_policy::PortNumber;
 use log::error;
@@ -273,9 +273,7 @@ fn destination_port() -> Result<Option<PortNumber>, HostError> {
 fn filter_state(path: &str, value: &str) -> Vec<u8> {
     let mut message = Vec::with_capacity(path.len() + value.len() + 8);
     for (tag, text) in [(0x0a, path), (0x12, value)] {
-        message.push(tag);
-        varint(&mut message, text.len());
-        message.extend_from_slice(text.as_bytes());
+        protobuf::field(&mut message, tag, text.as_bytes());
     }
     message
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use egress_filter::{FilterKind, MetadataFormat, Remembered, contract, varint};
+use egress_filter::{FilterKind, MetadataFormat, Remembered, contract, protobuf};
 use log::{error, info, warn};
 use proxy_wasm::traits::{HttpContext, RootContext, StreamContext};
 use proxy_wasm::types::ContextType;
@@ -103,9 +103,7 @@ fn declare_metadata() -> Result<(), host::HostError> {
         (0x0a, contract::METADATA_PROPERTY),
         (0x22, contract::METADATA_TYPE),
     ] {
-        message.push(tag);
-        varint(&mut message, text.len());
-        message.extend_from_slice(text.as_bytes());
+        protobuf::field(&mut message, tag, text.as_bytes());
     }
     message.extend_from_slice(&[0x18, 3]);
     host::call(contract::DECLARE_PROPERTY, &message)
