@@ -47,10 +47,12 @@ mod failure;
 mod labels;
 mod load;
 mod metadata;
-mod plan;
-mod plan_tcp;
+mod plan {
+    pub(crate) mod cache;
+    pub(crate) mod http;
+    pub(crate) mod tcp;
+}
 pub mod protobuf;
-mod remembered;
 mod text;
 
 pub use client_hello::{TELLING, begins_tls};
@@ -61,6 +63,6 @@ pub use failure::{Failure, FailureFacts};
 pub use labels::labels;
 pub use load::{InvalidConfig, Loaded, load, load_for};
 pub use metadata::{Entry, FIELDS};
-pub use plan::{Scratch, failed, plan_failure, plan_http, plan_plaintext};
-pub use plan_tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};
-pub use remembered::Remembered;
+pub use plan::cache::Remembered;
+pub use plan::http::{Scratch, failed, plan_failure, plan_http, plan_plaintext};
+pub use plan::tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};

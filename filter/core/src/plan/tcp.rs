@@ -9,7 +9,7 @@ use crate::effect::{Effect, Effects};
 use crate::facts::{ConnectionEnd, ConnectionFacts, Wanted};
 use crate::failure::Failure;
 use crate::load::Loaded;
-use crate::plan::{
+use crate::plan::http::{
     Scratch, found_by_name, push_names, push_tunnel, refused, write_metadata, write_names,
     write_tunnel,
 };
