@@ -47,11 +47,7 @@ mod failure;
 mod labels;
 mod load;
 mod metadata;
-mod plan {
-    pub(crate) mod cache;
-    pub(crate) mod http;
-    pub(crate) mod tcp;
-}
+mod plan;
 pub mod protobuf;
 mod text;
 
@@ -63,6 +59,7 @@ pub use failure::{Failure, FailureFacts};
 pub use labels::labels;
 pub use load::{InvalidConfig, Loaded, load, load_for};
 pub use metadata::{Entry, FIELDS};
+pub use plan::Scratch;
 pub use plan::cache::Remembered;
-pub use plan::http::{Scratch, failed, plan_failure, plan_http, plan_plaintext};
+pub use plan::http::{failed, plan_failure, plan_http, plan_plaintext};
 pub use plan::tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};

@@ -9,7 +9,8 @@ use egress_policy::PortNumber;
 use crate::effect::Effect;
 use crate::facts::Facts;
 use crate::load::Loaded;
-use crate::plan::http::{Scratch, plan_http};
+use crate::plan::Scratch;
+use crate::plan::http::plan_http;
 
 /// How many plans are kept: a power of two. Each takes some hundred bytes.
 const PLANS: usize = 256;

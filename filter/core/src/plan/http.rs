@@ -1,8 +1,8 @@
-//! Plan: a request's facts become effects. What is decided here is how Envoy is told, never what.
+//! A request's facts become effects, and so do those of its response when the connection failed.
 
 use egress_policy::{
     Action, Arrival, Authority, Cluster, Decision, Endpoints, InvalidAuthority, PortNumber, Query,
-    Reason, Sni,
+    Reason,
 };
 
 use crate::config::AuthorityMode;
@@ -11,20 +11,11 @@ use crate::effect::{Effect, Effects};
 use crate::facts::Facts;
 use crate::failure::{Failure, FailureFacts};
 use crate::load::Loaded;
-use crate::metadata::{Entry, Writer};
+use crate::plan::{
+    Scratch, found_by_name, host_of, push_names, push_tunnel, refused, write_metadata, write_names,
+    write_tunnel,
+};
 use crate::text::itoa;
-
-/// Room for the texts of one request, kept from one to the next so that nothing is allocated.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    pub(crate) authority: String,
-    pub(crate) dial_port: String,
-    pub(crate) tunnel: String,
-    pub(crate) names: String,
-    pub(crate) metadata: Vec<u8>,
-    secrets: String,
-    body: String,
-}
 
 /// Returns what should happen to an HTTP request.
 ///
@@ -156,13 +147,6 @@ pub fn failed(config: &Loaded, facts: &Facts<'_>, details: &str) -> Option<Failu
     })
 }
 
-/// Says whether a cluster without a healthy host can only be one whose names were not resolved.
-pub(crate) fn found_by_name(cluster: &Cluster) -> bool {
-    // Hosts can be out of service for what they answered as well, where a rule looks at that.
-    matches!(cluster.endpoints, Endpoints::Listed { fixed: false, .. })
-        && cluster.outlier_detection.is_none()
-}
-
 /// Returns what should happen when what follows CONNECT is not TLS: it goes no further.
 ///
 /// `facts` are those that CONNECT was planned by. All that CONNECT leads to are ports of TLS. Where it was `answered`
@@ -272,19 +256,6 @@ enum Detour<'e> {
     Target,
 }
 
-pub(crate) fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
-    let action = Action::Reject(reason);
-    Decision {
-        action,
-        target: None,
-        connect_to: None,
-        service_entry: None,
-        rule: None,
-        policy_source: None,
-        plaintext_allowed: false,
-    }
-}
-
 /// Writes the authority of the target into the scratch, and says whether it must be sent.
 fn upstream_authority(
     mode: AuthorityMode,
@@ -365,84 +336,6 @@ fn push_detour<'e>(effects: &mut Effects<'e>, detour: Detour<'e>, scratch: &'e S
     ));
 }
 
-/// Writes what the upstream proxy is asked for: the target, or the address that is dialled in its place.
-pub(crate) fn write_tunnel(config: &Loaded, decision: &Decision<'_, '_>, tunnel: &mut String) {
-    tunnel.clear();
-    let Some(target) = decision.target.as_ref().filter(|_| config.upstream_proxy) else {
-        return;
-    };
-    let (host, port) = decision.connect_to.unwrap_or((target.host, target.port));
-    let brackets = host.contains(':');
-    tunnel.push_str(if brackets { "[" } else { "" });
-    tunnel.push_str(host);
-    tunnel.push_str(if brackets { "]:" } else { ":" });
-    tunnel.push_str(itoa(port.get(), &mut [0; 5]));
-}
-
-pub(crate) fn push_tunnel<'e>(effects: &mut Effects<'e>, config: &Loaded, scratch: &'e Scratch) {
-    if config.upstream_proxy {
-        effects.push(Effect::Tunnel(&scratch.tunnel));
-    }
-}
-
-/// Writes the names of which the certificate must have one beside the host's. Where the host is known, the cluster
-/// verifies it, and Envoy takes a second list of names from the filter only. The list is compared with names of any
-/// type, so it is never the host's.
-pub(crate) fn write_names(cluster: &Cluster, names: &mut String) {
-    names.clear();
-    let Some(tls) = cluster.tls.as_ref().filter(|tls| tls.names.authority) else {
-        return;
-    };
-    if exact(cluster) {
-        for (at, name) in tls.names.any_of.iter().enumerate() {
-            names.push_str(if at > 0 { "," } else { "" });
-            names.push_str(name);
-        }
-    }
-}
-
-/// Keeps SNI and verified name those of the target where the client's authority stays and is `other`: where it spells
-/// the target otherwise, or names another host.
-pub(crate) fn push_names<'e>(
-    effects: &mut Effects<'e>,
-    cluster: &Cluster,
-    other: bool,
-    scratch: &'e Scratch,
-) {
-    let Some(tls) = &cluster.tls else {
-        return;
-    };
-    let host = host_of(&scratch.authority);
-    if other && tls.sni == Sni::Authority {
-        // Where nothing but the host is verified, it is verified as the SNI.
-        effects.push(Effect::FilterState(
-            contract::UPSTREAM_SERVER_NAME_STATE,
-            host,
-        ));
-    }
-    let beside = !tls.names.any_of.is_empty() && tls.names.authority;
-    let names = match exact(cluster) {
-        true => Some(scratch.names.as_str()),
-        false => other.then_some(host),
-    };
-    if let (true, Some(names)) = (beside, names) {
-        effects.push(Effect::FilterState(contract::UPSTREAM_NAMES_STATE, names));
-    }
-}
-
-/// Says whether a cluster is one host's, and so has its name.
-fn exact(cluster: &Cluster) -> bool {
-    let own = cluster.own.as_ref();
-    own.is_some_and(|(host, _)| host.exact().is_some())
-}
-
-/// Returns the host of an authority that we wrote; its hosts are names, so a colon begins the port.
-fn host_of(authority: &str) -> &str {
-    authority
-        .split_once(':')
-        .map_or(authority, |(host, _)| host)
-}
-
 /// Names the cluster, unless requests reach it anyway.
 fn route<'e>(
     effects: &mut Effects<'e>,
@@ -491,59 +384,4 @@ fn answer<'e>(config: &Loaded, reason: Reason, scratch: &'e mut Scratch) -> Effe
         body: &scratch.body,
     });
     effects
-}
-
-pub(crate) fn write_metadata(
-    config: &Loaded,
-    authority: &str,
-    decision: &Decision<'_, '_>,
-    failure: Option<Failure>,
-    scratch: &mut Scratch,
-) {
-    scratch.metadata.clear();
-    let mut writer = Writer::new(config.metadata, &mut scratch.metadata);
-    let cluster = match decision.action {
-        Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster) => {
-            Some(cluster)
-        }
-        Action::Reject(_) | Action::LeaveAlone(_) => None,
-    };
-    let tls = cluster.and_then(|cluster| cluster.tls.as_ref());
-    let target = decision.target.as_ref();
-    writer.text(Entry::Action, Some(decision.action.as_str()));
-    let reason = failure.map(Failure::as_str);
-    writer.text(
-        Entry::Reason,
-        reason.or_else(|| decision.reason().map(Reason::as_str)),
-    );
-    writer.resource(Entry::Rule, decision.rule);
-    writer.resource(Entry::ServiceEntry, decision.service_entry);
-    writer.text(Entry::Cluster, cluster.map(|it| config.cluster_name(it)));
-    let socket = |it| {
-        config
-            .transport_socket(it)
-            .unwrap_or_else(|| contract::transport_socket(it))
-    };
-    writer.text(Entry::TransportSocket, cluster.map(socket));
-    writer.text(Entry::TlsMode, tls.map(|tls| tls.mode.as_str()));
-    writer.text(
-        Entry::Sni,
-        tls.and_then(|tls| match &tls.sni {
-            Sni::Rule(name) | Sni::Host(name) => Some(name.as_str()),
-            Sni::Authority => target.map(|target| target.host),
-        }),
-    );
-    writer.verify(tls, target.map(|target| target.host));
-    writer.secrets(tls, &mut scratch.secrets);
-    match cluster.and_then(|cluster| cluster.tunnel.as_ref()) {
-        // Rare, so it may allocate.
-        Some(tunnel) => writer.text(Entry::Target, Some(&tunnel.authority())),
-        None => writer.target(decision),
-    }
-    writer.text(
-        Entry::Authority,
-        Some(authority).filter(|authority| !authority.is_empty()),
-    );
-    let allowed = decision.plaintext_allowed.then_some("allowed");
-    writer.text(Entry::Plaintext, allowed);
 }

@@ -1,4 +1,4 @@
-//! Plan: a connection's facts become effects, as in [`crate::plan_http`] where bytes are not HTTP.
+//! A connection's facts become effects, as in [`crate::plan_http`] where bytes are not HTTP.
 
 use egress_policy::{
     Action, Authority, Cluster, Connection, Decision, Endpoints, InvalidAuthority, Reason, Spoken,
@@ -9,7 +9,7 @@ use crate::effect::{Effect, Effects};
 use crate::facts::{ConnectionEnd, ConnectionFacts, Wanted};
 use crate::failure::Failure;
 use crate::load::Loaded;
-use crate::plan::http::{
+use crate::plan::{
     Scratch, found_by_name, push_names, push_tunnel, refused, write_metadata, write_names,
     write_tunnel,
 };
