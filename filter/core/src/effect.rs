@@ -30,18 +30,22 @@ pub enum Effect<'e> {
         /// A sentence for the one who sent the request.
         body: &'e str,
     },
-    /// Close the application's connection.
+    /// Close the application's connection, where bytes are handled.
     Close,
+    /// Break off the request. By HTTP/1 the application's connection is closed with it.
+    CloseRequest,
     /// Count a failed connection.
     Count(Failure),
     /// Count a request or connection that is plaintext only because somebody allowed it.
     CountAllowed,
     /// Set a response header, in place of all that were there.
     ResponseHeader(&'static str, &'e str),
-    /// Say this to the application in place of what Envoy answers, with the detail that Envoy chose.
+    /// Say this to the application in place of what Envoy answers.
     AnswerInstead {
-        /// The status, where it is not the one that Envoy chose.
+        /// The status; `None` is the one that Envoy chose.
         status: Option<u32>,
+        /// The detail that Envoy chose, which the access log keeps.
+        details: &'e str,
         /// A sentence for the one who sent the request.
         body: &'static str,
     },
@@ -50,36 +54,12 @@ pub enum Effect<'e> {
 impl Effect<'_> {
     /// Says whether the request or connection goes no further.
     pub fn ends(&self) -> bool {
-        matches!(self, Effect::Answer { .. } | Effect::Close)
+        matches!(
+            self,
+            Effect::Answer { .. } | Effect::Close | Effect::CloseRequest
+        )
     }
 }
 
-/// Effects in the order in which they are applied. There are never more than ten, so they need no heap.
-#[derive(Debug, Clone, Copy)]
-pub struct Effects<'e> {
-    list: [Option<Effect<'e>>; 10],
-    len: usize,
-}
-
-impl<'e> Effects<'e> {
-    pub(crate) fn new() -> Self {
-        Effects {
-            list: [None; 10],
-            len: 0,
-        }
-    }
-
-    pub(crate) fn push(&mut self, effect: Effect<'e>) {
-        if let Some(place) = self.list.get_mut(self.len) {
-            *place = Some(effect);
-            self.len += 1;
-        } else {
-            debug_assert!(false, "more effects than there is room for");
-        }
-    }
-
-    /// Returns the effects in order.
-    pub fn iter(&self) -> impl Iterator<Item = Effect<'e>> + '_ {
-        self.list.iter().copied().flatten()
-    }
-}
+/// What a host does with each effect, in the order in which they are planned. The first that it cannot apply ends the plan.
+pub type Act<'a, E> = &'a mut dyn FnMut(Effect<'_>) -> Result<(), E>;

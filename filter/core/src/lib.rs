@@ -1,11 +1,11 @@
 //! The filter without a host: plugin configuration in, effects out.
 //!
 //! ```text
-//! JSON ──load──► Loaded (PolicyTable) ; Facts ──plan──► Effects ──apply──► host
+//! JSON ──load──► Loaded (PolicyTable) ; Facts ──plan──► effects ──apply──► host
 //! ```
 //!
 //! [`load()`] reads what the renderer wrote with [`PluginConfig`]. [`plan_http`] says, for the [`Facts`]
-//! of one request, which [`Effects`] an adapter is to apply; where its connection [`failed`],
+//! of one request, each [`Effect`] that an adapter is to apply; where its connection [`failed`],
 //! [`plan_failure`] says what is told of that. Of the bytes behind CONNECT [`begins_tls`] says whether they are TLS, and
 //! [`plan_plaintext`] what happens when they are not. [`plan_tcp`], [`connection_failed`] and
 //! [`plan_connection_failure`] are the same for connections that are not HTTP. [`contract`] holds every name that Envoy
@@ -32,9 +32,16 @@
 //!
 //! let mut scratch = Scratch::default();
 //! let facts = Facts { authority: "edition.cnn.com:80", port: None, connect: false };
-//! let effects = plan_http(&config, &facts, &mut scratch);
-//! assert!(effects.iter().any(|effect| effect == Effect::Authority("edition.cnn.com")));
-//! assert!(effects.iter().any(|effect| effect == Effect::Header("x-egress-originate", "shared|SIMPLE|system|auto")));
+//! let (mut authority, mut cluster) = (String::new(), String::new());
+//! plan_http::<()>(&config, &facts, &mut scratch, &mut |effect| {
+//!     match effect {
+//!         Effect::Authority(value) => authority = value.to_owned(),
+//!         Effect::Header("x-egress-originate", value) => cluster = value.to_owned(),
+//!         _ => {}
+//!     }
+//!     Ok(())
+//! }).unwrap();
+//! assert_eq!((authority.as_str(), cluster.as_str()), ("edition.cnn.com", "shared|SIMPLE|system|auto"));
 //! ```
 #![forbid(unsafe_code)]
 
@@ -53,7 +60,7 @@ mod text;
 
 pub use client_hello::{TELLING, begins_tls};
 pub use config::{AuthorityMode, FilterKind, MetadataFormat, PluginConfig, Variants};
-pub use effect::{Effect, Effects};
+pub use effect::{Act, Effect};
 pub use facts::{ConnectionEnd, ConnectionFacts, Facts, Wanted};
 pub use failure::{Failure, FailureFacts};
 pub use labels::labels;

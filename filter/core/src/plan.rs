@@ -7,7 +7,7 @@ pub(crate) mod tcp;
 use egress_policy::{Action, Cluster, Decision, Endpoints, Reason, Sni};
 
 use crate::contract;
-use crate::effect::{Effect, Effects};
+use crate::effect::{Act, Effect};
 use crate::failure::Failure;
 use crate::load::Loaded;
 use crate::metadata::{Entry, Writer};
@@ -114,10 +114,11 @@ fn write_tunnel(config: &Loaded, decision: &Decision<'_, '_>, tunnel: &mut Strin
     tunnel.push_str(itoa(port.get(), &mut [0; 5]));
 }
 
-fn push_tunnel<'e>(effects: &mut Effects<'e>, config: &Loaded, scratch: &'e Scratch) {
+fn push_tunnel<E>(config: &Loaded, scratch: &Scratch, act: Act<'_, E>) -> Result<(), E> {
     if config.upstream_proxy {
-        effects.push(Effect::Tunnel(&scratch.tunnel));
+        act(Effect::Tunnel(&scratch.tunnel))?;
     }
+    Ok(())
 }
 
 /// Writes the names of which the certificate must have one beside the host's. Where the host is known, the cluster
@@ -138,17 +139,22 @@ fn write_names(cluster: &Cluster, names: &mut String) {
 
 /// Keeps SNI and verified name those of the target where the client's authority stays and is `other`: where it spells
 /// the target otherwise, or names another host.
-fn push_names<'e>(effects: &mut Effects<'e>, cluster: &Cluster, other: bool, scratch: &'e Scratch) {
+fn push_names<E>(
+    cluster: &Cluster,
+    other: bool,
+    scratch: &Scratch,
+    act: Act<'_, E>,
+) -> Result<(), E> {
     let Some(tls) = &cluster.tls else {
-        return;
+        return Ok(());
     };
     let host = host_of(&scratch.authority);
     if other && tls.sni == Sni::Authority {
         // Where nothing but the host is verified, it is verified as the SNI.
-        effects.push(Effect::FilterState(
+        act(Effect::FilterState(
             contract::UPSTREAM_SERVER_NAME_STATE,
             host,
-        ));
+        ))?;
     }
     let beside = !tls.names.any_of.is_empty() && tls.names.authority;
     let names = match exact(cluster) {
@@ -156,8 +162,9 @@ fn push_names<'e>(effects: &mut Effects<'e>, cluster: &Cluster, other: bool, scr
         false => other.then_some(host),
     };
     if let (true, Some(names)) = (beside, names) {
-        effects.push(Effect::FilterState(contract::UPSTREAM_NAMES_STATE, names));
+        act(Effect::FilterState(contract::UPSTREAM_NAMES_STATE, names))?;
     }
+    Ok(())
 }
 
 /// Says whether a cluster is one host's, and so has its name.

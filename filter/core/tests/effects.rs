@@ -5,9 +5,10 @@
 )]
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 
 use egress_filter::{
-    AuthorityMode, Effect, Effects, FIELDS, Facts, Failure, FilterKind, InvalidConfig, Loaded,
+    Act, AuthorityMode, Effect, FIELDS, Facts, Failure, FilterKind, InvalidConfig, Loaded,
     MetadataFormat, PluginConfig, Scratch, Variants, contract, failed, load, load_for,
     plan_failure, plan_http,
 };
@@ -180,13 +181,16 @@ fn planned(config: &Loaded, authority: &str) -> (Vec<String>, BTreeMap<String, S
         port: None,
         connect: false,
     };
-    shown(&plan_http(config, &facts, &mut scratch))
+    shown(|act| plan_http(config, &facts, &mut scratch, act))
 }
 
-fn shown(effects: &Effects<'_>) -> (Vec<String>, BTreeMap<String, String>) {
+/// Shows what is planned, as [`planned`] does.
+fn shown(
+    plan: impl FnOnce(Act<'_, Infallible>) -> Result<(), Infallible>,
+) -> (Vec<String>, BTreeMap<String, String>) {
     let mut words = Vec::new();
     let mut metadata = BTreeMap::new();
-    for effect in effects.iter() {
+    let Ok(()) = plan(&mut |effect| {
         words.push(match effect {
             Effect::Authority(value) => format!("authority {value}"),
             Effect::Header(name, value) => format!("{name}: {value}"),
@@ -201,23 +205,30 @@ fn shown(effects: &Effects<'_>) -> (Vec<String>, BTreeMap<String, String>) {
                 status, details, ..
             } => format!("answer {status} {details}"),
             Effect::Close => "close".to_owned(),
+            Effect::CloseRequest => "close the request".to_owned(),
             Effect::Count(failure) => format!("count {failure}"),
             Effect::CountAllowed => "count allowed plaintext".to_owned(),
             Effect::ResponseHeader(name, value) => format!("answer with {name}: {value}"),
-            Effect::AnswerInstead { status: None, body } => format!("answer with {body}"),
+            Effect::AnswerInstead {
+                status: None,
+                details,
+                body,
+            } => format!("answer {details} with {body}"),
             Effect::AnswerInstead {
                 status: Some(status),
+                details,
                 body,
-            } => format!("answer {status} with {body}"),
+            } => format!("answer {status} {details} with {body}"),
             Effect::Metadata(bytes) => {
                 for entry in std::str::from_utf8(bytes).unwrap().split(' ') {
                     let (key, value) = entry.split_once('=').unwrap();
                     metadata.insert(key.to_owned(), value.to_owned());
                 }
-                continue;
+                return Ok(());
             }
         });
-    }
+        Ok(())
+    });
     (words, metadata)
 }
 
@@ -528,12 +539,17 @@ fn the_port_of_the_listener_or_else_of_the_connection_decides() {
             port: port.and_then(PortNumber::new),
             connect: false,
         };
-        let effects = plan_http(&config, &facts, &mut scratch);
-        effects.iter().find_map(|effect| match effect {
-            Effect::Answer { details, .. } => Some(details.to_owned()),
-            Effect::Header(_, value) => Some(value.to_owned()),
-            _ => None,
-        })
+        let mut first = None;
+        let Ok(()) = plan_http::<Infallible>(&config, &facts, &mut scratch, &mut |effect| {
+            let text = match effect {
+                Effect::Answer { details, .. } => Some(details.to_owned()),
+                Effect::Header(_, value) => Some(value.to_owned()),
+                _ => None,
+            };
+            first = first.take().or(text);
+            Ok(())
+        });
+        first
     };
     assert_eq!(first(Some(80)).as_deref(), Some(SHARED));
     assert_eq!(first(Some(81)).as_deref(), Some("egress_unknown_port"));
@@ -557,7 +573,7 @@ fn asked_of_a_proxy(authority: &str, port: Option<PortNumber>, connect: bool) ->
         port,
         connect,
     };
-    shown(&plan_http(&config, &facts, &mut Scratch::default())).0
+    shown(|act| plan_http(&config, &facts, &mut Scratch::default(), act)).0
 }
 
 #[test]
@@ -706,20 +722,23 @@ fn a_failed_connection_is_told_without_envoys_words() {
     let failure = failed(&config, &facts, details).unwrap();
     assert_eq!(failure, Failure::Timeout);
 
-    let effects = plan_failure(&config, &facts, failure, false, &mut scratch);
-    let (words, metadata) = shown(&effects);
+    let failed = (failure, details);
+    let (words, metadata) =
+        shown(|act| plan_failure(&config, &facts, failed, false, &mut scratch, act));
     let body = "egress_timeout: the connection to the server was not ready in time\n";
     assert_eq!(
         words,
-        [format!("answer with {body}"), "count timeout".to_owned(),]
+        [
+            format!("answer {details} with {body}"),
+            "count timeout".to_owned(),
+        ]
     );
     // The log says what it said, and why.
     let mut expected = before;
     expected.insert("reason".to_owned(), "timeout".to_owned());
     assert_eq!(metadata, expected);
 
-    let effects = plan_failure(&config, &facts, failure, true, &mut scratch);
-    let (words, _) = shown(&effects);
+    let (words, _) = shown(|act| plan_failure(&config, &facts, failed, true, &mut scratch, act));
     assert_eq!(
         words,
         [

@@ -9,7 +9,7 @@ mod counting;
 
 use std::convert::Infallible;
 
-use egress_filter::{Effect, Facts, Remembered, Scratch, load, plan_http};
+use egress_filter::{Act, Facts, Remembered, Scratch, load, plan_http};
 use egress_policy::PortNumber;
 use serde_json::{Value, json};
 
@@ -58,17 +58,17 @@ fn config_with(more: &Value) -> Vec<u8> {
     serde_json::to_vec(&config).unwrap()
 }
 
-fn shown<'e>(effects: impl Iterator<Item = Effect<'e>>) -> Vec<String> {
-    effects.map(|effect| format!("{effect:?}")).collect()
+fn shown(plan: impl FnOnce(Act<'_, Infallible>) -> Result<(), Infallible>) -> Vec<String> {
+    let mut seen = Vec::new();
+    let Ok(()) = plan(&mut |effect| {
+        seen.push(format!("{effect:?}"));
+        Ok(())
+    });
+    seen
 }
 
 fn remembered(all: &Remembered, facts: &Facts<'_>) -> Vec<String> {
-    let mut seen = Vec::new();
-    let Ok(()) = all.plan_http(facts, |effect| {
-        seen.push(format!("{effect:?}"));
-        Ok::<_, Infallible>(())
-    });
-    seen
+    shown(|act| all.plan_http(facts, act))
 }
 
 /// Requests of all kinds: known and unknown hosts, other spellings, other ports, CONNECT, nonsense.
@@ -128,7 +128,7 @@ fn remembers_all_of(json: &[u8]) -> usize {
             port,
             connect,
         };
-        let planned = shown(plan_http(&config, &facts, &mut scratch).iter());
+        let planned = shown(|act| plan_http(&config, &facts, &mut scratch, act));
         let names = planned.iter().map(|effect| effect.split('(').next());
         kinds.insert(
             names
@@ -146,7 +146,7 @@ fn remembers_all_of(json: &[u8]) -> usize {
             port,
             connect,
         };
-        let planned = shown(plan_http(&config, &facts, &mut scratch).iter());
+        let planned = shown(|act| plan_http(&config, &facts, &mut scratch, act));
         assert_eq!(remembered(&all, &facts), planned, "{facts:?}");
     }
     kinds.len()
@@ -163,7 +163,7 @@ fn a_request_like_one_before_it_allocates_nothing() {
         };
         let before = counting::allocations();
         let mut count = 0;
-        let Ok(()) = all.plan_http(&facts, |_| {
+        let Ok(()) = all.plan_http(&facts, &mut |_| {
             count += 1;
             Ok::<_, Infallible>(())
         });
@@ -197,10 +197,35 @@ fn the_first_error_ends_a_plan() {
     };
     for _ in 0..2 {
         let mut asked = 0;
-        let refused = all.plan_http(&facts, |_| {
+        let refused = all.plan_http(&facts, &mut |_| {
             asked += 1;
             Err(())
         });
         assert_eq!((refused, asked), (Err(()), 1));
     }
+}
+
+#[test]
+fn a_plan_that_was_cut_short_is_not_remembered() {
+    let (config, all) = (
+        load(&config()).unwrap(),
+        Remembered::new(load(&config()).unwrap()),
+    );
+    let facts = Facts {
+        authority: "odd.example",
+        port: HTTP,
+        connect: false,
+    };
+    let whole = shown(|act| plan_http(&config, &facts, &mut Scratch::default(), act));
+    assert!(whole.len() > 2, "{whole:?}");
+    for asked in 1..whole.len() {
+        let mut left = asked;
+        let refused = all.plan_http(&facts, &mut |_| {
+            left -= 1;
+            if left == 0 { Err(()) } else { Ok(()) }
+        });
+        assert_eq!(refused, Err(()));
+    }
+    assert_eq!(remembered(&all, &facts), whole);
+    assert_eq!(remembered(&all, &facts), whole);
 }

@@ -4,8 +4,10 @@
     reason = "a test that meets what it did not expect should stop"
 )]
 
+use std::convert::Infallible;
+
 use egress_filter::{
-    ConnectionEnd, ConnectionFacts, Effect, Effects, Failure, FilterKind, Loaded, Scratch,
+    Act, ConnectionEnd, ConnectionFacts, Effect, Failure, FilterKind, Loaded, Scratch,
     connection_failed, load, plan_connection_failure, plan_tcp, wanted,
 };
 use egress_policy::PortNumber;
@@ -58,18 +60,23 @@ fn to(address: &str, port: u16) -> ConnectionFacts<'static> {
     }
 }
 
-fn shown(effects: &Effects<'_>) -> Vec<String> {
-    let word = |effect| match effect {
+fn shown(plan: impl FnOnce(Act<'_, Infallible>) -> Result<(), Infallible>) -> Vec<String> {
+    let word = |effect: Effect<'_>| match effect {
         Effect::FilterState(key, value) => format!("{} = {value}", key.rsplit('.').next().unwrap()),
         Effect::Metadata(bytes) => std::str::from_utf8(bytes).unwrap().to_owned(),
         Effect::Tunnel(target) => format!("tunnel to {target}"),
         other => format!("{other:?}"),
     };
-    effects.iter().map(word).collect()
+    let mut words = Vec::new();
+    let Ok(()) = plan(&mut |effect| {
+        words.push(word(effect));
+        Ok(())
+    });
+    words
 }
 
 fn planned(config: &Loaded, facts: &ConnectionFacts<'_>) -> Vec<String> {
-    shown(&plan_tcp(config, facts, &mut Scratch::default()))
+    shown(|act| plan_tcp(config, facts, &mut Scratch::default(), act))
 }
 
 #[test]
@@ -235,8 +242,8 @@ fn a_failed_connection_is_counted_and_its_reason_logged() {
 
     let config = at(6379);
     let mut scratch = Scratch::default();
-    let effects = plan_connection_failure(&config, &NOTHING, Failure::Refused, &mut scratch);
-    let words = shown(&effects);
+    let refused = Failure::Refused;
+    let words = shown(|act| plan_connection_failure(&config, &NOTHING, refused, &mut scratch, act));
     assert_eq!(words[0], "Count(Refused)");
     assert!(
         words[1].starts_with("action=originate reason=refused rule=default/cache "),

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 
 use egress_filter::{
-    Effect, Effects, Facts, Scratch, TELLING, begins_tls, contract, failed, plan_failure,
-    plan_plaintext, protobuf,
+    Effect, Facts, Scratch, TELLING, begins_tls, contract, failed, plan_failure, plan_plaintext,
+    protobuf,
 };
 use egress_policy::PortNumber;
 use log::error;
@@ -76,7 +76,7 @@ impl Request {
             connect,
         };
         let mut goes_on = true;
-        loaded.plan_http(&sent.facts(), |effect| {
+        loaded.plan_http(&sent.facts(), &mut |effect| {
             goes_on &= !effect.ends();
             apply(effect)
         })?;
@@ -105,12 +105,7 @@ impl Request {
         SCRATCH.with(|scratch| {
             let mut scratch = scratch.try_borrow_mut().map_err(|_| HostError)?;
             let (facts, answered) = (unread.facts(), self.answered);
-            for effect in plan_plaintext(loaded.config(), &facts, answered, &mut scratch).iter() {
-                match effect {
-                    Effect::Close => host::close_request()?,
-                    effect => apply(effect)?,
-                }
-            }
+            plan_plaintext(loaded.config(), &facts, answered, &mut scratch, &mut apply)?;
             Ok(false)
         })
     }
@@ -133,15 +128,11 @@ impl Request {
         SCRATCH.with(|scratch| {
             let mut scratch = scratch.try_borrow_mut().map_err(|_| HostError)?;
             let mut answered = false;
-            for effect in plan_failure(loaded, &facts, failure, grpc, &mut scratch).iter() {
-                if let Effect::AnswerInstead { status, body } = effect {
-                    let status = status.map_or_else(said_status, Ok)?;
-                    host::answer(status, details, body)?;
-                    answered = true;
-                } else {
-                    apply(effect)?;
-                }
-            }
+            let failed = (failure, details);
+            plan_failure(loaded, &facts, failed, grpc, &mut scratch, &mut |effect| {
+                answered |= matches!(effect, Effect::AnswerInstead { .. });
+                apply(effect)
+            })?;
             Ok(answered)
         })
     }
@@ -198,18 +189,8 @@ impl HttpContext for Request {
     }
 }
 
-/// Does what was planned; says whether the request or connection goes on.
-pub(crate) fn carry_out(effects: &Effects<'_>) -> Result<bool, HostError> {
-    let mut goes_on = true;
-    for effect in effects.iter() {
-        goes_on &= !effect.ends();
-        apply(effect)?;
-    }
-    Ok(goes_on)
-}
-
 /// Does one thing that was planned.
-fn apply(effect: Effect<'_>) -> Result<(), HostError> {
+pub(crate) fn apply(effect: Effect<'_>) -> Result<(), HostError> {
     match effect {
         Effect::Authority(value) => host::set_request_header(":authority", value),
         Effect::Header(name, value) => host::set_request_header(name, value),
@@ -229,11 +210,15 @@ fn apply(effect: Effect<'_>) -> Result<(), HostError> {
             body,
         } => host::answer(status, details, body),
         Effect::Close => host::close_downstream(),
+        Effect::CloseRequest => host::close_request(),
         Effect::Count(failure) => counters::count(failure),
         Effect::CountAllowed => counters::count_allowed(),
         Effect::ResponseHeader(name, value) => host::set_response_header(name, value),
-        // Only where there is an answer already: see `explain`.
-        Effect::AnswerInstead { .. } => Err(HostError),
+        Effect::AnswerInstead {
+            status,
+            details,
+            body,
+        } => host::answer(status.map_or_else(said_status, Ok)?, details, body),
     }
 }
 

@@ -13,7 +13,7 @@ use proxy_wasm::types::{Action, PeerType};
 
 use crate::Shared;
 use crate::host::{self, HostError};
-use crate::http::{SCRATCH, carry_out};
+use crate::http::{SCRATCH, apply};
 
 /// A connection and the configuration it began with.
 pub struct Connection {
@@ -62,8 +62,13 @@ impl Connection {
             let name = host::property(&contract::SERVER_NAME)?;
             sent.server_name = name.filter(|name| !name.is_empty());
         }
-        let goes_on = SCRATCH
-            .with_borrow_mut(|scratch| carry_out(&plan_tcp(loaded, &sent.facts(), scratch)))?;
+        let mut goes_on = true;
+        SCRATCH.with_borrow_mut(|scratch| {
+            plan_tcp(loaded, &sent.facts(), scratch, &mut |effect| {
+                goes_on &= !effect.ends();
+                apply(effect)
+            })
+        })?;
         self.sent = goes_on.then_some(sent);
         Ok(goes_on)
     }
@@ -89,8 +94,7 @@ impl Connection {
         };
         SCRATCH.with(|scratch| {
             let mut scratch = scratch.try_borrow_mut().map_err(|_| HostError)?;
-            let effects = plan_connection_failure(loaded, &facts, failure, &mut scratch);
-            carry_out(&effects).map(drop)
+            plan_connection_failure(loaded, &facts, failure, &mut scratch, &mut apply)
         })
     }
 }

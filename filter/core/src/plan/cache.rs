@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use egress_policy::PortNumber;
 
-use crate::effect::Effect;
+use crate::effect::{Act, Effect};
 use crate::facts::Facts;
 use crate::load::Loaded;
 use crate::plan::Scratch;
@@ -41,6 +41,8 @@ struct Plan {
     authority: String,
     port: Option<PortNumber>,
     connect: bool,
+    /// All its effects are here, and the host could apply them.
+    whole: bool,
     effects: Vec<Kept>,
     /// The texts of the effects, one behind the other.
     text: String,
@@ -79,11 +81,7 @@ impl Remembered {
     ///
     /// # Errors
     /// The first of `act`, after which it is asked nothing more.
-    pub fn plan_http<E>(
-        &self,
-        facts: &Facts<'_>,
-        act: impl FnMut(Effect<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn plan_http<E>(&self, facts: &Facts<'_>, act: Act<'_, E>) -> Result<(), E> {
         match self.room.try_borrow_mut() {
             Ok(mut room) => room.plan_http(&self.config, facts, act),
             // One asks from within another's `act`.
@@ -97,49 +95,58 @@ impl Room {
         &mut self,
         config: &Loaded,
         facts: &Facts<'_>,
-        mut act: impl FnMut(Effect<'_>) -> Result<(), E>,
+        act: Act<'_, E>,
     ) -> Result<(), E> {
-        let at = place(facts.authority);
-        if let Some(Some(plan)) = self.plans.get(at)
+        if self.plans.is_empty() {
+            self.plans.resize_with(PLANS, || None);
+        }
+        let Some(slot) = self.plans.get_mut(place(facts.authority)) else {
+            return plan_http(config, facts, &mut self.scratch, act);
+        };
+        if let Some(plan) = slot
             && plan.is_for(facts)
         {
             return plan.effects().try_for_each(act);
         }
-        let effects = plan_http(config, facts, &mut self.scratch);
-        if self.plans.is_empty() {
-            self.plans.resize_with(PLANS, || None);
+        let plan = slot.get_or_insert_default();
+        plan.begin();
+        let mut keep = facts.authority.len() <= LONGEST;
+        plan_http(config, facts, &mut self.scratch, &mut |effect| {
+            keep = keep && plan.add(effect);
+            act(effect)
+        })?;
+        if keep {
+            plan.finish(facts);
         }
-        if let Some(kept) = self.plans.get_mut(at) {
-            kept.get_or_insert_default().keep(facts, effects.iter());
-        }
-        effects.iter().try_for_each(&mut act)
+        Ok(())
     }
 }
 
 impl Plan {
     fn is_for(&self, facts: &Facts<'_>) -> bool {
-        // There is no plan without an effect.
-        !self.effects.is_empty()
+        self.whole
             && self.authority == facts.authority
             && self.port == facts.port
             && self.connect == facts.connect
     }
 
-    /// Takes the place of what was kept here, if it is to be kept at all; else nothing is kept here.
-    fn keep<'e>(&mut self, facts: &Facts<'_>, mut effects: impl Iterator<Item = Effect<'e>>) {
-        self.authority.clear();
+    /// Forgets what was kept here: another plan takes its place.
+    fn begin(&mut self) {
+        self.whole = false;
         self.effects.clear();
         self.text.clear();
         self.metadata.clear();
-        let short = facts.authority.len() <= LONGEST;
-        if short && effects.all(|effect| self.add(effect)) {
-            self.authority.push_str(facts.authority);
-            (self.port, self.connect) = (facts.port, facts.connect);
-        } else {
-            self.effects.clear();
-        }
     }
 
+    /// Keeps what was added since [`Plan::begin`] for these facts.
+    fn finish(&mut self, facts: &Facts<'_>) {
+        self.authority.clear();
+        self.authority.push_str(facts.authority);
+        (self.port, self.connect) = (facts.port, facts.connect);
+        self.whole = true;
+    }
+
+    /// Adds an effect; `false` when a plan with it is not kept.
     fn add(&mut self, effect: Effect<'_>) -> bool {
         let text = &mut self.text;
         let mut put = |value: &str| {
@@ -163,6 +170,7 @@ impl Plan {
             // The request ends here, or its response was looked at: neither is kept.
             Effect::Answer { .. }
             | Effect::Close
+            | Effect::CloseRequest
             | Effect::Count(_)
             | Effect::ResponseHeader(..)
             | Effect::AnswerInstead { .. } => return false,

@@ -7,7 +7,7 @@ use egress_policy::{
 
 use crate::config::AuthorityMode;
 use crate::contract;
-use crate::effect::{Effect, Effects};
+use crate::effect::{Act, Effect};
 use crate::facts::Facts;
 use crate::failure::{Failure, FailureFacts};
 use crate::load::Loaded;
@@ -17,113 +17,114 @@ use crate::plan::{
 };
 use crate::text::itoa;
 
-/// Returns what should happen to an HTTP request.
+/// Plans what should happen to an HTTP request.
 ///
 /// The effects lead an originated request to a cluster with TLS, or to an answer of our own; there is no
 /// third way. A typical one costs the host two calls, reading the authority and writing the metadata: see
 /// `integration/tests/hostcalls.rs`.
-pub fn plan_http<'e>(
-    config: &'e Loaded,
-    facts: &Facts<'e>,
-    scratch: &'e mut Scratch,
-) -> Effects<'e> {
+///
+/// # Errors
+/// That of `act`, which is called no more after it.
+pub fn plan_http<E>(
+    config: &Loaded,
+    facts: &Facts<'_>,
+    scratch: &mut Scratch,
+    act: Act<'_, E>,
+) -> Result<(), E> {
     let parsed = Authority::parse(facts.authority);
     let decision = decide(config, facts, &parsed);
     write_metadata(config, facts.authority, &decision, None, scratch);
 
     match decision.action {
-        Action::Originate(cluster) => {
-            let sends = upstream_authority(config.authority, facts.authority, &decision, scratch);
-            let detour = detour(config, cluster, &decision, sends, &mut scratch.dial_port);
-            write_tunnel(config, &decision, &mut scratch.tunnel);
-            write_names(cluster, &mut scratch.names);
-            let scratch: &'e Scratch = scratch;
-            let mut effects = Effects::new();
-            route(
-                &mut effects,
-                config,
-                contract::ORIGINATE_HEADER,
-                contract::FORWARD_HEADER,
-                cluster,
-            );
-            if sends == Sends::Rewritten {
-                effects.push(Effect::Authority(&scratch.authority));
-            }
-            push_detour(&mut effects, detour, scratch);
-            push_tunnel(&mut effects, config, scratch);
-            if !config.headers_stripped {
-                // The listener is somebody else's, and may not know that the server is told how it is reached.
-                effects.push(Effect::Header(":scheme", "https"));
-            }
-            push_names(
-                &mut effects,
-                cluster,
-                sends == (Sends::AsWritten { canonical: false }),
-                scratch,
-            );
-            if let Some(socket) = config.transport_socket(cluster) {
-                effects.push(Effect::TransportSocket(socket));
-            }
-            effects.push(Effect::Metadata(&scratch.metadata));
-            effects
-        }
-        Action::Forward(cluster) => plain(config, facts, cluster, &decision, scratch),
+        Action::Originate(cluster) => originate(config, facts, cluster, &decision, scratch, act),
+        Action::Forward(cluster) => plain(config, facts, cluster, &decision, scratch, act),
         // CONNECT is led without the proxy that a tunnel would be asked of.
         Action::Passthrough(cluster) if facts.connect && cluster.tunnel.is_none() => {
-            plain(config, facts, cluster, &decision, scratch)
+            plain(config, facts, cluster, &decision, scratch, act)
         }
         // A forward proxy for everything is nobody's to have.
-        Action::LeaveAlone(reason) if config.forward_proxy => answer(config, reason, scratch),
+        Action::LeaveAlone(reason) if config.forward_proxy => answer(config, reason, scratch, act),
         Action::LeaveAlone(_) => {
-            let scratch: &'e Scratch = scratch;
-            let mut effects = Effects::new();
             if config.headers_stripped {
-                effects.push(Effect::Header(
+                act(Effect::Header(
                     contract::FORWARD_HEADER,
                     contract::PASSTHROUGH_CLUSTER,
-                ));
-                effects.push(Effect::ChooseRouteAgain);
+                ))?;
             } else {
-                effects.push(Effect::RemoveHeader(contract::ORIGINATE_HEADER));
-                effects.push(Effect::RemoveHeader(contract::FORWARD_HEADER));
-                effects.push(Effect::ChooseRouteAgain);
+                act(Effect::RemoveHeader(contract::ORIGINATE_HEADER))?;
+                act(Effect::RemoveHeader(contract::FORWARD_HEADER))?;
             }
-            effects.push(Effect::Metadata(&scratch.metadata));
-            effects
+            act(Effect::ChooseRouteAgain)?;
+            act(Effect::Metadata(&scratch.metadata))
         }
         // TLS does not come in where requests can be read.
-        Action::Passthrough(_) => answer(config, Reason::OtherProtocol, scratch),
-        Action::Reject(reason) => answer(config, reason, scratch),
+        Action::Passthrough(_) => answer(config, Reason::OtherProtocol, scratch, act),
+        Action::Reject(reason) => answer(config, reason, scratch, act),
     }
 }
 
-/// Leads a request, or the bytes behind CONNECT, to its target as it is.
-fn plain<'e>(
-    config: &'e Loaded,
+/// Leads a request to a cluster with TLS.
+fn originate<E>(
+    config: &Loaded,
     facts: &Facts<'_>,
-    cluster: &'e Cluster,
-    decision: &Decision<'e, '_>,
-    scratch: &'e mut Scratch,
-) -> Effects<'e> {
+    cluster: &Cluster,
+    decision: &Decision<'_, '_>,
+    scratch: &mut Scratch,
+    act: Act<'_, E>,
+) -> Result<(), E> {
+    let sends = upstream_authority(config.authority, facts.authority, decision, scratch);
+    let detour = detour(config, cluster, decision, sends, &mut scratch.dial_port);
+    write_tunnel(config, decision, &mut scratch.tunnel);
+    write_names(cluster, &mut scratch.names);
+    route(
+        config,
+        contract::ORIGINATE_HEADER,
+        contract::FORWARD_HEADER,
+        cluster,
+        act,
+    )?;
+    if sends == Sends::Rewritten {
+        act(Effect::Authority(&scratch.authority))?;
+    }
+    push_detour(detour, scratch, act)?;
+    push_tunnel(config, scratch, act)?;
+    if !config.headers_stripped {
+        // The listener is somebody else's, and may not know that the server is told how it is reached.
+        act(Effect::Header(":scheme", "https"))?;
+    }
+    let other = sends == (Sends::AsWritten { canonical: false });
+    push_names(cluster, other, scratch, act)?;
+    if let Some(socket) = config.transport_socket(cluster) {
+        act(Effect::TransportSocket(socket))?;
+    }
+    act(Effect::Metadata(&scratch.metadata))
+}
+
+/// Leads a request, or the bytes behind CONNECT, to its target as it is.
+fn plain<E>(
+    config: &Loaded,
+    facts: &Facts<'_>,
+    cluster: &Cluster,
+    decision: &Decision<'_, '_>,
+    scratch: &mut Scratch,
+    act: Act<'_, E>,
+) -> Result<(), E> {
     let sends = forwarded_authority(facts.authority, decision, scratch);
     let detour = detour(config, cluster, decision, sends, &mut scratch.dial_port);
     write_tunnel(config, decision, &mut scratch.tunnel);
-    let scratch: &'e Scratch = scratch;
-    let mut effects = Effects::new();
     route(
-        &mut effects,
         config,
         contract::FORWARD_HEADER,
         contract::ORIGINATE_HEADER,
         cluster,
-    );
-    push_detour(&mut effects, detour, scratch);
-    push_tunnel(&mut effects, config, scratch);
+        act,
+    )?;
+    push_detour(detour, scratch, act)?;
+    push_tunnel(config, scratch, act)?;
     if decision.plaintext_allowed {
-        effects.push(Effect::CountAllowed);
+        act(Effect::CountAllowed)?;
     }
-    effects.push(Effect::Metadata(&scratch.metadata));
-    effects
+    act(Effect::Metadata(&scratch.metadata))
 }
 
 /// Says why the connection of a request failed; `None` when it did not, as far as Envoy's answer tells.
@@ -147,16 +148,20 @@ pub fn failed(config: &Loaded, facts: &Facts<'_>, details: &str) -> Option<Failu
     })
 }
 
-/// Returns what should happen when what follows CONNECT is not TLS: it goes no further.
+/// Plans what should happen when what follows CONNECT is not TLS: it goes no further.
 ///
 /// `facts` are those that CONNECT was planned by. All that CONNECT leads to are ports of TLS. Where it was `answered`
 /// already, nothing can be said but by closing the connection.
-pub fn plan_plaintext<'e>(
-    config: &'e Loaded,
+///
+/// # Errors
+/// As [`plan_http`].
+pub fn plan_plaintext<E>(
+    config: &Loaded,
     facts: &Facts<'_>,
     answered: bool,
-    scratch: &'e mut Scratch,
-) -> Effects<'e> {
+    scratch: &mut Scratch,
+    act: Act<'_, E>,
+) -> Result<(), E> {
     let parsed = Authority::parse(facts.authority);
     let decision = Decision {
         action: Action::Reject(Reason::OtherProtocol),
@@ -164,47 +169,48 @@ pub fn plan_plaintext<'e>(
     };
     write_metadata(config, facts.authority, &decision, None, scratch);
     if !answered {
-        return answer(config, Reason::OtherProtocol, scratch);
+        return answer(config, Reason::OtherProtocol, scratch, act);
     }
-    let mut effects = Effects::new();
-    effects.push(Effect::Metadata(&scratch.metadata));
-    effects.push(Effect::Close);
-    effects
+    act(Effect::Metadata(&scratch.metadata))?;
+    act(Effect::CloseRequest)
 }
 
-/// Returns what should happen to Envoy's answer to a request whose connection failed: it is counted and
+/// Plans what should happen to Envoy's answer to a request whose connection failed: it is counted and
 /// logged, and the application is told the reason without Envoy's text.
 ///
-/// `facts` are those that the request was planned by; `grpc` says that the answer is one to gRPC, which
-/// has no body.
-pub fn plan_failure<'e>(
-    config: &'e Loaded,
+/// `facts` are those that the request was planned by; `details` is what [`failed`] read; `grpc` says that the answer is
+/// one to gRPC, which has no body.
+///
+/// # Errors
+/// As [`plan_http`].
+pub fn plan_failure<E>(
+    config: &Loaded,
     facts: &Facts<'_>,
-    failure: Failure,
+    (failure, details): (Failure, &str),
     grpc: bool,
-    scratch: &'e mut Scratch,
-) -> Effects<'e> {
+    scratch: &mut Scratch,
+    act: Act<'_, E>,
+) -> Result<(), E> {
     let parsed = Authority::parse(facts.authority);
     let decision = decide(config, facts, &parsed);
     write_metadata(config, facts.authority, &decision, Some(failure), scratch);
-    let scratch: &'e Scratch = scratch;
 
-    let mut effects = Effects::new();
     // What the application sees comes first: should the host refuse a call, it is the log that lacks.
     let status = failure.status();
     if grpc {
-        effects.push(Effect::ResponseHeader("grpc-message", failure.message()));
+        act(Effect::ResponseHeader("grpc-message", failure.message()))?;
         if let Some((_, status)) = status {
-            effects.push(Effect::ResponseHeader("grpc-status", status));
+            act(Effect::ResponseHeader("grpc-status", status))?;
         }
     } else {
-        let status = status.map(|(status, _)| status);
-        let body = failure.body();
-        effects.push(Effect::AnswerInstead { status, body });
+        act(Effect::AnswerInstead {
+            status: status.map(|(status, _)| status),
+            details,
+            body: failure.body(),
+        })?;
     }
-    effects.push(Effect::Count(failure));
-    effects.push(Effect::Metadata(&scratch.metadata));
-    effects
+    act(Effect::Count(failure))?;
+    act(Effect::Metadata(&scratch.metadata))
 }
 
 /// Decides about a request.
@@ -323,39 +329,44 @@ fn detour<'e>(
     detour
 }
 
-fn push_detour<'e>(effects: &mut Effects<'e>, detour: Detour<'e>, scratch: &'e Scratch) {
+fn push_detour<E>(detour: Detour<'_>, scratch: &Scratch, act: Act<'_, E>) -> Result<(), E> {
     let host = match detour {
-        Detour::None => return,
+        Detour::None => return Ok(()),
         Detour::To(address) => address,
         Detour::Target => host_of(&scratch.authority),
     };
-    effects.push(Effect::FilterState(contract::DYNAMIC_HOST_STATE, host));
-    effects.push(Effect::FilterState(
+    act(Effect::FilterState(contract::DYNAMIC_HOST_STATE, host))?;
+    act(Effect::FilterState(
         contract::DYNAMIC_PORT_STATE,
         &scratch.dial_port,
-    ));
+    ))
 }
 
 /// Names the cluster, unless requests reach it anyway.
-fn route<'e>(
-    effects: &mut Effects<'e>,
-    config: &'e Loaded,
+fn route<E>(
+    config: &Loaded,
     header: &'static str,
     other: &'static str,
-    cluster: &'e Cluster,
-) {
+    cluster: &Cluster,
+    act: Act<'_, E>,
+) -> Result<(), E> {
     let name = config.cluster_name(cluster);
     if config.headers_stripped && config.default_cluster.as_deref() == Some(name) {
-        return;
+        return Ok(());
     }
     if !config.headers_stripped {
-        effects.push(Effect::RemoveHeader(other));
+        act(Effect::RemoveHeader(other))?;
     }
-    effects.push(Effect::Header(header, name));
-    effects.push(Effect::ChooseRouteAgain);
+    act(Effect::Header(header, name))?;
+    act(Effect::ChooseRouteAgain)
 }
 
-fn answer<'e>(config: &Loaded, reason: Reason, scratch: &'e mut Scratch) -> Effects<'e> {
+fn answer<E>(
+    config: &Loaded,
+    reason: Reason,
+    scratch: &mut Scratch,
+    act: Act<'_, E>,
+) -> Result<(), E> {
     scratch.body.clear();
     scratch.body.push_str("egress_");
     scratch.body.push_str(reason.as_str());
@@ -376,12 +387,10 @@ fn answer<'e>(config: &Loaded, reason: Reason, scratch: &'e mut Scratch) -> Effe
         | Reason::NotRead
         | Reason::InvalidRule => 502,
     };
-    let mut effects = Effects::new();
-    effects.push(Effect::Metadata(&scratch.metadata));
-    effects.push(Effect::Answer {
+    act(Effect::Metadata(&scratch.metadata))?;
+    act(Effect::Answer {
         status,
         details: scratch.body.get(..details).unwrap_or(""),
         body: &scratch.body,
-    });
-    effects
+    })
 }

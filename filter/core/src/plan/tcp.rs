@@ -5,7 +5,7 @@ use egress_policy::{
 };
 
 use crate::contract;
-use crate::effect::{Effect, Effects};
+use crate::effect::{Act, Effect};
 use crate::facts::{ConnectionEnd, ConnectionFacts, Wanted};
 use crate::failure::Failure;
 use crate::load::Loaded;
@@ -25,15 +25,19 @@ pub fn wanted(config: &Loaded) -> Wanted {
     }
 }
 
-/// Returns what should happen to a connection.
+/// Plans what should happen to a connection.
 ///
 /// The effects name a cluster, or close the connection; there is no third way, for the `tcp_proxy` behind the
 /// filter knows no cluster of its own. The cluster is named last: nothing is dialled before all else is said.
-pub fn plan_tcp<'e>(
-    config: &'e Loaded,
+///
+/// # Errors
+/// That of `act`, which is called no more after it.
+pub fn plan_tcp<E>(
+    config: &Loaded,
     facts: &ConnectionFacts<'_>,
-    scratch: &'e mut Scratch,
-) -> Effects<'e> {
+    scratch: &mut Scratch,
+    act: Act<'_, E>,
+) -> Result<(), E> {
     let name = facts.server_name.map(Authority::parse);
     let decision = decide(config, facts, name.as_ref());
     write_metadata(
@@ -43,11 +47,9 @@ pub fn plan_tcp<'e>(
         None,
         scratch,
     );
-    let mut effects = Effects::new();
     let (Some(cluster), Some(target)) = (cluster_of(&decision), decision.target) else {
-        effects.push(Effect::Metadata(&scratch.metadata));
-        effects.push(Effect::Close);
-        return effects;
+        act(Effect::Metadata(&scratch.metadata))?;
+        return act(Effect::Close);
     };
     let (pinned, port) = match decision.connect_to {
         Some((address, port)) => (Some(address), port),
@@ -59,25 +61,23 @@ pub fn plan_tcp<'e>(
     scratch.dial_port.push_str(itoa(port.get(), &mut [0; 5]));
     write_tunnel(config, &decision, &mut scratch.tunnel);
     write_names(cluster, &mut scratch.names);
-    let scratch: &'e Scratch = scratch;
     if cluster.endpoints == Endpoints::OfTheRequest {
         let host = pinned.unwrap_or(&scratch.authority);
-        effects.push(Effect::FilterState(contract::DYNAMIC_HOST_STATE, host));
+        act(Effect::FilterState(contract::DYNAMIC_HOST_STATE, host))?;
         let port = &scratch.dial_port;
-        effects.push(Effect::FilterState(contract::DYNAMIC_PORT_STATE, port));
+        act(Effect::FilterState(contract::DYNAMIC_PORT_STATE, port))?;
     }
-    push_names(&mut effects, cluster, true, scratch);
+    push_names(cluster, true, scratch, act)?;
     if let Some(socket) = config.transport_socket(cluster) {
-        effects.push(Effect::TransportSocket(socket));
+        act(Effect::TransportSocket(socket))?;
     }
-    push_tunnel(&mut effects, config, scratch);
+    push_tunnel(config, scratch, act)?;
     if decision.plaintext_allowed {
-        effects.push(Effect::CountAllowed);
+        act(Effect::CountAllowed)?;
     }
-    effects.push(Effect::Metadata(&scratch.metadata));
+    act(Effect::Metadata(&scratch.metadata))?;
     let name = config.cluster_name(cluster);
-    effects.push(Effect::FilterState(contract::TCP_CLUSTER_STATE, name));
-    effects
+    act(Effect::FilterState(contract::TCP_CLUSTER_STATE, name))
 }
 
 /// Says why the connection to the server did not come about; `None` when it did, as far as Envoy tells.
@@ -96,13 +96,17 @@ pub fn connection_failed(
     Failure::of_connection(end, shows_certificate, found_by_name(cluster), tunnelled)
 }
 
-/// Returns what should happen when a connection whose server was not reached is closed: it is counted and logged.
-pub fn plan_connection_failure<'e>(
-    config: &'e Loaded,
+/// Plans what should happen when a connection whose server was not reached is closed: it is counted and logged.
+///
+/// # Errors
+/// As [`plan_tcp`].
+pub fn plan_connection_failure<E>(
+    config: &Loaded,
     facts: &ConnectionFacts<'_>,
     failure: Failure,
-    scratch: &'e mut Scratch,
-) -> Effects<'e> {
+    scratch: &mut Scratch,
+    act: Act<'_, E>,
+) -> Result<(), E> {
     let name = facts.server_name.map(Authority::parse);
     let decision = decide(config, facts, name.as_ref());
     write_metadata(
@@ -112,10 +116,8 @@ pub fn plan_connection_failure<'e>(
         Some(failure),
         scratch,
     );
-    let mut effects = Effects::new();
-    effects.push(Effect::Count(failure));
-    effects.push(Effect::Metadata(&scratch.metadata));
-    effects
+    act(Effect::Count(failure))?;
+    act(Effect::Metadata(&scratch.metadata))
 }
 
 fn cluster_of<'t>(decision: &Decision<'t, '_>) -> Option<&'t Cluster> {
