@@ -19,7 +19,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_policy::{AllowPlaintext, ConnectTo, PortNumber, Role};
+use egress_policy::{AllowPlaintext, ConnectTo, PortNumber, Role, words};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -42,25 +42,11 @@ pub enum AuthorityMode {
     Preserve,
 }
 
-impl AuthorityMode {
+words! {
     /// The words that the configuration uses.
-    pub const NAMES: [&'static str; 2] = ["REWRITE", "PRESERVE"];
-
-    /// Reads the word.
-    pub fn parse(word: &str) -> Option<Self> {
-        match word {
-            "REWRITE" => Some(AuthorityMode::Rewrite),
-            "PRESERVE" => Some(AuthorityMode::Preserve),
-            _ => None,
-        }
-    }
-
-    /// Returns the word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            AuthorityMode::Rewrite => "REWRITE",
-            AuthorityMode::Preserve => "PRESERVE",
-        }
+    AuthorityMode {
+        Rewrite "REWRITE",
+        Preserve "PRESERVE",
     }
 }
 
@@ -74,25 +60,11 @@ pub enum MetadataFormat {
     Json,
 }
 
-impl MetadataFormat {
+words! {
     /// The words that the configuration uses, as Istio's `accessLogEncoding` has them.
-    pub const NAMES: [&'static str; 2] = ["TEXT", "JSON"];
-
-    /// Reads the word.
-    pub fn parse(word: &str) -> Option<Self> {
-        match word {
-            "TEXT" => Some(MetadataFormat::Text),
-            "JSON" => Some(MetadataFormat::Json),
-            _ => None,
-        }
-    }
-
-    /// Returns the word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            MetadataFormat::Text => "TEXT",
-            MetadataFormat::Json => "JSON",
-        }
+    MetadataFormat {
+        Text "TEXT",
+        Json "JSON",
     }
 }
 
@@ -108,27 +80,12 @@ pub enum Variants {
     Clusters,
 }
 
-impl Variants {
+words! {
     /// The words that the configuration uses.
-    pub const NAMES: [&'static str; 3] = ["NONE", "SOCKETS", "CLUSTERS"];
-
-    /// Reads the word.
-    pub fn parse(word: &str) -> Option<Self> {
-        match word {
-            "NONE" => Some(Variants::None),
-            "SOCKETS" => Some(Variants::Sockets),
-            "CLUSTERS" => Some(Variants::Clusters),
-            _ => None,
-        }
-    }
-
-    /// Returns the word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Variants::None => "NONE",
-            Variants::Sockets => "SOCKETS",
-            Variants::Clusters => "CLUSTERS",
-        }
+    Variants {
+        None "NONE",
+        Sockets "SOCKETS",
+        Clusters "CLUSTERS",
     }
 }
 
@@ -142,25 +99,11 @@ pub enum FilterKind {
     Network,
 }
 
-impl FilterKind {
+words! {
     /// The words that the configuration uses.
-    pub const NAMES: [&'static str; 2] = ["HTTP", "NETWORK"];
-
-    /// Reads the word.
-    pub fn parse(word: &str) -> Option<Self> {
-        match word {
-            "HTTP" => Some(FilterKind::Http),
-            "NETWORK" => Some(FilterKind::Network),
-            _ => None,
-        }
-    }
-
-    /// Returns the word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            FilterKind::Http => "HTTP",
-            FilterKind::Network => "NETWORK",
-        }
+    FilterKind {
+        Http "HTTP",
+        Network "NETWORK",
     }
 }
 

@@ -69,6 +69,7 @@ mod source;
 mod table;
 mod tls;
 mod visible;
+mod words;
 
 pub use cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
 pub use decision::{Action, Arrival, Connection, Decision, Query, Reason, Spoken, Target};

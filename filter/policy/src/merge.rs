@@ -44,25 +44,11 @@ pub enum Role {
     Gateway,
 }
 
-impl Role {
+crate::words! {
     /// The words that the configuration uses.
-    pub const NAMES: [&'static str; 2] = ["SIDECAR", "GATEWAY"];
-
-    /// Reads the word.
-    pub fn parse(word: &str) -> Option<Self> {
-        match word {
-            "SIDECAR" => Some(Role::Sidecar),
-            "GATEWAY" => Some(Role::Gateway),
-            _ => None,
-        }
-    }
-
-    /// Returns the word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Role::Sidecar => "SIDECAR",
-            Role::Gateway => "GATEWAY",
-        }
+    Role {
+        Sidecar "SIDECAR",
+        Gateway "GATEWAY",
     }
 }
 

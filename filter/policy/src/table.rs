@@ -44,25 +44,11 @@ pub enum OutboundMode {
     AllowAny,
 }
 
-impl OutboundMode {
+crate::words! {
     /// The words that the configuration uses.
-    pub const NAMES: [&'static str; 2] = ["REGISTRY_ONLY", "ALLOW_ANY"];
-
-    /// Reads the word.
-    pub fn parse(word: &str) -> Option<Self> {
-        match word {
-            "REGISTRY_ONLY" => Some(OutboundMode::RegistryOnly),
-            "ALLOW_ANY" => Some(OutboundMode::AllowAny),
-            _ => None,
-        }
-    }
-
-    /// Returns the word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            OutboundMode::RegistryOnly => "REGISTRY_ONLY",
-            OutboundMode::AllowAny => "ALLOW_ANY",
-        }
+    OutboundMode {
+        RegistryOnly "REGISTRY_ONLY",
+        AllowAny "ALLOW_ANY",
     }
 }
 

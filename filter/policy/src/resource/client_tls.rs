@@ -20,29 +20,13 @@ pub enum TlsMode {
     IstioMutual,
 }
 
-impl TlsMode {
+crate::words! {
     /// The words that the configuration uses.
-    pub const NAMES: [&'static str; 4] = ["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"];
-
-    /// Reads the word.
-    pub fn parse(word: &str) -> Option<Self> {
-        Some(match word {
-            "DISABLE" => TlsMode::Disable,
-            "SIMPLE" => TlsMode::Simple,
-            "MUTUAL" => TlsMode::Mutual,
-            "ISTIO_MUTUAL" => TlsMode::IstioMutual,
-            _ => return None,
-        })
-    }
-
-    /// Returns the word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            TlsMode::Disable => "DISABLE",
-            TlsMode::Simple => "SIMPLE",
-            TlsMode::Mutual => "MUTUAL",
-            TlsMode::IstioMutual => "ISTIO_MUTUAL",
-        }
+    TlsMode {
+        Disable "DISABLE",
+        Simple "SIMPLE",
+        Mutual "MUTUAL",
+        IstioMutual "ISTIO_MUTUAL",
     }
 }
 

@@ -120,32 +120,14 @@ pub enum Resolution {
     DynamicDns,
 }
 
-impl Resolution {
+crate::words! {
     /// The words that the configuration uses.
-    pub const NAMES: [&'static str; 5] =
-        ["NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"];
-
-    /// Reads the word.
-    pub fn parse(word: &str) -> Option<Self> {
-        Some(match word {
-            "NONE" => Resolution::None,
-            "STATIC" => Resolution::Static,
-            "DNS" => Resolution::Dns,
-            "DNS_ROUND_ROBIN" => Resolution::DnsRoundRobin,
-            "DYNAMIC_DNS" => Resolution::DynamicDns,
-            _ => return None,
-        })
-    }
-
-    /// Returns the word.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Resolution::None => "NONE",
-            Resolution::Static => "STATIC",
-            Resolution::Dns => "DNS",
-            Resolution::DnsRoundRobin => "DNS_ROUND_ROBIN",
-            Resolution::DynamicDns => "DYNAMIC_DNS",
-        }
+    Resolution {
+        None "NONE",
+        Static "STATIC",
+        Dns "DNS",
+        DnsRoundRobin "DNS_ROUND_ROBIN",
+        DynamicDns "DYNAMIC_DNS",
     }
 }
 
