@@ -1,13 +1,13 @@
 //! What the bytes behind CONNECT begin with. Only enough of it is read to tell TLS from anything else.
 
 /// How many bytes tell, where there are as many.
-pub const TELLING: usize = 11;
+pub(crate) const TELLING: usize = 11;
 
 /// Says whether bytes begin as a client's TLS does: with a record that holds the beginning of a ClientHello. `None`
 /// where more bytes must come first.
 ///
 /// Source: RFC 8446, sections 4.1.2 and 5.1; RFC 5246, section 6.2.1.
-pub fn begins_tls(bytes: &[u8]) -> Option<bool> {
+pub(crate) fn begins_tls(bytes: &[u8]) -> Option<bool> {
     const HANDSHAKE: u8 = 22;
     const CLIENT_HELLO: u8 = 1;
     const LARGEST: u16 = 1 << 14;

@@ -1,6 +1,6 @@
 //! What the host has read of a request or connection, borrowed and unjudged.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use egress_policy::PortNumber;
 
@@ -17,6 +17,50 @@ pub struct Facts<'f> {
     pub connect: bool,
 }
 
+/// The facts of one request as a host hands them over: they live as long as the stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HttpRequest {
+    /// `:authority`, as the client sent it; empty when there was none.
+    pub authority: Vec<u8>,
+    /// As [`Facts::port`].
+    pub port: Option<PortNumber>,
+    /// As [`Facts::connect`].
+    pub connect: bool,
+}
+
+impl HttpRequest {
+    /// Returns what is planned by.
+    pub fn facts(&self) -> Facts<'_> {
+        Facts {
+            authority: text(&self.authority),
+            port: self.port,
+            connect: self.connect,
+        }
+    }
+
+    /// Returns the port that a forward proxy is asked for by a URL without one.
+    pub fn port_of_scheme(scheme: &[u8]) -> PortNumber {
+        match scheme {
+            b"https" => PortNumber::HTTPS,
+            _ => PortNumber::HTTP,
+        }
+    }
+}
+
+/// What is not text names no host that could be in the table.
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap_or("\u{fffd}")
+}
+
+/// Which facts of requests must be read, beside the authority and what the configuration knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpWanted {
+    /// The port that the application dialled.
+    pub dialled_port: bool,
+    /// What a forward proxy is asked: whether the method is CONNECT, and otherwise the scheme of the URL.
+    pub proxy_request: bool,
+}
+
 /// The facts of one connection, before any of its bytes are passed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConnectionFacts<'f> {
@@ -26,6 +70,27 @@ pub struct ConnectionFacts<'f> {
     pub address: Option<IpAddr>,
     /// The SNI of the application's own TLS, where Envoy has looked for one and found it.
     pub server_name: Option<&'f str>,
+}
+
+/// The facts of one connection as a host hands them over: they live as long as the connection.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dialled {
+    /// The address and the port that the application dialled.
+    pub destination: Option<SocketAddr>,
+    /// The SNI of the application's own TLS; `None` or empty where there is none.
+    pub server_name: Option<Vec<u8>>,
+}
+
+impl Dialled {
+    /// Returns what is planned by.
+    pub fn facts(&self) -> ConnectionFacts<'_> {
+        let server_name = self.server_name.as_deref();
+        ConnectionFacts {
+            port: self.destination.and_then(|to| PortNumber::new(to.port())),
+            address: self.destination.map(|to| to.ip()),
+            server_name: server_name.filter(|name| !name.is_empty()).map(text),
+        }
+    }
 }
 
 /// Which facts of connections must be read, beside those that the configuration knows.

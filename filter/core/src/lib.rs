@@ -4,12 +4,14 @@
 //! JSON ──load──► Loaded (PolicyTable) ; Facts ──plan──► effects ──apply──► host
 //! ```
 //!
-//! [`load()`] reads what the renderer wrote with [`PluginConfig`]. [`plan_http`] says, for the [`Facts`]
-//! of one request, each [`Effect`] that an adapter is to apply; where its connection [`failed`],
-//! [`plan_failure`] says what is told of that. Of the bytes behind CONNECT [`begins_tls`] says whether they are TLS, and
-//! [`plan_plaintext`] what happens when they are not. [`plan_tcp`], [`connection_failed`] and
-//! [`plan_connection_failure`] are the same for connections that are not HTTP. [`contract`] holds every name that Envoy
-//! and we both spell.
+//! [`load()`] reads what the renderer wrote with [`PluginConfig`]. Workers share what it returns; each has a [`Worker`]
+//! of its own. [`HttpStream`] is one life of a request: it decides about it, sees to it that the bytes behind CONNECT are
+//! TLS, and says why the connection failed where it did. [`Connection`] is the same for connections that are not HTTP.
+//! A host hands facts to them and applies each [`Effect`].
+//!
+//! Beneath them are the plans, functions of a configuration and of [`Facts`] or [`ConnectionFacts`]: [`plan_http`],
+//! [`failed`] and [`plan_failure`], [`plan_plaintext`]; [`plan_tcp`], [`connection_failed`] and
+//! [`plan_connection_failure`]. [`contract`] holds every name that Envoy and we both spell.
 //!
 //! What it does not do: it calls no host and knows no SDK. It decides nothing either: that is
 //! [`egress_policy::PolicyTable::decide`].
@@ -56,17 +58,19 @@ mod load;
 mod metadata;
 mod plan;
 pub mod protobuf;
+mod stream;
 mod text;
+mod worker;
 
-pub use client_hello::{TELLING, begins_tls};
 pub use config::{AuthorityMode, FilterKind, MetadataFormat, PluginConfig, Variants};
 pub use effect::{Act, Effect};
-pub use facts::{ConnectionEnd, ConnectionFacts, Facts, Wanted};
+pub use facts::{ConnectionEnd, ConnectionFacts, Dialled, Facts, HttpRequest, HttpWanted, Wanted};
 pub use failure::{Failure, FailureFacts};
 pub use labels::labels;
 pub use load::{InvalidConfig, Loaded, load, load_for};
 pub use metadata::{Entry, FIELDS};
 pub use plan::Scratch;
-pub use plan::cache::Remembered;
-pub use plan::http::{failed, plan_failure, plan_http, plan_plaintext};
+pub use plan::http::{failed, http_wanted, plan_failure, plan_http, plan_plaintext};
 pub use plan::tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};
+pub use stream::{Connection, HOST_ERROR, HttpStream, Next};
+pub use worker::Worker;

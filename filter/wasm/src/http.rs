@@ -1,11 +1,6 @@
-//! One HTTP request: read facts, plan, apply; and when its connection failed, say why.
+//! One HTTP request: read facts, hand them to its stream, apply effects.
 
-use std::cell::RefCell;
-
-use egress_filter::{
-    Effect, Facts, Scratch, TELLING, begins_tls, contract, failed, plan_failure, plan_plaintext,
-    protobuf,
-};
+use egress_filter::{Effect, HOST_ERROR, HttpRequest, HttpStream, Next, contract, protobuf};
 use egress_policy::PortNumber;
 use log::error;
 use proxy_wasm::traits::HttpContext;
@@ -14,155 +9,60 @@ use proxy_wasm::types::Action;
 use crate::host::{self, HostError};
 use crate::{Shared, counters, routes};
 
-thread_local! {
-    /// One VM handles one request or connection at a time, so all of them share the room for their texts.
-    pub(crate) static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// A request and the configuration it began with.
+/// A request.
 pub struct Request {
-    loaded: Option<Shared>,
-    /// What it was planned by, once it was let go; its response is looked at then only.
-    sent: Option<Sent>,
-    /// What CONNECT was planned by, until the bytes behind it have been seen to be TLS.
-    unread: Option<Sent>,
-    /// An answer is on its way to the application.
-    answered: bool,
-}
-
-/// The facts of a request, kept for what comes later.
-#[derive(Clone)]
-struct Sent {
-    authority: Vec<u8>,
-    port: Option<PortNumber>,
-    connect: bool,
-}
-
-impl Sent {
-    fn facts(&self) -> Facts<'_> {
-        Facts {
-            // What is not text names no host that could be in the table.
-            authority: std::str::from_utf8(&self.authority).unwrap_or("\u{fffd}"),
-            port: self.port,
-            connect: self.connect,
-        }
-    }
+    /// `None` where the plugin has no configuration.
+    stream: Option<HttpStream>,
 }
 
 impl Request {
-    pub(crate) fn new(loaded: Option<Shared>) -> Self {
-        Request {
-            loaded,
-            sent: None,
-            unread: None,
-            answered: false,
+    pub(crate) fn new(worker: Option<Shared>) -> Self {
+        let stream = worker.map(HttpStream::new);
+        Request { stream }
+    }
+
+    fn handle(&mut self) -> Result<Next, HostError> {
+        let stream = self.stream.as_mut().ok_or(HostError)?;
+        let wanted = stream.wanted();
+        let mut request = HttpRequest {
+            authority: host::request_header(":authority")?.unwrap_or_default(),
+            ..HttpRequest::default()
+        };
+        if wanted.dialled_port {
+            request.port = destination_port()?;
         }
-    }
-
-    /// Says whether the request goes on; `Ok(false)` when it was answered here.
-    fn handle(&mut self) -> Result<bool, HostError> {
-        let Some(loaded) = &self.loaded else {
-            return Err(HostError);
-        };
-        let authority = host::request_header(":authority")?.unwrap_or_default();
-        let (port, connect) = match loaded.config().listener_port {
-            Some(_) => (None, false),
-            None if loaded.config().forward_proxy => asked_of_a_proxy()?,
-            None => (destination_port()?, false),
-        };
-        let sent = Sent {
-            authority,
-            port,
-            connect,
-        };
-        let mut goes_on = true;
-        loaded.plan_http(&sent.facts(), &mut |effect| {
-            goes_on &= !effect.ends();
-            apply(effect)
-        })?;
-        self.unread = (goes_on && connect).then(|| sent.clone());
-        self.sent = goes_on.then_some(sent);
-        Ok(goes_on)
-    }
-
-    /// Looks at the first bytes behind CONNECT; `Ok(true)` when they may go on. What is not TLS is closed, and nothing
-    /// of it is sent.
-    fn read(&mut self, end_of_stream: bool) -> Result<bool, HostError> {
-        let (Some(loaded), Some(unread)) = (self.loaded.as_deref(), &self.unread) else {
-            return Ok(true);
-        };
-        let bytes = host::request_body(TELLING)?;
-        match begins_tls(&bytes) {
-            Some(true) => {
-                self.unread = None;
-                return Ok(true);
+        if wanted.proxy_request {
+            let method = host::request_header(":method")?;
+            request.connect = method.is_some_and(|method| method == b"CONNECT");
+            // CONNECT has neither scheme nor URL.
+            if !request.connect {
+                let scheme = host::request_header(":scheme")?.unwrap_or_default();
+                request.port = Some(HttpRequest::port_of_scheme(&scheme));
             }
-            None if !end_of_stream => return Ok(false),
-            // Nothing was said.
-            None if bytes.is_empty() => return Ok(true),
-            None | Some(false) => {}
         }
-        SCRATCH.with(|scratch| {
-            let mut scratch = scratch.try_borrow_mut().map_err(|_| HostError)?;
-            let (facts, answered) = (unread.facts(), self.answered);
-            plan_plaintext(loaded.config(), &facts, answered, &mut scratch, &mut apply)?;
-            Ok(false)
-        })
-    }
-
-    /// Looks at a response that could be Envoy's own, and says why the connection failed if it did; `Ok(true)` when
-    /// another answer has taken its place.
-    fn explain(&mut self) -> Result<bool, HostError> {
-        let (Some(loaded), Some(sent)) = (self.loaded.as_deref(), self.sent.take()) else {
-            return Ok(false);
-        };
-        let loaded = loaded.config();
-        let details = host::property(&contract::RESPONSE_DETAILS)?.unwrap_or_default();
-        let details = std::str::from_utf8(&details).unwrap_or_default();
-        let facts = sent.facts();
-        let Some(failure) = failed(loaded, &facts, details) else {
-            return Ok(false);
-        };
-        let content = host::response_header("content-type")?.unwrap_or_default();
-        let grpc = content.starts_with(b"application/grpc");
-        SCRATCH.with(|scratch| {
-            let mut scratch = scratch.try_borrow_mut().map_err(|_| HostError)?;
-            let mut answered = false;
-            let failed = (failure, details);
-            plan_failure(loaded, &facts, failed, grpc, &mut scratch, &mut |effect| {
-                answered |= matches!(effect, Effect::AnswerInstead { .. });
-                apply(effect)
-            })?;
-            Ok(answered)
-        })
+        stream.on_request(request, &mut apply)
     }
 }
 
 impl HttpContext for Request {
     fn on_http_request_headers(&mut self, _count: usize, _end_of_stream: bool) -> Action {
         match self.handle() {
-            Ok(true) => Action::Continue,
-            Ok(false) => Action::Pause,
+            Ok(next) => action(next),
             Err(HostError) => {
                 error!("egress: the host refused a call; the request is refused");
                 // Whatever this returns, the request is not let go.
-                let _ = host::answer(
-                    500,
-                    "egress_host_error",
-                    "egress: host_error: the proxy could not apply the decision\n",
-                );
+                let _ = apply(HOST_ERROR);
                 Action::Pause
             }
         }
     }
 
     fn on_http_request_body(&mut self, _size: usize, end_of_stream: bool) -> Action {
-        if self.unread.is_none() {
+        let Some(stream) = &mut self.stream else {
             return Action::Continue;
-        }
-        match self.read(end_of_stream) {
-            Ok(true) => Action::Continue,
-            Ok(false) => Action::Pause,
+        };
+        match stream.on_body(end_of_stream, host::request_body, &mut apply) {
+            Ok(next) => action(next),
             Err(HostError) => {
                 error!("egress: the host refused a call; the connection is closed");
                 // Whatever this returns, the bytes are not let go.
@@ -173,19 +73,26 @@ impl HttpContext for Request {
     }
 
     fn on_http_response_headers(&mut self, count: usize, _end_of_stream: bool) -> Action {
-        self.answered = true;
-        // Of the answers that count, those of servers have more headers: they cost no call.
-        if count > contract::LOCAL_REPLY_HEADERS {
+        let Some(stream) = &mut self.stream else {
             return Action::Continue;
-        }
-        match self.explain() {
-            Ok(true) => Action::Pause,
-            Ok(false) => Action::Continue,
+        };
+        let details = || Ok(host::property(&contract::RESPONSE_DETAILS)?.unwrap_or_default());
+        let content_type = || Ok(host::response_header("content-type")?.unwrap_or_default());
+        match stream.on_response(count, details, content_type, &mut apply) {
+            Ok(next) => action(next),
             Err(HostError) => {
                 error!("egress: the host refused a call; a failure is not told whole");
                 Action::Continue
             }
         }
+    }
+}
+
+/// Says in the SDK's words what comes next.
+pub(crate) fn action(next: Next) -> Action {
+    match next {
+        Next::Continue => Action::Continue,
+        Next::Wait | Next::Stop => Action::Pause,
     }
 }
 
@@ -227,20 +134,6 @@ fn said_status() -> Result<u32, HostError> {
     let status = host::response_header(":status")?.unwrap_or_default();
     let status = std::str::from_utf8(&status).ok();
     status.and_then(|text| text.parse().ok()).ok_or(HostError)
-}
-
-/// Reads what a forward proxy is asked: the port of the URL's scheme, and whether the method is CONNECT, which has
-/// neither scheme nor URL.
-fn asked_of_a_proxy() -> Result<(Option<PortNumber>, bool), HostError> {
-    if host::request_header(":method")?.is_some_and(|method| method == b"CONNECT") {
-        return Ok((None, true));
-    }
-    let scheme = host::request_header(":scheme")?;
-    let port = match scheme.as_deref() {
-        Some(b"https") => PortNumber::HTTPS,
-        _ => PortNumber::HTTP,
-    };
-    Ok((Some(port), false))
 }
 
 /// Reads the port that the application dialled.

@@ -1,8 +1,7 @@
-//! The proxy-wasm module that Envoy loads: it reads facts, plans, and applies effects.
+//! The proxy-wasm module that Envoy loads: it reads facts, hands them to a stream, and applies effects.
 //!
 //! ```text
-//! Envoy ──facts──► egress_filter::plan_http ──effects──► host.rs ──► Envoy
-//! Envoy's answer, when a connection failed ──► egress_filter::plan_failure ──effects──► host.rs ──► Envoy
+//! Envoy ──facts──► egress_filter::HttpStream ──effects──► host.rs ──► Envoy
 //! ```
 //!
 //! [`root`] keeps the configuration, [`http`] handles one request, [`tcp`] one connection that is not HTTP, `counters`
@@ -40,9 +39,9 @@ pub fn start() {
     proxy_wasm::set_root_context(|_| -> Box<dyn RootContext> { Box::new(root::Root::default()) });
 }
 
-/// A configuration that streams share, and what is remembered by it; one that is replaced lives on in the streams that
+/// A configuration that streams share, and what this VM keeps for it; one that is replaced lives on in the streams that
 /// began with it.
-type Shared = Rc<egress_filter::Remembered>;
+type Shared = Rc<egress_filter::Worker>;
 
 impl Context for root::Root {}
 impl Context for http::Request {}

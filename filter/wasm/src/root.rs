@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use egress_filter::{FilterKind, MetadataFormat, Remembered, contract, protobuf};
+use egress_filter::{FilterKind, MetadataFormat, Worker, contract, protobuf};
 use log::{error, info, warn};
 use proxy_wasm::traits::{HttpContext, RootContext, StreamContext};
 use proxy_wasm::types::ContextType;
@@ -15,7 +16,7 @@ use crate::{Shared, counters, host, routes};
 /// The plugin, once in each VM. Until it has a configuration it refuses every request.
 #[derive(Default)]
 pub struct Root {
-    loaded: Option<Shared>,
+    worker: Option<Shared>,
 }
 
 impl RootContext for Root {
@@ -43,7 +44,7 @@ impl RootContext for Root {
                     loaded.table.len(),
                     loaded.digest
                 );
-                self.loaded = Some(Rc::new(Remembered::new(loaded)));
+                self.worker = Some(Rc::new(Worker::new(Arc::new(loaded))));
                 true
             }
             Err(problem) => {
@@ -56,17 +57,17 @@ impl RootContext for Root {
     }
 
     fn create_http_context(&self, _context_id: u32) -> Option<Box<dyn HttpContext>> {
-        Some(Box::new(Request::new(self.loaded.clone())))
+        Some(Box::new(Request::new(self.worker.clone())))
     }
 
     fn create_stream_context(&self, _context_id: u32) -> Option<Box<dyn StreamContext>> {
-        Some(Box::new(Connection::new(self.loaded.clone())))
+        Some(Box::new(Connection::new(self.worker.clone())))
     }
 
     // Asked for each request and connection, so what the configuration says of it is kept.
     fn get_type(&self) -> Option<ContextType> {
         Some(
-            match self.loaded.as_ref().map(|loaded| loaded.config().filter) {
+            match self.worker.as_ref().map(|worker| worker.config().filter) {
                 Some(FilterKind::Network) => ContextType::StreamContext,
                 Some(FilterKind::Http) | None => ContextType::HttpContext,
             },

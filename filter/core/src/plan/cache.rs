@@ -1,7 +1,6 @@
 //! Plans that were made before. A request like one before it gets the same effects, and nothing is decided or written
 //! again.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
 use egress_policy::PortNumber;
@@ -18,21 +17,14 @@ const PLANS: usize = 256;
 /// The longest authority for which a plan is kept, in bytes; hosts' names are no longer than this, with a port.
 const LONGEST: usize = 260;
 
-/// A configuration and the plans that were made by it.
+/// The plans that were made by one configuration.
 ///
 /// A plan is made of the configuration and of facts alone, so the same facts have the same one. A plan stays until
 /// another takes its place, which is that of its authority's hash, so more hosts than there are places are planned
 /// again and take no more memory. Answers of our own are not kept.
-#[derive(Debug)]
-pub struct Remembered {
-    config: Loaded,
-    room: RefCell<Room>,
-}
-
 #[derive(Debug, Default)]
-struct Room {
+pub(crate) struct PlanCache {
     plans: Vec<Option<Box<Plan>>>,
-    scratch: Scratch,
 }
 
 /// A plan, and the facts that it was made of.
@@ -63,45 +55,20 @@ enum Kept {
     Metadata,
 }
 
-impl Remembered {
-    /// Begins with no plan.
-    pub fn new(config: Loaded) -> Self {
-        Remembered {
-            config,
-            room: RefCell::default(),
-        }
-    }
-
-    /// The configuration.
-    pub fn config(&self) -> &Loaded {
-        &self.config
-    }
-
-    /// Has `act` do each effect that [`plan_http`] has for these facts, in order.
-    ///
-    /// # Errors
-    /// The first of `act`, after which it is asked nothing more.
-    pub fn plan_http<E>(&self, facts: &Facts<'_>, act: Act<'_, E>) -> Result<(), E> {
-        match self.room.try_borrow_mut() {
-            Ok(mut room) => room.plan_http(&self.config, facts, act),
-            // One asks from within another's `act`.
-            Err(_) => Room::default().plan_http(&self.config, facts, act),
-        }
-    }
-}
-
-impl Room {
-    fn plan_http<E>(
+impl PlanCache {
+    /// Has `act` do each effect that [`plan_http`] has for these facts, in order. The configuration is always the same.
+    pub(crate) fn plan_http<E>(
         &mut self,
         config: &Loaded,
         facts: &Facts<'_>,
+        scratch: &mut Scratch,
         act: Act<'_, E>,
     ) -> Result<(), E> {
         if self.plans.is_empty() {
             self.plans.resize_with(PLANS, || None);
         }
         let Some(slot) = self.plans.get_mut(place(facts.authority)) else {
-            return plan_http(config, facts, &mut self.scratch, act);
+            return plan_http(config, facts, scratch, act);
         };
         if let Some(plan) = slot
             && plan.is_for(facts)
@@ -111,7 +78,7 @@ impl Room {
         let plan = slot.get_or_insert_default();
         plan.begin();
         let mut keep = facts.authority.len() <= LONGEST;
-        plan_http(config, facts, &mut self.scratch, &mut |effect| {
+        plan_http(config, facts, scratch, &mut |effect| {
             keep = keep && plan.add(effect);
             act(effect)
         })?;

@@ -8,7 +8,7 @@ use egress_policy::{
 use crate::config::AuthorityMode;
 use crate::contract;
 use crate::effect::{Act, Effect};
-use crate::facts::Facts;
+use crate::facts::{Facts, HttpWanted};
 use crate::failure::{Failure, FailureFacts};
 use crate::load::Loaded;
 use crate::plan::{
@@ -16,6 +16,15 @@ use crate::plan::{
     write_tunnel,
 };
 use crate::text::itoa;
+
+/// Says which facts [`plan_http`] needs beside the authority: as few as may be, for each is a call.
+pub fn http_wanted(config: &Loaded) -> HttpWanted {
+    let listener_says = config.listener_port.is_some();
+    HttpWanted {
+        dialled_port: !listener_says && !config.forward_proxy,
+        proxy_request: !listener_says && config.forward_proxy,
+    }
+}
 
 /// Plans what should happen to an HTTP request.
 ///

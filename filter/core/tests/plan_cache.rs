@@ -8,8 +8,9 @@
 mod counting;
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
-use egress_filter::{Act, Facts, Remembered, Scratch, load, plan_http};
+use egress_filter::{Act, Facts, Scratch, Worker, load, plan_http};
 use egress_policy::PortNumber;
 use serde_json::{Value, json};
 
@@ -67,7 +68,7 @@ fn shown(plan: impl FnOnce(Act<'_, Infallible>) -> Result<(), Infallible>) -> Ve
     seen
 }
 
-fn remembered(all: &Remembered, facts: &Facts<'_>) -> Vec<String> {
+fn remembered(all: &Worker, facts: &Facts<'_>) -> Vec<String> {
     shown(|act| all.plan_http(facts, act))
 }
 
@@ -119,7 +120,10 @@ fn what_is_remembered_is_what_would_be_planned() {
 
 /// Says how many kinds of plans there were, by their effects.
 fn remembers_all_of(json: &[u8]) -> usize {
-    let (config, all) = (load(json).unwrap(), Remembered::new(load(json).unwrap()));
+    let (config, all) = (
+        load(json).unwrap(),
+        Worker::new(Arc::new(load(json).unwrap())),
+    );
     let mut scratch = Scratch::default();
     let mut kinds = std::collections::BTreeSet::new();
     for (authority, port, connect) in requests() {
@@ -154,7 +158,7 @@ fn remembers_all_of(json: &[u8]) -> usize {
 
 #[test]
 fn a_request_like_one_before_it_allocates_nothing() {
-    let all = Remembered::new(load(&config()).unwrap());
+    let all = Worker::new(Arc::new(load(&config()).unwrap()));
     let ask = |authority: &str| {
         let facts = Facts {
             authority,
@@ -189,7 +193,7 @@ fn a_request_like_one_before_it_allocates_nothing() {
 
 #[test]
 fn the_first_error_ends_a_plan() {
-    let all = Remembered::new(load(&config()).unwrap());
+    let all = Worker::new(Arc::new(load(&config()).unwrap()));
     let facts = Facts {
         authority: "own.example",
         port: HTTP,
@@ -209,7 +213,7 @@ fn the_first_error_ends_a_plan() {
 fn a_plan_that_was_cut_short_is_not_remembered() {
     let (config, all) = (
         load(&config()).unwrap(),
-        Remembered::new(load(&config()).unwrap()),
+        Worker::new(Arc::new(load(&config()).unwrap())),
     );
     let facts = Facts {
         authority: "odd.example",

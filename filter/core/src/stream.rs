@@ -1,0 +1,480 @@
+//! One life of a stream: a request or a connection, from its beginning to its end.
+//!
+//! A host makes one for each stream. It reads the facts that the stream asks for, hands them over, applies each effect,
+//! and does what [`Next`] says. The facts are kept, so that a failure is explained by those that were planned by. A fact
+//! that is needed rarely is handed over as a function: to read it costs the host a call.
+
+use std::rc::Rc;
+
+use crate::client_hello::{TELLING, begins_tls};
+use crate::contract;
+use crate::effect::{Act, Effect};
+use crate::facts::{ConnectionEnd, Dialled, HttpRequest, HttpWanted, Wanted};
+use crate::plan::http::{failed, http_wanted, plan_failure, plan_plaintext};
+use crate::plan::tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};
+use crate::worker::Worker;
+
+/// What a host does with a stream once the effects are applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It lets it go on.
+    Continue,
+    /// It holds what it has until there is more.
+    Wait,
+    /// It lets nothing go on: the stream was answered or closed.
+    Stop,
+}
+
+/// What a host does with a request when it could not apply an effect: it refuses the request, which must not go on with
+/// half of a plan.
+pub const HOST_ERROR: Effect<'static> = Effect::Answer {
+    status: 500,
+    details: "egress_host_error",
+    body: "egress: host_error: the proxy could not apply the decision\n",
+};
+
+/// A request, and the configuration it began with.
+#[derive(Debug)]
+pub struct HttpStream {
+    worker: Rc<Worker>,
+    /// What it was planned by, once it was let go.
+    sent: Option<HttpRequest>,
+    /// The bytes behind CONNECT have not been seen to be TLS yet.
+    unread: bool,
+    /// An answer is on its way to the application.
+    answered: bool,
+}
+
+impl HttpStream {
+    /// Begins with nothing known.
+    pub fn new(worker: Rc<Worker>) -> Self {
+        HttpStream {
+            worker,
+            sent: None,
+            unread: false,
+            answered: false,
+        }
+    }
+
+    /// Says which facts of the request must be read, beside the authority.
+    pub fn wanted(&self) -> HttpWanted {
+        http_wanted(self.worker.config())
+    }
+
+    /// Decides about the request, before any of it goes on.
+    ///
+    /// # Errors
+    /// That of `act`. The request must not go on then: see [`HOST_ERROR`].
+    pub fn on_request<E>(&mut self, request: HttpRequest, act: Act<'_, E>) -> Result<Next, E> {
+        let mut ends = false;
+        self.worker.plan_http(&request.facts(), &mut |effect| {
+            ends |= effect.ends();
+            act(effect)
+        })?;
+        if ends {
+            return Ok(Next::Stop);
+        }
+        self.unread = request.connect;
+        self.sent = Some(request);
+        Ok(Next::Continue)
+    }
+
+    /// Looks at the first bytes behind CONNECT, and at no others. What is not TLS is closed, and nothing of it is sent.
+    ///
+    /// `bytes` reads as many as it is asked for of those that are held, or fewer where there are fewer.
+    ///
+    /// # Errors
+    /// Those of `bytes` and `act`. The bytes must not go on then.
+    pub fn on_body<E>(
+        &mut self,
+        end_of_stream: bool,
+        bytes: impl FnOnce(usize) -> Result<Vec<u8>, E>,
+        act: Act<'_, E>,
+    ) -> Result<Next, E> {
+        let Some(sent) = self.sent.as_ref().filter(|_| self.unread) else {
+            return Ok(Next::Continue);
+        };
+        let bytes = bytes(TELLING)?;
+        match begins_tls(&bytes) {
+            Some(true) => {
+                self.unread = false;
+                return Ok(Next::Continue);
+            }
+            None if !end_of_stream => return Ok(Next::Wait),
+            // Nothing was said.
+            None if bytes.is_empty() => return Ok(Next::Continue),
+            None | Some(false) => {}
+        }
+        let (config, facts, answered) = (self.worker.config(), sent.facts(), self.answered);
+        self.worker
+            .with_scratch(|scratch| plan_plaintext(config, &facts, answered, scratch, act))?;
+        Ok(Next::Stop)
+    }
+
+    /// Looks at a response that could be Envoy's own, and says why the connection failed if it did; [`Next::Stop`] when
+    /// another answer has taken its place.
+    ///
+    /// `headers` is how many the response has. `details` reads `%RESPONSE_CODE_DETAILS%`, `content_type` the header.
+    ///
+    /// # Errors
+    /// Those of `details`, `content_type` and `act`. The response may go on then; it is a failure that is not told whole.
+    pub fn on_response<E>(
+        &mut self,
+        headers: usize,
+        details: impl FnOnce() -> Result<Vec<u8>, E>,
+        content_type: impl FnOnce() -> Result<Vec<u8>, E>,
+        act: Act<'_, E>,
+    ) -> Result<Next, E> {
+        let again = std::mem::replace(&mut self.answered, true);
+        // Of the answers that count, those of servers have more headers: they cost no call.
+        let ours = !again && headers <= contract::LOCAL_REPLY_HEADERS;
+        let Some(sent) = self.sent.as_ref().filter(|_| ours) else {
+            return Ok(Next::Continue);
+        };
+        let (config, facts) = (self.worker.config(), sent.facts());
+        let details = details()?;
+        let details = std::str::from_utf8(&details).unwrap_or_default();
+        let Some(failure) = failed(config, &facts, details) else {
+            return Ok(Next::Continue);
+        };
+        let grpc = content_type()?.starts_with(b"application/grpc");
+        let mut next = Next::Continue;
+        let act: Act<'_, E> = &mut |effect| {
+            if let Effect::AnswerInstead { .. } = effect {
+                next = Next::Stop;
+            }
+            act(effect)
+        };
+        self.worker.with_scratch(|scratch| {
+            plan_failure(config, &facts, (failure, details), grpc, scratch, act)
+        })?;
+        Ok(next)
+    }
+}
+
+/// A connection that is not HTTP, and the configuration it began with.
+#[derive(Debug)]
+pub struct Connection {
+    worker: Rc<Worker>,
+    /// What it was planned by, once it was let go.
+    sent: Option<Dialled>,
+}
+
+impl Connection {
+    /// Begins with nothing known.
+    pub fn new(worker: Rc<Worker>) -> Self {
+        Connection { worker, sent: None }
+    }
+
+    /// Says which facts of the connection must be read.
+    pub fn wanted(&self) -> Wanted {
+        wanted(self.worker.config())
+    }
+
+    /// Decides about the connection, before any of its bytes go on.
+    ///
+    /// # Errors
+    /// That of `act`. The connection must be closed then.
+    pub fn on_new<E>(&mut self, dialled: Dialled, act: Act<'_, E>) -> Result<Next, E> {
+        let mut ends = false;
+        let act: Act<'_, E> = &mut |effect| {
+            ends |= effect.ends();
+            act(effect)
+        };
+        let (config, facts) = (self.worker.config(), dialled.facts());
+        self.worker
+            .with_scratch(|scratch| plan_tcp(config, &facts, scratch, act))?;
+        if ends {
+            return Ok(Next::Stop);
+        }
+        self.sent = Some(dialled);
+        Ok(Next::Continue)
+    }
+
+    /// Says why the server was not reached, if it was not. Only the first call says so.
+    ///
+    /// `flags` reads [`ConnectionEnd::flags`], `transport` reads [`ConnectionEnd::transport`].
+    ///
+    /// # Errors
+    /// Those of `flags`, `transport` and `act`: a failure is not told whole.
+    pub fn on_close<E>(
+        &mut self,
+        flags: impl FnOnce() -> Result<u64, E>,
+        transport: impl FnOnce() -> Result<Vec<u8>, E>,
+        act: Act<'_, E>,
+    ) -> Result<(), E> {
+        let Some(sent) = self.sent.take() else {
+            return Ok(());
+        };
+        let flags = flags()?;
+        if flags == 0 {
+            return Ok(());
+        }
+        let transport = transport()?;
+        let end = ConnectionEnd {
+            flags,
+            transport: std::str::from_utf8(&transport).unwrap_or_default(),
+        };
+        let (config, facts) = (self.worker.config(), sent.facts());
+        let Some(failure) = connection_failed(config, &facts, &end) else {
+            return Ok(());
+        };
+        self.worker
+            .with_scratch(|scratch| plan_connection_failure(config, &facts, failure, scratch, act))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::load::load;
+
+    const REFUSED: &[u8] = b"upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}";
+    const HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03random";
+
+    fn worker(settings: serde_json::Value) -> Rc<Worker> {
+        let entry = |name: &str, port: serde_json::Value| {
+            json!({
+                "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": name},
+                "spec": {"hosts": [format!("{name}.example")], "resolution": "DNS", "ports": [port]},
+            })
+        };
+        let mut config = json!({"resources": [
+            entry("web", json!({"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 443})),
+            entry("tls", json!({"number": 443, "name": "tls", "protocol": "TLS"})),
+            entry("cache", json!({"number": 6379, "name": "redis", "protocol": "REDIS"})),
+            {
+                "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": "web"},
+                "spec": {"host": "web.example", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}},
+            },
+        ]});
+        let fields = config.as_object_mut().unwrap();
+        fields.extend(settings.as_object().unwrap().clone());
+        let loaded = load(config.to_string().as_bytes()).unwrap();
+        Rc::new(Worker::new(Arc::new(loaded)))
+    }
+
+    fn port_80() -> HttpStream {
+        HttpStream::new(worker(json!({"listener": {"port": 80}})))
+    }
+
+    fn forward_proxy() -> HttpStream {
+        let listener = json!({"listener": {"mode": "FORWARD_PROXY"}, "controlHeaders": "STRIPPED"});
+        HttpStream::new(worker(listener))
+    }
+
+    fn request(authority: &str, connect: bool) -> HttpRequest {
+        HttpRequest {
+            authority: authority.into(),
+            port: None,
+            connect,
+        }
+    }
+
+    /// A fact that must not be read.
+    fn unread<T>() -> Result<T, Infallible> {
+        unreachable!("the fact is not needed")
+    }
+
+    /// Returns what comes next, and the effects but for the metadata.
+    fn seen<N>(
+        step: impl FnOnce(Act<'_, Infallible>) -> Result<N, Infallible>,
+    ) -> (N, Vec<String>) {
+        let mut effects = Vec::new();
+        let Ok(next) = step(&mut |effect| {
+            effects.push(match effect {
+                Effect::Metadata(_) => return Ok(()),
+                Effect::Answer { details, .. } => format!("answer {details}"),
+                Effect::AnswerInstead { details, body, .. } => {
+                    format!("answer {details} with {body}")
+                }
+                other => format!("{other:?}"),
+            });
+            Ok(())
+        });
+        (next, effects)
+    }
+
+    fn connected() -> HttpStream {
+        let mut stream = forward_proxy();
+        let (next, _) = seen(|act| stream.on_request(request("tls.example:443", true), act));
+        assert_eq!(next, Next::Continue);
+        stream
+    }
+
+    #[test]
+    fn a_listener_says_which_facts_are_read() {
+        let wanted = |settings| {
+            let wanted = HttpStream::new(worker(settings)).wanted();
+            (wanted.dialled_port, wanted.proxy_request)
+        };
+        assert_eq!(wanted(json!({"listener": {"port": 80}})), (false, false));
+        assert_eq!(wanted(json!({})), (true, false));
+        let proxy = json!({"listener": {"mode": "FORWARD_PROXY"}});
+        assert_eq!(wanted(proxy), (false, true));
+    }
+
+    #[test]
+    fn a_failure_is_told_once_in_place_of_envoys_answer() {
+        let mut stream = port_80();
+        let (next, _) = seen(|act| stream.on_request(request("web.example", false), act));
+        assert_eq!(next, Next::Continue);
+        let (next, effects) = seen(|act| {
+            stream.on_response(4, || Ok(REFUSED.into()), || Ok(b"text/plain".into()), act)
+        });
+        assert_eq!(next, Next::Stop);
+        let [answer, count] = &effects[..] else {
+            unreachable!("{effects:?}")
+        };
+        let details = std::str::from_utf8(REFUSED).unwrap();
+        assert!(
+            answer.starts_with(&format!("answer {details} with egress_refused: ")),
+            "{answer}"
+        );
+        assert_eq!(count, "Count(Refused)");
+        // The answer that took its place is none to look at.
+        let (next, effects) = seen(|act| stream.on_response(4, unread, unread, act));
+        assert_eq!((next, effects), (Next::Continue, vec![]));
+    }
+
+    #[test]
+    fn a_failure_is_told_to_grpc_in_the_answer_that_is_there() {
+        let mut stream = port_80();
+        seen(|act| stream.on_request(request("web.example", false), act));
+        let (next, effects) = seen(|act| {
+            let grpc = || Ok(b"application/grpc+proto".into());
+            stream.on_response(4, || Ok(REFUSED.into()), grpc, act)
+        });
+        assert_eq!(next, Next::Continue);
+        assert!(
+            effects[0].starts_with("ResponseHeader(\"grpc-message\", \"egress_refused: "),
+            "{effects:?}"
+        );
+    }
+
+    #[test]
+    fn what_a_server_answers_goes_on() {
+        for (headers, details) in [(5, None), (4, Some(b"via_upstream"))] {
+            let mut stream = port_80();
+            seen(|act| stream.on_request(request("web.example", false), act));
+            let details = || details.map_or_else(unread, |details| Ok(details.into()));
+            let (next, effects) = seen(|act| stream.on_response(headers, details, unread, act));
+            assert_eq!((next, effects), (Next::Continue, vec![]));
+        }
+    }
+
+    #[test]
+    fn what_was_refused_has_no_failure() {
+        let mut stream = port_80();
+        let (next, effects) = seen(|act| stream.on_request(request("no.example", false), act));
+        assert_eq!(
+            (next, effects),
+            (Next::Stop, vec!["answer egress_unknown_host".to_owned()])
+        );
+        let (next, effects) = seen(|act| stream.on_response(3, unread, unread, act));
+        assert_eq!((next, effects), (Next::Continue, vec![]));
+    }
+
+    #[test]
+    fn what_the_host_could_not_apply_has_no_failure() {
+        let mut stream = port_80();
+        let refused = stream.on_request(request("web.example", false), &mut |_| Err(()));
+        assert_eq!(refused, Err(()));
+        let (next, effects) = seen(|act| stream.on_response(3, unread, unread, act));
+        assert_eq!((next, effects), (Next::Continue, vec![]));
+    }
+
+    #[test]
+    fn an_authority_that_is_not_text_is_refused() {
+        let mut stream = port_80();
+        let request = HttpRequest {
+            authority: b"web.example\xff".into(),
+            ..HttpRequest::default()
+        };
+        let (next, _) = seen(|act| stream.on_request(request, act));
+        assert_eq!(next, Next::Stop);
+    }
+
+    #[test]
+    fn tls_behind_connect_is_read_once() {
+        let mut stream = connected();
+        let (next, _) = seen(|act| stream.on_body(false, |_| Ok(HELLO[..3].into()), act));
+        assert_eq!(next, Next::Wait);
+        let read = |most: usize| Ok(HELLO[..most].into());
+        let (next, effects) = seen(|act| stream.on_body(false, read, act));
+        assert_eq!((next, effects), (Next::Continue, vec![]));
+        let (next, _) = seen(|act| stream.on_body(false, |_| unread(), act));
+        assert_eq!(next, Next::Continue);
+    }
+
+    #[test]
+    fn anything_else_behind_connect_goes_no_further() {
+        for (bytes, end_of_stream) in [(&b"GET / HTTP/1.1"[..], false), (&HELLO[..3], true)] {
+            let mut stream = connected();
+            let answer = |stream: &mut HttpStream| {
+                seen(|act| stream.on_body(end_of_stream, |_| Ok(bytes.into()), act))
+            };
+            assert_eq!(
+                answer(&mut stream),
+                (Next::Stop, vec!["answer egress_other_protocol".to_owned()])
+            );
+            // Once Envoy has said that there is a connection, there is no other answer.
+            let mut stream = connected();
+            seen(|act| stream.on_response(2, || Ok(b"via_upstream".into()), unread, act));
+            assert_eq!(
+                answer(&mut stream),
+                (Next::Stop, vec!["CloseRequest".to_owned()])
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_behind_connect_is_no_reason_to_close() {
+        let mut stream = connected();
+        let (next, effects) = seen(|act| stream.on_body(true, |_| Ok(vec![]), act));
+        assert_eq!((next, effects), (Next::Continue, vec![]));
+    }
+
+    #[test]
+    fn the_body_of_a_request_is_not_read() {
+        let mut stream = port_80();
+        seen(|act| stream.on_request(request("web.example", false), act));
+        let (next, _) = seen(|act| stream.on_body(true, |_| unread(), act));
+        assert_eq!(next, Next::Continue);
+    }
+
+    #[test]
+    fn a_connection_that_failed_is_counted_when_it_is_closed() {
+        const UF: u64 = 0x20;
+        let begun = || {
+            let settings = json!({"filter": "NETWORK", "listener": {"port": 6379}});
+            let mut stream = Connection::new(worker(settings));
+            let (next, _) = seen(|act| stream.on_new(Dialled::default(), act));
+            assert_eq!(next, Next::Continue);
+            stream
+        };
+        let mut stream = begun();
+        let refused = || Ok(b"delayed connect error: Connection refused".into());
+        let ((), effects) = seen(|act| stream.on_close(|| Ok(UF), refused, act));
+        assert_eq!(effects, ["Count(Refused)"]);
+        let ((), effects) = seen(|act| stream.on_close(unread, unread, act));
+        assert!(effects.is_empty(), "{effects:?}");
+        let ((), effects) = seen(|act| begun().on_close(|| Ok(0), unread, act));
+        assert!(effects.is_empty(), "{effects:?}");
+    }
+
+    #[test]
+    fn a_connection_that_was_refused_has_no_failure() {
+        let settings = json!({"filter": "NETWORK", "listener": {"port": 1}});
+        let mut stream = Connection::new(worker(settings));
+        let (next, effects) = seen(|act| stream.on_new(Dialled::default(), act));
+        assert_eq!((next, effects), (Next::Stop, vec!["Close".to_owned()]));
+        let ((), effects) = seen(|act| stream.on_close(unread, unread, act));
+        assert!(effects.is_empty(), "{effects:?}");
+    }
+}
