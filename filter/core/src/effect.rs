@@ -61,5 +61,9 @@ impl Effect<'_> {
     }
 }
 
+/// The host refused a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostError;
+
 /// What a host does with each effect, in the order in which they are planned. The first that it cannot apply ends the plan.
-pub type Act<'a, E> = &'a mut dyn FnMut(Effect<'_>) -> Result<(), E>;
+pub type Act<'a> = &'a mut dyn FnMut(Effect<'_>) -> Result<(), HostError>;

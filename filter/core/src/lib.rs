@@ -35,7 +35,7 @@
 //! let mut scratch = Scratch::default();
 //! let facts = Facts { authority: "edition.cnn.com:80", port: None, connect: false };
 //! let (mut authority, mut cluster) = (String::new(), String::new());
-//! plan_http::<()>(&config, &facts, &mut scratch, &mut |effect| {
+//! plan_http(&config, &facts, &mut scratch, &mut |effect| {
 //!     match effect {
 //!         Effect::Authority(value) => authority = value.to_owned(),
 //!         Effect::Header("x-egress-originate", value) => cluster = value.to_owned(),
@@ -63,7 +63,7 @@ mod text;
 mod worker;
 
 pub use config::{AuthorityMode, FilterKind, MetadataFormat, PluginConfig, Variants};
-pub use effect::{Act, Effect};
+pub use effect::{Act, Effect, HostError};
 pub use facts::{ConnectionEnd, ConnectionFacts, Dialled, Facts, HttpRequest, HttpWanted, Wanted};
 pub use failure::{Failure, FailureFacts};
 pub use labels::labels;
@@ -72,5 +72,5 @@ pub use metadata::{Entry, FIELDS};
 pub use plan::Scratch;
 pub use plan::http::{failed, http_wanted, plan_failure, plan_http, plan_plaintext};
 pub use plan::tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};
-pub use stream::{Connection, HOST_ERROR, HttpStream, Next};
+pub use stream::{Connection, HttpStream, Next, ON_HOST_ERROR};
 pub use worker::Worker;

@@ -7,7 +7,7 @@ pub(crate) mod tcp;
 use egress_policy::{Action, Cluster, Decision, Endpoints, Reason, Sni};
 
 use crate::contract;
-use crate::effect::{Act, Effect};
+use crate::effect::{Act, Effect, HostError};
 use crate::failure::Failure;
 use crate::load::Loaded;
 use crate::metadata::{Entry, Writer};
@@ -114,7 +114,7 @@ fn write_tunnel(config: &Loaded, decision: &Decision<'_, '_>, tunnel: &mut Strin
     tunnel.push_str(itoa(port.get(), &mut [0; 5]));
 }
 
-fn push_tunnel<E>(config: &Loaded, scratch: &Scratch, act: Act<'_, E>) -> Result<(), E> {
+fn push_tunnel(config: &Loaded, scratch: &Scratch, act: Act<'_>) -> Result<(), HostError> {
     if config.upstream_proxy {
         act(Effect::Tunnel(&scratch.tunnel))?;
     }
@@ -139,12 +139,12 @@ fn write_names(cluster: &Cluster, names: &mut String) {
 
 /// Keeps SNI and verified name those of the target where the client's authority stays and is `other`: where it spells
 /// the target otherwise, or names another host.
-fn push_names<E>(
+fn push_names(
     cluster: &Cluster,
     other: bool,
     scratch: &Scratch,
-    act: Act<'_, E>,
-) -> Result<(), E> {
+    act: Act<'_>,
+) -> Result<(), HostError> {
     let Some(tls) = &cluster.tls else {
         return Ok(());
     };

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::client_hello::{TELLING, begins_tls};
 use crate::contract;
-use crate::effect::{Act, Effect};
+use crate::effect::{Act, Effect, HostError};
 use crate::facts::{ConnectionEnd, Dialled, HttpRequest, HttpWanted, Wanted};
 use crate::plan::http::{failed, http_wanted, plan_failure, plan_plaintext};
 use crate::plan::tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};
@@ -27,14 +27,13 @@ pub enum Next {
 
 /// What a host does with a request when it could not apply an effect: it refuses the request, which must not go on with
 /// half of a plan.
-pub const HOST_ERROR: Effect<'static> = Effect::Answer {
+pub const ON_HOST_ERROR: Effect<'static> = Effect::Answer {
     status: 500,
     details: "egress_host_error",
     body: "egress: host_error: the proxy could not apply the decision\n",
 };
 
 /// A request, and the configuration it began with.
-#[derive(Debug)]
 pub struct HttpStream {
     worker: Rc<Worker>,
     /// What it was planned by, once it was let go.
@@ -64,8 +63,8 @@ impl HttpStream {
     /// Decides about the request, before any of it goes on.
     ///
     /// # Errors
-    /// That of `act`. The request must not go on then: see [`HOST_ERROR`].
-    pub fn on_request<E>(&mut self, request: HttpRequest, act: Act<'_, E>) -> Result<Next, E> {
+    /// That of `act`. The request must not go on then: see [`ON_HOST_ERROR`].
+    pub fn on_request(&mut self, request: HttpRequest, act: Act<'_>) -> Result<Next, HostError> {
         let mut ends = false;
         self.worker.plan_http(&request.facts(), &mut |effect| {
             ends |= effect.ends();
@@ -85,12 +84,12 @@ impl HttpStream {
     ///
     /// # Errors
     /// Those of `bytes` and `act`. The bytes must not go on then.
-    pub fn on_body<E>(
+    pub fn on_body(
         &mut self,
         end_of_stream: bool,
-        bytes: impl FnOnce(usize) -> Result<Vec<u8>, E>,
-        act: Act<'_, E>,
-    ) -> Result<Next, E> {
+        bytes: impl FnOnce(usize) -> Result<Vec<u8>, HostError>,
+        act: Act<'_>,
+    ) -> Result<Next, HostError> {
         let Some(sent) = self.sent.as_ref().filter(|_| self.unread) else {
             return Ok(Next::Continue);
         };
@@ -118,13 +117,13 @@ impl HttpStream {
     ///
     /// # Errors
     /// Those of `details`, `content_type` and `act`. The response may go on then; it is a failure that is not told whole.
-    pub fn on_response<E>(
+    pub fn on_response(
         &mut self,
         headers: usize,
-        details: impl FnOnce() -> Result<Vec<u8>, E>,
-        content_type: impl FnOnce() -> Result<Vec<u8>, E>,
-        act: Act<'_, E>,
-    ) -> Result<Next, E> {
+        details: impl FnOnce() -> Result<Vec<u8>, HostError>,
+        content_type: impl FnOnce() -> Result<Vec<u8>, HostError>,
+        act: Act<'_>,
+    ) -> Result<Next, HostError> {
         let again = std::mem::replace(&mut self.answered, true);
         // Of the answers that count, those of servers have more headers: they cost no call.
         let ours = !again && headers <= contract::LOCAL_REPLY_HEADERS;
@@ -139,7 +138,7 @@ impl HttpStream {
         };
         let grpc = content_type()?.starts_with(b"application/grpc");
         let mut next = Next::Continue;
-        let act: Act<'_, E> = &mut |effect| {
+        let act: Act<'_> = &mut |effect| {
             if let Effect::AnswerInstead { .. } = effect {
                 next = Next::Stop;
             }
@@ -153,7 +152,6 @@ impl HttpStream {
 }
 
 /// A connection that is not HTTP, and the configuration it began with.
-#[derive(Debug)]
 pub struct Connection {
     worker: Rc<Worker>,
     /// What it was planned by, once it was let go.
@@ -175,9 +173,9 @@ impl Connection {
     ///
     /// # Errors
     /// That of `act`. The connection must be closed then.
-    pub fn on_new<E>(&mut self, dialled: Dialled, act: Act<'_, E>) -> Result<Next, E> {
+    pub fn on_new(&mut self, dialled: Dialled, act: Act<'_>) -> Result<Next, HostError> {
         let mut ends = false;
-        let act: Act<'_, E> = &mut |effect| {
+        let act: Act<'_> = &mut |effect| {
             ends |= effect.ends();
             act(effect)
         };
@@ -197,12 +195,12 @@ impl Connection {
     ///
     /// # Errors
     /// Those of `flags`, `transport` and `act`: a failure is not told whole.
-    pub fn on_close<E>(
+    pub fn on_close(
         &mut self,
-        flags: impl FnOnce() -> Result<u64, E>,
-        transport: impl FnOnce() -> Result<Vec<u8>, E>,
-        act: Act<'_, E>,
-    ) -> Result<(), E> {
+        flags: impl FnOnce() -> Result<u64, HostError>,
+        transport: impl FnOnce() -> Result<Vec<u8>, HostError>,
+        act: Act<'_>,
+    ) -> Result<(), HostError> {
         let Some(sent) = self.sent.take() else {
             return Ok(());
         };
@@ -226,7 +224,6 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
     use std::sync::Arc;
 
     use serde_json::json;
@@ -277,16 +274,14 @@ mod tests {
     }
 
     /// A fact that must not be read.
-    fn unread<T>() -> Result<T, Infallible> {
+    fn unread<T>() -> Result<T, HostError> {
         unreachable!("the fact is not needed")
     }
 
     /// Returns what comes next, and the effects but for the metadata.
-    fn seen<N>(
-        step: impl FnOnce(Act<'_, Infallible>) -> Result<N, Infallible>,
-    ) -> (N, Vec<String>) {
+    fn seen<N>(step: impl FnOnce(Act<'_>) -> Result<N, HostError>) -> (N, Vec<String>) {
         let mut effects = Vec::new();
-        let Ok(next) = step(&mut |effect| {
+        let next = step(&mut |effect| {
             effects.push(match effect {
                 Effect::Metadata(_) => return Ok(()),
                 Effect::Answer { details, .. } => format!("answer {details}"),
@@ -296,7 +291,8 @@ mod tests {
                 other => format!("{other:?}"),
             });
             Ok(())
-        });
+        })
+        .unwrap();
         (next, effects)
     }
 
@@ -383,8 +379,8 @@ mod tests {
     #[test]
     fn what_the_host_could_not_apply_has_no_failure() {
         let mut stream = port_80();
-        let refused = stream.on_request(request("web.example", false), &mut |_| Err(()));
-        assert_eq!(refused, Err(()));
+        let refused = stream.on_request(request("web.example", false), &mut |_| Err(HostError));
+        assert_eq!(refused, Err(HostError));
         let (next, effects) = seen(|act| stream.on_response(3, unread, unread, act));
         assert_eq!((next, effects), (Next::Continue, vec![]));
     }

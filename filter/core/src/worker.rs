@@ -1,9 +1,9 @@
 //! What one worker thread has of a configuration.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::sync::Arc;
 
-use crate::effect::Act;
+use crate::effect::{Act, HostError};
 use crate::facts::Facts;
 use crate::load::Loaded;
 use crate::plan::Scratch;
@@ -13,13 +13,12 @@ use crate::plan::cache::PlanCache;
 /// for texts.
 ///
 /// A configuration that replaces this one has a worker of its own, so a plan is never that of another configuration.
-#[derive(Debug)]
 pub struct Worker {
     config: Arc<Loaded>,
-    room: RefCell<Room>,
+    room: Cell<Room>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Room {
     plans: PlanCache,
     scratch: Scratch,
@@ -30,7 +29,7 @@ impl Worker {
     pub fn new(config: Arc<Loaded>) -> Self {
         Worker {
             config,
-            room: RefCell::default(),
+            room: Cell::default(),
         }
     }
 
@@ -44,7 +43,7 @@ impl Worker {
     ///
     /// # Errors
     /// The first of `act`, after which it is asked nothing more.
-    pub fn plan_http<E>(&self, facts: &Facts<'_>, act: Act<'_, E>) -> Result<(), E> {
+    pub fn plan_http(&self, facts: &Facts<'_>, act: Act<'_>) -> Result<(), HostError> {
         self.with_room(|Room { plans, scratch }| plans.plan_http(&self.config, facts, scratch, act))
     }
 
@@ -52,18 +51,17 @@ impl Worker {
         self.with_room(|room| plan(&mut room.scratch))
     }
 
+    /// Who asks from within another's `act` finds a room that is empty.
     fn with_room<R>(&self, plan: impl FnOnce(&mut Room) -> R) -> R {
-        match self.room.try_borrow_mut() {
-            Ok(mut room) => plan(&mut room),
-            // One asks from within another's `act`.
-            Err(_) => plan(&mut Room::default()),
-        }
+        let mut room = self.room.take();
+        let result = plan(&mut room);
+        self.room.set(room);
+        result
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
     use std::thread;
 
     use serde_json::json;
@@ -89,10 +87,12 @@ mod tests {
             connect: false,
         };
         let mut effects = Vec::new();
-        let Ok(()) = worker.plan_http::<Infallible>(&facts, &mut |effect| {
-            effects.push(format!("{effect:?}"));
-            Ok(())
-        });
+        worker
+            .plan_http(&facts, &mut |effect| {
+                effects.push(format!("{effect:?}"));
+                Ok(())
+            })
+            .unwrap();
         effects
     }
 
@@ -126,11 +126,13 @@ mod tests {
             connect: false,
         };
         let mut outer = Vec::new();
-        let Ok(()) = worker.plan_http::<Infallible>(&facts, &mut |effect| {
-            assert_eq!(effects(&worker, "no.example"), alone[1]);
-            outer.push(format!("{effect:?}"));
-            Ok(())
-        });
+        worker
+            .plan_http(&facts, &mut |effect| {
+                assert_eq!(effects(&worker, "no.example"), alone[1]);
+                outer.push(format!("{effect:?}"));
+                Ok(())
+            })
+            .unwrap();
         assert_eq!(outer, alone[0]);
     }
 }

@@ -5,11 +5,10 @@
 )]
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 
 use egress_filter::{
-    Act, AuthorityMode, Effect, FIELDS, Facts, Failure, FilterKind, InvalidConfig, Loaded,
-    MetadataFormat, PluginConfig, Scratch, Variants, contract, failed, load, load_for,
+    Act, AuthorityMode, Effect, FIELDS, Facts, Failure, FilterKind, HostError, InvalidConfig,
+    Loaded, MetadataFormat, PluginConfig, Scratch, Variants, contract, failed, load, load_for,
     plan_failure, plan_http,
 };
 use egress_policy::{
@@ -186,11 +185,11 @@ fn planned(config: &Loaded, authority: &str) -> (Vec<String>, BTreeMap<String, S
 
 /// Shows what is planned, as [`planned`] does.
 fn shown(
-    plan: impl FnOnce(Act<'_, Infallible>) -> Result<(), Infallible>,
+    plan: impl FnOnce(Act<'_>) -> Result<(), HostError>,
 ) -> (Vec<String>, BTreeMap<String, String>) {
     let mut words = Vec::new();
     let mut metadata = BTreeMap::new();
-    let Ok(()) = plan(&mut |effect| {
+    plan(&mut |effect| {
         words.push(match effect {
             Effect::Authority(value) => format!("authority {value}"),
             Effect::Header(name, value) => format!("{name}: {value}"),
@@ -228,7 +227,8 @@ fn shown(
             }
         });
         Ok(())
-    });
+    })
+    .unwrap();
     (words, metadata)
 }
 
@@ -540,7 +540,7 @@ fn the_port_of_the_listener_or_else_of_the_connection_decides() {
             connect: false,
         };
         let mut first = None;
-        let Ok(()) = plan_http::<Infallible>(&config, &facts, &mut scratch, &mut |effect| {
+        plan_http(&config, &facts, &mut scratch, &mut |effect| {
             let text = match effect {
                 Effect::Answer { details, .. } => Some(details.to_owned()),
                 Effect::Header(_, value) => Some(value.to_owned()),
@@ -548,7 +548,8 @@ fn the_port_of_the_listener_or_else_of_the_connection_decides() {
             };
             first = first.take().or(text);
             Ok(())
-        });
+        })
+        .unwrap();
         first
     };
     assert_eq!(first(Some(80)).as_deref(), Some(SHARED));

@@ -7,10 +7,9 @@
 #[path = "../../policy/tests/counting/mod.rs"]
 mod counting;
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
-use egress_filter::{Act, Facts, Scratch, Worker, load, plan_http};
+use egress_filter::{Act, Facts, HostError, Scratch, Worker, load, plan_http};
 use egress_policy::PortNumber;
 use serde_json::{Value, json};
 
@@ -59,12 +58,13 @@ fn config_with(more: &Value) -> Vec<u8> {
     serde_json::to_vec(&config).unwrap()
 }
 
-fn shown(plan: impl FnOnce(Act<'_, Infallible>) -> Result<(), Infallible>) -> Vec<String> {
+fn shown(plan: impl FnOnce(Act<'_>) -> Result<(), HostError>) -> Vec<String> {
     let mut seen = Vec::new();
-    let Ok(()) = plan(&mut |effect| {
+    plan(&mut |effect| {
         seen.push(format!("{effect:?}"));
         Ok(())
-    });
+    })
+    .unwrap();
     seen
 }
 
@@ -167,10 +167,11 @@ fn a_request_like_one_before_it_allocates_nothing() {
         };
         let before = counting::allocations();
         let mut count = 0;
-        let Ok(()) = all.plan_http(&facts, &mut |_| {
+        all.plan_http(&facts, &mut |_| {
             count += 1;
-            Ok::<_, Infallible>(())
-        });
+            Ok::<_, HostError>(())
+        })
+        .unwrap();
         assert!(count > 0);
         counting::allocations() - before
     };
@@ -203,9 +204,9 @@ fn the_first_error_ends_a_plan() {
         let mut asked = 0;
         let refused = all.plan_http(&facts, &mut |_| {
             asked += 1;
-            Err(())
+            Err(HostError)
         });
-        assert_eq!((refused, asked), (Err(()), 1));
+        assert_eq!((refused, asked), (Err(HostError), 1));
     }
 }
 
@@ -226,9 +227,9 @@ fn a_plan_that_was_cut_short_is_not_remembered() {
         let mut left = asked;
         let refused = all.plan_http(&facts, &mut |_| {
             left -= 1;
-            if left == 0 { Err(()) } else { Ok(()) }
+            if left == 0 { Err(HostError) } else { Ok(()) }
         });
-        assert_eq!(refused, Err(()));
+        assert_eq!(refused, Err(HostError));
     }
     assert_eq!(remembered(&all, &facts), whole);
     assert_eq!(remembered(&all, &facts), whole);

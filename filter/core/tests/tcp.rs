@@ -4,10 +4,8 @@
     reason = "a test that meets what it did not expect should stop"
 )]
 
-use std::convert::Infallible;
-
 use egress_filter::{
-    Act, ConnectionEnd, ConnectionFacts, Effect, Failure, FilterKind, Loaded, Scratch,
+    Act, ConnectionEnd, ConnectionFacts, Effect, Failure, FilterKind, HostError, Loaded, Scratch,
     connection_failed, load, plan_connection_failure, plan_tcp, wanted,
 };
 use egress_policy::PortNumber;
@@ -60,7 +58,7 @@ fn to(address: &str, port: u16) -> ConnectionFacts<'static> {
     }
 }
 
-fn shown(plan: impl FnOnce(Act<'_, Infallible>) -> Result<(), Infallible>) -> Vec<String> {
+fn shown(plan: impl FnOnce(Act<'_>) -> Result<(), HostError>) -> Vec<String> {
     let word = |effect: Effect<'_>| match effect {
         Effect::FilterState(key, value) => format!("{} = {value}", key.rsplit('.').next().unwrap()),
         Effect::Metadata(bytes) => std::str::from_utf8(bytes).unwrap().to_owned(),
@@ -68,10 +66,11 @@ fn shown(plan: impl FnOnce(Act<'_, Infallible>) -> Result<(), Infallible>) -> Ve
         other => format!("{other:?}"),
     };
     let mut words = Vec::new();
-    let Ok(()) = plan(&mut |effect| {
+    plan(&mut |effect| {
         words.push(word(effect));
         Ok(())
-    });
+    })
+    .unwrap();
     words
 }
 

@@ -2,10 +2,10 @@
 
 use std::cell::Cell;
 
-use egress_filter::{Failure, contract};
+use egress_filter::{Failure, HostError, contract};
 use log::error;
 
-use crate::host::{self, HostError};
+use crate::host;
 
 /// A counter's number for each failure; `None` where the host did not give one.
 type Counters = [Option<u32>; Failure::ALL.len()];

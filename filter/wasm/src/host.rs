@@ -13,9 +13,7 @@
 
 use std::ptr::null_mut;
 
-/// The host refused a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct HostError;
+use egress_filter::HostError;
 
 const OK: u32 = 0;
 const NOT_FOUND: u32 = 1;

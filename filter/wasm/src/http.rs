@@ -1,12 +1,14 @@
 //! One HTTP request: read facts, hand them to its stream, apply effects.
 
-use egress_filter::{Effect, HOST_ERROR, HttpRequest, HttpStream, Next, contract, protobuf};
+use egress_filter::{
+    Effect, HostError, HttpRequest, HttpStream, Next, ON_HOST_ERROR, contract, protobuf,
+};
 use egress_policy::PortNumber;
 use log::error;
 use proxy_wasm::traits::HttpContext;
 use proxy_wasm::types::Action;
 
-use crate::host::{self, HostError};
+use crate::host;
 use crate::{Shared, counters, routes};
 
 /// A request.
@@ -51,7 +53,7 @@ impl HttpContext for Request {
             Err(HostError) => {
                 error!("egress: the host refused a call; the request is refused");
                 // Whatever this returns, the request is not let go.
-                let _ = apply(HOST_ERROR);
+                let _ = apply(ON_HOST_ERROR);
                 Action::Pause
             }
         }

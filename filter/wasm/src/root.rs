@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use egress_filter::{FilterKind, MetadataFormat, Worker, contract, protobuf};
+use egress_filter::{FilterKind, HostError, MetadataFormat, Worker, contract, protobuf};
 use log::{error, info, warn};
 use proxy_wasm::traits::{HttpContext, RootContext, StreamContext};
 use proxy_wasm::types::ContextType;
@@ -23,7 +23,7 @@ impl RootContext for Root {
     fn on_configure(&mut self, _size: usize) -> bool {
         let json = match host::plugin_configuration() {
             Ok(json) => json,
-            Err(host::HostError) => {
+            Err(HostError) => {
                 error!("egress: the host did not hand over the plugin configuration");
                 return false;
             }
@@ -98,7 +98,7 @@ fn node_labels() -> Option<BTreeMap<String, String>> {
 /// 3 for protobuf.
 ///
 /// Source: envoyproxy/envoy `source/extensions/common/wasm/ext/declare_property.proto`.
-fn declare_metadata() -> Result<(), host::HostError> {
+fn declare_metadata() -> Result<(), HostError> {
     let mut message = Vec::new();
     for (tag, text) in [
         (0x0a, contract::METADATA_PROPERTY),

@@ -2,9 +2,9 @@
 
 use std::cell::Cell;
 
-use egress_filter::contract;
+use egress_filter::{HostError, contract};
 
-use crate::host::{self, HostError};
+use crate::host;
 
 thread_local! {
     static FOLLOW_HEADERS: Cell<bool> = const { Cell::new(false) };

@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 
-use egress_filter::{Connection as Stream, Dialled, Next, contract};
+use egress_filter::{Connection as Stream, Dialled, HostError, Next, contract};
 use log::error;
 use proxy_wasm::traits::StreamContext;
 use proxy_wasm::types::{Action, PeerType};
 
 use crate::Shared;
-use crate::host::{self, HostError};
+use crate::host;
 use crate::http::{action, apply};
 
 /// A connection.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use egress_policy::PortNumber;
 
-use crate::effect::{Act, Effect};
+use crate::effect::{Act, Effect, HostError};
 use crate::facts::Facts;
 use crate::load::Loaded;
 use crate::plan::Scratch;
@@ -57,13 +57,13 @@ enum Kept {
 
 impl PlanCache {
     /// Has `act` do each effect that [`plan_http`] has for these facts, in order. The configuration is always the same.
-    pub(crate) fn plan_http<E>(
+    pub(crate) fn plan_http(
         &mut self,
         config: &Loaded,
         facts: &Facts<'_>,
         scratch: &mut Scratch,
-        act: Act<'_, E>,
-    ) -> Result<(), E> {
+        act: Act<'_>,
+    ) -> Result<(), HostError> {
         if self.plans.is_empty() {
             self.plans.resize_with(PLANS, || None);
         }

@@ -7,7 +7,7 @@ use egress_policy::{
 
 use crate::config::AuthorityMode;
 use crate::contract;
-use crate::effect::{Act, Effect};
+use crate::effect::{Act, Effect, HostError};
 use crate::facts::{Facts, HttpWanted};
 use crate::failure::{Failure, FailureFacts};
 use crate::load::Loaded;
@@ -34,12 +34,12 @@ pub fn http_wanted(config: &Loaded) -> HttpWanted {
 ///
 /// # Errors
 /// That of `act`, which is called no more after it.
-pub fn plan_http<E>(
+pub fn plan_http(
     config: &Loaded,
     facts: &Facts<'_>,
     scratch: &mut Scratch,
-    act: Act<'_, E>,
-) -> Result<(), E> {
+    act: Act<'_>,
+) -> Result<(), HostError> {
     let parsed = Authority::parse(facts.authority);
     let decision = decide(config, facts, &parsed);
     write_metadata(config, facts.authority, &decision, None, scratch);
@@ -73,14 +73,14 @@ pub fn plan_http<E>(
 }
 
 /// Leads a request to a cluster with TLS.
-fn originate<E>(
+fn originate(
     config: &Loaded,
     facts: &Facts<'_>,
     cluster: &Cluster,
     decision: &Decision<'_, '_>,
     scratch: &mut Scratch,
-    act: Act<'_, E>,
-) -> Result<(), E> {
+    act: Act<'_>,
+) -> Result<(), HostError> {
     let sends = upstream_authority(config.authority, facts.authority, decision, scratch);
     let detour = detour(config, cluster, decision, sends, &mut scratch.dial_port);
     write_tunnel(config, decision, &mut scratch.tunnel);
@@ -110,14 +110,14 @@ fn originate<E>(
 }
 
 /// Leads a request, or the bytes behind CONNECT, to its target as it is.
-fn plain<E>(
+fn plain(
     config: &Loaded,
     facts: &Facts<'_>,
     cluster: &Cluster,
     decision: &Decision<'_, '_>,
     scratch: &mut Scratch,
-    act: Act<'_, E>,
-) -> Result<(), E> {
+    act: Act<'_>,
+) -> Result<(), HostError> {
     let sends = forwarded_authority(facts.authority, decision, scratch);
     let detour = detour(config, cluster, decision, sends, &mut scratch.dial_port);
     write_tunnel(config, decision, &mut scratch.tunnel);
@@ -164,13 +164,13 @@ pub fn failed(config: &Loaded, facts: &Facts<'_>, details: &str) -> Option<Failu
 ///
 /// # Errors
 /// As [`plan_http`].
-pub fn plan_plaintext<E>(
+pub fn plan_plaintext(
     config: &Loaded,
     facts: &Facts<'_>,
     answered: bool,
     scratch: &mut Scratch,
-    act: Act<'_, E>,
-) -> Result<(), E> {
+    act: Act<'_>,
+) -> Result<(), HostError> {
     let parsed = Authority::parse(facts.authority);
     let decision = Decision {
         action: Action::Reject(Reason::OtherProtocol),
@@ -192,14 +192,14 @@ pub fn plan_plaintext<E>(
 ///
 /// # Errors
 /// As [`plan_http`].
-pub fn plan_failure<E>(
+pub fn plan_failure(
     config: &Loaded,
     facts: &Facts<'_>,
     (failure, details): (Failure, &str),
     grpc: bool,
     scratch: &mut Scratch,
-    act: Act<'_, E>,
-) -> Result<(), E> {
+    act: Act<'_>,
+) -> Result<(), HostError> {
     let parsed = Authority::parse(facts.authority);
     let decision = decide(config, facts, &parsed);
     write_metadata(config, facts.authority, &decision, Some(failure), scratch);
@@ -338,7 +338,7 @@ fn detour<'e>(
     detour
 }
 
-fn push_detour<E>(detour: Detour<'_>, scratch: &Scratch, act: Act<'_, E>) -> Result<(), E> {
+fn push_detour(detour: Detour<'_>, scratch: &Scratch, act: Act<'_>) -> Result<(), HostError> {
     let host = match detour {
         Detour::None => return Ok(()),
         Detour::To(address) => address,
@@ -352,13 +352,13 @@ fn push_detour<E>(detour: Detour<'_>, scratch: &Scratch, act: Act<'_, E>) -> Res
 }
 
 /// Names the cluster, unless requests reach it anyway.
-fn route<E>(
+fn route(
     config: &Loaded,
     header: &'static str,
     other: &'static str,
     cluster: &Cluster,
-    act: Act<'_, E>,
-) -> Result<(), E> {
+    act: Act<'_>,
+) -> Result<(), HostError> {
     let name = config.cluster_name(cluster);
     if config.headers_stripped && config.default_cluster.as_deref() == Some(name) {
         return Ok(());
@@ -370,12 +370,12 @@ fn route<E>(
     act(Effect::ChooseRouteAgain)
 }
 
-fn answer<E>(
+fn answer(
     config: &Loaded,
     reason: Reason,
     scratch: &mut Scratch,
-    act: Act<'_, E>,
-) -> Result<(), E> {
+    act: Act<'_>,
+) -> Result<(), HostError> {
     scratch.body.clear();
     scratch.body.push_str("egress_");
     scratch.body.push_str(reason.as_str());

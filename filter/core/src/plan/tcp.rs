@@ -5,7 +5,7 @@ use egress_policy::{
 };
 
 use crate::contract;
-use crate::effect::{Act, Effect};
+use crate::effect::{Act, Effect, HostError};
 use crate::facts::{ConnectionEnd, ConnectionFacts, Wanted};
 use crate::failure::Failure;
 use crate::load::Loaded;
@@ -32,12 +32,12 @@ pub fn wanted(config: &Loaded) -> Wanted {
 ///
 /// # Errors
 /// That of `act`, which is called no more after it.
-pub fn plan_tcp<E>(
+pub fn plan_tcp(
     config: &Loaded,
     facts: &ConnectionFacts<'_>,
     scratch: &mut Scratch,
-    act: Act<'_, E>,
-) -> Result<(), E> {
+    act: Act<'_>,
+) -> Result<(), HostError> {
     let name = facts.server_name.map(Authority::parse);
     let decision = decide(config, facts, name.as_ref());
     write_metadata(
@@ -100,13 +100,13 @@ pub fn connection_failed(
 ///
 /// # Errors
 /// As [`plan_tcp`].
-pub fn plan_connection_failure<E>(
+pub fn plan_connection_failure(
     config: &Loaded,
     facts: &ConnectionFacts<'_>,
     failure: Failure,
     scratch: &mut Scratch,
-    act: Act<'_, E>,
-) -> Result<(), E> {
+    act: Act<'_>,
+) -> Result<(), HostError> {
     let name = facts.server_name.map(Authority::parse);
     let decision = decide(config, facts, name.as_ref());
     write_metadata(
