@@ -1,10 +1,15 @@
 //! The command line: arguments as typed, settings as meant, and the commands.
+//!
+//! A command returns what it has to say as an [`Output`], or why it does nothing as a [`Refusal`]. What is printed, and
+//! with which exit code the program ends, is settled here alone.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 use egress_policy::visible_lines;
+
+use crate::complaint::{Blame, Complaint, Refusal};
 
 pub mod args;
 mod capture;
@@ -13,12 +18,14 @@ mod doctor;
 mod explain;
 mod lint;
 mod manual;
+mod output;
 mod render;
 mod secrets;
 pub mod settings;
 mod usage;
 
 use args::{Args, Command, RenderTarget};
+use output::{Output, Text};
 
 /// How a command ended, for the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,48 +52,79 @@ impl From<ExitStatus> for ExitCode {
 pub fn main() -> ExitStatus {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(error) => return usage::tell(&error),
+        Err(error) => return usage(&error),
     };
-    match args.command {
-        Command::Run(run) => crate::run::main(&run),
+    let done = match args.command {
+        Command::Run(run) => return crate::run::main(&run),
         Command::Check(check) => check::main(&check),
         Command::Lint(lint) => lint::main(&lint),
         Command::Explain(explain) => explain::main(&explain),
         Command::Capture(capture) => capture::main(&capture.command),
         Command::Secrets(secrets) => secrets::main(&secrets),
         Command::Doctor(doctor) => doctor::main(&doctor),
-        Command::Completions(completions) => manual::completions(&completions),
+        Command::Completions(completions) => Ok(manual::completions(&completions)),
         Command::Man(man) => manual::main(&man),
         Command::Render(render) => match render.target {
             RenderTarget::Envoy(envoy) => render::envoy(&envoy),
             RenderTarget::Istio(istio) => render::istio(&istio),
         },
+    };
+    match done {
+        Ok(output) => show(&output),
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+/// Prints help that was asked for, or what is wrong with the arguments.
+fn usage(error: &clap::Error) -> ExitStatus {
+    use clap::error::ErrorKind;
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A closed pipe is no error of ours.
+            let _ = error.print();
+            ExitStatus::Success
+        }
+        // Whoever says nothing is told what there is to say.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitStatus::Input
+        }
+        _ => refuse(&usage::complaint(error).into()),
+    }
+}
+
+/// Shows what a command has to say: notes beside the output, then the output.
+fn show(output: &Output) -> ExitStatus {
+    output.notes.iter().for_each(|note| tell(note));
+    let printed = match &output.text {
+        Text::Nothing => Ok(()),
+        Text::Lines(text) => print(text),
+        Text::Verbatim(text) => print_to(io::stdout().lock(), text),
+        Text::Coloured(text) => print_to(anstream::stdout().lock(), text),
+    };
+    if let Err(complaint) = printed {
+        return refuse(&complaint.into());
+    }
+    match &output.complaint {
+        Some(complaint) => refuse(&complaint.clone().into()),
+        None if output.is_bad => ExitStatus::Input,
+        None => ExitStatus::Success,
     }
 }
 
 /// Prints to the standard output what people or programs read; a reader that has gone is not an error.
 ///
 /// Control characters of texts that others wrote are escaped, as JSON escapes them.
-pub(crate) fn print(text: &str) -> ExitStatus {
-    print_as_it_is(&visible_lines(text))
+pub(crate) fn print(text: &str) -> Result<(), Complaint> {
+    print_to(io::stdout().lock(), &visible_lines(text))
 }
 
-/// Prints configuration to the standard output: every byte of it counts.
-pub(crate) fn print_as_it_is(text: &str) -> ExitStatus {
-    print_to(io::stdout().lock(), text)
-}
-
-/// Prints a text with colours to the standard output, which a terminal shows and nothing else gets.
-pub(crate) fn print_coloured(text: &str) -> ExitStatus {
-    print_to(anstream::stdout().lock(), text)
-}
-
-fn print_to(mut out: impl Write, text: &str) -> ExitStatus {
+fn print_to(mut out: impl Write, text: &str) -> Result<(), Complaint> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            fail(&format!("cannot write: {error}"))
+            Err(Complaint::us(format!("cannot write: {error}")))
         }
-        _ => ExitStatus::Success,
+        _ => Ok(()),
     }
 }
 
@@ -95,14 +133,11 @@ pub(crate) fn tell(text: &str) {
     let _ = writeln!(anstream::stderr(), "{}", visible_lines(text));
 }
 
-/// Tells of a failure of ours.
-pub(crate) fn fail(text: &str) -> ExitStatus {
-    tell(&format!("error: {text}"));
-    ExitStatus::Failure
-}
-
-/// Tells of a mistake in the input.
-pub(crate) fn refuse(text: &str) -> ExitStatus {
-    tell(&format!("error: {text}"));
-    ExitStatus::Input
+/// Tells why nothing is done, and returns the status to exit with.
+pub(crate) fn refuse(refusal: &Refusal) -> ExitStatus {
+    tell(&refusal.to_string());
+    match refusal.blame() {
+        Blame::Input => ExitStatus::Input,
+        Blame::Us => ExitStatus::Failure,
+    }
 }

@@ -14,6 +14,7 @@
 
 mod capture;
 pub mod cli;
+pub mod complaint;
 pub mod credentials;
 pub mod fs;
 pub mod istio;

@@ -89,6 +89,11 @@ impl Rules {
             .collect()
     }
 
+    /// Returns what people are told of the rules though they compile.
+    pub fn warned(&self) -> Vec<String> {
+        self.warnings.told()
+    }
+
     /// Returns a workload of each kind that the rules tell apart in a namespace.
     pub fn workloads(&self, namespace: &str) -> Vec<Proxy> {
         Proxy::kinds(namespace, &self.parsed.destination_rules)
@@ -150,10 +155,17 @@ pub enum Nothing {
 const NO_SERVICE_ENTRY: &str = "no-service-entry";
 
 /// Problems with the places where they stand.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Report(pub Vec<Finding>);
 
 impl Report {
+    /// Returns what people are told, if there is anything.
+    pub fn told(&self) -> Vec<String> {
+        let told = self.to_string();
+        let told = Some(told.trim_end()).filter(|told| !told.is_empty());
+        told.into_iter().map(str::to_owned).collect()
+    }
+
     /// Whether more of the rules may be on the way: nothing is wrong but that something is missing.
     pub(crate) fn may_be_incomplete(&self) -> bool {
         let mut errors = self.errors().peekable();

@@ -20,8 +20,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::cli::args::Run;
-use crate::cli::settings::{self, Settled, Unsettled};
-use crate::cli::{ExitStatus, fail, print, refuse, tell};
+use crate::cli::settings::{self, Settled};
+use crate::cli::{ExitStatus, print, refuse, tell};
+use crate::complaint::{Complaint, Refusal};
 use crate::rules::Nothing;
 use crate::xds::{self, Admin, Options};
 use crate::yaml::AlreadyRead;
@@ -45,50 +46,42 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// `egressctl run`.
 pub(crate) fn main(args: &Run) -> ExitStatus {
-    let envoy = match fs::envoy(args.envoy.as_deref(), pinned_envoy()) {
-        Ok(envoy) => envoy,
-        Err(error) => return refuse(&error.to_string()),
-    };
+    match run(args) {
+        Ok(()) => ExitStatus::Success,
+        Err(refusal) => refuse(&refusal),
+    }
+}
+
+fn run(args: &Run) -> Result<(), Refusal> {
+    let envoy = fs::envoy(args.envoy.as_deref(), pinned_envoy()).map_err(Complaint::input)?;
     // Envoy takes a moment to say it, in which the rules are read.
     let asked = std::thread::spawn({
         let envoy = envoy.clone();
         move || version_of(&envoy)
     });
     let version = || supported(&envoy, asked);
-    let (sources, settling) = match settings::read(&args.rules.input) {
-        Ok(read) => read,
-        Err(status) => return status,
-    };
+    let (sources, settling) = settings::read(&args.rules.input)?;
     let mut known = AlreadyRead::default();
     let worth_knowing = (!args.once).then_some(&mut known);
     let nothing = Nothing::Refused;
-    let mut settled = match settle(args, version, &sources, settling, worth_knowing, nothing) {
-        Ok(settled) => settled,
-        Err(unsettled) => return unsettled.tell(),
-    };
-    if let Err(message) = check_ports(&settled, None) {
-        return refuse(&message);
-    }
+    let mut settled = settle(args, version, &sources, settling, worth_knowing, nothing)?;
+    settled.rules.warned().iter().for_each(|note| tell(note));
+    check_ports(&settled, None)?;
     // Private to this user: the bootstrap names files, and whoever reaches the admin socket rules Envoy.
-    let folder = match fs::run_folder() {
-        Ok(folder) => folder,
-        Err(error) => return fail(&format!("cannot make a folder for this run: {error}")),
-    };
-    let runtime = match tokio::runtime::Builder::new_current_thread()
+    let folder = fs::run_folder()
+        .map_err(|error| Complaint::us(format!("cannot make a folder for this run: {error}")))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("cannot start: {error}")),
-    };
+        .map_err(|error| Complaint::us(format!("cannot start: {error}")))?;
     // In place of what this Envoy's DNS cache cannot do. It listens at once: rules that need it may come later.
     let mut guarded_dns = None;
     if settled.options.version < xds::DROPS_ADDRESSES {
         let servers = resolver::servers(&settled.options.dns);
-        guarded_dns = match runtime.block_on(resolver::serve(servers)) {
-            Ok(address) => Some(address),
-            Err(error) => return fail(&format!("cannot serve DNS to Envoy: {error}")),
-        };
+        let address = runtime
+            .block_on(resolver::serve(servers))
+            .map_err(|error| Complaint::us(format!("cannot serve DNS to Envoy: {error}")))?;
+        guarded_dns = Some(address);
     }
     place(&mut settled.options, folder.path(), !args.once, guarded_dns);
     let resources = settled.rules.take_resources();
@@ -100,10 +93,9 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
         xds::reloading(&settled.options, &path(&listeners), &path(&clusters))
     };
     let file = folder.path().join("bootstrap.json");
-    if let Err(error) = fs::write_private(&file, &bootstrap.to_string()) {
-        return fail(&format!("cannot write the bootstrap: {error}"));
-    }
-    let status = runtime.block_on(async {
+    fs::write_private(&file, &bootstrap.to_string())
+        .map_err(|error| Complaint::us(format!("cannot write the bootstrap: {error}")))?;
+    let ended = runtime.block_on(async {
         let (refused, refusals) = tokio::sync::watch::channel(String::new());
         // Before Envoy, which asks for its secrets first of all.
         let (keeping, secrets) = secrets::keep(settled.store.clone(), settled.needs());
@@ -114,18 +106,15 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
             plugins: offered,
             verdicts: Arc::new(verdicts),
         };
-        if let Err(error) = discovery::serve(&folder.path().join(DISCOVERY_SOCKET), served) {
-            return fail(&format!("cannot serve secrets to Envoy: {error}"));
-        }
+        discovery::serve(&folder.path().join(DISCOVERY_SOCKET), served)
+            .map_err(|error| Complaint::us(format!("cannot serve secrets to Envoy: {error}")))?;
         let mut chosen = BTreeMap::new();
         let mut reserved = Vec::new();
         let reloading = if args.once {
             None
         } else {
-            reserved = match reserve(&mut settled, &mut chosen) {
-                Ok(reserved) => reserved,
-                Err(error) => return fail(&format!("cannot choose a port: {error}")),
-            };
+            reserved = reserve(&mut settled, &mut chosen)
+                .map_err(|error| Complaint::us(format!("cannot choose a port: {error}")))?;
             let ways = reload::Ways {
                 folder: folder.path().to_owned(),
                 plugins,
@@ -135,15 +124,15 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
                 ports: chosen,
                 known,
             };
-            match Reloader::new(ways, &settled, &resources) {
-                Ok(reloader) => Some(Reloading {
-                    reloader,
-                    args: args.clone(),
-                    version: settled.version.clone(),
-                    sources,
-                }),
-                Err(error) => return fail(&format!("cannot write what Envoy reads: {error}")),
-            }
+            let reloader = Reloader::new(ways, &settled, &resources).map_err(|error| {
+                Complaint::us(format!("cannot write what Envoy reads: {error}"))
+            })?;
+            Some(Reloading {
+                reloader,
+                args: args.clone(),
+                version: settled.version.clone(),
+                sources,
+            })
         };
         // The rules as they were read are large; nobody asks for them again, and nobody waits until they are gone.
         let options = settled.options.clone();
@@ -161,7 +150,7 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
     });
     // What reads files at this moment is not waited for.
     runtime.shutdown_background();
-    status
+    ended.map_err(Refusal::from)
 }
 
 /// The socket of the discovery server in the folder of a run.
@@ -170,12 +159,12 @@ const DISCOVERY_SOCKET: &str = "discovery.sock";
 /// Settles what was read, for an Envoy on this machine.
 fn settle(
     args: &Run,
-    version: impl FnOnce() -> Result<String, ExitStatus>,
+    version: impl FnOnce() -> Result<String, Complaint>,
     sources: &[fs::Source],
     settling: egress_policy::Settling,
     known: Option<&mut AlreadyRead>,
     nothing: Nothing,
-) -> Result<Settled, Unsettled> {
+) -> Result<Settled, Refusal> {
     let mut settled =
         settings::settle_read(&args.rules, version, sources, settling, known, nothing)?;
     if let Some(capture) = &mut settled.options.capture
@@ -245,21 +234,18 @@ struct Reloading {
 }
 
 /// Waits for an Envoy's version; says so when it is none that we can run.
-fn supported(
-    envoy: &Path,
-    asked: JoinHandle<Result<String, String>>,
-) -> Result<String, ExitStatus> {
+fn supported(envoy: &Path, asked: JoinHandle<Result<String, String>>) -> Result<String, Complaint> {
     let told = asked.join();
     let told = told.unwrap_or_else(|_| Err("its version could not be found out".to_owned()));
     let version = told.map_err(|error| {
-        fail(&format!(
+        Complaint::us(format!(
             "`{}` is not an Envoy that runs here: {error}",
             envoy.display()
         ))
     })?;
     if xds::Version::find(&version).is_some_and(|version| version < xds::OLDEST) {
-        return Err(refuse(&format!(
-            "`{}` is Envoy {version}; it must be {} or later\n{}",
+        return Err(Complaint::input(format!(
+            "`{}` is Envoy {version}; it must be {} or later\nhint: {}",
             envoy.display(),
             xds::OLDEST,
             settings::another_envoy(),
@@ -306,16 +292,16 @@ fn places(settled: &Settled) -> Known {
 
 /// Finds out which ports cannot be listened on, before Envoy does and says so less plainly.
 /// Those of `known` services are listened on already.
-fn check_ports(settled: &Settled, known: Option<&Known>) -> Result<(), String> {
+fn check_ports(settled: &Settled, known: Option<&Known>) -> Result<(), Complaint> {
     let options = &settled.options;
     // What is listened on already is ours.
     let is_known = |at: &(String, PortNumber)| known.is_some_and(|known| known.contains(at));
     if let Some(address) = options.forward_proxy.filter(|_| known.is_none())
         && let Err(error) = TcpListener::bind(address)
     {
-        return Err(format!(
+        return Err(Complaint::input(format!(
             "cannot listen on {address} for the forward proxy: {error}\nhint: `--forward-proxy` takes another address, and port 0 for any free one"
-        ));
+        )));
     }
     for (capture, address) in
         options
@@ -331,9 +317,9 @@ fn check_ports(settled: &Settled, known: Option<&Known>) -> Result<(), String> {
     {
         let at = SocketAddr::new(*address, capture.port.get());
         if let Err(error) = TcpListener::bind(at) {
-            return Err(format!(
+            return Err(Complaint::input(format!(
                 "cannot listen on {at} for captured connections: {error}\nhint: `--capture` takes another port"
-            ));
+            )));
         }
     }
     for (listen, service) in places(settled).into_iter().filter(|at| !is_known(at)) {
@@ -353,9 +339,9 @@ fn check_ports(settled: &Settled, known: Option<&Known>) -> Result<(), String> {
                 }
                 _ => error.to_string(),
             };
-            return Err(format!(
+            return Err(Complaint::input(format!(
                 "cannot listen on {listen} port {port} for service port {service}: {why}\nhint: `{flag}` listens elsewhere"
-            ));
+            )));
         }
     }
     Ok(())
@@ -370,12 +356,12 @@ async fn supervise(
     concurrency: Option<u32>,
     reloading: Option<Reloading>,
     refused: &tokio::sync::watch::Sender<String>,
-) -> ExitStatus {
+) -> Result<(), Complaint> {
     let (Ok(mut interrupt), Ok(mut terminate)) = (
         signal(SignalKind::interrupt()),
         signal(SignalKind::terminate()),
     ) else {
-        return fail("cannot listen for signals");
+        return Err(Complaint::us("cannot listen for signals"));
     };
     let mut hangup = match &reloading {
         Some(_) => signal(SignalKind::hangup()).ok(),
@@ -386,7 +372,10 @@ async fn supervise(
     let drain = reloading.is_some().then_some(reload::DRAIN);
     let mut child = match start(envoy, bootstrap, &admin_address, concurrency, drain) {
         Ok(child) => child,
-        Err(error) => return fail(&format!("cannot start `{}`: {error}", envoy.display())),
+        Err(error) => {
+            let text = format!("cannot start `{}`: {error}", envoy.display());
+            return Err(Complaint::us(text));
+        }
     };
     let (sender, mut lines) = mpsc::unbounded_channel();
     if let Some(stderr) = child.stderr.take() {
@@ -401,19 +390,19 @@ async fn supervise(
     }
     let started = tokio::select! {
         started = ready(&mut child, &mut lines, options, &admin_address, reloading.as_ref()) => started,
-        _ = interrupt.recv() => return stop(&mut child).await,
-        _ = terminate.recv() => return stop(&mut child).await,
+        _ = interrupt.recv() => return Ok(stop(&mut child).await),
+        _ = terminate.recv() => return Ok(stop(&mut child).await),
     };
     match started {
         Ok(line) => {
-            if print(&line) != ExitStatus::Success {
+            if let Err(complaint) = print(&line) {
                 stop(&mut child).await;
-                return ExitStatus::Failure;
+                return Err(complaint);
             }
         }
         Err(message) => {
             stop(&mut child).await;
-            return fail(&message);
+            return Err(Complaint::us(message));
         }
     }
     drop(reserved);
@@ -432,12 +421,12 @@ async fn supervise(
             }
         };
         tokio::select! {
-            _ = interrupt.recv() => return stop(&mut child).await,
-            _ = terminate.recv() => return stop(&mut child).await,
+            _ = interrupt.recv() => return Ok(stop(&mut child).await),
+            _ = terminate.recv() => return Ok(stop(&mut child).await),
             _ = hung_up => {
                 // The signal is also how a terminal says that it goes.
                 if in_terminal && !io::stderr().is_terminal() {
-                    return stop(&mut child).await;
+                    return Ok(stop(&mut child).await);
                 }
                 // One that waits is enough.
                 let _ = forced.try_send(());
@@ -452,10 +441,10 @@ async fn supervise(
                 }
                 None => {
                     let status = child.wait().await;
-                    return fail(&match status {
+                    return Err(Complaint::us(match status {
                         Ok(status) => format!("Envoy ended by itself: {status}"),
                         Err(error) => format!("Envoy ended by itself: {error}"),
-                    });
+                    }));
                 }
             },
         }
@@ -617,7 +606,7 @@ fn repeat(line: &str) {
 }
 
 /// Asks Envoy to end, and makes it if it does not.
-async fn stop(child: &mut Child) -> ExitStatus {
+async fn stop(child: &mut Child) {
     if let Some(pid) = child
         .id()
         .and_then(|pid| i32::try_from(pid).ok())
@@ -630,5 +619,4 @@ async fn stop(child: &mut Child) -> ExitStatus {
         tell("warning: Envoy did not stop when asked; it was killed");
         let _ = child.kill().await;
     }
-    ExitStatus::Success
 }

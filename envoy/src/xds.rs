@@ -17,6 +17,7 @@ mod bootstrap;
 mod capture;
 mod chain;
 mod cluster;
+mod conflict;
 mod dns;
 mod dynamic;
 mod foreign;
@@ -45,6 +46,7 @@ mod variants;
 
 pub use bootstrap::{bootstrap, reloading};
 pub use capture::{NAME as CAPTURE, SERVICE_PREFIX as CAPTURED};
+pub use conflict::Conflict;
 pub use dynamic::{Dynamic, discovered, dynamic};
 pub use foreign::{Additions, foreign};
 pub use forward_proxy::NAME as FORWARD_PROXY;

@@ -7,10 +7,11 @@ use egress_policy::PortNumber;
 use nix::unistd::User;
 
 use super::args::{CaptureCommand, CaptureUp, Redirection};
-use super::{ExitStatus, fail, print, refuse, tell};
+use super::output::{Done, Output};
 use crate::capture::iptables::Ip;
 use crate::capture::listening::{self, Listening};
 use crate::capture::{Redirect, Who};
+use crate::complaint::Complaint;
 use crate::fs;
 
 mod firewall;
@@ -24,18 +25,16 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 const NET_ADMIN: u64 = 1 << 12;
 
 /// Runs the command.
-pub(super) fn main(command: &CaptureCommand) -> ExitStatus {
-    let done = match command {
+pub(super) fn main(command: &CaptureCommand) -> Done {
+    match command {
         CaptureCommand::Up(up_args) => up(up_args),
         CaptureCommand::Down => down(),
         CaptureCommand::Print(args) => {
-            redirect(args).map(|redirect| print(&redirect.printed(args.iptables)))
+            let redirect = redirect(args)?;
+            Ok(Output::lines(redirect.printed(args.iptables)))
         }
-    };
-    done.unwrap_or_else(|status| status)
+    }
 }
-
-type Done = Result<ExitStatus, ExitStatus>;
 
 fn up(args: &CaptureUp) -> Done {
     let mut redirect = redirect(&args.redirection)?;
@@ -50,10 +49,10 @@ fn up(args: &CaptureUp) -> Done {
     }
     let listening = listening::on(redirect.to);
     if listening.is_empty() && envoy.is_none() {
-        return Err(refuse(&format!(
+        return Err(Complaint::input(format!(
             "nothing listens on port {port} of 127.0.0.1 or ::1, so what is captured would be cut off\nhint: start `egressctl run --capture {port}` first; or name the user that will run it: `--envoy-uid USER`",
             port = redirect.to
-        )));
+        )).into());
     }
     needs_one_owner(&listening, envoy, redirect.to)?;
     redirect.unheard = unheard(&listening);
@@ -61,39 +60,41 @@ fn up(args: &CaptureUp) -> Done {
         refuse_to_capture(&redirect, socket.uid)?;
         if let Who::Cgroup(captured) = &redirect.who {
             let Some(own) = listening::cgroup(socket) else {
-                return Err(refuse(&format!(
+                return Err(Complaint::input(format!(
                     "no process can be seen that listens on port {}, so its cgroup is not known, and it must not be captured itself\nhint: run this where its process is, or capture by `--uid`",
                     redirect.to
-                )));
+                )).into());
             };
             if Path::new(&own).starts_with(captured) {
-                return Err(refuse(&format!(
+                return Err(Complaint::input(format!(
                     "what listens on port {} is in the cgroup /{own}, and would be captured itself: its connections would go round in circles\nhint: run Envoy outside of the cgroup {captured}",
                     redirect.to
-                )));
+                )).into());
             }
         }
     }
+    let mut notes = Vec::new();
     if let Some(ip) = redirect.unheard {
         let at = match ip {
             Ip::V4 => "127.0.0.1",
             Ip::V6 => "::1",
         };
-        tell(&format!(
+        notes.push(format!(
             "note: nothing listens on {at} port {}, so connections over IPv{} are rejected",
             redirect.to,
             if ip == Ip::V4 { 4 } else { 6 }
         ));
     }
-    firewall::install(&redirect, args.redirection.iptables).map_err(|why| fail(&why))?;
+    firewall::install(&redirect, args.redirection.iptables).map_err(Complaint::us)?;
     let (what, to) = (redirect.what(), redirect.to);
-    Ok(print(&format!("captured by port {to}: {what}\n")))
+    let output = Output::lines(format!("captured by port {to}: {what}\n"));
+    Ok(output.with_notes(notes))
 }
 
 fn down() -> Done {
     needs_rights()?;
-    let removed = firewall::remove().map_err(|why| fail(&why))?;
-    Ok(print(match removed {
+    let removed = firewall::remove().map_err(Complaint::us)?;
+    Ok(Output::lines(match removed {
         true => "nothing is captured any more\n",
         false => "nothing was captured\n",
     }))
@@ -118,7 +119,7 @@ fn needs_one_owner(
     listening: &[Listening],
     envoy: Option<u32>,
     port: PortNumber,
-) -> Result<(), ExitStatus> {
+) -> Result<(), Complaint> {
     let owners: BTreeSet<u32> = listening.iter().map(|socket| socket.uid).collect();
     let is_good = match envoy {
         Some(envoy) => owners.iter().all(|owner| *owner == envoy),
@@ -135,14 +136,14 @@ fn needs_one_owner(
         || "one user".to_owned(),
         |uid| format!("uid {uid} of `--envoy-uid`"),
     );
-    Err(refuse(&format!(
+    Err(Complaint::input(format!(
         "not all that listens on port {port} is of {wanted}: {}; the others would get what is captured\nhint: stop them; a port below 1024 is root's to give",
         sockets.join(", ")
     )))
 }
 
 /// Says what is meant; users by name become numbers.
-fn redirect(args: &Redirection) -> Result<Redirect, ExitStatus> {
+fn redirect(args: &Redirection) -> Result<Redirect, Complaint> {
     let who = match &args.cgroup {
         Some(path) => Who::Cgroup(cgroup(path)?),
         None => {
@@ -159,26 +160,30 @@ fn redirect(args: &Redirection) -> Result<Redirect, ExitStatus> {
     })
 }
 
-fn uid(flag: &str, user: &str) -> Result<u32, ExitStatus> {
+fn uid(flag: &str, user: &str) -> Result<u32, Complaint> {
     match user.parse() {
         // To the kernel that is nobody.
         Ok(u32::MAX) => {
-            return Err(refuse(&format!("`{flag} {user}`: no user has this number")));
+            return Err(Complaint::input(format!(
+                "`{flag} {user}`: no user has this number"
+            )));
         }
         Ok(uid) => return Ok(uid),
         Err(_) => {}
     }
     match User::from_name(user) {
         Ok(Some(user)) => Ok(user.uid.as_raw()),
-        Ok(None) => Err(refuse(&format!(
+        Ok(None) => Err(Complaint::input(format!(
             "`{flag} {user}`: this machine has no such user\nhint: a number does as well, for example 1001"
         ))),
-        Err(error) => Err(fail(&format!("cannot look up the user {user}: {error}"))),
+        Err(error) => Err(Complaint::us(format!(
+            "cannot look up the user {user}: {error}"
+        ))),
     }
 }
 
 /// Reads the path of a cgroup, from the file system's root or from that of the cgroups.
-fn cgroup(path: &str) -> Result<String, ExitStatus> {
+fn cgroup(path: &str) -> Result<String, Complaint> {
     let inner = path.strip_prefix(CGROUPS).unwrap_or(path).trim_matches('/');
     let is_plain = |part: &str| {
         let known = |c: char| c.is_ascii_alphanumeric() || "-_.@:".contains(c);
@@ -188,33 +193,33 @@ fn cgroup(path: &str) -> Result<String, ExitStatus> {
         return Ok(inner.to_owned());
     }
     if inner.contains('\\') {
-        return Err(refuse(&format!(
+        return Err(Complaint::input(format!(
             "`--cgroup {path}`: names with `\\` are not supported\nhint: capture by user, with `--uid`"
         )));
     }
-    Err(refuse(&format!(
+    Err(Complaint::input(format!(
         "`--cgroup {path}` is no path of a cgroup below {CGROUPS}\nhint: `/proc/PID/cgroup` has that of a process, behind `0::`; for example `--cgroup system.slice/app.service`"
     )))
 }
 
-fn needs_cgroup(path: &str) -> Result<(), ExitStatus> {
+fn needs_cgroup(path: &str) -> Result<(), Complaint> {
     let root = Path::new(CGROUPS);
     if !root.join("cgroup.controllers").exists() {
-        return Err(refuse(&format!(
+        return Err(Complaint::input(format!(
             "there are no cgroups of version 2 at {CGROUPS}\nhint: capture by user, with `--uid`"
         )));
     }
     match root.join(path).is_dir() {
         true => Ok(()),
-        false => Err(refuse(&format!(
+        false => Err(Complaint::input(format!(
             "there is no cgroup {path} below {CGROUPS}\nhint: start what is to be captured first, or capture by user, with `--uid`"
         ))),
     }
 }
 
-fn refuse_to_capture(redirect: &Redirect, envoy: u32) -> Result<(), ExitStatus> {
+fn refuse_to_capture(redirect: &Redirect, envoy: u32) -> Result<(), Complaint> {
     match &redirect.who {
-        Who::Users(users) if users.contains(&envoy) => Err(refuse(&format!(
+        Who::Users(users) if users.contains(&envoy) => Err(Complaint::input(format!(
             "uid {envoy} is the user that Envoy runs as, and would be captured itself: its connections would go round in circles\nhint: run `egressctl run --capture {}` as another user than the application",
             redirect.to
         ))),
@@ -222,14 +227,14 @@ fn refuse_to_capture(redirect: &Redirect, envoy: u32) -> Result<(), ExitStatus> 
     }
 }
 
-fn needs_rights() -> Result<(), ExitStatus> {
+fn needs_rights() -> Result<(), Complaint> {
     let status = fs::read_text(Path::new("/proc/self/status")).unwrap_or_default();
     let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
     match effective {
-        Some(bits) if bits & NET_ADMIN == 0 => Err(fail(firewall::NO_RIGHTS)),
+        Some(bits) if bits & NET_ADMIN == 0 => Err(Complaint::us(firewall::NO_RIGHTS)),
         _ => Ok(()),
     }
 }

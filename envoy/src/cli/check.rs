@@ -5,17 +5,16 @@ use std::time::SystemTime;
 use egress_policy::{GateSummary, Severity};
 use serde_json::{Value, json};
 
-use super::args::{Check, Report as Output};
-use super::{ExitStatus, fail, print, settings};
+use super::args::{Check, Report as Format};
+use super::output::{Done, Output};
+use super::settings;
+use crate::complaint::Complaint;
 use crate::credentials;
 use crate::rules::{self, Report};
 
 /// Reads, parses and compiles, and prints what was found.
-pub(super) fn main(args: &Check) -> ExitStatus {
-    let (sources, settling) = match settings::read(&args.input) {
-        Ok(read) => read,
-        Err(status) => return status,
-    };
+pub(super) fn main(args: &Check) -> Done {
+    let (sources, settling) = settings::read(&args.input)?;
     let compiled = match args.partial {
         true => rules::compile_part(&sources, &settling),
         false => rules::compile(&sources, &settling),
@@ -23,10 +22,7 @@ pub(super) fn main(args: &Check) -> ExitStatus {
     let (report, summary) = match compiled {
         Ok(mut rules) => {
             let namespace = &settling.proxy.namespace;
-            let store = match settings::store(&args.credentials, &mut rules, namespace) {
-                Ok(store) => store,
-                Err(status) => return status,
-            };
+            let store = settings::store(&args.credentials, &mut rules, namespace)?;
             let now = SystemTime::now();
             let mut found = credentials::inspect(&rules, &store, &settling, now);
             if args.connect {
@@ -58,11 +54,10 @@ pub(super) fn main(args: &Check) -> ExitStatus {
     };
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let text = match args.output {
-        Output::Json => match serde_json::to_string_pretty(&findings(&report)) {
-            Ok(text) => format!("{text}\n"),
-            Err(error) => return fail(&format!("cannot write the report: {error}")),
-        },
-        Output::Text => {
+        Format::Json => serde_json::to_string_pretty(&findings(&report))
+            .map(|text| format!("{text}\n"))
+            .map_err(|error| Complaint::us(format!("cannot write the report: {error}")))?,
+        Format::Text => {
             let found = match (errors, warnings) {
                 (0, 0) => "no problems".to_owned(),
                 _ => format!(
@@ -75,10 +70,7 @@ pub(super) fn main(args: &Check) -> ExitStatus {
             format!("{report}{gap}{found}; {summary}\n")
         }
     };
-    match print(&text) {
-        ExitStatus::Success if errors > 0 => ExitStatus::Input,
-        status => status,
-    }
+    Ok(Output::lines(text).bad_if(errors > 0))
 }
 
 fn findings(report: &Report) -> Value {

@@ -13,8 +13,10 @@ use clap::Parser;
 use egress_policy::Severity;
 use serde_json::{Value, json};
 
-use super::args::{Doctor, Report as Output, Rules};
-use super::{ExitStatus, fail, print, print_coloured, settings};
+use super::args::{Doctor, Report as Format, Rules};
+use super::output::{Done, Output, Text};
+use super::settings;
+use crate::complaint::Complaint;
 use crate::credentials::{self, Store};
 use crate::fs::Source;
 use crate::rules::{self, Nothing, Report};
@@ -141,24 +143,24 @@ impl Found {
     }
 }
 
-/// Looks at everything, and prints what was found.
-pub(super) fn main(args: &Doctor) -> ExitStatus {
+/// Looks at everything, and says what was found.
+pub(super) fn main(args: &Doctor) -> Done {
     let found = examine(args);
-    let printed = match args.output {
-        Output::Text => print_coloured(&for_people(&found)),
-        Output::Json => {
+    let text = match args.output {
+        Format::Text => Text::Coloured(for_people(&found)),
+        Format::Json => {
             let all: Vec<Value> = found.iter().map(Found::to_json).collect();
-            match serde_json::to_string_pretty(&all) {
-                Ok(text) => print(&(text + "\n")),
-                Err(error) => fail(&format!("cannot write the report: {error}")),
-            }
+            let text = serde_json::to_string_pretty(&all)
+                .map_err(|error| Complaint::us(format!("cannot write the report: {error}")))?;
+            Text::Lines(text + "\n")
         }
     };
-    let bad = found.iter().any(|one| one.verdict == Verdict::Error);
-    match printed {
-        ExitStatus::Success if bad => ExitStatus::Input,
-        status => status,
-    }
+    let is_bad = found.iter().any(|one| one.verdict == Verdict::Error);
+    Ok(Output {
+        text,
+        is_bad,
+        ..Output::default()
+    })
 }
 
 fn examine(args: &Doctor) -> Vec<Found> {
@@ -216,7 +218,7 @@ fn judged(path: &str, version: &str) -> Found {
         let hint = settings::another_envoy();
         return Found::error(
             about,
-            &format!("{is}; it must be {OLDEST} or later\n{hint}"),
+            &format!("{is}; it must be {OLDEST} or later\nhint: {hint}"),
         );
     }
     let lacks: Vec<&str> = LACKS

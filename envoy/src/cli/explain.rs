@@ -9,8 +9,10 @@ use egress_policy::{
 };
 use serde_json::{Value, json};
 
-use super::args::{Explain, Report as Output};
-use super::{ExitStatus, fail, print, refuse, settings, tell};
+use super::args::{Explain, Report as Format};
+use super::output::{Done, Output};
+use super::settings;
+use crate::complaint::Complaint;
 use crate::rules::{Answers, Rules};
 
 /// What was asked.
@@ -26,23 +28,11 @@ struct Asked {
 }
 
 /// Compiles the rules, decides, and prints the decision with all that led to it.
-pub(super) fn main(args: &Explain) -> ExitStatus {
-    let (sources, settling) = match settings::read(&args.input) {
-        Ok(read) => read,
-        Err(status) => return status,
-    };
-    let answers = match Answers::compile(&sources, &settling) {
-        Ok(answers) => answers,
-        Err(report) => {
-            tell(report.to_string().trim_end());
-            return ExitStatus::Input;
-        }
-    };
+pub(super) fn main(args: &Explain) -> Done {
+    let (sources, settling) = settings::read(&args.input)?;
+    let answers = Answers::compile(&sources, &settling)?;
     let rules = &answers.rules;
-    let asked = match asked(&args.url, args.sni.as_deref(), &rules.table) {
-        Ok(asked) => asked,
-        Err(message) => return refuse(&message),
-    };
+    let asked = asked(&args.url, args.sni.as_deref(), &rules.table).map_err(Complaint::input)?;
     let query = Query {
         host: asked.served_by.as_deref().unwrap_or(&asked.host),
         port: asked.port,
@@ -51,21 +41,20 @@ pub(super) fn main(args: &Explain) -> ExitStatus {
     };
     let errors = answers.errors_of(&asked.host, asked.port);
     if !errors.0.is_empty() {
-        tell(errors.to_string().trim_end());
-        return ExitStatus::Input;
+        return Err(errors.into());
     }
     let decision = rules.table.decide(&query);
     let settling = rules.settling(&settling);
     let found = candidates(&rules.parsed, &settling, &rules.table, &query);
     let answer = answer(&asked, &decision, &found, rules, args);
-    let text = match args.output {
-        Output::Json => serde_json::to_string_pretty(&answer).map(|text| text + "\n"),
-        Output::Text => Ok(for_people(&answer, &decision)),
-    };
-    match text {
-        Ok(text) => print(&text),
-        Err(error) => fail(&format!("cannot write the answer: {error}")),
-    }
+    Ok(Output::lines(match args.output {
+        Format::Json => {
+            let text = serde_json::to_string_pretty(&answer)
+                .map_err(|error| Complaint::us(format!("cannot write the answer: {error}")))?;
+            text + "\n"
+        }
+        Format::Text => for_people(&answer, &decision),
+    }))
 }
 
 /// Reads a URL, or a host and a port.

@@ -6,33 +6,28 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::args::{Lint, LintOutput};
-use super::{ExitStatus, fail, print, print_as_it_is, refuse, tell};
+use super::output::{Done, Output};
+use crate::complaint::Complaint;
 use crate::fs::{self, STDIN, Source};
 use crate::lint::{self, Report, Rule, Severity};
 
 /// Lints, mends if told to, and prints what was found.
-pub(super) fn main(args: &Lint) -> ExitStatus {
+pub(super) fn main(args: &Lint) -> Done {
     if let Some(rule) = args.explain.as_deref().and_then(Rule::find) {
-        return print(rule.page);
+        return Ok(Output::lines(rule.page));
     }
     let mut sources: Vec<Source> = Vec::new();
     let mut names = BTreeSet::new();
     for name in &args.files {
-        match fs::sources(name) {
-            Ok(read) => sources.extend(
-                read.into_iter()
-                    .filter(|source| names.insert(source.name.clone())),
-            ),
-            Err(error) => return refuse(&error.to_string()),
-        }
+        let read = fs::sources(name).map_err(Complaint::input)?;
+        let mut new = |source: &Source| names.insert(source.name.clone());
+        sources.extend(read.into_iter().filter(|source| new(source)));
     }
     // With the text of the standard input mended, the standard output is for it.
     let mut text_out = None;
+    let mut notes = Vec::new();
     if args.fix {
-        match mend(&sources) {
-            Ok(mended) => sources = mended,
-            Err(status) => return status,
-        }
+        (sources, notes) = mend(&sources)?;
         text_out = sources
             .iter()
             .find(|source| source.name == STDIN)
@@ -44,21 +39,15 @@ pub(super) fn main(args: &Lint) -> ExitStatus {
         LintOutput::Json => pretty(&report.to_json()),
         LintOutput::Sarif => pretty(&lint::sarif(&report)),
     };
-    let text = match text {
-        Ok(text) => text,
-        Err(error) => return fail(&format!("cannot write the report: {error}")),
-    };
-    let printed = match text_out {
-        None => print(&text),
+    let text = text.map_err(|error| Complaint::us(format!("cannot write the report: {error}")))?;
+    let output = match text_out {
+        None => Output::lines(text),
         Some(mended) => {
-            tell(text.trim_end());
-            print_as_it_is(&mended)
+            notes.push(text.trim_end().to_owned());
+            Output::verbatim(mended)
         }
     };
-    match printed {
-        ExitStatus::Success if matters(&report) => ExitStatus::Input,
-        status => status,
-    }
+    Ok(output.with_notes(notes).bad_if(matters(&report)))
 }
 
 fn matters(report: &Report) -> bool {
@@ -72,19 +61,20 @@ fn pretty(value: &Value) -> serde_json::Result<String> {
     serde_json::to_string_pretty(value).map(|text| format!("{text}\n"))
 }
 
-/// Mends what can be mended, writes the files, and tells what was done.
-fn mend(sources: &[Source]) -> Result<Vec<Source>, ExitStatus> {
+/// Mends what can be mended and writes the files; returns the texts after it, and what was done.
+fn mend(sources: &[Source]) -> Result<(Vec<Source>, Vec<String>), Complaint> {
     let fixed = lint::fix(sources);
     for (before, after) in sources.iter().zip(&fixed.sources) {
         if before.text == after.text || after.name == STDIN {
             continue;
         }
         fs::replace(Path::new(&after.name), &after.text)
-            .map_err(|error| fail(&format!("cannot write `{}`: {error}", after.name)))?;
+            .map_err(|error| Complaint::us(format!("cannot write `{}`: {error}", after.name)))?;
     }
+    let mut notes = Vec::new();
     for finding in &fixed.findings {
         let resource = finding.resource.as_deref().unwrap_or_default();
-        tell(&format!(
+        notes.push(format!(
             "fixed: [{}] {}: {}\n  --> {}:{}:{}   ({resource})",
             finding.rule.id,
             finding.path,
@@ -95,7 +85,7 @@ fn mend(sources: &[Source]) -> Result<Vec<Source>, ExitStatus> {
         ));
     }
     if fixed.findings.is_empty() {
-        tell("nothing to fix");
+        notes.push("nothing to fix".to_owned());
     }
-    Ok(fixed.sources)
+    Ok((fixed.sources, notes))
 }

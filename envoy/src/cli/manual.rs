@@ -7,11 +7,12 @@ use clap_complete::shells;
 use clap_mangen::Man as Page;
 
 use super::args::{Args, Completions, Man, Shell};
-use super::{ExitStatus, fail, print, print_as_it_is, refuse};
+use super::output::{Done, Output};
+use crate::complaint::Complaint;
 use crate::fs;
 
 /// Prints a shell's completions.
-pub(super) fn completions(args: &Completions) -> ExitStatus {
+pub(super) fn completions(args: &Completions) -> Output {
     let shell = match args.shell {
         Shell::Bash => shells::Shell::Bash,
         Shell::Zsh => shells::Shell::Zsh,
@@ -21,33 +22,31 @@ pub(super) fn completions(args: &Completions) -> ExitStatus {
     let mut command = Args::command();
     let name = command.get_name().to_owned();
     clap_complete::generate(shell, &mut command, name, &mut script);
-    print_as_it_is(&String::from_utf8_lossy(&script))
+    Output::verbatim(String::from_utf8_lossy(&script))
 }
 
 /// Prints a manual page, or writes all of them.
-pub(super) fn main(args: &Man) -> ExitStatus {
+pub(super) fn main(args: &Man) -> Done {
     let mut command = Args::command();
     command.build();
     if let Some(folder) = &args.output_folder {
-        return match written(&command, folder) {
-            Ok(paths) => print(&(paths.join("\n") + "\n")),
-            Err(text) => fail(&text),
-        };
+        let paths = written(&command, folder).map_err(Complaint::us)?;
+        return Ok(Output::lines(paths.join("\n") + "\n"));
     }
     let mut wanted = &command;
     for word in &args.command {
         let Some(below) = wanted.find_subcommand(word) else {
-            return refuse(&format!(
+            let text = format!(
                 "there is no command `{}`\nhint: `egressctl --help` lists them",
                 args.command.join(" ")
-            ));
+            );
+            return Err(Complaint::input(text).into());
         };
         wanted = below;
     }
-    match page(wanted) {
-        Ok(page) => print_as_it_is(&page),
-        Err(error) => fail(&format!("cannot write the page: {error}")),
-    }
+    let page =
+        page(wanted).map_err(|error| Complaint::us(format!("cannot write the page: {error}")))?;
+    Ok(Output::verbatim(page))
 }
 
 /// Writes the pages of a command and of all below it, and returns their paths.

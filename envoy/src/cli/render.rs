@@ -6,8 +6,9 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::args::{Format, RenderEnvoy};
+use super::output::{Done, Output};
 use super::settings::{self, Settled};
-use super::{ExitStatus, fail, print, print_as_it_is, refuse, tell};
+use crate::complaint::{Blame, Complaint};
 use crate::credentials::{Material, Missing};
 use crate::xds::{self, SecretFiles, SecretRequest, Secrets, Vip};
 use crate::{fs, xds::watched_documents};
@@ -20,42 +21,29 @@ pub(super) use istio::istio;
 const SECRETS: &str = "secrets";
 const CREDENTIALS: &str = "credentials";
 
-/// Prints the bootstrap that `run` would use, or writes it with the secrets that it refers to.
-pub(super) fn envoy(args: &RenderEnvoy) -> ExitStatus {
-    let mut settled = match settings::settle(&args.rules, args.envoy_version.as_deref()) {
-        Ok(settled) => settled,
-        Err(status) => return status,
-    };
+/// Returns the bootstrap that `run` would use, or writes it with the secrets that it refers to.
+pub(super) fn envoy(args: &RenderEnvoy) -> Done {
+    let mut settled = settings::settle(&args.rules, args.envoy_version.as_deref())?;
+    let mut notes = settled.rules.warned();
     for vip in xds::vips(&settled.rules.table) {
         let Vip { host, address, .. } = &vip;
-        tell(&format!("note: for /etc/hosts: {address} {host}"));
+        notes.push(format!("note: for /etc/hosts: {address} {host}"));
     }
     if xds::looks_at_one_address(&settled.rules.table, &settled.options) {
-        tell(&one_address(&settled.version));
+        notes.push(one_address(&settled.version));
     }
-    match &args.output_folder {
-        Some(folder) => match written(folder, &mut settled, args.output) {
-            Ok(()) => ExitStatus::Success,
-            Err(status) => status,
-        },
+    let output = match &args.output_folder {
+        Some(folder) => Output::lines(written(folder, &mut settled, args.output)?),
         None => {
-            match files(&settled) {
-                Ok(files) => {
-                    if !files.is_empty() {
-                        tell(
-                            "note: Envoy reads these certificates when it starts and not again; with `--output-folder DIR` it watches them",
-                        );
-                    }
-                    settled.options.secrets = Secrets::AtStart(files);
-                }
-                Err(text) => return refuse(&text),
+            let files = files(&settled)?;
+            if !files.is_empty() {
+                notes.push("note: Envoy reads these certificates when it starts and not again; with `--output-folder DIR` it watches them".to_owned());
             }
-            match text(&settled, args.output) {
-                Ok(text) => print_as_it_is(&text),
-                Err(error) => fail(&error),
-            }
+            settled.options.secrets = Secrets::AtStart(files);
+            Output::verbatim(text(&settled, args.output)?)
         }
-    }
+    };
+    Ok(output.with_notes(notes))
 }
 
 /// Says what an old Envoy cannot refuse, and what can.
@@ -80,44 +68,42 @@ fn one_address(version: &str) -> String {
 }
 
 /// Finds the files of all secrets, for a bootstrap that stands alone.
-fn files(settled: &Settled) -> Result<BTreeMap<String, SecretFiles>, String> {
+fn files(settled: &Settled) -> Result<BTreeMap<String, SecretFiles>, Complaint> {
     let mut all = BTreeMap::new();
     for need in settled.needs() {
-        match settled
-            .store
-            .files(&need)
-            .map_err(|missing| told(&missing))?
-        {
+        match settled.store.files(&need).map_err(told)? {
             Some(files) => all.insert(need.name(), files),
             None => {
-                return Err(format!(
+                return Err(Complaint::input(format!(
                     "the secret `{}` stands among the rules, and a bootstrap is no place for keys\nhint: `--output-folder DIR` writes it to a file that only you can read",
                     need.name()
-                ));
+                )));
             }
         };
     }
     Ok(all)
 }
 
-fn told(missing: &Missing) -> String {
-    match &missing.hint {
-        Some(hint) => format!("{}\nhint: {hint}", missing.what),
-        None => missing.what.clone(),
+fn told(missing: Missing) -> Complaint {
+    Complaint {
+        message: missing.what,
+        hint: missing.hint,
+        blame: Blame::Input,
     }
 }
 
-/// Writes the bootstrap, what it refers to, and the keys that stand among the rules, to a folder.
-fn written(folder: &Path, settled: &mut Settled, format: Format) -> Result<(), ExitStatus> {
+/// Writes the bootstrap, what it refers to, and the keys that stand among the rules, to a folder. Returns the line that
+/// says where it is.
+fn written(folder: &Path, settled: &mut Settled, format: Format) -> Result<String, Complaint> {
     let failed = |path: &Path, error: std::io::Error| {
-        fail(&format!("cannot write `{}`: {error}", path.display()))
+        Complaint::us(format!("cannot write `{}`: {error}", path.display()))
     };
-    let folder = fs::absolute(folder).map_err(|error| refuse(&error.to_string()))?;
+    let folder = fs::absolute(folder).map_err(Complaint::input)?;
     let mut all = BTreeMap::new();
     let mut keys = Vec::new();
     for need in settled.needs() {
         let found = settled.store.files(&need);
-        let files = match found.map_err(|missing| refuse(&told(&missing)))? {
+        let files = match found.map_err(told)? {
             Some(files) => files,
             None => {
                 let name = xds::file_name(&need.name());
@@ -126,12 +112,12 @@ fn written(folder: &Path, settled: &mut Settled, format: Format) -> Result<(), E
                 files
             }
         };
-        let files = rooted(files).map_err(|error| refuse(&error.to_string()))?;
+        let files = rooted(files).map_err(Complaint::input)?;
         all.insert(need.name(), files);
     }
     let secrets = folder.join(SECRETS);
     settled.options.secrets = Secrets::Watched(secrets.display().to_string());
-    let bootstrap = text(settled, format).map_err(|error| fail(&error))?;
+    let bootstrap = text(settled, format)?;
 
     // Nothing is written before all of it is known to be right.
     fs::make_private_folder(&folder).map_err(|error| failed(&folder, error))?;
@@ -149,10 +135,7 @@ fn written(folder: &Path, settled: &mut Settled, format: Format) -> Result<(), E
     }
     let path = folder.join(name);
     fs::replace_private(&path, bootstrap.as_bytes()).map_err(|error| failed(&path, error))?;
-    match print(&format!("{}\n", path.display())) {
-        ExitStatus::Success => Ok(()),
-        status => Err(status),
-    }
+    Ok(format!("{}\n", path.display()))
 }
 
 /// What is to be written where.
@@ -163,9 +146,9 @@ fn copied(
     settled: &Settled,
     need: &SecretRequest,
     folder: &Path,
-) -> Result<(SecretFiles, Parts), ExitStatus> {
+) -> Result<(SecretFiles, Parts), Complaint> {
     let material = settled.store.load(need);
-    Ok(match material.map_err(|missing| refuse(&told(&missing)))? {
+    Ok(match material.map_err(told)? {
         Material::Certificate { chain, key } => {
             let files = (folder.join("tls.crt"), folder.join("tls.key"));
             let parts = vec![
@@ -199,7 +182,7 @@ fn rooted(files: SecretFiles) -> Result<SecretFiles, fs::FileError> {
     })
 }
 
-fn text(settled: &Settled, format: Format) -> Result<String, String> {
+fn text(settled: &Settled, format: Format) -> Result<String, Complaint> {
     let bootstrap: Value = xds::bootstrap(
         &settled.rules.table,
         &settled.rules.resources(),
@@ -219,5 +202,5 @@ fn text(settled: &Settled, format: Format) -> Result<String, String> {
         ),
     };
     text.map(|text| format!("{comment}{}\n", text.trim_end()))
-        .map_err(|error| format!("cannot write the bootstrap: {error}"))
+        .map_err(|error| Complaint::us(format!("cannot write the bootstrap: {error}")))
 }

@@ -10,8 +10,9 @@ use x509_parser::pem::Pem;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 use x509_parser::time::ASN1Time;
 
-use super::args::{Report as Output, Secrets};
-use super::{ExitStatus, fail, print, refuse};
+use super::args::{Report as Format, Secrets};
+use super::output::{Done, Output};
+use crate::complaint::Complaint;
 use crate::run::admin;
 use crate::{fs, xds::Admin};
 
@@ -32,54 +33,49 @@ const COLUMNS: [&str; 7] = [
 const SYSTEM: &str = "file-root:system";
 
 /// Asks Envoy and prints what it holds.
-pub(super) fn main(args: &Secrets) -> ExitStatus {
-    let admin = match args.admin.clone().map_or_else(only_run, Ok) {
-        Ok(admin) => admin,
-        Err(text) => return refuse(&text),
-    };
+pub(super) fn main(args: &Secrets) -> Done {
+    let admin = args.admin.clone().map_or_else(only_run, Ok);
+    let admin = admin.map_err(Complaint::input)?;
     let Some(dump) = admin::get_once(&admin, "/config_dump") else {
-        return fail(&format!(
+        let text = format!(
             "no Envoy answers at {}\nhint: `egressctl run` prints where its admin interface is, behind `admin=`",
             place(&admin)
-        ));
+        );
+        return Err(Complaint::us(text).into());
     };
     let Ok(dump) = serde_json::from_slice::<Value>(&dump) else {
-        return fail("Envoy's configuration is not JSON");
+        return Err(Complaint::us("Envoy's configuration is not JSON").into());
     };
     if dump
         .get("configs")
         .and_then(Value::as_array)
         .is_none_or(Vec::is_empty)
     {
-        return fail(&format!("what answers at {} is no Envoy", place(&admin)));
+        let text = format!("what answers at {} is no Envoy", place(&admin));
+        return Err(Complaint::us(text).into());
     }
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let rows = rows(&dump, now, args.within.unwrap_or_default());
     let text = match args.output {
-        Output::Text => table(&rows),
-        Output::Json => {
+        Format::Text => table(&rows),
+        Format::Json => {
             let rows: Vec<Value> = rows.iter().map(Row::to_json).collect();
-            match serde_json::to_string_pretty(&rows) {
-                Ok(text) => text + "\n",
-                Err(error) => return fail(&format!("cannot write the report: {error}")),
-            }
+            serde_json::to_string_pretty(&rows)
+                .map(|text| text + "\n")
+                .map_err(|error| Complaint::us(format!("cannot write the report: {error}")))?
         }
     };
-    let problems: Vec<&Row> = rows.iter().filter(|row| row.problem.is_some()).collect();
-    match print(&text) {
-        ExitStatus::Success if problems.is_empty() => ExitStatus::Success,
-        ExitStatus::Success => {
-            let mut text = String::new();
-            for row in problems {
-                let problem = row.problem.as_deref().unwrap_or_default();
-                let _ = writeln!(text, "`{}` {problem}", row.name);
-            }
-            refuse(text.trim_end())
-        }
-        status => status,
-    }
+    let problems = rows.iter().filter_map(|row| {
+        let problem = row.problem.as_deref()?;
+        Some(format!("`{}` {problem}", row.name))
+    });
+    let problems: Vec<String> = problems.collect();
+    Ok(Output {
+        complaint: (!problems.is_empty()).then(|| Complaint::input(problems.join("\n"))),
+        ..Output::lines(text)
+    })
 }
 
 fn place(admin: &Admin) -> String {

@@ -1,24 +1,12 @@
 //! What the argument parser has to say, in the words that all messages have: `error: …`, then `hint: …`.
 
-use clap::error::{Error, ErrorKind};
+use clap::error::Error;
 
-use super::{ExitStatus, refuse};
+use crate::complaint::Complaint;
 
-/// Prints help that was asked for, or what is wrong with the arguments.
-pub(super) fn tell(error: &Error) -> ExitStatus {
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // A closed pipe is no error of ours.
-            let _ = error.print();
-            ExitStatus::Success
-        }
-        // Whoever says nothing is told what there is to say.
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = error.print();
-            ExitStatus::Input
-        }
-        _ => refuse(&reworded(&error.render().to_string())),
-    }
+/// Returns what is wrong with the arguments.
+pub(super) fn complaint(error: &Error) -> Complaint {
+    Complaint::input(reworded(&error.render().to_string()))
 }
 
 /// Rewords a message of the parser's: what is wrong on the first line, and each advice on a line of its own.

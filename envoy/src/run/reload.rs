@@ -29,8 +29,9 @@ use super::secrets::Keeping;
 use super::watch::Watch;
 use super::{Known, admin, check_ports, places};
 use crate::cli::args::Run;
-use crate::cli::settings::{self, Settled, Unsettled};
-use crate::cli::{ExitStatus, print, tell};
+use crate::cli::settings::{self, Settled};
+use crate::cli::{print, refuse, tell};
+use crate::complaint::{Complaint, Refusal};
 use crate::credentials::Store;
 use crate::fs::{self, Source};
 use crate::rules::{Nothing, Report};
@@ -251,27 +252,25 @@ impl Reloader {
                 nothing,
             )?;
             super::place(&mut settled.options, &folder, true, guarded_dns);
-            match check_ports(&settled, Some(&listened_on)) {
-                Ok(()) => Ok(settled),
-                Err(error) => {
-                    tell(&format!("error: {error}"));
-                    Err(Unsettled::Told(ExitStatus::Input))
-                }
-            }
+            check_ports(&settled, Some(&listened_on))?;
+            Ok(settled)
         };
         let compiled = tokio::task::spawn_blocking(move || (settle(&mut known), known)).await;
-        let failed = Err(Unsettled::Told(ExitStatus::Failure));
-        let (settled, known) = compiled.unwrap_or((failed, AlreadyRead::default()));
+        let (settled, known) = compiled.unwrap_or_else(|error| {
+            let failed = Complaint::us(format!("cannot compile the rules: {error}"));
+            (Err(Refusal::from(failed)), AlreadyRead::default())
+        });
         self.known = known;
         let mut settled = match settled {
             Ok(settled) => settled,
-            Err(Unsettled::Rules(report)) if report.may_be_incomplete() => return Some(report),
-            Err(unsettled) => {
-                unsettled.tell();
+            Err(Refusal::Rules(report)) if report.may_be_incomplete() => return Some(report),
+            Err(refusal) => {
+                refuse(&refusal);
                 tell("the rules before them stay in use");
                 return None;
             }
         };
+        settled.rules.warned().iter().for_each(|note| tell(note));
         let _reserved = match super::reserve(&mut settled, &mut self.ports) {
             Ok(reserved) => reserved,
             Err(error) => {
@@ -294,7 +293,8 @@ impl Reloader {
                 self.services = listening;
                 self.places = places(&settled);
                 let line = self.line(&settled, &added, &removed).await;
-                print(&line);
+                // Nobody reads it; that is no reason to stop.
+                let _ = print(&line);
             }
             Err(why) => keeps(&format!("Envoy refused the new rules: {why}")),
         }
@@ -589,7 +589,7 @@ impl Lacking {
         if !at_once && now < limit {
             return Lacking { since, next: limit };
         }
-        Unsettled::Rules(report).tell();
+        refuse(&report.into());
         tell("the rules before them stay in use");
         Lacking {
             since,

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use super::super::args::{
     Format, ImagePullPolicy, Input, IstioApi, IstioPlace, Outbound, Phase, RenderIstio,
 };
-use super::super::{ExitStatus, fail, print, print_as_it_is, refuse, settings, tell};
+use super::super::output::{Done, Output};
+use super::super::settings;
+use crate::complaint::{Complaint, Refusal};
 use crate::fs;
 use crate::istio::{self, Api, MARK, Manifest, Module, ProxyKind, PullPolicy, Wanted};
 use crate::mesh::MeshConfig;
@@ -23,31 +25,29 @@ const EXPLANATION: &str = "\
 # for a certificate that nobody has, so that nothing goes out around the filter. Apply them in place of the rules' own.
 ";
 
-/// Prints what a cluster needs, writes it, or shows how it differs.
-pub(in super::super) fn istio(args: &RenderIstio) -> ExitStatus {
-    match rendered(args) {
-        Ok((rules, manifests)) => {
-            let mark = format!(
-                "{MARK}{} for Istio; rules digest {}\n",
-                env!("CARGO_PKG_VERSION"),
-                rules.table.digest()
-            );
-            delivered(args, &mark, &manifests).unwrap_or_else(|status| status)
-        }
-        Err(status) => status,
-    }
+/// Returns what a cluster needs, writes it, or shows how it differs.
+pub(in super::super) fn istio(args: &RenderIstio) -> Done {
+    let (rules, manifests) = rendered(args)?;
+    let mark = format!(
+        "{MARK}{} for Istio; rules digest {}\n",
+        env!("CARGO_PKG_VERSION"),
+        rules.table.digest()
+    );
+    let mut output = delivered(args, &mark, &manifests)?;
+    output.notes.splice(0..0, rules.warned());
+    Ok(output)
 }
 
-fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), ExitStatus> {
+fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), Refusal> {
     if args.place == IstioPlace::Gateway && args.labels.is_empty() && args.target_ref.is_none() {
-        return Err(refuse(
+        return Err(Complaint::input(
             "`--for gateway` does not say which\nhint: name the labels of its pods, for example `--label istio=egressgateway`, or `--target-ref Gateway/NAME`",
-        ));
+        ).into());
     }
     if args.place == IstioPlace::Sidecar && args.target_ref.is_some() {
-        return Err(refuse(
+        return Err(Complaint::input(
             "`--target-ref` names a gateway, and sidecars are named by labels\nhint: add `--for gateway`, or use `--label` instead",
-        ));
+        ).into());
     }
     let input = input(args);
     let (sources, mut settling) = settings::read(&input)?;
@@ -55,19 +55,13 @@ fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), ExitStatus> {
         settling.proxy.role = Role::Gateway;
     }
     settling.foreign = true;
-    let rules = rules::compile(&sources, &settling).map_err(|report| {
-        tell(report.to_string().trim_end());
-        ExitStatus::Input
-    })?;
-    if !rules.warnings.0.is_empty() {
-        tell(rules.warnings.to_string().trim_end());
-    }
+    let rules = rules::compile(&sources, &settling)?;
     let options = Options {
         mesh: rules.mesh.clone(),
         ..options(&input, settling.proxy)
     };
     let manifests = istio::manifests(&rules, &options, &wanted(args)?)
-        .map_err(|error| refuse(&format!("{error}\nhint: {}", error.hint())))?;
+        .map_err(|error| Complaint::input(format!("{error}\nhint: {}", error.hint())))?;
     Ok((rules, manifests))
 }
 
@@ -114,12 +108,12 @@ fn options(input: &Input, proxy: Proxy) -> Options {
     }
 }
 
-fn wanted(args: &RenderIstio) -> Result<Wanted, ExitStatus> {
+fn wanted(args: &RenderIstio) -> Result<Wanted, Complaint> {
     let sha256 = match &args.sha256 {
         Some(sum) => Some(sum.clone()),
         None if args.url.is_of_module() => {
             let sum = fs::wasm(args.wasm.as_deref()).and_then(|path| fs::sha256(&path));
-            Some(sum.map_err(|error| refuse(&error.to_string()))?)
+            Some(sum.map_err(Complaint::input)?)
         }
         None => None,
     };
@@ -152,27 +146,23 @@ fn wanted(args: &RenderIstio) -> Result<Wanted, ExitStatus> {
     })
 }
 
-fn delivered(
-    args: &RenderIstio,
-    mark: &str,
-    manifests: &[Manifest],
-) -> Result<ExitStatus, ExitStatus> {
+fn delivered(args: &RenderIstio, mark: &str, manifests: &[Manifest]) -> Result<Output, Complaint> {
     if args.output == Format::Json {
         let items: Vec<&Value> = manifests.iter().map(|manifest| &manifest.value).collect();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         let text = serde_json::to_string_pretty(&list)
-            .map_err(|error| fail(&format!("cannot write the list: {error}")))?;
-        return Ok(print_as_it_is(&format!("{text}\n")));
+            .map_err(|error| Complaint::us(format!("cannot write the list: {error}")))?;
+        return Ok(Output::verbatim(format!("{text}\n")));
     }
     let documents = manifests.iter().map(|manifest| {
         let text = serde_saphyr::to_string(&manifest.value)
-            .map_err(|error| fail(&format!("cannot write {}: {error}", manifest.kind)))?;
+            .map_err(|error| Complaint::us(format!("cannot write {}: {error}", manifest.kind)))?;
         Ok((istio::file_name(manifest), format!("{}\n", text.trim_end())))
     });
-    let documents: Vec<(String, String)> = documents.collect::<Result<_, ExitStatus>>()?;
+    let documents: Vec<(String, String)> = documents.collect::<Result<_, Complaint>>()?;
     let Some(folder) = args.diff.as_deref().or(args.output_folder.as_deref()) else {
         let texts: Vec<&str> = documents.iter().map(|(_, text)| text.as_str()).collect();
-        return Ok(print_as_it_is(&format!(
+        return Ok(Output::verbatim(format!(
             "{mark}{EXPLANATION}{}",
             texts.join("---\n")
         )));
@@ -181,16 +171,14 @@ fn delivered(
         .into_iter()
         .map(|(name, text)| (name, format!("{mark}{text}")))
         .collect();
-    let mut there = fs::yaml_files(folder).map_err(|error| refuse(&error.to_string()))?;
+    let mut there = fs::yaml_files(folder).map_err(Complaint::input)?;
     // What others keep in the folder is none of ours.
     there.retain(|name, text| files.contains_key(name) || istio::is_ours(text));
     match args.diff {
         Some(_) => {
             let difference = istio::difference(&folder.display().to_string(), &there, &files);
-            Ok(match print(&difference) {
-                ExitStatus::Success if !difference.is_empty() => ExitStatus::Input,
-                status => status,
-            })
+            let differs = !difference.is_empty();
+            Ok(Output::lines(difference).bad_if(differs))
         }
         None => write(folder, &files, &there),
     }
@@ -200,10 +188,10 @@ fn write(
     folder: &Path,
     files: &BTreeMap<String, String>,
     there: &BTreeMap<String, String>,
-) -> Result<ExitStatus, ExitStatus> {
+) -> Result<Output, Complaint> {
     let strange = |name: &&String| there.get(*name).is_some_and(|text| !istio::is_ours(text));
     if let Some(name) = files.keys().find(strange) {
-        return Err(refuse(&format!(
+        return Err(Complaint::input(format!(
             "`{}` was not rendered by us, and would be written over\nhint: move it away, or render with another `--name`",
             folder.join(name).display()
         )));
@@ -211,16 +199,18 @@ fn write(
     let mut written = String::new();
     for (name, text) in files {
         let path = folder.join(name);
-        fs::write_shared(folder, name, text)
-            .map_err(|error| fail(&format!("cannot write `{}`: {error}", path.display())))?;
+        fs::write_shared(folder, name, text).map_err(|error| {
+            Complaint::us(format!("cannot write `{}`: {error}", path.display()))
+        })?;
         written.push_str(&format!("{}\n", path.display()));
     }
+    let mut notes = Vec::new();
     for name in there.keys().filter(|name| !files.contains_key(*name)) {
         let path = folder.join(name);
-        tell(&format!(
+        notes.push(format!(
             "note: `{}` is from an earlier rendering, and no rule asks for it any more",
             path.display()
         ));
     }
-    Ok(print(&written))
+    Ok(Output::lines(written).with_notes(notes))
 }

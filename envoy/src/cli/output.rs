@@ -1,0 +1,61 @@
+//! What a command has to say.
+
+use crate::complaint::{Complaint, Refusal};
+
+/// How a command ends: with an output, or with why it does nothing.
+pub(super) type Done = Result<Output, Refusal>;
+
+/// What a command has to say once it is through.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    /// What people are told beside the output, in this order and before it.
+    pub(super) notes: Vec<String>,
+    /// The output itself.
+    pub(super) text: Text,
+    /// The command did what it should, and found the input wrong or different.
+    pub(super) is_bad: bool,
+    /// What people are told after the output of a command that found the input wrong.
+    pub(super) complaint: Option<Complaint>,
+}
+
+/// A text for the standard output.
+#[derive(Debug, Default)]
+pub(super) enum Text {
+    /// There is none.
+    #[default]
+    Nothing,
+    /// Lines for people or programs; control characters in them are escaped.
+    Lines(String),
+    /// Configuration, of which every byte counts.
+    Verbatim(String),
+    /// Lines with colours, which only a terminal shows.
+    Coloured(String),
+}
+
+impl Output {
+    /// Lines for people or programs.
+    pub(super) fn lines(text: impl Into<String>) -> Self {
+        Output {
+            text: Text::Lines(text.into()),
+            ..Output::default()
+        }
+    }
+
+    /// Configuration, of which every byte counts.
+    pub(super) fn verbatim(text: impl Into<String>) -> Self {
+        Output {
+            text: Text::Verbatim(text.into()),
+            ..Output::default()
+        }
+    }
+
+    /// The same output after these notes.
+    pub(super) fn with_notes(self, notes: Vec<String>) -> Self {
+        Output { notes, ..self }
+    }
+
+    /// The same output of a command that found the input wrong or different, if so.
+    pub(super) fn bad_if(self, is_bad: bool) -> Self {
+        Output { is_bad, ..self }
+    }
+}

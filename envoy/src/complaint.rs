@@ -1,0 +1,125 @@
+//! What is wrong where no document is: a flag, a file, a port, or something of ours.
+//!
+//! Everything below the command line returns a [`Complaint`]. The command line alone turns it into text and an exit
+//! code.
+
+use std::fmt;
+
+use crate::rules::Report;
+
+/// Whose fault something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The input is wrong: whoever gave it can mend it.
+    Input,
+    /// We failed, or something that we need.
+    Us,
+}
+
+/// Something that is wrong, with whose fault it is and how to mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complaint {
+    /// What is wrong.
+    pub message: String,
+    /// How to mend it.
+    pub hint: Option<String>,
+    /// Whose fault it is.
+    pub blame: Blame,
+}
+
+impl Complaint {
+    /// Complains of the input. What follows a line break and `hint: ` in the text is the hint.
+    pub fn input(text: impl fmt::Display) -> Self {
+        Complaint::of(Blame::Input, &text.to_string())
+    }
+
+    /// Complains of ourselves. What follows a line break and `hint: ` in the text is the hint.
+    pub fn us(text: impl fmt::Display) -> Self {
+        Complaint::of(Blame::Us, &text.to_string())
+    }
+
+    fn of(blame: Blame, text: &str) -> Self {
+        let (message, hint) = match text.split_once("\nhint: ") {
+            Some((message, hint)) => (message, Some(hint.to_owned())),
+            None => (text, None),
+        };
+        Complaint {
+            message: message.to_owned(),
+            hint,
+            blame,
+        }
+    }
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why nothing is done: either something around the rules is wrong, or the rules are.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Something around the rules.
+    Complaint(Complaint),
+    /// The rules, at these places.
+    Rules(Report),
+    /// Something that was asked for beside rules that are good but for these warnings.
+    Around(Report, Complaint),
+}
+
+impl Refusal {
+    /// Whose fault it is.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Refusal::Complaint(complaint) | Refusal::Around(_, complaint) => complaint.blame,
+            Refusal::Rules(_) => Blame::Input,
+        }
+    }
+}
+
+impl From<Complaint> for Refusal {
+    fn from(complaint: Complaint) -> Self {
+        Refusal::Complaint(complaint)
+    }
+}
+
+impl From<Report> for Refusal {
+    fn from(report: Report) -> Self {
+        Refusal::Rules(report)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Complaint(complaint) => complaint.fmt(f),
+            Refusal::Rules(report) => f.write_str(report.to_string().trim_end()),
+            Refusal::Around(warnings, complaint) => {
+                for warning in warnings.told() {
+                    writeln!(f, "{warning}")?;
+                }
+                complaint.fmt(f)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hint_stands_on_a_line_of_its_own() {
+        let text = "`--port 80` names no port to listen on\nhint: write `--port 80=10080`";
+        let complaint = Complaint::input(text);
+        assert_eq!(complaint.message, "`--port 80` names no port to listen on");
+        assert_eq!(complaint.hint.as_deref(), Some("write `--port 80=10080`"));
+        assert_eq!(complaint.to_string(), format!("error: {text}"));
+        assert_eq!(Complaint::us("broken").to_string(), "error: broken");
+    }
+}
