@@ -17,11 +17,13 @@ mod check;
 mod doctor;
 mod explain;
 mod lint;
+pub(crate) mod locate;
 mod manual;
 mod output;
 mod render;
 mod secrets;
 pub mod settings;
+pub(crate) mod sources;
 mod usage;
 
 use args::{Args, Command, RenderTarget};

@@ -23,17 +23,18 @@ use egress_policy::{Identity, Trust};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-use crate::fs::{self, Standing, Unreadable};
 use crate::reference::{Reference, names_of};
 use crate::xds::SecretRequest;
 use crate::yaml::Place;
 
 mod connect;
 mod documents;
+pub(crate) mod file;
 mod files;
 mod inspect;
 mod pair;
 mod pem;
+pub mod trust_store;
 
 pub use connect::connect;
 pub use documents::Documents;
@@ -41,8 +42,10 @@ pub use inspect::inspect;
 
 use documents::Held;
 pub(crate) use documents::Taken;
+use file::{Standing, Unreadable, folders_on_the_way, is_there, read_private};
 use pair::KeyKind;
 use pem::{Der, Flaw, PrivateKey};
+use trust_store::trust_store;
 
 /// What a certificate and its key are called in a credential, as in Istio.
 ///
@@ -305,7 +308,7 @@ impl Store {
     pub fn watched(&self, need: &SecretRequest) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for path in self.paths(need) {
-            found.extend(fs::folders_on_the_way(&path));
+            found.extend(folders_on_the_way(&path));
         }
         found.sort();
         found.dedup();
@@ -328,7 +331,7 @@ impl Store {
         if let SecretRequest::Validation { trust, crl } = need {
             match trust {
                 Trust::File(path) => found.push(path.into()),
-                Trust::System => found.extend(fs::trust_store().ok().map(PathBuf::from)),
+                Trust::System => found.extend(trust_store().ok().map(PathBuf::from)),
                 _ => {}
             }
             found.extend(crl.as_ref().map(PathBuf::from));
@@ -380,7 +383,7 @@ impl Store {
                         crl: None,
                     },
                     Trust::System | Trust::InsecureSkipVerify => {
-                        let path = fs::trust_store().map_err(|error| Missing {
+                        let path = trust_store().map_err(|error| Missing {
                             what: error.to_string(),
                             hint: None,
                             at: None,
@@ -515,7 +518,7 @@ impl Store {
         found.extend(
             folders
                 .into_iter()
-                .filter(|folder| fs::is_there(folder))
+                .filter(|folder| is_there(folder))
                 .map(Holder::Folder),
         );
         if let Some(Holder::Folder(path)) = found
@@ -623,7 +626,7 @@ impl Holder<'_> {
         match self {
             Holder::Folder(folder) => {
                 let path = folder.join(key);
-                if !fs::is_there(&path) {
+                if !is_there(&path) {
                     return Ok(None);
                 }
                 file(&path, role).map(Some)
@@ -695,7 +698,7 @@ impl Parts {
 
 fn file(path: &Path, role: Role) -> Result<Part, Missing> {
     let name = format!("`{}`", path.display());
-    match fs::read_private(path, role.max_mib()) {
+    match read_private(path, role.max_mib()) {
         Ok((bytes, standing)) => Ok(Part {
             role,
             name,

@@ -16,13 +16,13 @@ mod capture;
 pub mod cli;
 pub mod complaint;
 pub mod credentials;
-pub mod fs;
 pub mod istio;
 pub mod lint;
 pub mod mesh;
 mod reference;
 pub mod rules;
 pub mod run;
+pub mod source;
 pub mod xds;
 pub mod yaml;
 

@@ -15,8 +15,8 @@ use std::fmt;
 use egress_policy::{FieldPath, Origin, Segment};
 use serde_json::{Value, json};
 
-use crate::fs::Source;
 use crate::rules::Notice;
+use crate::source::Source;
 use crate::yaml::Place;
 
 mod catalogue;

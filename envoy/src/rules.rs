@@ -12,8 +12,8 @@ use egress_policy::{
 use serde_json::{Value, json};
 
 use crate::credentials::{Documents, Taken};
-use crate::fs::Source;
 use crate::mesh::{self, MeshConfig};
+use crate::source::Source;
 use crate::xds::SecretRequest;
 use crate::yaml::{self, AlreadyRead, Document, Place};
 

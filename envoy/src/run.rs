@@ -20,17 +20,21 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::cli::args::Run;
+use crate::cli::locate;
 use crate::cli::settings::{self, Settled};
 use crate::cli::{ExitStatus, print, refuse, tell};
 use crate::complaint::{Complaint, Refusal};
+use crate::pinned_envoy;
 use crate::rules::Nothing;
+use crate::source::Source;
 use crate::xds::{self, Admin, Options};
 use crate::yaml::AlreadyRead;
-use crate::{fs, pinned_envoy};
 
 pub(crate) mod admin;
+pub(crate) mod atomic;
 pub(crate) mod complaint;
 mod discovery;
+pub(crate) mod folder;
 mod reload;
 mod resolver;
 mod secrets;
@@ -53,7 +57,7 @@ pub(crate) fn main(args: &Run) -> ExitStatus {
 }
 
 fn run(args: &Run) -> Result<(), Refusal> {
-    let envoy = fs::envoy(args.envoy.as_deref(), pinned_envoy()).map_err(Complaint::input)?;
+    let envoy = locate::envoy(args.envoy.as_deref(), pinned_envoy()).map_err(Complaint::input)?;
     // Envoy takes a moment to say it, in which the rules are read.
     let asked = std::thread::spawn({
         let envoy = envoy.clone();
@@ -68,7 +72,7 @@ fn run(args: &Run) -> Result<(), Refusal> {
     settled.rules.warned().iter().for_each(|note| tell(note));
     check_ports(&settled, None)?;
     // Private to this user: the bootstrap names files, and whoever reaches the admin socket rules Envoy.
-    let folder = fs::run_folder()
+    let folder = folder::run_folder()
         .map_err(|error| Complaint::us(format!("cannot make a folder for this run: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -93,7 +97,7 @@ fn run(args: &Run) -> Result<(), Refusal> {
         xds::reloading(&settled.options, &path(&listeners), &path(&clusters))
     };
     let file = folder.path().join("bootstrap.json");
-    fs::write_private(&file, &bootstrap.to_string())
+    atomic::write_private(&file, &bootstrap.to_string())
         .map_err(|error| Complaint::us(format!("cannot write the bootstrap: {error}")))?;
     let ended = runtime.block_on(async {
         let (refused, refusals) = tokio::sync::watch::channel(String::new());
@@ -160,7 +164,7 @@ const DISCOVERY_SOCKET: &str = "discovery.sock";
 fn settle(
     args: &Run,
     version: impl FnOnce() -> Result<String, Complaint>,
-    sources: &[fs::Source],
+    sources: &[Source],
     settling: egress_policy::Settling,
     known: Option<&mut AlreadyRead>,
     nothing: Nothing,
@@ -181,7 +185,7 @@ fn settle(
 fn place(options: &mut Options, folder: &Path, reloads: bool, guarded_dns: Option<SocketAddr>) {
     options.guarded_dns = guarded_dns;
     if let Admin::Pipe(path) = &mut options.admin {
-        *path = folder.join(fs::ADMIN_SOCKET).display().to_string();
+        *path = folder.join(folder::ADMIN_SOCKET).display().to_string();
     }
     let socket = folder.join(DISCOVERY_SOCKET);
     options.secrets = xds::Secrets::Served(socket.display().to_string());
@@ -230,7 +234,7 @@ struct Reloading {
     reloader: Reloader,
     args: Run,
     version: String,
-    sources: Vec<fs::Source>,
+    sources: Vec<Source>,
 }
 
 /// Waits for an Envoy's version; says so when it is none that we can run.
@@ -368,7 +372,7 @@ async fn supervise(
         None => None,
     };
     let in_terminal = io::stderr().is_terminal();
-    let admin_address = bootstrap.with_file_name(fs::ADMIN_ADDRESS);
+    let admin_address = bootstrap.with_file_name(folder::ADMIN_ADDRESS);
     let drain = reloading.is_some().then_some(reload::DRAIN);
     let mut child = match start(envoy, bootstrap, &admin_address, concurrency, drain) {
         Ok(child) => child,

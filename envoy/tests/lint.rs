@@ -15,8 +15,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use egress_envoy::fs::Source;
 use egress_envoy::lint::{self, RULES, Report, Severity};
+use egress_envoy::source::Source;
 use serde_json::Value;
 
 fn folder() -> PathBuf {

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_envoy::fs::Source;
+use egress_envoy::source::Source;
 use egress_envoy::{lint, yaml};
 use egress_policy::{
     Action, Arrival, ClientTls, Cluster, DestinationRule, HostPattern, Parser, PolicyTable,

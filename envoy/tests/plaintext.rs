@@ -14,8 +14,8 @@
 
 use std::time::{Duration, Instant};
 
-use egress_envoy::fs::Source;
 use egress_envoy::rules;
+use egress_envoy::source::Source;
 use egress_envoy::xds::{self, AccessLog, Admin, Options, Secrets, Version};
 use egress_filter::{AuthorityMode, MetadataFormat, load};
 use egress_policy::{

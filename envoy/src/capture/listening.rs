@@ -6,8 +6,6 @@ use std::path::Path;
 
 use egress_policy::PortNumber;
 
-use crate::fs::read_text;
-
 /// A socket that redirected connections could reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Listening {
@@ -22,7 +20,9 @@ pub(crate) struct Listening {
 /// Finds the sockets that connections of this machine reach when they are redirected to the port.
 pub(crate) fn on(port: PortNumber) -> Vec<Listening> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"];
-    let texts = tables.iter().filter_map(|path| read_text(Path::new(path)));
+    let texts = tables
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok());
     texts.flat_map(|text| listening(&text, port)).collect()
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn cgroup(socket: &Listening) -> Option<String> {
     };
     fs::read_dir("/proc").ok()?.flatten().find_map(|process| {
         holds(&process.path())?;
-        let text = read_text(&process.path().join("cgroup"))?;
+        let text = fs::read_to_string(process.path().join("cgroup")).ok()?;
         let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
         Some(path.to_owned())
     })

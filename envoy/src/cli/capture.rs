@@ -12,7 +12,6 @@ use crate::capture::iptables::Ip;
 use crate::capture::listening::{self, Listening};
 use crate::capture::{Redirect, Who};
 use crate::complaint::Complaint;
-use crate::fs;
 
 mod firewall;
 
@@ -228,7 +227,7 @@ fn refuse_to_capture(redirect: &Redirect, envoy: u32) -> Result<(), Complaint> {
 }
 
 fn needs_rights() -> Result<(), Complaint> {
-    let status = fs::read_text(Path::new("/proc/self/status")).unwrap_or_default();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))

@@ -4,6 +4,7 @@
 //! the future can tell, such as how many connections there will be, is a warning.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -14,15 +15,19 @@ use egress_policy::Severity;
 use serde_json::{Value, json};
 
 use super::args::{Doctor, Report as Format, Rules};
+use super::locate;
 use super::output::{Done, Output, Text};
 use super::settings;
+use super::sources::STDIN;
 use crate::complaint::Complaint;
+use crate::credentials::trust_store;
 use crate::credentials::{self, Store};
-use crate::fs::Source;
+use crate::pinned_envoy;
 use crate::rules::{self, Nothing, Report};
+use crate::run::atomic;
 use crate::run::{complaint, version_of};
+use crate::source::Source;
 use crate::xds::{self, OLDEST, OLDEST_WITH_PROXY, SecretRequest, Version};
-use crate::{fs, pinned_envoy};
 
 /// How long Envoy may take to load the filter, on a machine that does other things too.
 const LOAD_LIMIT: Duration = Duration::from_secs(60);
@@ -184,7 +189,7 @@ fn examine(args: &Doctor) -> Vec<Found> {
 /// Finds Envoy and its version, and tells of what that version cannot do.
 fn envoy(named: Option<&Path>, found: &mut Vec<Found>) -> Option<(PathBuf, String)> {
     let about = "envoy";
-    let path = match fs::envoy(named, pinned_envoy()) {
+    let path = match locate::envoy(named, pinned_envoy()) {
         Ok(path) => path,
         Err(error) => {
             found.push(Found::error(about, &error.to_string()));
@@ -245,14 +250,14 @@ fn judged(path: &str, version: &str) -> Found {
 /// Finds the module.
 fn filter(named: Option<&Path>, found: &mut Vec<Found>) -> Option<PathBuf> {
     let about = "filter";
-    let path = match fs::wasm(named) {
+    let path = match locate::wasm(named) {
         Ok(path) => path,
         Err(error) => {
             found.push(Found::error(about, &error.to_string()));
             return None;
         }
     };
-    let bytes = fs::read_bytes(&path).unwrap_or_default();
+    let bytes = fs::read(&path).unwrap_or_default();
     // Source: WebAssembly Core Specification, 5.5.16, "Modules".
     if !bytes.starts_with(b"\0asm\x01\0\0\0") {
         let text = format!(
@@ -262,7 +267,7 @@ fn filter(named: Option<&Path>, found: &mut Vec<Found>) -> Option<PathBuf> {
         found.push(Found::error(about, &text));
         return None;
     }
-    let sum = fs::sha256(&path).unwrap_or_default();
+    let sum = locate::sha256(&path).unwrap_or_default();
     let kib = bytes.len().div_ceil(1024);
     let what = format!("`{}`, {kib} KiB, sha256 {sum}", path.display());
     found.push(Found::ok(about, what));
@@ -278,7 +283,7 @@ struct Defaults {
 
 /// Returns the arguments that commands have when nothing was said.
 fn defaults() -> Option<Rules> {
-    let parsed = Defaults::try_parse_from(["egressctl", "--filename", fs::STDIN]);
+    let parsed = Defaults::try_parse_from(["egressctl", "--filename", STDIN]);
     parsed.ok().map(|parsed| parsed.rules)
 }
 
@@ -322,7 +327,7 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
         .tempdir();
     let folder = folder.map_err(|error| format!("cannot make a folder: {error}"))?;
     let file = folder.path().join("bootstrap.json");
-    fs::write_private(&file, &bootstrap.to_string())
+    atomic::write_private(&file, &bootstrap.to_string())
         .map_err(|error| format!("cannot write a bootstrap: {error}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -348,11 +353,11 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
 /// Counts what `system` trusts.
 fn trust_store() -> Found {
     let about = "authorities";
-    let path = match fs::trust_store() {
+    let path = match trust_store::trust_store() {
         Ok(path) => path,
         Err(error) => return Found::error(about, &error.to_string()),
     };
-    let bytes = fs::read_bytes(path.as_ref()).unwrap_or_default();
+    let bytes = fs::read(&path).unwrap_or_default();
     let blocks = x509_parser::pem::Pem::iter_from_buffer(&bytes).filter_map(Result::ok);
     let count = blocks.filter(|block| block.label == "CERTIFICATE").count();
     match count {
@@ -384,8 +389,8 @@ fn inotify() -> Found {
         }
     }
     let limit = |name: &str| {
-        let text = fs::read_text(&Path::new("/proc/sys/fs/inotify").join(name));
-        text.map_or("unknown".to_owned(), |text| text.trim().to_owned())
+        let text = fs::read_to_string(Path::new("/proc/sys/fs/inotify").join(name));
+        text.map_or_else(|_| "unknown".to_owned(), |text| text.trim().to_owned())
     };
     Found::ok(
         about,

@@ -7,9 +7,11 @@ use serde_json::Value;
 
 use super::args::{Lint, LintOutput};
 use super::output::{Done, Output};
+use super::sources::{self, STDIN};
 use crate::complaint::Complaint;
-use crate::fs::{self, STDIN, Source};
 use crate::lint::{self, Report, Rule, Severity};
+use crate::run::atomic;
+use crate::source::Source;
 
 /// Lints, mends if told to, and prints what was found.
 pub(super) fn main(args: &Lint) -> Done {
@@ -19,7 +21,7 @@ pub(super) fn main(args: &Lint) -> Done {
     let mut sources: Vec<Source> = Vec::new();
     let mut names = BTreeSet::new();
     for name in &args.files {
-        let read = fs::sources(name).map_err(Complaint::input)?;
+        let read = sources::sources(name).map_err(Complaint::input)?;
         let mut new = |source: &Source| names.insert(source.name.clone());
         sources.extend(read.into_iter().filter(|source| new(source)));
     }
@@ -68,7 +70,7 @@ fn mend(sources: &[Source]) -> Result<(Vec<Source>, Vec<String>), Complaint> {
         if before.text == after.text || after.name == STDIN {
             continue;
         }
-        fs::replace(Path::new(&after.name), &after.text)
+        atomic::replace(Path::new(&after.name), &after.text)
             .map_err(|error| Complaint::us(format!("cannot write `{}`: {error}", after.name)))?;
     }
     let mut notes = Vec::new();

@@ -9,7 +9,7 @@ use clap_mangen::Man as Page;
 use super::args::{Args, Completions, Man, Shell};
 use super::output::{Done, Output};
 use crate::complaint::Complaint;
-use crate::fs;
+use crate::run::atomic;
 
 /// Prints a shell's completions.
 pub(super) fn completions(args: &Completions) -> Output {
@@ -53,7 +53,7 @@ pub(super) fn main(args: &Man) -> Done {
 fn written(command: &Command, folder: &Path) -> Result<Vec<String>, String> {
     let file = format!("{}.1", name(command));
     let path = folder.join(&file);
-    let done = page(command).and_then(|page| fs::write_shared(folder, &file, &page));
+    let done = page(command).and_then(|page| atomic::write_shared(folder, &file, &page));
     done.map_err(|error| format!("cannot write `{}`: {error}", path.display()))?;
     let mut paths = vec![path.display().to_string()];
     for below in command.get_subcommands() {
@@ -86,7 +86,7 @@ mod tests {
         let mut command = Args::command();
         command.build();
         assert!(written(&command, folder.path()).unwrap().len() > 10);
-        let read = |name: &str| fs::read_text(&folder.path().join(name)).unwrap();
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
         for (file, title, text) in [
             ("egressctl.1", ".TH egressctl 1", "egressctl\\-doctor(1)"),
             (

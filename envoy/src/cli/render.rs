@@ -6,12 +6,14 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::args::{Format, RenderEnvoy};
+use super::locate;
 use super::output::{Done, Output};
 use super::settings::{self, Settled};
 use crate::complaint::{Blame, Complaint};
 use crate::credentials::{Material, Missing};
+use crate::run::atomic;
+use crate::xds::watched_documents;
 use crate::xds::{self, SecretFiles, SecretRequest, Secrets, Vip};
-use crate::{fs, xds::watched_documents};
 
 mod istio;
 
@@ -98,7 +100,7 @@ fn written(folder: &Path, settled: &mut Settled, format: Format) -> Result<Strin
     let failed = |path: &Path, error: std::io::Error| {
         Complaint::us(format!("cannot write `{}`: {error}", path.display()))
     };
-    let folder = fs::absolute(folder).map_err(Complaint::input)?;
+    let folder = locate::absolute(folder).map_err(Complaint::input)?;
     let mut all = BTreeMap::new();
     let mut keys = Vec::new();
     for need in settled.needs() {
@@ -120,21 +122,21 @@ fn written(folder: &Path, settled: &mut Settled, format: Format) -> Result<Strin
     let bootstrap = text(settled, format)?;
 
     // Nothing is written before all of it is known to be right.
-    fs::make_private_folder(&folder).map_err(|error| failed(&folder, error))?;
+    atomic::make_private_folder(&folder).map_err(|error| failed(&folder, error))?;
     let name = match format {
         Format::Yaml => "bootstrap.yaml",
         Format::Json => "bootstrap.json",
     };
     for (path, bytes) in keys {
-        fs::replace_private(&path, &bytes).map_err(|error| failed(&path, error))?;
+        atomic::replace_private(&path, &bytes).map_err(|error| failed(&path, error))?;
     }
     for (name, document) in watched_documents(&all) {
         let path = secrets.join(format!("{name}.json"));
         let text = document.to_string();
-        fs::replace_private(&path, text.as_bytes()).map_err(|error| failed(&path, error))?;
+        atomic::replace_private(&path, text.as_bytes()).map_err(|error| failed(&path, error))?;
     }
     let path = folder.join(name);
-    fs::replace_private(&path, bootstrap.as_bytes()).map_err(|error| failed(&path, error))?;
+    atomic::replace_private(&path, bootstrap.as_bytes()).map_err(|error| failed(&path, error))?;
     Ok(format!("{}\n", path.display()))
 }
 
@@ -169,15 +171,15 @@ fn copied(
 }
 
 /// Makes the paths such that they do not depend on where Envoy is started.
-fn rooted(files: SecretFiles) -> Result<SecretFiles, fs::FileError> {
+fn rooted(files: SecretFiles) -> Result<SecretFiles, locate::NotFound> {
     Ok(match files {
         SecretFiles::Certificate { chain, key } => SecretFiles::Certificate {
-            chain: fs::absolute(&chain)?,
-            key: fs::absolute(&key)?,
+            chain: locate::absolute(&chain)?,
+            key: locate::absolute(&key)?,
         },
         SecretFiles::Validation { ca, crl } => SecretFiles::Validation {
-            ca: fs::absolute(&ca)?,
-            crl: crl.map(|crl| fs::absolute(&crl)).transpose()?,
+            ca: locate::absolute(&ca)?,
+            crl: crl.map(|crl| locate::absolute(&crl)).transpose()?,
         },
     })
 }

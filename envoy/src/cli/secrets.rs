@@ -14,7 +14,8 @@ use super::args::{Report as Format, Secrets};
 use super::output::{Done, Output};
 use crate::complaint::Complaint;
 use crate::run::admin;
-use crate::{fs, xds::Admin};
+use crate::run::folder;
+use crate::xds::Admin;
 
 /// What the columns are called, as `istioctl proxy-config secret` has them.
 ///
@@ -87,7 +88,7 @@ fn place(admin: &Admin) -> String {
 
 /// Finds the one Envoy that `egressctl run` has started here.
 fn only_run() -> Result<Admin, String> {
-    let mut running: Vec<Admin> = fs::runs()
+    let mut running: Vec<Admin> = folder::runs()
         .into_iter()
         .filter(|admin| admin::get_once(admin, "/ready").is_some())
         .collect();
@@ -290,7 +291,7 @@ fn bytes(source: &Value) -> Option<Vec<u8>> {
     ) {
         (Some(encoded), ..) => BASE64_STANDARD.decode(encoded).ok(),
         (_, Some(text), _) => Some(text.as_bytes().to_owned()),
-        (.., Some(path)) => fs::read_bytes(path.as_ref()),
+        (.., Some(path)) => std::fs::read(path).ok(),
         _ => None,
     }
 }

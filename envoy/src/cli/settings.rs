@@ -7,17 +7,19 @@ use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{Mesh, OutboundMode, PolicyTable, Proxy, Role, Settling};
 
 use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as Args};
+use super::{locate, sources};
 use crate::complaint::{Complaint, Refusal};
 use crate::credentials::Store;
-use crate::fs::Source;
+use crate::credentials::trust_store;
 use crate::mesh::MeshConfig;
+use crate::pinned_envoy;
 use crate::rules::{self, Nothing, Report, Rules};
+use crate::source::Source;
 use crate::xds::{
     AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, SecretRequest, Secrets,
     UpstreamProxy, Version,
 };
 use crate::yaml::AlreadyRead;
-use crate::{fs, pinned_envoy};
 
 /// All that rendering needs.
 #[derive(Debug)]
@@ -69,17 +71,17 @@ pub fn read(input: &Input) -> Result<(Vec<Source>, Settling), Complaint> {
 }
 
 /// Reads the files.
-pub(crate) fn sources(input: &Input) -> Result<Vec<Source>, fs::FileError> {
+pub(crate) fn sources(input: &Input) -> Result<Vec<Source>, sources::UnreadableSource> {
     let mut sources = Vec::new();
     for name in &input.files {
-        sources.extend(fs::sources(name)?);
+        sources.extend(sources::sources(name)?);
     }
     if let Some(name) = &input.mesh_config {
         let mesh = |source| Source {
             mesh: true,
             ..source
         };
-        sources.extend(fs::sources(name)?.into_iter().map(mesh));
+        sources.extend(sources::sources(name)?.into_iter().map(mesh));
     }
     Ok(sources)
 }
@@ -209,8 +211,8 @@ fn options(
             another_envoy()
         )));
     }
-    let wasm = fs::wasm(args.wasm.as_deref()).map_err(Complaint::input)?;
-    let trust_store = fs::trust_store().map_err(Complaint::input)?;
+    let wasm = locate::wasm(args.wasm.as_deref()).map_err(Complaint::input)?;
+    let trust_store = trust_store::trust_store().map_err(Complaint::input)?;
     Ok(Options {
         listen: args.listen.to_string(),
         ports: args.ports.clone(),

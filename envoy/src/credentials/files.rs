@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use egress_policy::{Identity, Trust};
 
+use super::trust_store::trust_store;
 use super::{Missing, Part, PartOrigin, Parts, Store};
-use crate::fs;
 use crate::xds::{SecretFiles, SecretRequest};
 
 impl Store {
@@ -37,7 +37,7 @@ impl Store {
                         crl: own,
                     }),
                     Trust::System | Trust::InsecureSkipVerify => {
-                        fs::trust_store().ok().map(|path| SecretFiles::Validation {
+                        trust_store().ok().map(|path| SecretFiles::Validation {
                             ca: path.into(),
                             crl: own,
                         })

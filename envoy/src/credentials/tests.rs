@@ -15,8 +15,8 @@ use rcgen::{
 use tempfile::TempDir;
 
 use super::*;
-use crate::fs::Source;
 use crate::rules;
+use crate::source::Source;
 
 /// An authority, and what it signs.
 pub(super) struct Authority {

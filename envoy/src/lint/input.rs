@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 
 use super::catalogue::{DUPLICATE_RESOURCE, INVALID};
 use super::{Finding, Severity, way};
-use crate::fs::Source;
 use crate::rules::told;
+use crate::source::Source;
 use crate::yaml::{self, Document, Place};
 
 /// Files, documents and resources.

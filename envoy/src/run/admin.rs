@@ -89,7 +89,7 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
 fn found(admin: &Admin, written: &Path) -> Option<Admin> {
     Some(match admin {
         Admin::Tcp(_, 0) => {
-            let address: SocketAddr = crate::fs::read_text(written)?.trim().parse().ok()?;
+            let address: SocketAddr = std::fs::read_to_string(written).ok()?.trim().parse().ok()?;
             Admin::Tcp(address.ip().to_string(), address.port())
         }
         admin => admin.clone(),

@@ -28,13 +28,15 @@ use super::discovery::{Offer, Offers, Verdicts};
 use super::secrets::Keeping;
 use super::watch::Watch;
 use super::{Known, admin, check_ports, places};
+use super::{atomic, folder};
 use crate::cli::args::Run;
 use crate::cli::settings::{self, Settled};
+use crate::cli::sources;
 use crate::cli::{print, refuse, tell};
 use crate::complaint::{Complaint, Refusal};
 use crate::credentials::Store;
-use crate::fs::{self, Source};
 use crate::rules::{Nothing, Report};
+use crate::source::Source;
 use crate::xds::{self, Admin, Dynamic, Options, SecretRequest};
 use crate::yaml::AlreadyRead;
 
@@ -187,7 +189,11 @@ impl Reloader {
             let input = &args.rules.input;
             let files = input.files.iter().chain(&input.mesh_config);
             let files = files.filter(|name| *name != "-");
-            watch.follow(files.flat_map(|name| fs::watched_sources(name)).collect());
+            watch.follow(
+                files
+                    .flat_map(|name| sources::watched_sources(name))
+                    .collect(),
+            );
             let read = read(&args).await;
             let due = lacking
                 .as_ref()
@@ -555,13 +561,13 @@ impl Reloader {
         let (_, path) = files(&self.folder);
         let clusters = self.clusters.values().map(|(one, _)| one);
         let text = xds::discovered(CLUSTER, clusters, self.version).to_string();
-        fs::replace_private(&path, text.as_bytes())
+        atomic::replace_private(&path, text.as_bytes())
     }
 
     fn write_listeners(&self, from: &Dynamic) -> io::Result<()> {
         let (path, _) = files(&self.folder);
         let text = xds::discovered(LISTENER, from.listeners.values(), self.version).to_string();
-        fs::replace_private(&path, text.as_bytes())
+        atomic::replace_private(&path, text.as_bytes())
     }
 
     async fn taken(&self) -> Option<(admin::Taken, admin::Taken)> {
@@ -569,7 +575,7 @@ impl Reloader {
     }
 
     fn admin_file(&self) -> PathBuf {
-        self.folder.join(fs::ADMIN_ADDRESS)
+        self.folder.join(folder::ADMIN_ADDRESS)
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::{fs, xds};
+use crate::xds;
 
 /// How long one DNS server is waited for. Envoy waits five seconds for us.
 const SERVER_LIMIT: Duration = Duration::from_millis(2200);
@@ -61,7 +60,7 @@ pub(super) fn servers(named: &[(String, u16)]) -> Vec<SocketAddr> {
 
 /// Returns the DNS servers of this machine, as `/etc/resolv.conf` has them now; without any, the one that listens here.
 fn servers_of_the_system() -> Vec<SocketAddr> {
-    let text = fs::read_text(Path::new("/etc/resolv.conf")).unwrap_or_default();
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let mut all = servers_in(&text);
     if all.is_empty() {
         all.push((Ipv4Addr::LOCALHOST, DNS_PORT).into());

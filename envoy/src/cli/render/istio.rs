@@ -11,12 +11,12 @@ use super::super::args::{
     Format, ImagePullPolicy, Input, IstioApi, IstioPlace, Outbound, Phase, RenderIstio,
 };
 use super::super::output::{Done, Output};
-use super::super::settings;
+use super::super::{locate, settings, sources};
 use crate::complaint::{Complaint, Refusal};
-use crate::fs;
 use crate::istio::{self, Api, MARK, Manifest, Module, ProxyKind, PullPolicy, Wanted};
 use crate::mesh::MeshConfig;
 use crate::rules::{self, Rules};
+use crate::run::atomic;
 use crate::xds::{AccessLog, Admin, OLDEST, Options, Secrets};
 
 /// What a stream of resources begins with, below the line of every file.
@@ -112,7 +112,7 @@ fn wanted(args: &RenderIstio) -> Result<Wanted, Complaint> {
     let sha256 = match &args.sha256 {
         Some(sum) => Some(sum.clone()),
         None if args.url.is_of_module() => {
-            let sum = fs::wasm(args.wasm.as_deref()).and_then(|path| fs::sha256(&path));
+            let sum = locate::wasm(args.wasm.as_deref()).and_then(|path| locate::sha256(&path));
             Some(sum.map_err(Complaint::input)?)
         }
         None => None,
@@ -171,7 +171,7 @@ fn delivered(args: &RenderIstio, mark: &str, manifests: &[Manifest]) -> Result<O
         .into_iter()
         .map(|(name, text)| (name, format!("{mark}{text}")))
         .collect();
-    let mut there = fs::yaml_files(folder).map_err(Complaint::input)?;
+    let mut there = sources::yaml_files(folder).map_err(Complaint::input)?;
     // What others keep in the folder is none of ours.
     there.retain(|name, text| files.contains_key(name) || istio::is_ours(text));
     match args.diff {
@@ -199,7 +199,7 @@ fn write(
     let mut written = String::new();
     for (name, text) in files {
         let path = folder.join(name);
-        fs::write_shared(folder, name, text).map_err(|error| {
+        atomic::write_shared(folder, name, text).map_err(|error| {
             Complaint::us(format!("cannot write `{}`: {error}", path.display()))
         })?;
         written.push_str(&format!("{}\n", path.display()));

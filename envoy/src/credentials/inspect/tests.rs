@@ -7,8 +7,8 @@ use tempfile::TempDir;
 use super::super::Documents;
 use super::super::tests::{Authority, Pair, write};
 use super::*;
-use crate::fs::Source;
 use crate::rules;
+use crate::source::Source;
 
 const RULES: &str = "\
 apiVersion: networking.istio.io/v1
