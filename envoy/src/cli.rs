@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use egress_policy::visible_lines;
 
-use crate::complaint::{Blame, Complaint, Refusal};
+use egress_rules::{Blame, Complaint, Refusal};
 
 pub mod args;
 mod capture;
@@ -24,6 +24,7 @@ mod render;
 mod secrets;
 pub mod settings;
 pub(crate) mod sources;
+pub(crate) mod threads;
 mod usage;
 
 use args::{Args, Command, RenderTarget};

@@ -23,12 +23,11 @@ use egress_policy::{Identity, Trust};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-use crate::reference::{Reference, names_of};
 use crate::xds::SecretRequest;
-use crate::yaml::Place;
+use egress_rules::yaml::Place;
+use egress_rules::{Documents, Held, PAIR_KEYS, Reference, TRUST_KEYS, names_of};
 
 mod connect;
-mod documents;
 pub(crate) mod file;
 mod files;
 mod inspect;
@@ -37,22 +36,12 @@ mod pem;
 pub mod trust_store;
 
 pub use connect::connect;
-pub use documents::Documents;
 pub use inspect::inspect;
 
-use documents::Held;
-pub(crate) use documents::Taken;
 use file::{Standing, Unreadable, folders_on_the_way, is_there, read_private};
 use pair::KeyKind;
 use pem::{Der, Flaw, PrivateKey};
 use trust_store::trust_store;
-
-/// What a certificate and its key are called in a credential, as in Istio.
-///
-/// Source: istio/istio `pilot/pkg/credentials/kube/secrets.go`, `GenericScrtCert` and those after it.
-const PAIR_KEYS: [&str; 4] = ["cert", "key", "tls.crt", "tls.key"];
-/// What the authorities are called.
-const TRUST_KEYS: [&str; 4] = ["cacert", "crl", "ca.crt", "ca.crl"];
 
 /// How long after a file was written it is looked at twice with a pause between: its neighbour may follow.
 const FRESH: Duration = Duration::from_millis(200);

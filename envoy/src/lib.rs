@@ -14,17 +14,11 @@
 
 mod capture;
 pub mod cli;
-pub mod complaint;
 pub mod credentials;
 pub mod istio;
 pub mod lint;
-pub mod mesh;
-mod reference;
-pub mod rules;
 pub mod run;
-pub mod source;
 pub mod xds;
-pub mod yaml;
 
 /// The Envoy that this version is made for and tested with, such as `1.40.0`.
 ///

@@ -15,9 +15,9 @@ use std::fmt;
 use egress_policy::{FieldPath, Origin, Segment};
 use serde_json::{Value, json};
 
-use crate::rules::Notice;
-use crate::source::Source;
-use crate::yaml::Place;
+use egress_rules::Notice;
+use egress_rules::Source;
+use egress_rules::yaml::Place;
 
 mod catalogue;
 mod edit;

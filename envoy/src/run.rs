@@ -22,13 +22,14 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::cli::args::Run;
 use crate::cli::locate;
 use crate::cli::settings::{self, Settled};
+use crate::cli::threads::at_once;
 use crate::cli::{ExitStatus, print, refuse, tell};
-use crate::complaint::{Complaint, Refusal};
 use crate::pinned_envoy;
-use crate::rules::Nothing;
-use crate::source::Source;
 use crate::xds::{self, Admin, Options};
-use crate::yaml::AlreadyRead;
+use egress_rules::Source;
+use egress_rules::yaml::AlreadyRead;
+use egress_rules::{Complaint, Refusal};
+use egress_rules::{How, Nothing};
 
 pub(crate) mod admin;
 pub(crate) mod atomic;
@@ -169,8 +170,12 @@ fn settle(
     known: Option<&mut AlreadyRead>,
     nothing: Nothing,
 ) -> Result<Settled, Refusal> {
-    let mut settled =
-        settings::settle_read(&args.rules, version, sources, settling, known, nothing)?;
+    let how = How {
+        known,
+        each: at_once,
+        nothing,
+    };
+    let mut settled = settings::settle_read(&args.rules, version, sources, settling, how)?;
     if let Some(capture) = &mut settled.options.capture
         && args.rules.capture.is_some_and(|at| at.address.is_none())
         && TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err()

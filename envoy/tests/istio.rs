@@ -15,7 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use egress_envoy::yaml;
+use egress_rules::{is_ours, yaml};
 use istio_api_rs::extensions::v1alpha1::wasm_plugin::WasmPlugin;
 use istio_api_rs::networking::v1::destination_rule::DestinationRule;
 use istio_api_rs::networking::v1::service_entry::ServiceEntry;
@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 const CRDS: &str = "shared/reference/istio-crds";
 
 fn documents(text: &str) -> Vec<Value> {
-    let documents = yaml::read(text).unwrap();
+    let documents = yaml::read(text, is_ours).unwrap();
     documents
         .into_iter()
         .map(|document| document.value)

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use egress_envoy::lint::{self, RULES, Report, Severity};
-use egress_envoy::source::Source;
+use egress_rules::Source;
 use serde_json::Value;
 
 fn folder() -> PathBuf {
@@ -400,7 +400,7 @@ fn a_text_with_anchors_is_left_as_it_is() {
 
 #[test]
 fn json_and_lists_are_mended_too() {
-    let documents = egress_envoy::yaml::read(MUTUAL).unwrap();
+    let documents = egress_rules::yaml::read(MUTUAL, egress_rules::is_ours).unwrap();
     let items: Vec<Value> = documents
         .into_iter()
         .map(|document| document.value)

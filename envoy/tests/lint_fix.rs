@@ -10,12 +10,12 @@
 
 use std::collections::BTreeMap;
 
-use egress_envoy::source::Source;
-use egress_envoy::{lint, yaml};
+use egress_envoy::lint;
 use egress_policy::{
     Action, Arrival, ClientTls, Cluster, DestinationRule, HostPattern, Parser, PolicyTable,
     PortNumber, Proxy, Query, Resources, Settling, TlsIntent, Trust,
 };
+use egress_rules::Source;
 use serde_json::{Map, Value, json};
 
 const SETS: usize = 2000;
@@ -170,7 +170,7 @@ fn virtual_service(dice: &mut Dice) -> (Value, Led) {
 
 fn parsed(text: &str) -> Option<Resources> {
     let mut parser = Parser::new();
-    for document in yaml::read(text).unwrap() {
+    for document in egress_rules::yaml::read(text, egress_rules::is_ours).unwrap() {
         parser.document(&document.value);
     }
     let (resources, problems) = parser.finish();

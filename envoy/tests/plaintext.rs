@@ -14,14 +14,14 @@
 
 use std::time::{Duration, Instant};
 
-use egress_envoy::rules;
-use egress_envoy::source::Source;
 use egress_envoy::xds::{self, AccessLog, Admin, Options, Secrets, Version};
 use egress_filter::{AuthorityMode, MetadataFormat, load};
 use egress_policy::{
     Action, AllowPlaintext, Arrival, Connection, OutboundMode, PortNumber, Proxy, Query, Settling,
     Spoken,
 };
+use egress_rules as rules;
+use egress_rules::Source;
 use serde_json::{Value, json};
 
 /// Numbers that only look random, and are the same in every run.
@@ -285,7 +285,7 @@ fn options(proxy: Proxy) -> Options {
         dns: Vec::new(),
         guarded_dns: None,
         loopback_vips: false,
-        mesh: egress_envoy::mesh::MeshConfig::default(),
+        mesh: egress_rules::MeshConfig::default(),
         version: Version::find(egress_envoy::pinned_envoy()).unwrap(),
         secrets: Secrets::AtStart(std::collections::BTreeMap::new()),
         reloads: false,

@@ -11,7 +11,7 @@ use super::output::{Done, Output};
 use crate::capture::iptables::Ip;
 use crate::capture::listening::{self, Listening};
 use crate::capture::{Redirect, Who};
-use crate::complaint::Complaint;
+use egress_rules::Complaint;
 
 mod firewall;
 

@@ -8,17 +8,23 @@ use serde_json::{Value, json};
 use super::args::{Check, Report as Format};
 use super::output::{Done, Output};
 use super::settings;
-use crate::complaint::Complaint;
+use super::threads::at_once;
 use crate::credentials;
-use crate::rules::{self, Report};
+use egress_rules::Complaint;
+use egress_rules::{Finding, How, Nothing, Report, compile_as};
 
 /// Reads, parses and compiles, and prints what was found.
 pub(super) fn main(args: &Check) -> Done {
     let (sources, settling) = settings::read(&args.input)?;
-    let compiled = match args.partial {
-        true => rules::compile_part(&sources, &settling),
-        false => rules::compile(&sources, &settling),
+    let how = How {
+        each: at_once,
+        nothing: match args.partial {
+            true => Nothing::Part,
+            false => Nothing::Refused,
+        },
+        ..How::default()
     };
+    let compiled = compile_as(&sources, &settling, how);
     let (report, summary) = match compiled {
         Ok(mut rules) => {
             let namespace = &settling.proxy.namespace;
@@ -74,13 +80,7 @@ pub(super) fn main(args: &Check) -> Done {
 }
 
 fn findings(report: &Report) -> Value {
-    json!(
-        report
-            .0
-            .iter()
-            .map(rules::Finding::to_json)
-            .collect::<Vec<_>>()
-    )
+    json!(report.0.iter().map(Finding::to_json).collect::<Vec<_>>())
 }
 
 /// Says what the gate let pass, where it let anything pass.

@@ -19,15 +19,15 @@ use super::locate;
 use super::output::{Done, Output, Text};
 use super::settings;
 use super::sources::STDIN;
-use crate::complaint::Complaint;
 use crate::credentials::trust_store;
 use crate::credentials::{self, Store};
 use crate::pinned_envoy;
-use crate::rules::{self, Nothing, Report};
 use crate::run::atomic;
 use crate::run::{complaint, version_of};
-use crate::source::Source;
 use crate::xds::{self, OLDEST, OLDEST_WITH_PROXY, SecretRequest, Version};
+use egress_rules::Complaint;
+use egress_rules::Source;
+use egress_rules::{self as rules, How, Report};
 
 /// How long Envoy may take to load the filter, on a machine that does other things too.
 const LOAD_LIMIT: Duration = Duration::from_secs(60);
@@ -313,8 +313,7 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
         || Ok(version.to_owned()),
         &[source],
         settling,
-        None,
-        Nothing::Refused,
+        How::default(),
     )
     .map_err(|_| "cannot render a bootstrap")?;
     let bootstrap = xds::bootstrap(

@@ -8,10 +8,10 @@ use serde_json::Value;
 use super::args::{Lint, LintOutput};
 use super::output::{Done, Output};
 use super::sources::{self, STDIN};
-use crate::complaint::Complaint;
 use crate::lint::{self, Report, Rule, Severity};
 use crate::run::atomic;
-use crate::source::Source;
+use egress_rules::Complaint;
+use egress_rules::Source;
 
 /// Lints, mends if told to, and prints what was found.
 pub(super) fn main(args: &Lint) -> Done {

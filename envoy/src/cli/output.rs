@@ -1,6 +1,6 @@
 //! What a command has to say.
 
-use crate::complaint::{Complaint, Refusal};
+use egress_rules::{Complaint, Refusal};
 
 /// How a command ends: with an output, or with why it does nothing.
 pub(super) type Done = Result<Output, Refusal>;

@@ -9,11 +9,11 @@ use super::args::{Format, RenderEnvoy};
 use super::locate;
 use super::output::{Done, Output};
 use super::settings::{self, Settled};
-use crate::complaint::{Blame, Complaint};
 use crate::credentials::{Material, Missing};
 use crate::run::atomic;
 use crate::xds::watched_documents;
 use crate::xds::{self, SecretFiles, SecretRequest, Secrets, Vip};
+use egress_rules::{Blame, Complaint};
 
 mod istio;
 

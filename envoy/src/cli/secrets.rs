@@ -12,10 +12,10 @@ use x509_parser::time::ASN1Time;
 
 use super::args::{Report as Format, Secrets};
 use super::output::{Done, Output};
-use crate::complaint::Complaint;
 use crate::run::admin;
 use crate::run::folder;
 use crate::xds::Admin;
+use egress_rules::Complaint;
 
 /// What the columns are called, as `istioctl proxy-config secret` has them.
 ///

@@ -7,19 +7,19 @@ use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{Mesh, OutboundMode, PolicyTable, Proxy, Role, Settling};
 
 use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as Args};
+use super::threads::at_once;
 use super::{locate, sources};
-use crate::complaint::{Complaint, Refusal};
 use crate::credentials::Store;
 use crate::credentials::trust_store;
-use crate::mesh::MeshConfig;
 use crate::pinned_envoy;
-use crate::rules::{self, Nothing, Report, Rules};
-use crate::source::Source;
 use crate::xds::{
     AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, SecretRequest, Secrets,
     UpstreamProxy, Version,
 };
-use crate::yaml::AlreadyRead;
+use egress_rules::MeshConfig;
+use egress_rules::Source;
+use egress_rules::{Complaint, Refusal};
+use egress_rules::{How, Report, Rules, compile_as};
 
 /// All that rendering needs.
 #[derive(Debug)]
@@ -126,18 +126,26 @@ pub fn authority(input: &Input) -> AuthorityMode {
 pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, Refusal> {
     let (sources, settling) = read(&args.input)?;
     let version = || Ok(version.unwrap_or(pinned_envoy()).to_owned());
-    settle_read(args, version, &sources, settling, None, Nothing::Refused)
+    settle_read(
+        args,
+        version,
+        &sources,
+        settling,
+        How {
+            each: at_once,
+            ..How::default()
+        },
+    )
 }
 
-/// As [`settle`], with what has been read already, and what is known of it. The `version` is asked for when the rules
+/// As [`settle`], with what has been read already, and a say in how it is compiled. The `version` is asked for when the rules
 /// are compiled, so that who has to find it out may do so meanwhile.
 pub(crate) fn settle_read(
     args: &Args,
     version: impl FnOnce() -> Result<String, Complaint>,
     sources: &[Source],
     settling: Settling,
-    known: Option<&mut AlreadyRead>,
-    nothing: Nothing,
+    how: How<'_>,
 ) -> Result<Settled, Refusal> {
     check_admin(args)?;
     // Read here, because the command line's own reader would repeat the text, password and all.
@@ -153,7 +161,7 @@ pub(crate) fn settle_read(
     if args.labels_from_node {
         compiled.proxy.labels.clear();
     }
-    let mut rules = rules::compile_known(sources, &compiled, known, nothing)?;
+    let mut rules = compile_as(sources, &compiled, how)?;
     let workloads = match args.labels_from_node {
         true => other_workloads(&rules, &compiled)?,
         false => Vec::new(),

@@ -11,7 +11,7 @@ use egress_policy::visible;
 use rustix::fs::OFlags;
 
 use crate::credentials::file::folders_on_the_way;
-use crate::source::Source;
+use egress_rules::Source;
 
 /// Why rules could not be read.
 #[derive(Debug, thiserror::Error)]

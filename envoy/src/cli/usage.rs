@@ -2,7 +2,7 @@
 
 use clap::error::Error;
 
-use crate::complaint::Complaint;
+use egress_rules::Complaint;
 
 /// Returns what is wrong with the arguments.
 pub(super) fn complaint(error: &Error) -> Complaint {

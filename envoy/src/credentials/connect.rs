@@ -22,8 +22,8 @@ use x509_parser::prelude::X509Certificate;
 
 use super::inspect::{Inspection, day, name, parsed, signed};
 use super::{Judged, Store, judge};
-use crate::rules::{Finding, Rules};
 use crate::xds::SecretRequest;
+use egress_rules::{Finding, Rules};
 
 /// How long a server may take for each step.
 const STEP_LIMIT: Duration = Duration::from_secs(5);

@@ -19,10 +19,10 @@ use x509_parser::x509::X509Name;
 
 use super::pair::{self, KeyKind};
 use super::{At, Judged, Missing, Part, PartOrigin, Parts, Role, Store, judge};
-use crate::reference::{Reference, names_of};
-use crate::rules::{Finding, Rules};
 use crate::xds::SecretRequest;
-use crate::yaml::Place;
+use egress_rules::yaml::Place;
+use egress_rules::{Finding, Rules};
+use egress_rules::{Reference, names_of};
 
 /// How long before a certificate expires that is told.
 const SOON_SECONDS: i64 = 30 * 24 * 60 * 60;

@@ -15,8 +15,8 @@ use rcgen::{
 use tempfile::TempDir;
 
 use super::*;
-use crate::rules;
-use crate::source::Source;
+use egress_rules as rules;
+use egress_rules::Source;
 
 /// An authority, and what it signs.
 pub(super) struct Authority {

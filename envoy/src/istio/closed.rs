@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use super::manifest::{Manifest, fields, given, id_of, manifest};
 use super::services::originated;
 use super::wanted::Wanted;
-use crate::rules::Rules;
 use crate::xds::Options;
+use egress_rules::Rules;
 
 /// The name that no certificate has.
 const NOBODY: &str = "originated-by-the-egress-filter.invalid";

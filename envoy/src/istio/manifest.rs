@@ -3,8 +3,8 @@
 use egress_policy::ResourceId;
 use serde_json::{Map, Value, json};
 
-use crate::rules::Rules;
 use crate::xds::Options;
+use egress_rules::Rules;
 
 /// One resource of a cluster.
 #[derive(Debug, Clone)]

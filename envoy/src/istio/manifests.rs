@@ -10,8 +10,8 @@ use super::services::{originated, secrets};
 use super::unsupported::{MAX_BYTES, Unsupported};
 use super::wanted::{ProxyKind, Wanted};
 use super::{closed, envoy_filter, rbac, wasm_plugin};
-use crate::rules::Rules;
 use crate::xds::{self, Options};
+use egress_rules::Rules;
 
 /// Renders all that a cluster needs, in the order in which it is to be applied.
 ///

@@ -10,7 +10,8 @@ use egress_policy::Segment;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
 use serde_json::{Map, Value, json};
 
-use crate::yaml;
+use egress_rules::is_ours;
+use egress_rules::yaml;
 
 /// A change of one document.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,7 +108,7 @@ fn attempt(text: &str, changes: &[(usize, &Change)]) -> Option<String> {
 }
 
 fn values(text: &str) -> Option<Vec<Value>> {
-    let read = yaml::read(text).ok()?;
+    let read = yaml::read(text, is_ours).ok()?;
     Some(read.into_iter().map(|document| document.value).collect())
 }
 

@@ -9,9 +9,10 @@ use serde_json::{Map, Value};
 
 use super::catalogue::{DUPLICATE_RESOURCE, INVALID};
 use super::{Finding, Severity, way};
-use crate::rules::told;
-use crate::source::Source;
-use crate::yaml::{self, Document, Place};
+use egress_rules::Source;
+use egress_rules::is_ours;
+use egress_rules::told;
+use egress_rules::yaml::{self, Document, Place};
 
 /// Files, documents and resources.
 pub(super) struct Input {
@@ -101,7 +102,7 @@ impl Input {
         };
         for (at, source) in sources.iter().enumerate() {
             input.files.insert(source.name.clone(), at);
-            match yaml::read(&source.text) {
+            match yaml::read(&source.text, is_ours) {
                 Ok(documents) => {
                     let read = documents
                         .into_iter()

@@ -33,12 +33,12 @@ use crate::cli::args::Run;
 use crate::cli::settings::{self, Settled};
 use crate::cli::sources;
 use crate::cli::{print, refuse, tell};
-use crate::complaint::{Complaint, Refusal};
 use crate::credentials::Store;
-use crate::rules::{Nothing, Report};
-use crate::source::Source;
 use crate::xds::{self, Admin, Dynamic, Options, SecretRequest};
-use crate::yaml::AlreadyRead;
+use egress_rules::Source;
+use egress_rules::yaml::AlreadyRead;
+use egress_rules::{Complaint, Refusal};
+use egress_rules::{Nothing, Report};
 
 /// How long connections may go on under a listener that was replaced or removed. Then Envoy closes them; until then it
 /// keeps what they need.

@@ -4,7 +4,7 @@ use egress_policy::{Cluster, ConnectionPool, OutlierDetection, TcpKeepalive};
 use serde_json::{Map, Value, json};
 
 use super::message::{duration, set, set_some};
-use crate::mesh::ClusterDefaults;
+use egress_rules::ClusterDefaults;
 
 /// The time that opening a connection may take, as in Istio's mesh defaults.
 pub(super) const CONNECT_TIMEOUT: &str = "10s";

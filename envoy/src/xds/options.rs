@@ -8,7 +8,7 @@ use egress_policy::{PolicyTable, PortNumber, Proxy};
 
 use super::proxy_url::UpstreamProxy;
 use super::secret::Secrets;
-use crate::mesh::MeshConfig;
+use egress_rules::MeshConfig;
 
 /// What rendering takes besides the table.
 #[derive(Debug, Clone)]

@@ -12,12 +12,12 @@ use super::super::args::{
 };
 use super::super::output::{Done, Output};
 use super::super::{locate, settings, sources};
-use crate::complaint::{Complaint, Refusal};
 use crate::istio::{self, Api, MARK, Manifest, Module, ProxyKind, PullPolicy, Wanted};
-use crate::mesh::MeshConfig;
-use crate::rules::{self, Rules};
 use crate::run::atomic;
 use crate::xds::{AccessLog, Admin, OLDEST, Options, Secrets};
+use egress_rules::MeshConfig;
+use egress_rules::{self as rules, Rules};
+use egress_rules::{Complaint, Refusal};
 
 /// What a stream of resources begins with, below the line of every file.
 const EXPLANATION: &str = "\

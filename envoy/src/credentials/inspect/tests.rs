@@ -7,8 +7,8 @@ use tempfile::TempDir;
 use super::super::Documents;
 use super::super::tests::{Authority, Pair, write};
 use super::*;
-use crate::rules;
-use crate::source::Source;
+use egress_rules as rules;
+use egress_rules::Source;
 
 const RULES: &str = "\
 apiVersion: networking.istio.io/v1

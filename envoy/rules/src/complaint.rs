@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::rules::Report;
+use crate::finding::Report;
 
 /// Whose fault something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -51,9 +51,14 @@ pub(super) fn released(text: Cow<'_, str>) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use crate::document::is_ours;
+    use crate::yaml::{Document, InvalidYaml};
 
-    use crate::yaml::read;
+    fn read(text: &str) -> Result<Vec<Document>, InvalidYaml> {
+        crate::yaml::read(text, is_ours)
+    }
+
+    use serde_json::json;
 
     #[test]
     fn an_address_in_a_list_of_one_line_is_a_string() {

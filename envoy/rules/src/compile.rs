@@ -1,21 +1,24 @@
 //! Rules from files: read, parsed and compiled, with every problem at its line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 
 use egress_policy::{
     Compiled, DEFAULT_NAMESPACE, FieldPath, HostPattern, Origin, OutboundMode, Parser, PolicyTable,
     PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Segment, Settling, Severity,
-    visible,
+    Trust,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::credentials::{Documents, Taken};
+use crate::document::{
+    self, as_given, bare, into_ours, is_ours, is_unread, kind, name_generated, ours,
+};
+use crate::finding::{Finding, Report, finding, located};
 use crate::mesh::{self, MeshConfig};
+use crate::reference::Reference;
+use crate::secrets::{Documents, Taken};
 use crate::source::Source;
-use crate::xds::SecretRequest;
-use crate::yaml::{self, AlreadyRead, Document, Place};
+use crate::yaml::{self, AlreadyRead, Document, Each, Place};
 
 mod alike;
 
@@ -68,7 +71,7 @@ impl Rules {
     }
 
     /// Returns what [`Rules::resources`] does, but takes it out of the documents: of these only the places are left.
-    pub(crate) fn take_resources(&mut self) -> Vec<Value> {
+    pub fn take_resources(&mut self) -> Vec<Value> {
         let mut documents = std::mem::take(&mut self.documents);
         let whole = documents
             .iter_mut()
@@ -132,7 +135,7 @@ impl Rules {
     }
 
     /// Returns the file and the place of a resource's field; of what is around it when it is not there.
-    pub(crate) fn field(&self, origin: Origin, path: &FieldPath) -> (String, Place) {
+    pub fn field(&self, origin: Origin, path: &FieldPath) -> (String, Place) {
         match self.documents.get(origin.document) {
             Some((file, document)) => (file.to_string(), document.place(path, false)),
             None => (String::new(), Place { line: 1, column: 1 }),
@@ -154,126 +157,23 @@ pub enum Nothing {
 /// The id of the finding that there is no ServiceEntry.
 const NO_SERVICE_ENTRY: &str = "no-service-entry";
 
-/// Problems with the places where they stand.
-#[derive(Debug, Default, Clone)]
-pub struct Report(pub Vec<Finding>);
-
-impl Report {
-    /// Returns what people are told, if there is anything.
-    pub fn told(&self) -> Vec<String> {
-        let told = self.to_string();
-        let told = Some(told.trim_end()).filter(|told| !told.is_empty());
-        told.into_iter().map(str::to_owned).collect()
-    }
-
-    /// Whether more of the rules may be on the way: nothing is wrong but that something is missing.
-    pub(crate) fn may_be_incomplete(&self) -> bool {
-        let mut errors = self.errors().peekable();
-        errors.peek().is_some() && errors.all(|error| error.id.is_some())
-    }
-
-    fn errors(&self) -> impl Iterator<Item = &Finding> {
-        let all = self.0.iter();
-        all.filter(|finding| finding.severity == Severity::Error)
-    }
+/// How rules are read and compiled, where it is not as [`compile`] does.
+pub struct How<'k> {
+    /// What was read before. It is not read again; afterwards these sources are known.
+    pub known: Option<&'k mut AlreadyRead>,
+    /// How the parts of large files are read: in turn, or at the same time by who has threads.
+    pub each: Each,
+    /// What is said of rules that have no ServiceEntry.
+    pub nothing: Nothing,
 }
 
-/// One problem, ready to be shown.
-#[derive(Debug, Clone)]
-pub struct Finding {
-    /// Which kind of finding it is, where it has an id; the linter has the same for the same.
-    pub id: Option<&'static str>,
-    /// Whether it prevents anything.
-    pub severity: Severity,
-    /// The file.
-    pub file: String,
-    /// The place in it.
-    pub place: Place,
-    /// The field, or nothing.
-    pub path: String,
-    /// What is wrong.
-    pub what: String,
-    /// Which resource it is about.
-    pub resource: Option<String>,
-    /// How to mend it.
-    pub hint: Option<String>,
-}
-
-impl Finding {
-    /// Returns the finding for programs.
-    pub fn to_json(&self) -> Value {
-        json!({
-            "severity": self.severity.as_str(),
-            "id": self.id,
-            "file": self.file,
-            "line": self.place.line,
-            "column": self.place.column,
-            "resource": self.resource,
-            "path": self.path,
-            "message": self.what,
-            "hint": self.hint,
-        })
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let notice = Notice {
-            label: match self.id {
-                Some(id) => format!("{}: [{id}]", self.severity.as_str()),
-                None => format!("{}:", self.severity.as_str()),
-            },
-            path: &self.path,
-            what: &self.what,
-            file: &self.file,
-            place: self.place,
-            resource: self.resource.as_deref(),
-            hint: self.hint.as_deref(),
-        };
-        notice.fmt(f)
-    }
-}
-
-/// The look that every finding has for people, those of the linter too.
-pub(crate) struct Notice<'n> {
-    /// What it begins with: the severity, a colon, and from the linter the rule.
-    pub(crate) label: String,
-    pub(crate) path: &'n str,
-    pub(crate) what: &'n str,
-    pub(crate) file: &'n str,
-    pub(crate) place: Place,
-    pub(crate) resource: Option<&'n str>,
-    pub(crate) hint: Option<&'n str>,
-}
-
-impl fmt::Display for Notice<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ", self.label)?;
-        if !self.path.is_empty() {
-            write!(f, "{}: ", visible(self.path))?;
+impl Default for How<'_> {
+    fn default() -> Self {
+        How {
+            known: None,
+            each: yaml::in_turn,
+            nothing: Nothing::Refused,
         }
-        let Place { line, column } = self.place;
-        let (what, file) = (visible(self.what), visible(self.file));
-        write!(f, "{what}\n  --> {file}:{line}:{column}")?;
-        if let Some(resource) = self.resource {
-            write!(f, "   ({})", visible(resource))?;
-        }
-        if let Some(hint) = self.hint {
-            write!(f, "\nhint: {}", visible(hint))?;
-        }
-        writeln!(f)
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, finding) in self.0.iter().enumerate() {
-            if at > 0 {
-                writeln!(f)?;
-            }
-            finding.fmt(f)?;
-        }
-        Ok(())
     }
 }
 
@@ -282,35 +182,16 @@ impl fmt::Display for Report {
 /// # Errors
 /// With every problem of every document, each at its place, in the order of the files.
 pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report> {
-    compile_known(sources, settling, None, Nothing::Refused)
+    compile_as(sources, settling, How::default())
 }
 
-/// As [`compile`], of sources that are a part of the rules: what the rest may have is missed with a warning only.
+/// As [`compile`], with a say in how it is done.
 ///
 /// # Errors
 /// As [`compile`].
-pub fn compile_part(sources: &[Source], settling: &Settling) -> Result<Rules, Report> {
-    compile_parsed(
-        parse(sources, settling.outbound, None),
-        sources,
-        settling,
-        Nothing::Part,
-    )
-}
-
-/// As [`compile`]; what is `known` is not read again, and afterwards these sources are known.
-pub(crate) fn compile_known(
-    sources: &[Source],
-    settling: &Settling,
-    known: Option<&mut AlreadyRead>,
-    nothing: Nothing,
-) -> Result<Rules, Report> {
-    compile_parsed(
-        parse(sources, settling.outbound, known),
-        sources,
-        settling,
-        nothing,
-    )
+pub fn compile_as(sources: &[Source], settling: &Settling, how: How<'_>) -> Result<Rules, Report> {
+    let parsed = parse(sources, settling.outbound, how.known, how.each);
+    compile_parsed(parsed, sources, settling, how.nothing)
 }
 
 fn compile_parsed(
@@ -356,7 +237,7 @@ fn compile_parsed(
         gate.for_each(|problem| problem.severity = Severity::Warning);
     }
     let (table, warnings) = (compiled.table, compiled.problems);
-    let needed = taken.documents.config_maps(&SecretRequest::of(&table));
+    let needed = taken.documents.config_maps(&references(&table));
     let mut problems = problems;
     problems
         .0
@@ -390,6 +271,16 @@ fn compile_parsed(
     })
 }
 
+/// Returns what the trust of a table refers to.
+fn references(table: &PolicyTable) -> Vec<Reference> {
+    let trusts = table.clusters().filter_map(|cluster| cluster.tls.as_ref());
+    let credentials = trusts.filter_map(|tls| match &tls.trust {
+        Trust::Credential(name) => Reference::parse(name, "").ok(),
+        _ => None,
+    });
+    credentials.collect()
+}
+
 /// Rules for people who ask about one host: what is wrong with others does not matter to the answer.
 #[derive(Debug)]
 pub struct Answers {
@@ -414,7 +305,7 @@ impl Answers {
     /// # Errors
     /// When no host can be asked for.
     pub fn compile(sources: &[Source], settling: &Settling) -> Result<Answers, Report> {
-        let parsed = parse(sources, settling.outbound, None);
+        let parsed = parse(sources, settling.outbound, None, yaml::in_turn);
         let errors = parsed.problems.errors();
         let unread = errors.map(|problem| {
             let document = parsed.documents.get(problem.origin.document);
@@ -478,11 +369,7 @@ impl Answers {
 fn services(documents: &Documented, resources: &Resources) -> Vec<(Origin, Finding)> {
     let mut findings = Vec::new();
     for (index, (file, document)) in documents.iter().enumerate() {
-        let items = match document.value.get("items") {
-            Some(Value::Array(items)) if kind(&document.value) == Some("List") => &items[..],
-            _ => std::slice::from_ref(&document.value),
-        };
-        for (at, service) in items.iter().enumerate() {
+        for (item, service) in document::resources(&document.value) {
             let text = |pointer: &str| service.pointer(pointer).and_then(Value::as_str);
             let version = text("/apiVersion");
             let name = text("/metadata/name").filter(|_| version == Some("v1"));
@@ -499,13 +386,12 @@ fn services(documents: &Documented, resources: &Resources) -> Vec<(Origin, Findi
                 continue;
             };
             let mut path = FieldPath::keys("metadata.name");
-            let listed = kind(&document.value) == Some("List");
             let origin = Origin {
                 document: index,
-                item: listed.then_some(at),
+                item,
             };
-            if listed {
-                let list = [Segment::Key("items".to_owned()), Segment::Index(at)];
+            if let Some(item) = item {
+                let list = [Segment::Key("items".to_owned()), Segment::Index(item)];
                 path.0.splice(0..0, list);
             }
             let finding = Finding {
@@ -623,12 +509,20 @@ fn no_entry(sources: &[Source]) -> Finding {
     }
 }
 
-fn parse(sources: &[Source], outbound: OutboundMode, known: Option<&mut AlreadyRead>) -> Parsed {
+fn parse(
+    sources: &[Source],
+    outbound: OutboundMode,
+    known: Option<&mut AlreadyRead>,
+    each: Each,
+) -> Parsed {
     let mut findings = Vec::new();
     let mut given = Vec::new();
     let mut documents = Documented::new();
     let texts: Vec<&str> = sources.iter().map(|source| source.text.as_str()).collect();
-    for (source, read) in sources.iter().zip(yaml::read_all(&texts, known)) {
+    for (source, read) in sources
+        .iter()
+        .zip(yaml::read_all(&texts, is_ours, each, known))
+    {
         match read {
             Ok(read) => {
                 let file: Arc<str> = source.name.as_str().into();
@@ -687,223 +581,9 @@ fn parse(sources: &[Source], outbound: OutboundMode, known: Option<&mut AlreadyR
     }
 }
 
-/// Gives resources with a `generateName` a name, for the cluster has not done so yet and the filter tells resources apart
-/// by their names. It is the one that the engine would give.
-fn name_generated(value: &mut Value, document: usize) {
-    let name = |resource: &mut Value, item: usize| {
-        let ours = is_ours(resource);
-        let Some(Value::Object(meta)) = resource.get_mut("metadata").filter(|_| ours) else {
-            return;
-        };
-        let named = meta.get("name").is_some_and(|name| !name.is_null());
-        let prefix = meta.get("generateName").and_then(Value::as_str);
-        if let Some(prefix) = prefix.filter(|prefix| !named && !prefix.is_empty()) {
-            let name = format!("{prefix}{document}-{item}");
-            meta.insert("name".to_owned(), name.into());
-        }
-    };
-    let list = kind(value).is_some_and(egress_policy::is_list);
-    match value.get_mut("items") {
-        Some(Value::Array(items)) if list => {
-            for (item, resource) in items.iter_mut().enumerate() {
-                name(resource, item);
-            }
-        }
-        _ => name(value, 0),
-    }
-}
-
-/// Returns the resources of a document that the filter is given: ours, and nothing else that stands in
-/// the same files.
-fn ours(value: &Value) -> Vec<&Value> {
-    match value.get("items") {
-        Some(Value::Array(items)) if kind(value).is_some_and(egress_policy::is_list) => {
-            items.iter().filter(|item| is_ours(item)).collect()
-        }
-        _ => Some(value).into_iter().filter(|it| is_ours(it)).collect(),
-    }
-}
-
-/// As [`ours`].
-fn into_ours(mut value: Value) -> Vec<Value> {
-    if kind(&value).is_some_and(egress_policy::is_list)
-        && let Some(Value::Array(items)) = value.get_mut("items")
-    {
-        return std::mem::take(items).into_iter().filter(is_ours).collect();
-    }
-    Some(value).into_iter().filter(is_ours).collect()
-}
-
-fn kind(value: &Value) -> Option<&str> {
-    value.get("kind").and_then(Value::as_str)
-}
-
-/// Says whether a value is a resource of a kind that we read, or of one that may change what those say.
-pub(crate) fn is_ours(value: &Value) -> bool {
-    kind(value).is_some_and(|kind| egress_policy::KINDS.contains(&kind)) || is_unread(value)
-}
-
-/// Whether a value is a resource of a kind that is not carried out, and may refuse hosts.
-fn is_unread(value: &Value) -> bool {
-    let version = value.get("apiVersion").and_then(Value::as_str);
-    let group = version.and_then(|version| version.split('/').next());
-    let known = |(known, of): &(&str, &str)| kind(value) == Some(known) && group == Some(of);
-    egress_policy::UNREAD_KINDS.iter().any(known)
-}
-
-/// Returns resources without what Kubernetes notes down on them: the filter has no use for it, and with ten
-/// thousand resources it is most of the text.
-///
-/// Labels decide only whether entries with one host join, so they stay where a host has several entries.
-fn bare(mut resources: Vec<Value>) -> Vec<Value> {
-    let mut entries = BTreeMap::<String, usize>::new();
-    for host in resources.iter().flat_map(hosts) {
-        *entries.entry(host).or_default() += 1;
-    }
-    let labelled: Vec<bool> = resources
-        .iter()
-        .map(|resource| {
-            let mut hosts = hosts(resource);
-            hosts.any(|host| entries.get(&host).is_some_and(|count| *count > 1))
-        })
-        .collect();
-    for (resource, labelled) in resources.iter_mut().zip(labelled) {
-        let Value::Object(fields) = resource else {
-            continue;
-        };
-        fields.remove("status");
-        if let Some(Value::Object(meta)) = fields.get_mut("metadata") {
-            meta.retain(|key, _| match key.as_str() {
-                "name" | "namespace" | "creationTimestamp" => true,
-                "labels" => labelled,
-                _ => false,
-            });
-        }
-    }
-    resources
-}
-
-/// Returns the hosts of a ServiceEntry, as they compare.
-fn hosts(resource: &Value) -> impl Iterator<Item = String> + '_ {
-    let hosts = resource.pointer("/spec/hosts").and_then(Value::as_array);
-    let hosts = hosts.into_iter().flatten().filter_map(Value::as_str);
-    hosts.map(|host| host.trim_end_matches('.').to_ascii_lowercase())
-}
-
-/// Returns a resource without what the API server writes, which it would refuse or ignore when it is applied again.
-fn as_given(resource: &Value) -> Value {
-    let mut given = resource.clone();
-    if let Value::Object(fields) = &mut given {
-        fields.remove("status");
-        if let Some(Value::Object(meta)) = fields.get_mut("metadata") {
-            for key in [
-                "creationTimestamp",
-                "generation",
-                "managedFields",
-                "resourceVersion",
-                "selfLink",
-                "uid",
-            ] {
-                meta.remove(key);
-            }
-            if let Some(Value::Object(notes)) = meta.get_mut("annotations") {
-                notes.remove("kubectl.kubernetes.io/last-applied-configuration");
-                if notes.is_empty() {
-                    meta.remove("annotations");
-                }
-            }
-        }
-    }
-    given
-}
-
-fn located(problems: &Problems, documents: &[(Arc<str>, Document)]) -> Vec<Finding> {
-    problems
-        .0
-        .iter()
-        .map(|problem| finding(problem, documents))
-        .collect()
-}
-
-fn finding(problem: &Problem, documents: &[(Arc<str>, Document)]) -> Finding {
-    let by_key = matches!(
-        problem.kind,
-        ProblemKind::UnknownField(_) | ProblemKind::NotSupported(_)
-    );
-    let found = documents.get(problem.origin.document);
-    let (file, place) = match found {
-        Some((file, document)) => (file.to_string(), document.place(&problem.path, by_key)),
-        None => (String::new(), Place { line: 1, column: 1 }),
-    };
-    let (what, hint) = told(problem, found.map(|(_, document)| document));
-    Finding {
-        severity: problem.severity,
-        id: problem.id,
-        file,
-        place,
-        path: problem.path.to_string(),
-        what,
-        resource: problem.resource.as_ref().map(ToString::to_string),
-        hint,
-    }
-}
-
-/// Says what is wrong and how to mend it. The engine knows values only, and of `host: no` would speak of `false`.
-pub(crate) fn told(problem: &Problem, document: Option<&Document>) -> (String, Option<String>) {
-    let as_it_is = (problem.kind.to_string(), problem.hint.clone());
-    let (ProblemKind::WrongType { expected, .. }, Some(document)) = (&problem.kind, document)
-    else {
-        return as_it_is;
-    };
-    let read_as = match document.at(&problem.path) {
-        Some(Value::Bool(word)) => format!("the boolean `{word}`"),
-        Some(Value::Number(number)) => format!("the number `{number}`"),
-        _ => return as_it_is,
-    };
-    let Some(written) = document.written(&problem.path) else {
-        return as_it_is;
-    };
-    let hint = match *expected {
-        "a string" => Some(format!("write \"{written}\" in quotes")),
-        _ => problem.hint.clone(),
-    };
-    (
-        format!("expected {expected}, found `{written}`, which YAML reads as {read_as}"),
-        hint,
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn labels_stay_where_they_decide() {
-        let entry = |name: &str, host: &str| {
-            json!({
-                "kind": "ServiceEntry",
-                "metadata": {"name": name, "labels": {"app": name}, "annotations": {"a": "b"}},
-                "spec": {"hosts": [host]},
-            })
-        };
-        let rule =
-            json!({"kind": "DestinationRule", "metadata": {"name": "r", "labels": {"a": "b"}}});
-        let given = vec![
-            entry("one", "a.com"),
-            entry("two", "b.com"),
-            entry("three", "B.com."),
-            rule,
-        ];
-        let kept = bare(given);
-        let meta = |at: usize| kept[at]["metadata"].clone();
-        assert_eq!(meta(0), json!({"name": "one"}));
-        assert_eq!(meta(1), json!({"name": "two", "labels": {"app": "two"}}));
-        assert_eq!(
-            meta(2),
-            json!({"name": "three", "labels": {"app": "three"}})
-        );
-        assert_eq!(meta(3), json!({"name": "r"}));
-    }
 
     #[test]
     fn a_slip_is_shown_where_it_stands() {

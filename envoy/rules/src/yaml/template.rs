@@ -1,6 +1,7 @@
 //! Tells a Helm template from YAML, so that its author is told what it is and not where YAML stops.
 
-use super::{InvalidYaml, Place};
+use super::invalid::InvalidYaml;
+use super::location::Place;
 
 /// Says of a text that it is a template, of which this is the first place.
 pub(super) fn mistaken(at: Place) -> InvalidYaml {
@@ -88,7 +89,12 @@ fn block_below(line: &str, indent: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use crate::yaml::read;
+    use crate::document::is_ours;
+    use crate::yaml::{Document, InvalidYaml};
+
+    fn read(text: &str) -> Result<Vec<Document>, InvalidYaml> {
+        crate::yaml::read(text, is_ours)
+    }
 
     #[test]
     fn a_template_is_told_wherever_its_first_braces_stand() {

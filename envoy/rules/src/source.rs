@@ -1,4 +1,4 @@
-//! A text that was read, and its name.
+//! A text that somebody has read.
 
 use std::fmt;
 

@@ -14,7 +14,8 @@ use egress_policy::{
 };
 use serde_json::{Map, Value};
 
-use crate::rules::Finding;
+use crate::document::is_ours;
+use crate::finding::Finding;
 use crate::yaml::{self, Document, Place};
 
 /// The mesh's configuration, as far as it is honoured.
@@ -204,7 +205,7 @@ fn of_config_map(
     place
         .0
         .extend(["data", "mesh"].map(|key| Segment::Key(key.to_owned())));
-    let value = match yaml::read(mesh).ok()?.pop() {
+    let value = match yaml::read(mesh, is_ours).ok()?.pop() {
         Some(inner) => inner.value,
         None => Value::Object(Map::new()),
     };
@@ -429,7 +430,7 @@ mod tests {
 
     fn of(text: &str, outbound: OutboundMode) -> (MeshConfig, Vec<String>) {
         let file: Arc<str> = "mesh.yaml".into();
-        let given = of_file(&file, yaml::read(text).unwrap());
+        let given = of_file(&file, yaml::read(text, is_ours).unwrap());
         let (config, findings) = read(&given, outbound);
         let findings = findings.iter().map(ToString::to_string).collect();
         (config, findings)

@@ -8,36 +8,34 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use egress_policy::{DEFAULT_NAMESPACE, FieldPath, Origin, Segment, Severity, Trust};
+use egress_policy::{DEFAULT_NAMESPACE, FieldPath, Origin, Segment, Severity};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
-use super::{PAIR_KEYS, TRUST_KEYS};
+use crate::document::resources;
+use crate::finding::Finding;
 use crate::reference::Reference;
-use crate::rules::Finding;
-use crate::xds::SecretRequest;
 use crate::yaml::{Document, Place};
+
+/// What a certificate and its key are called in a credential, as in Istio.
+///
+/// Source: istio/istio `pilot/pkg/credentials/kube/secrets.go`, `GenericScrtCert` and those after it.
+pub const PAIR_KEYS: [&str; 4] = ["cert", "key", "tls.crt", "tls.key"];
+/// What the authorities are called.
+pub const TRUST_KEYS: [&str; 4] = ["cacert", "crl", "ca.crt", "ca.crl"];
 
 /// The Secrets and ConfigMaps among the rules.
 #[derive(Debug, Clone, Default)]
 pub struct Documents {
-    pub(crate) secrets: Vec<Held>,
-    pub(crate) config_maps: Vec<Held>,
+    /// The Secrets.
+    pub secrets: Vec<Held>,
+    /// The ConfigMaps.
+    pub config_maps: Vec<Held>,
 }
 
 impl Documents {
-    /// Returns where the ConfigMaps stand that any of `needs` names.
-    pub(crate) fn config_maps(&self, needs: &[SecretRequest]) -> Vec<Origin> {
-        let named: Vec<Reference> = needs
-            .iter()
-            .filter_map(|need| match need {
-                SecretRequest::Validation {
-                    trust: Trust::Credential(name),
-                    ..
-                } => Reference::parse(name, "").ok(),
-                _ => None,
-            })
-            .collect();
+    /// Returns where the ConfigMaps stand that any of `named` refers to.
+    pub(crate) fn config_maps(&self, named: &[Reference]) -> Vec<Origin> {
         let is_named = |held: &&Held| {
             named.contains(&Reference::ConfigMap {
                 namespace: held.namespace.clone(),
@@ -54,32 +52,39 @@ impl Documents {
 
 /// A Secret or a ConfigMap.
 #[derive(Clone)]
-pub(crate) struct Held {
-    pub(crate) kind: &'static str,
-    pub(crate) namespace: String,
-    pub(crate) name: String,
-    pub(crate) file: String,
+pub struct Held {
+    /// `Secret` or `ConfigMap`.
+    pub kind: &'static str,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The file that it stands in.
+    pub file: String,
     /// Where it begins.
-    pub(crate) at: Place,
-    pub(crate) origin: Origin,
+    pub at: Place,
+    /// Which document it is.
+    pub origin: Origin,
     /// What it holds under the keys that mean something here.
-    pub(crate) parts: BTreeMap<&'static str, HeldPart>,
+    pub parts: BTreeMap<&'static str, HeldPart>,
     /// The place of `data`, or of what should have it.
-    pub(crate) data: (String, Place),
+    pub data: (String, Place),
 }
 
 /// One value of a Secret.
 #[derive(Clone)]
-pub(crate) struct HeldPart {
-    pub(crate) bytes: Zeroizing<Vec<u8>>,
+pub struct HeldPart {
+    /// What it is.
+    pub bytes: Zeroizing<Vec<u8>>,
     /// The field, as messages name it.
-    pub(crate) path: String,
-    pub(crate) at: Place,
+    pub path: String,
+    /// Where it stands.
+    pub at: Place,
 }
 
 impl Held {
     /// Returns what messages call it.
-    pub(crate) fn id(&self) -> String {
+    pub fn id(&self) -> String {
         format!("{} {}/{}", self.kind, self.namespace, self.name)
     }
 }
@@ -103,18 +108,9 @@ impl Taken {
     /// Takes the Secrets and ConfigMaps out of a document, and leaves in their place what says only that they
     /// were there: every other resource keeps its position.
     pub(crate) fn take(&mut self, index: usize, file: &str, document: &mut Document) {
-        let is_list = text(&document.value, "kind").is_some_and(egress_policy::is_list);
-        let items = match document.value.get("items") {
-            Some(Value::Array(items)) if is_list => Some(items.len()),
-            _ => None,
-        };
-        match items {
-            None => self.one(index, None, file, document),
-            Some(count) => {
-                for item in 0..count {
-                    self.one(index, Some(item), file, document);
-                }
-            }
+        let items: Vec<Option<usize>> = resources(&document.value).map(|(item, _)| item).collect();
+        for item in items {
+            self.one(index, item, file, document);
         }
     }
 

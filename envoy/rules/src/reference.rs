@@ -13,29 +13,43 @@ const MAX_NAME_BYTES: usize = 253;
 
 /// What a `credentialName` leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Reference {
+pub enum Reference {
     /// A Secret of the proxy's own namespace.
     Secret(String),
     /// A ConfigMap, which holds authorities.
-    ConfigMap { namespace: String, name: String },
+    ConfigMap {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// Why a `credentialName` leads nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum InvalidReference {
+pub enum InvalidReference {
+    /// It is no name of a Secret.
     #[error("`{0}` is not a name that a Secret can have")]
     Name(String),
+    /// It is of another namespace than the proxy's.
     #[error("`{found}` is in another namespace than the proxy, which is in `{own}`")]
-    OtherNamespace { found: String, own: String },
+    OtherNamespace {
+        /// The credential as it was written.
+        found: String,
+        /// The proxy's namespace.
+        own: String,
+    },
+    /// It has a scheme that is none of ours.
     #[error("`{0}` is of a kind that a proxy is not given")]
     Scheme(String),
+    /// It names no ConfigMap, though it begins so.
     #[error("`{0}` is not `configmap://NAMESPACE/NAME`")]
     ConfigMap(String),
 }
 
 impl InvalidReference {
     /// Returns how to mend it.
-    pub(crate) fn hint(&self) -> String {
+    pub fn hint(&self) -> String {
         match self {
             InvalidReference::Name(_) => {
                 "give the name alone: letters, digits, `-` and `.`".to_owned()
@@ -55,8 +69,11 @@ impl Reference {
     /// Reads a `credentialName` as a proxy of `namespace` means it. What comes of it can be joined to a
     /// folder's path and stays in that folder.
     ///
+    /// # Errors
+    /// When it leads nowhere.
+    ///
     /// Source: istio/istio `pilot/pkg/model/credentials/resource.go`, `ParseResourceName`.
-    pub(crate) fn parse(credential: &str, namespace: &str) -> Result<Reference, InvalidReference> {
+    pub fn parse(credential: &str, namespace: &str) -> Result<Reference, InvalidReference> {
         if let Some(rest) = credential.strip_prefix("configmap://") {
             return match rest.split_once('/') {
                 Some((namespace, name)) if is_name(namespace) && is_name(name) => {
@@ -92,7 +109,7 @@ impl Reference {
 }
 
 /// Returns the names to look for, the first that is there counts: that of the authorities alone before that of all.
-pub(crate) fn names_of(reference: &Reference, is_pair: bool) -> Vec<String> {
+pub fn names_of(reference: &Reference, is_pair: bool) -> Vec<String> {
     match reference {
         Reference::Secret(name) if is_pair => vec![name.clone()],
         Reference::Secret(name) => vec![format!("{name}{CA_SUFFIX}"), name.clone()],

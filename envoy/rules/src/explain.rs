@@ -1,0 +1,472 @@
+//! What becomes of a request, and why.
+
+use std::fmt::{self, Write as _};
+
+use egress_filter::{AuthorityMode, contract};
+use egress_policy::{
+    Action, Arrival, Authority, Candidate, Cluster, Connection, Decision, Endpoints, Identity,
+    NameSource, PolicyTable, PortNumber, Proxy, Query, Settling, Sni, Speaks, Spoken, TlsIntent,
+    Trust, candidates,
+};
+use serde_json::{Value, json};
+
+use crate::compile::{Answers, Rules};
+use crate::complaint::{Complaint, Refusal};
+
+/// What somebody asks about the rules.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'q> {
+    /// A URL, or a host and a port.
+    pub url: &'q str,
+    /// The server name that the application's own TLS would ask for, where it is not the host.
+    pub sni: Option<&'q str>,
+    /// The subset that is asked for.
+    pub subset: Option<&'q str>,
+    /// What upstream is told in `:authority`.
+    pub authority: AuthorityMode,
+}
+
+/// The decision about one host and port, with all that led to it.
+#[derive(Debug)]
+pub struct Explanation {
+    answer: Value,
+    reason: Option<String>,
+}
+
+impl Explanation {
+    /// Returns the answer for programs.
+    pub fn to_json(&self) -> &Value {
+        &self.answer
+    }
+}
+
+/// Writes the same answer for people, so that the two cannot differ.
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&for_people(&self.answer, self.reason.clone()))
+    }
+}
+
+impl Answers {
+    /// Says what becomes of a request, and why.
+    ///
+    /// # Errors
+    /// When the question names no host and port, or an error in the rules leaves the answer open.
+    pub fn explain(
+        &self,
+        question: &Question<'_>,
+        settling: &Settling,
+    ) -> Result<Explanation, Refusal> {
+        let rules = &self.rules;
+        let asked = asked(question.url, question.sni, &rules.table).map_err(Complaint::input)?;
+        let query = Query {
+            host: asked.served_by.as_deref().unwrap_or(&asked.host),
+            port: asked.port,
+            arrival: asked.arrival,
+            subset: question.subset,
+        };
+        let errors = self.errors_of(&asked.host, asked.port);
+        if !errors.0.is_empty() {
+            return Err(errors.into());
+        }
+        let decision = rules.table.decide(&query);
+        let settling = rules.settling(settling);
+        let found = candidates(&rules.parsed, &settling, &rules.table, &query);
+        let reason = decision.reason();
+        Ok(Explanation {
+            answer: answer(
+                &asked,
+                &decision,
+                &found,
+                rules,
+                &settling.proxy,
+                question.authority,
+            ),
+            reason: reason.map(|it| format!("{}: {}", it.as_str(), it.explanation())),
+        })
+    }
+}
+
+/// What was asked.
+struct Asked {
+    scheme: &'static str,
+    /// As it was written, for `authority`.
+    written: String,
+    host: String,
+    /// The host that has the address, where an address was asked for that is within a service's `addresses`.
+    served_by: Option<String>,
+    port: PortNumber,
+    arrival: Arrival,
+}
+
+/// Reads a URL, or a host and a port.
+fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, String> {
+    let wrong = |why: &str| {
+        format!(
+            "`{url}` cannot be explained: {why}\nhint: write http://HOST/, https://HOST/, tcp://HOST:PORT or HOST:PORT"
+        )
+    };
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (Some(scheme.to_ascii_lowercase()), rest),
+        None => (None, url),
+    };
+    let written = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let authority = Authority::parse(written).map_err(|error| wrong(&error.to_string()))?;
+    let (scheme, arrival, default) = match scheme.as_deref() {
+        Some("http") => ("http", Arrival::Http, Some(PortNumber::HTTP)),
+        Some("https") => ("https", Arrival::Tls, Some(PortNumber::HTTPS)),
+        Some("tls") => ("https", Arrival::Tls, None),
+        Some("tcp") => ("tcp", Arrival::Tcp, None),
+        Some(_) => return Err(wrong("the scheme is none of http, https, tls and tcp")),
+        // The port's own protocol says how an application would speak to it.
+        None => {
+            let port = authority.port.unwrap_or(PortNumber::HTTP);
+            let service = table
+                .services()
+                .find(|service| service.host.matches(&authority.host) && service.port == port);
+            match service.map(|service| service.arrival) {
+                Some(Arrival::Tls) => ("https", Arrival::Tls, None),
+                Some(Arrival::Tcp) => ("tcp", Arrival::Tcp, None),
+                _ => ("http", Arrival::Http, Some(PortNumber::HTTP)),
+            }
+        }
+    };
+    let port = authority
+        .port
+        .or(default)
+        .ok_or_else(|| wrong("it has no port"))?;
+    let served_by = authority.address.filter(|_| arrival == Arrival::Tcp);
+    let served_by = served_by.and_then(|address| {
+        let connection = Connection {
+            port,
+            address: Some(address),
+            spoken: Spoken::Bytes,
+        };
+        let target = table.decide_connection(&connection).target?;
+        Some(target.host.to_owned())
+    });
+    let host = match (arrival, sni) {
+        (Arrival::Tls, Some(name)) => Authority::parse(name)
+            .map_err(|error| wrong(&format!("--sni: {error}")))?
+            .host
+            .into_owned(),
+        _ => authority.host.into_owned(),
+    };
+    Ok(Asked {
+        scheme,
+        written: written.to_owned(),
+        host,
+        served_by,
+        port,
+        arrival,
+    })
+}
+
+fn answer(
+    asked: &Asked,
+    decision: &Decision<'_, '_>,
+    found: &[Candidate<'_>],
+    rules: &Rules,
+    proxy: &Proxy,
+    mode: AuthorityMode,
+) -> Value {
+    let cluster = decision.cluster();
+    let left_alone =
+        matches!(decision.action, Action::LeaveAlone(_)).then_some(contract::PASSTHROUGH_CLUSTER);
+    let labels: serde_json::Map<String, Value> = proxy
+        .labels
+        .iter()
+        .map(|(key, value)| (key.clone(), json!(value)))
+        .collect();
+    let tls = match decision.action {
+        Action::Originate(cluster) | Action::Passthrough(cluster) => cluster
+            .tls
+            .as_ref()
+            .map(|tls| tls_answer(tls, cluster, decision, rules)),
+        _ => None,
+    };
+    let mut answer = json!({
+        "query": {
+            "scheme": asked.scheme,
+            "host": asked.host,
+            "port": asked.port.get(),
+            "namespace": proxy.namespace,
+            "labels": labels,
+        },
+        "action": decision.action.as_str(),
+        "reason": decision.reason().map(|reason| reason.as_str()),
+        "plaintext": decision.plaintext_allowed.then_some("allowed"),
+        "serviceEntry": decision.service_entry.map(|id| id.qualified()),
+        "destinationRule": decision.rule.map(|id| id.qualified()),
+        "policySource": decision.policy_source.map(|source| source.path()),
+        "cluster": cluster.map(|cluster| cluster.name.as_str()).or(left_alone),
+        "transportSocket": cluster.map(contract::transport_socket),
+        "target": target_answer(decision),
+        "endpoints": endpoints_answer(decision),
+        "authority": authority(asked, decision, mode),
+        "tls": tls,
+        "candidates": found.iter().map(|candidate| candidate_answer(candidate, rules)).collect::<Vec<_>>(),
+    });
+    let vip = rules.table.services().find_map(|service| {
+        let is_asked = asked.arrival == Arrival::Tcp && service.port == asked.port;
+        let vip = service
+            .vip
+            .filter(|_| is_asked && service.host.matches(&asked.host))?;
+        Some(format!("{vip}:{}", service.port))
+    });
+    if let (Some(vip), Some(fields)) = (vip, answer.as_object_mut()) {
+        fields.insert("vip".to_owned(), json!(vip));
+    }
+    let tunnel = cluster.and_then(tunnel_answer);
+    if let (Some(tunnel), Some(fields)) = (tunnel, answer.as_object_mut()) {
+        fields.insert("tunnel".to_owned(), tunnel);
+    }
+    answer
+}
+
+/// Returns the one host and port, or path, that the rules lead to; nothing where there are several.
+fn target_answer(decision: &Decision<'_, '_>) -> Option<Value> {
+    let (host, port) = match decision.places() {
+        Some([place]) => (place.path().unwrap_or(&place.address), place.port),
+        Some(_) => return None,
+        None => decision.target.map(|target| (target.host, target.port))?,
+    };
+    Some(json!({"host": host, "port": port.get()}))
+}
+
+/// Returns everything that may be dialled: `--connect-to` included, and of a tunnel its proxies.
+fn endpoints_answer(decision: &Decision<'_, '_>) -> Option<Vec<String>> {
+    if let Some((address, port)) = decision.connect_to {
+        return Some(vec![format!("{address}:{port}")]);
+    }
+    match decision.places() {
+        Some(places) => Some(places.iter().map(ToString::to_string).collect()),
+        None => {
+            let target = decision.target?;
+            Some(vec![format!("{}:{}", target.host, target.port)])
+        }
+    }
+}
+
+/// Returns what the server reads in `:authority`; nothing where no request of ours reaches one.
+fn authority(asked: &Asked, decision: &Decision<'_, '_>, mode: AuthorityMode) -> Option<String> {
+    let target = decision.target?;
+    match (asked.arrival, decision.action, mode) {
+        (Arrival::Http, Action::Originate(_), AuthorityMode::Rewrite)
+            if target.port == PortNumber::HTTPS =>
+        {
+            Some(target.host.to_owned())
+        }
+        (Arrival::Http, Action::Originate(_), AuthorityMode::Rewrite) => {
+            Some(format!("{}:{}", target.host, target.port))
+        }
+        (Arrival::Http, Action::Originate(_) | Action::Forward(_), _) => {
+            Some(asked.written.clone())
+        }
+        _ => None,
+    }
+}
+
+/// Returns what a proxy is asked for, and which.
+fn tunnel_answer(cluster: &Cluster) -> Option<Value> {
+    let tunnel = cluster.tunnel.as_ref()?;
+    let Endpoints::Listed { places, .. } = &cluster.endpoints else {
+        return None;
+    };
+    let proxies = places.iter().map(|place| match &*place.address {
+        path if path.starts_with("unix://") => path.to_owned(),
+        address if address.contains(':') => format!("[{address}]:{}", place.port),
+        address => format!("{address}:{}", place.port),
+    });
+    Some(json!({
+        "method": tunnel.method(),
+        "target": tunnel.authority(),
+        "proxies": proxies.collect::<Vec<_>>(),
+    }))
+}
+
+fn tls_answer(
+    tls: &TlsIntent,
+    cluster: &Cluster,
+    decision: &Decision<'_, '_>,
+    rules: &Rules,
+) -> Value {
+    let host = decision.target.map(|target| target.host);
+    let (sni, sni_source) = match &tls.sni {
+        Sni::Authority => (host, "authority"),
+        Sni::Rule(name) => (Some(name.as_str()), "sni"),
+        Sni::Host(name) => (Some(name.as_str()), "host"),
+    };
+    let all_of: Vec<&str> = host.filter(|_| tls.names.authority).into_iter().collect();
+    let any_of: Vec<&str> = tls.names.any_of.iter().map(String::as_str).collect();
+    let names: Vec<&str> = all_of.iter().chain(&any_of).copied().collect();
+    let source = match tls.names.source {
+        NameSource::Host if tls.names.authority => "authority",
+        NameSource::Host => "host",
+        NameSource::Sni => "sni",
+        NameSource::DestinationRule => "DestinationRule",
+        NameSource::ServiceEntry => "ServiceEntry",
+        NameSource::Nowhere => "none",
+    };
+    let alpn = match cluster.speaks {
+        Speaks::Auto => json!(["h2", "http/1.1"]),
+        Speaks::Http1 => json!(["http/1.1"]),
+        Speaks::Http2 => json!(["h2"]),
+        Speaks::PostgreSql => json!(["postgresql"]),
+        // What the application speaks; known when it calls.
+        Speaks::AsReceived | Speaks::Bytes => json!([]),
+    };
+    json!({
+        "mode": tls.mode.as_str(),
+        "sni": sni,
+        "sniSource": sni_source,
+        "verify": if tls.trust == Trust::InsecureSkipVerify { "none" } else { "chain-and-name" },
+        "subjectAltNames": names,
+        "allOf": all_of,
+        "anyOf": any_of,
+        "sanSource": source,
+        "trust": tls.trust.to_string(),
+        "clientCertificate": tls.identity.as_ref().map(|identity| match identity {
+            Identity::Files { certificate, .. } => certificate.as_str(),
+            Identity::Credential(name) => name.as_str(),
+        }),
+        "minVersion": if rules.mesh.clusters.tls13 { "TLSv1.3" } else { "TLSv1.2" },
+        "maxVersion": "TLSv1.3",
+        "alpn": alpn,
+    })
+}
+
+fn candidate_answer(candidate: &Candidate<'_>, rules: &Rules) -> Value {
+    let place = rules.place(candidate.origin);
+    json!({
+        "kind": candidate.id.kind,
+        "name": candidate.id.qualified(),
+        "host": candidate.host.to_string(),
+        "outcome": candidate.outcome.as_str(),
+        "why": candidate.outcome.explanation(),
+        "file": place.map(|(file, _)| file),
+        "line": place.map(|(_, place)| place.line),
+    })
+}
+
+/// Says of an answer which names the certificate must have: all of some, and one of others.
+fn verified_names(answer: &Value) -> Option<String> {
+    let names = |pointer: &str| -> Option<Vec<&str>> {
+        let names = answer.pointer(pointer)?.as_array()?;
+        Some(names.iter().filter_map(Value::as_str).collect())
+    };
+    let any_of = names("/tls/anyOf")?;
+    let mut parts = names("/tls/allOf")?.join(" and ");
+    let one_of = any_of.join(", ");
+    if !any_of.is_empty() {
+        parts.push_str(if parts.is_empty() { "" } else { " and " });
+        parts.push_str(if any_of.len() > 1 { "one of " } else { "" });
+        parts.push_str(&one_of);
+    }
+    let parts = if parts.is_empty() { "none" } else { &parts };
+    let source = answer.pointer("/tls/sanSource")?.as_str()?;
+    Some(format!("{parts} (from {source})"))
+}
+
+/// Writes the same answer for people, so that the two cannot differ.
+fn for_people(answer: &Value, reason: Option<String>) -> String {
+    let text = |pointer: &str| match answer.pointer(pointer) {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(Value::Array(items)) => {
+            let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+            Some(if items.is_empty() {
+                "none".to_owned()
+            } else {
+                items.join(", ")
+            })
+        }
+        Some(other) => Some(other.to_string()),
+    };
+    let mut out = String::new();
+    let query = |pointer: &str| text(pointer).unwrap_or_default();
+    let _ = writeln!(
+        out,
+        "{}://{}:{}",
+        query("/query/scheme"),
+        query("/query/host"),
+        query("/query/port")
+    );
+    let mut line = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            let _ = writeln!(out, "  {name:<17} {value}");
+        }
+    };
+    line("action", text("/action"));
+    line("reason", reason);
+    line(
+        "plaintext",
+        text("/plaintext").map(|word| format!("{word} by --allow-plaintext")),
+    );
+    line("service entry", text("/serviceEntry"));
+    let source = text("/policySource")
+        .map(|source| format!(" ({source})"))
+        .unwrap_or_default();
+    line(
+        "destination rule",
+        text("/destinationRule").map(|rule| format!("{rule}{source}")),
+    );
+    line("cluster", text("/cluster"));
+    line("transport socket", text("/transportSocket"));
+    let tunnel = text("/tunnel/method").zip(text("/tunnel/target"));
+    match tunnel.zip(text("/tunnel/proxies")) {
+        None => line("dials", text("/endpoints")),
+        Some(((method, target), proxies)) => {
+            line("dials", Some(proxies));
+            line("tunnel", Some(format!("{method} {target}")));
+        }
+    }
+    line("listens on", text("/vip"));
+    line("authority", text("/authority"));
+    if answer.get("tls").is_some_and(|tls| !tls.is_null()) {
+        let with = |name: &str, source: &str| {
+            text(name)
+                .zip(text(source))
+                .map(|(value, source)| format!("{value} (from {source})"))
+        };
+        line(
+            "tls",
+            text("/tls/mode")
+                .zip(text("/tls/minVersion"))
+                .zip(text("/tls/maxVersion"))
+                .map(|((mode, min), max)| format!("{mode}, {min} to {max}")),
+        );
+        line("sni", with("/tls/sni", "/tls/sniSource"));
+        line("verifies", text("/tls/verify"));
+        line("verified names", verified_names(answer));
+        line("trust", text("/tls/trust"));
+        line(
+            "client cert",
+            text("/tls/clientCertificate").or_else(|| Some("none".to_owned())),
+        );
+        line("alpn", text("/tls/alpn"));
+        let http = matches!(query("/query/scheme").as_str(), "http");
+        line("headers changed", http.then(|| ":scheme https, x-forwarded-proto https, host as above; x-egress-* and x-envoy-* removed".to_owned()));
+    }
+    let empty = Vec::new();
+    let found = answer
+        .get("candidates")
+        .and_then(Value::as_array)
+        .unwrap_or(&empty);
+    if !found.is_empty() {
+        out.push_str("candidates\n");
+    }
+    for candidate in found {
+        let field = |name: &str| candidate.get(name).and_then(Value::as_str).unwrap_or("-");
+        let line = candidate.get("line").and_then(Value::as_u64).unwrap_or(0);
+        let (kind, name, host, why, file) = (
+            field("kind"),
+            field("name"),
+            field("host"),
+            field("why"),
+            field("file"),
+        );
+        let _ = writeln!(out, "  {kind} {name} ({host}) {why}\n    --> {file}:{line}");
+    }
+    out
+}

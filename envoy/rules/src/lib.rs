@@ -1,0 +1,44 @@
+//! Rules from texts: read, parsed and compiled, with every problem at its line.
+//!
+//! ```
+//! use egress_policy::Settling;
+//! use egress_rules::{Source, compile};
+//!
+//! let text = "
+//! apiVersion: networking.istio.io/v1
+//! kind: ServiceEntry
+//! metadata: {name: api}
+//! spec:
+//!   hosts: [api.example.com]
+//!   ports: [{number: 80, name: http, protocol: HTTP, targetPort: 443}]
+//!   resolution: DNS
+//! ";
+//! let source = Source { name: "rules.yaml".to_owned(), text: text.to_owned(), mesh: false };
+//! let report = compile(&[source], &Settling::default()).unwrap_err();
+//! assert!(report.to_string().contains("rules.yaml:7:11"), "{report}");
+//! ```
+//!
+//! What it does not do: it opens no file, asks no clock and starts no thread, so that it runs in a browser as it runs
+//! here. It decides nothing: that is `egress-policy`.
+#![forbid(unsafe_code)]
+
+mod compile;
+mod complaint;
+mod document;
+mod explain;
+mod finding;
+mod mesh;
+mod reference;
+mod secrets;
+mod source;
+pub mod yaml;
+
+pub use compile::{Answers, How, Nothing, Rules, compile, compile_as};
+pub use complaint::{Blame, Complaint, Refusal};
+pub use document::{is_ours, resources};
+pub use explain::{Explanation, Question};
+pub use finding::{Finding, Notice, Report, told};
+pub use mesh::{ClusterDefaults, MeshConfig};
+pub use reference::{InvalidReference, Reference, names_of};
+pub use secrets::{Documents, Held, HeldPart, PAIR_KEYS, TRUST_KEYS};
+pub use source::Source;
