@@ -1,56 +1,119 @@
 //! What the argument parser has to say, in the words that all messages have: `error: …`, then `hint: …`.
 
-use clap::error::Error;
+use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 
 use egress_rules::Complaint;
 
 /// Returns what is wrong with the arguments.
 pub(super) fn complaint(error: &Error) -> Complaint {
-    Complaint::input(reworded(&error.render().to_string()))
+    Complaint::input(reworded(error))
 }
 
-/// Rewords a message of the parser's: what is wrong on the first line, and each advice on a line of its own.
-fn reworded(message: &str) -> String {
-    let mut wrong = String::new();
-    let mut hints = Vec::new();
-    for line in message.lines().map(str::trim) {
-        let line = line.strip_prefix("error: ").unwrap_or(line);
-        if let Some(tip) = line.strip_prefix("tip: ") {
-            hints.push(tip.to_owned());
-        } else if let Some(values) = bracketed(line) {
-            hints.push(values.to_owned());
-        } else if let Some(usage) = line.strip_prefix("Usage: ") {
-            hints.push(format!("the usage is `{usage}`"));
-        } else if let Some(rest) = line.strip_prefix("For more information, try ") {
-            hints.push(format!("{} tells more", rest.trim_end_matches('.')));
-        } else if !line.is_empty() {
-            let gap = if wrong.is_empty() { "" } else { " " };
-            wrong += gap;
-            wrong += line;
+/// Returns what is wrong on the first line, and each advice on a line of its own.
+fn reworded(error: &Error) -> String {
+    let wrong = wrong(error).unwrap_or_else(|| error.kind().to_string());
+    let lines = std::iter::once(wrong).chain(hints(error).map(|hint| format!("hint: {hint}")));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Returns what is wrong, if the parser tells all that the sentence needs.
+fn wrong(error: &Error) -> Option<String> {
+    let get = |kind| one(error, kind);
+    let argument = get(ContextKind::InvalidArg);
+    Some(match error.kind() {
+        ErrorKind::ArgumentConflict => match (argument?, get(ContextKind::PriorArg)) {
+            (argument, Some(prior)) if argument != prior => {
+                format!("the argument `{argument}` cannot be used with `{prior}`")
+            }
+            (argument, Some(_)) => {
+                format!("the argument `{argument}` cannot be used multiple times")
+            }
+            (argument, None) => {
+                let prior = many(error, ContextKind::PriorArg).join(" ");
+                format!("the argument `{argument}` cannot be used with: {prior}")
+            }
+        },
+        ErrorKind::InvalidSubcommand => {
+            let subcommand = get(ContextKind::InvalidSubcommand)?;
+            format!("unrecognized subcommand `{subcommand}`")
         }
-    }
-    let lines = std::iter::once(wrong).chain(hints.into_iter().map(|hint| format!("hint: {hint}")));
-    quoted(&lines.collect::<Vec<_>>().join("\n"))
+        ErrorKind::InvalidValue if get(ContextKind::InvalidValue)?.is_empty() => {
+            let argument = argument?;
+            format!("a value is required for `{argument}` but none was supplied")
+        }
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            let (argument, value) = (argument?, get(ContextKind::InvalidValue)?);
+            let why = std::error::Error::source(error);
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            format!("invalid value `{value}` for `{argument}`{why}")
+        }
+        ErrorKind::MissingRequiredArgument => {
+            let missing = many(error, ContextKind::InvalidArg).join(" ");
+            format!("the following required arguments were not provided: {missing}")
+        }
+        ErrorKind::TooManyValues => {
+            let (argument, value) = (argument?, get(ContextKind::InvalidValue)?);
+            format!("unexpected value `{value}` for `{argument}` found; no more were expected")
+        }
+        ErrorKind::UnknownArgument => format!("unexpected argument `{}` found", argument?),
+        _ => return None,
+    })
 }
 
-/// Returns what stands in `[possible values: a, b]`.
-fn bracketed(line: &str) -> Option<&str> {
-    let inner = line.strip_prefix('[')?.strip_suffix(']')?;
-    inner.starts_with("possible values: ").then_some(inner)
+fn hints(error: &Error) -> impl Iterator<Item = String> {
+    let values = many(error, ContextKind::ValidValue).join(", ");
+    let values = (!values.is_empty()).then(|| format!("possible values: {values}"));
+    let similar = [
+        ("subcommand", ContextKind::SuggestedSubcommand),
+        ("argument", ContextKind::SuggestedArg),
+        ("value", ContextKind::SuggestedValue),
+    ];
+    let similar = similar.into_iter().filter_map(|(what, kind)| {
+        let names: Vec<_> = one(error, kind)
+            .into_iter()
+            .chain(many(error, kind))
+            .collect();
+        let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+        match names.len() {
+            0 => None,
+            1 => Some(format!("a similar {what} exists: {}", names.join(", "))),
+            _ => Some(format!("some similar {what}s exist: {}", names.join(", "))),
+        }
+    });
+    let tips = match error.get(ContextKind::Suggested) {
+        Some(ContextValue::StyledStrs(tips)) => tips.as_slice(),
+        _ => &[],
+    };
+    let tips = tips.iter().map(|tip| tip.to_string().replace('\'', "`"));
+    let usage = match error.get(ContextKind::Usage) {
+        Some(ContextValue::StyledStr(usage)) => Some(usage.to_string()),
+        _ => None,
+    };
+    let usage = usage.map(|usage| {
+        let usage = usage.trim_start_matches("Usage:").trim();
+        format!("the usage is `{usage}`")
+    });
+    let help = "`--help` tells more".to_owned();
+    values
+        .into_iter()
+        .chain(similar)
+        .chain(tips)
+        .chain(usage)
+        .chain([help])
 }
 
-/// Puts what stands in `'` between backticks. One within a word is no quote.
-fn quoted(text: &str) -> String {
-    let mut before = ' ';
-    let mut rest = text.chars().peekable();
-    let mut quoted = String::new();
-    while let Some(c) = rest.next() {
-        let after = rest.peek().copied().unwrap_or(' ');
-        let within = before.is_alphanumeric() && after.is_alphanumeric();
-        quoted.push(if c == '\'' && !within { '`' } else { c });
-        before = c;
+fn one(error: &Error, kind: ContextKind) -> Option<&str> {
+    match error.get(kind)? {
+        ContextValue::String(text) => Some(text),
+        _ => None,
     }
-    quoted
+}
+
+fn many(error: &Error, kind: ContextKind) -> Vec<&str> {
+    match error.get(kind) {
+        Some(ContextValue::Strings(texts)) => texts.iter().map(String::as_str).collect(),
+        _ => Vec::new(),
+    }
 }
 
 #[cfg(test)]
@@ -118,7 +181,7 @@ mod tests {
 
     fn told(line: &str) -> String {
         let error = Args::try_parse_from(words(line)).unwrap_err();
-        reworded(&error.render().to_string())
+        reworded(&error)
     }
 
     #[test]
@@ -136,6 +199,9 @@ mod tests {
              hint: `--help` tells more"
         );
         assert!(told("egressctl chekc").contains("\nhint: a similar subcommand exists: `check`\n"));
+        // What somebody typed stays as it is.
+        let value = told("egressctl render envoy -f a --label '");
+        assert!(value.starts_with("invalid value `'` for `--label <KEY=VALUE>`: "));
     }
 
     #[test]
