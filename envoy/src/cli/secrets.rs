@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use x509_parser::pem::Pem;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
-use x509_parser::time::ASN1Time;
 
 use super::args::{Report as Format, Secrets};
 use super::output::{Done, Output};
@@ -321,21 +321,11 @@ fn next_updates(pem: &[u8]) -> Vec<i64> {
         .collect()
 }
 
-/// Writes `2026-01-02T03:04:05Z`.
+/// Writes `2026-01-02T03:04:05Z`. A certificate may begin before 1970.
 fn date(seconds: i64) -> String {
-    let Ok(time) = ASN1Time::from_timestamp(seconds) else {
-        return seconds.to_string();
-    };
-    let time = time.to_datetime();
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
-        time.year(),
-        u8::from(time.month()),
-        time.day(),
-        time.hour(),
-        time.minute(),
-        time.second()
-    )
+    let time = OffsetDateTime::from_unix_timestamp(seconds).ok();
+    let text = time.and_then(|time| time.format(&Rfc3339).ok());
+    text.unwrap_or_else(|| seconds.to_string())
 }
 
 fn table(rows: &[Row]) -> String {
@@ -384,6 +374,7 @@ mod tests {
     #[test]
     fn dates_are_those_of_istioctl() {
         assert_eq!(date(1_717_503_320), "2024-06-04T12:15:20Z");
+        assert_eq!(date(-1), "1969-12-31T23:59:59Z");
     }
 
     #[test]

@@ -692,13 +692,7 @@ fn verified(by: &X509Certificate<'_>, result: Result<(), X509Error>) -> Option<b
 }
 
 pub(super) fn day(time: ASN1Time) -> String {
-    let time = time.to_datetime();
-    format!(
-        "{}-{:02}-{:02}",
-        time.year(),
-        u8::from(time.month()),
-        time.day()
-    )
+    time.to_datetime().date().to_string()
 }
 
 /// Returns a name as messages show it: short, and on one line.
