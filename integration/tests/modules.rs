@@ -32,9 +32,6 @@ const KNOWN: &[&str] = &[
     "egress-envoy (lib): xds::forward_proxy xds::http",
     "egress-filter-wasm (cdylib): crate http root tcp",
     "egress-integration (bin): crate mutual",
-    "egress-policy (lib): cluster decision digest fields merge mesh order problem resource \
-     resource::client_tls resource::destination_rule resource::service_entry \
-     resource::traffic_policy resource::unread tls",
     "egress-policy (lib): table table::connections table::gate table::owners",
 ];
 

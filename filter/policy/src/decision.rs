@@ -1,59 +1,11 @@
 //! What the table says about one host and port.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use crate::cluster::{Cluster, Endpoints, Place};
 use crate::merge::PolicySource;
 use crate::port::PortNumber;
 use crate::resource::ResourceId;
-
-/// How a connection came in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arrival {
-    /// As HTTP in the clear.
-    Http,
-    /// As the application's own TLS.
-    Tls,
-    /// As bytes that nothing is known of.
-    Tcp,
-}
-
-/// What is asked: the normalised host, and the service port it was called on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Query<'q> {
-    /// The host, as in [`Authority::host`](crate::Authority::host).
-    pub host: &'q str,
-    /// The service port: where the application dialled, not where the server listens.
-    pub port: PortNumber,
-    /// How it came in.
-    pub arrival: Arrival,
-    /// The subset; no request names one, only a person who asks.
-    pub subset: Option<&'q str>,
-}
-
-/// What is asked of a connection: what is known before any of its bytes are passed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Connection<'q> {
-    /// The service port.
-    pub port: PortNumber,
-    /// The address that the application dialled, where it may tell services apart.
-    pub address: Option<IpAddr>,
-    /// What its first bytes are.
-    pub spoken: Spoken<'q>,
-}
-
-/// What the first bytes of a connection are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spoken<'q> {
-    /// Anything, or nothing before the server has spoken.
-    Bytes,
-    /// The application's own TLS.
-    Tls {
-        /// The name in its ClientHello, normalised as a host.
-        server_name: Option<&'q str>,
-    },
-}
 
 /// What becomes of a request or connection.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -160,7 +112,7 @@ pub struct Target<'q> {
     pub port: PortNumber,
 }
 
-/// The answer to a [`Query`], with all that led to it.
+/// The answer to a [`Query`](crate::Query), with all that led to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decision<'t, 'q> {
     /// What becomes of it.

@@ -2,11 +2,12 @@
 
 use std::cmp::Ordering;
 
-use crate::decision::Query;
 use crate::host::HostPattern;
-use crate::merge::{Proxy, Role, RuleIndex};
+use crate::merge::RuleIndex;
 use crate::mesh::Mesh;
 use crate::problem::Origin;
+use crate::proxy::{Proxy, Role};
+use crate::query::Query;
 use crate::resource::{
     DestinationRule, Resolution, ResourceId, Resources, ServiceEntry, ServicePort,
 };

@@ -58,12 +58,15 @@ mod digest;
 mod explain;
 pub mod fields;
 mod host;
+mod host_index;
 mod merge;
 mod mesh;
 pub mod node;
 mod order;
 mod port;
 mod problem;
+mod proxy;
+mod query;
 mod resource;
 mod source;
 mod table;
@@ -72,17 +75,19 @@ mod visible;
 mod words;
 
 pub use cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
-pub use decision::{Action, Arrival, Connection, Decision, Query, Reason, Spoken, Target};
+pub use decision::{Action, Decision, Reason, Target};
 pub use digest::{Digest, fnv};
 pub use explain::{Candidate, Outcome, candidates};
 pub use host::{Authority, HostName, HostPattern, InvalidAuthority, InvalidHost, MAX_HOST_BYTES};
-pub use merge::{PolicySource, Proxy, ROOT_NAMESPACE, Role};
+pub use merge::PolicySource;
 pub use mesh::{MESH_FIELDS, Mesh, Visibility};
 pub use order::map_of;
 pub use port::{PortNumber, Protocol, ProtocolClass};
 pub use problem::{
     FieldPath, Origin, Problem, ProblemKind, Problems, Segment, Severity, did_you_mean,
 };
+pub use proxy::{Proxy, ROOT_NAMESPACE, Role};
+pub use query::{Arrival, Connection, Query, Spoken};
 pub use resource::{
     Address, ClientTls, ConnectionPool, ConsistentHash, DEFAULT_NAMESPACE, DestinationRule,
     Endpoint, H2UpgradePolicy, HashKey, HashRing, HttpPool, LoadBalancer, Meta, OutlierDetection,

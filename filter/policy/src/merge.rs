@@ -8,94 +8,15 @@
 use std::collections::BTreeMap;
 
 use crate::host::HostPattern;
+use crate::host_index::HostIndex;
 use crate::mesh::{Mesh, Visibility};
 use crate::order::sorted;
 use crate::port::PortNumber;
+use crate::proxy::Proxy;
 use crate::resource::{
     ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, ProxyProtocol,
-    RetryBudget, Subset, TrafficPolicy, Tunnel,
+    RetryBudget, Subset, TrafficPolicy, Tunnel, exported,
 };
-use crate::table::index::HostIndex;
-
-/// The namespace whose rules are for everyone.
-///
-/// Source: istio/istio `pkg/config/constants`, `IstioSystemNamespace`; the mesh's `rootNamespace` default.
-pub const ROOT_NAMESPACE: &str = "istio-system";
-
-/// The workload whose traffic is decided: it sees what is exported to its namespace, and rules may
-/// select it by its labels.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proxy {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// What it is for.
-    pub role: Role,
-}
-
-/// What a proxy is for. Istio gives gateways the secrets that rules name, and sidecars only where a rule selects them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Role {
-    /// It serves one application.
-    #[default]
-    Sidecar,
-    /// It serves other proxies.
-    Gateway,
-}
-
-crate::words! {
-    /// The words that the configuration uses.
-    Role {
-        Sidecar "SIDECAR",
-        Gateway "GATEWAY",
-    }
-}
-
-impl Default for Proxy {
-    fn default() -> Self {
-        Proxy {
-            namespace: crate::resource::DEFAULT_NAMESPACE.to_owned(),
-            labels: BTreeMap::new(),
-            role: Role::Sidecar,
-        }
-    }
-}
-
-impl Proxy {
-    /// Returns proxies of one namespace, unlabelled and with the labels of each selector there: whatever a rule
-    /// does for any workload of the namespace, it does for one of them.
-    ///
-    /// For each host the first rule that selects a workload counts. So if a rule counts for any workload, it
-    /// counts for one that has the rule's own labels and no other: that one is selected by no rule before it that
-    /// does not select the first workload too.
-    pub fn kinds(namespace: &str, rules: &[DestinationRule]) -> Vec<Proxy> {
-        let mut labels = std::collections::BTreeSet::from([BTreeMap::new()]);
-        for rule in rules {
-            if *rule.meta.id.namespace == *namespace {
-                labels.extend(
-                    rule.selector
-                        .iter()
-                        .map(|selector| selector.iter().cloned().collect()),
-                );
-            }
-        }
-        let proxy = |labels| Proxy {
-            namespace: namespace.to_owned(),
-            labels,
-            role: Role::Sidecar,
-        };
-        labels.into_iter().map(proxy).collect()
-    }
-}
-
-/// Says whether a resource of `owner` with this `exportTo` is seen from `namespace`.
-pub(crate) fn exported(export_to: &[String], owner: &str, namespace: &str) -> bool {
-    export_to.is_empty()
-        || export_to
-            .iter()
-            .any(|to| to == "*" || to == namespace || (to == "." && owner == namespace))
-}
 
 impl DestinationRule {
     /// Says whether the rule is for workloads like `proxy`: it has no selector, or one that fits.

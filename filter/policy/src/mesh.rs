@@ -2,8 +2,8 @@
 //! nobody, and what limits hold where a rule gives none.
 
 use crate::fields::Field;
-use crate::merge::ROOT_NAMESPACE;
-use crate::resource::{ConnectionPool, OutlierDetection, ServiceEntry, read_limits};
+use crate::proxy::ROOT_NAMESPACE;
+use crate::resource::{ConnectionPool, OutlierDetection, ServiceEntry, exported, read_limits};
 
 /// The part of the mesh's configuration that decides.
 ///
@@ -114,7 +114,7 @@ impl Mesh {
         let owner = &*entry.meta.id.namespace;
         match &entry.export_to[..] {
             [] => self.entries.has(owner, namespace),
-            to => crate::merge::exported(to, owner, namespace),
+            to => exported(to, owner, namespace),
         }
     }
 

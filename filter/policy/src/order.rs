@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::mem;
 
+use crate::host_index::word;
 use crate::resource::Meta;
-use crate::table::index::word;
 
 /// Sorts; what compares as equal stays in the order it had.
 pub(crate) fn sort_by<T>(items: &mut Vec<T>, order: impl Fn(&T, &T) -> Ordering) {

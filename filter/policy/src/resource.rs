@@ -1,20 +1,18 @@
 //! The resources as Istio writes them: one file a kind, read from JSON, no meaning yet.
 
-use std::fmt;
-use std::sync::Arc;
-
-use crate::fields::{Field, Fields};
-use crate::node::{Node, Object};
-use crate::problem::{Origin, ProblemKind};
-
 mod client_tls;
 mod destination_rule;
+pub(crate) mod id;
+mod meta;
 mod service_entry;
 mod traffic_policy;
 mod unread;
 
 pub use client_tls::{ClientTls, TlsMode};
 pub use destination_rule::{DestinationRule, Subset};
+pub use id::{DEFAULT_NAMESPACE, ResourceId};
+pub use meta::Meta;
+pub(crate) use meta::exported;
 pub use service_entry::{Address, Endpoint, Resolution, ServiceEntry, ServicePort};
 pub(crate) use traffic_policy::read_limits;
 pub use traffic_policy::{
@@ -25,55 +23,6 @@ pub use traffic_policy::{
 pub(crate) use unread::{Asked, hidden_by};
 pub use unread::{UNREAD_KINDS, Unread};
 
-/// The namespace of a resource that names none.
-pub const DEFAULT_NAMESPACE: &str = "default";
-
-/// The kind, namespace and name of a resource. Copies of it share its texts.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ResourceId {
-    /// For example `ServiceEntry`.
-    pub kind: &'static str,
-    /// `metadata.namespace`, or [`DEFAULT_NAMESPACE`].
-    pub namespace: Arc<str>,
-    /// `metadata.name`.
-    pub name: Arc<str>,
-}
-
-impl ResourceId {
-    /// Returns `namespace/name`.
-    pub fn qualified(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
-    }
-}
-
-impl fmt::Display for ResourceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
-    }
-}
-
-/// What every resource has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Meta {
-    /// Which resource it is.
-    pub id: ResourceId,
-    /// Where it was read.
-    pub origin: Origin,
-    /// `metadata.creationTimestamp` as it was written; the oldest resource wins a tie.
-    pub created: String,
-    /// `metadata.labels` of a ServiceEntry, by key: entries with other labels do not join.
-    pub labels: Vec<(String, String)>,
-}
-
-impl Meta {
-    /// The order in which Istio looks at resources: oldest first, then by name and namespace.
-    ///
-    /// Source: istio/istio `pilot/pkg/model/config.go`, `sortConfigByCreationTime`.
-    pub fn order(&self) -> (&str, &str, &str) {
-        (&self.created, &self.id.name, &self.id.namespace)
-    }
-}
-
 /// All resources of a configuration, in the order they were read.
 #[derive(Debug, Clone, Default)]
 pub struct Resources {
@@ -83,198 +32,4 @@ pub struct Resources {
     pub destination_rules: Vec<DestinationRule>,
     /// What may change any of that, and is not carried out.
     pub unread: Vec<Unread>,
-}
-
-/// Reads `metadata`. What Kubernetes adds to it is let pass. Where the name is missing, which is reported,
-/// it is empty, so that the rest is read all the same.
-fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin) -> Meta {
-    let read = root.require("metadata", |field| {
-        let fields = field.fields()?;
-        fields.allow_unknown();
-        let prefix = fields.read("generateName", |field| field.text().map(str::to_owned));
-        let name = match prefix.filter(|prefix| !prefix.is_empty() && !fields.has("name")) {
-            // The cluster will choose; until then its place tells it from others.
-            Some(prefix) => Some(format!(
-                "{prefix}{}-{}",
-                origin.document,
-                origin.item.unwrap_or(0)
-            )),
-            None => fields.require("name", |field| name_of(field, 253)),
-        };
-        // An empty one is none, as for Kubernetes.
-        let namespace = match fields.peek("namespace") {
-            Some(Node::Text(text)) if text.is_empty() => None,
-            _ => fields.read("namespace", |field| name_of(field, 63)),
-        };
-        for texts in ["labels", "annotations"] {
-            fields.read(texts, |field| {
-                field.entries(|_, text| {
-                    if *text.value != Node::Null {
-                        text.text();
-                    }
-                });
-                Some(())
-            });
-        }
-        let name = name?;
-        let created = match fields.peek("creationTimestamp") {
-            Some(Node::Text(text)) => text.clone().into_owned(),
-            _ => String::new(),
-        };
-        let labels = match fields.peek("labels") {
-            Some(Node::Object(labels)) if kind == ServiceEntry::KIND => labels_of(labels),
-            _ => Vec::new(),
-        };
-        let namespace = namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
-        let id = ResourceId {
-            kind,
-            namespace: namespace.into(),
-            name: name.into(),
-        };
-        field.report.name(&id);
-        Some(Meta {
-            id,
-            origin,
-            created,
-            labels,
-        })
-    });
-    read.unwrap_or_else(|| {
-        let id = ResourceId {
-            kind,
-            namespace: DEFAULT_NAMESPACE.into(),
-            name: "".into(),
-        };
-        Meta {
-            id,
-            origin,
-            created: String::new(),
-            labels: Vec::new(),
-        }
-    })
-}
-
-/// Returns labels by key. Those that are no texts say nothing, and Kubernetes refuses them.
-fn labels_of(labels: &Object<'_>) -> Vec<(String, String)> {
-    let texts = labels.iter().filter_map(|(key, value)| match value {
-        Node::Text(text) => Some((key.to_owned(), text.clone().into_owned())),
-        _ => None,
-    });
-    texts.collect()
-}
-
-/// Reads `exportTo`. `none_allowed` lets `~` stand, alone.
-///
-/// Source: istio/istio `pkg/config/validation/validation.go`, `validateExportTo`.
-fn read_export_to(fields: &Fields<'_>, namespace: &str, none_allowed: bool) -> Vec<String> {
-    let mut export_to: Vec<String> = Vec::new();
-    fields.read("exportTo", |list| {
-        list.items(|item| {
-            let Some(to) = item.text() else { return };
-            let problem = match to {
-                "~" if !none_allowed => Some(
-                    "exportTo ~ (none) is not allowed for Istio configuration objects".to_owned(),
-                ),
-                "*" | "." | "~" => None,
-                to if !destination_rule::is_label(to) => Some(
-                    "only .,*, or a valid DNS 1123 label is allowed as exportTo entry".to_owned(),
-                ),
-                _ => None,
-            };
-            let twice = export_to.iter().any(|other| other == to);
-            let both = (to == "." && export_to.iter().any(|other| other == namespace))
-                || (to == namespace && export_to.iter().any(|other| other == "."));
-            match problem {
-                Some(text) => item.error(ProblemKind::Invalid(text)),
-                None if twice => {
-                    item.error(ProblemKind::Conflict(format!(
-                        "duplicate entries in exportTo for entry {to}"
-                    )));
-                }
-                None if both => {
-                    let text = format!(
-                        "duplicate entries in exportTo: . and current namespace {namespace}"
-                    );
-                    item.error(ProblemKind::Conflict(text));
-                }
-                None => export_to.push(to.to_owned()),
-            }
-        });
-        if export_to.len() > 1 {
-            if export_to.iter().any(|to| to == "~") {
-                let text = "cannot export service entry to no one (~) and someone".to_owned();
-                list.error(ProblemKind::Conflict(text));
-            } else if export_to.iter().any(|to| to == "*") {
-                let text =
-                    "cannot have both public (*) and non-public exportTo values for a resource"
-                        .to_owned();
-                list.error(ProblemKind::Conflict(text));
-            }
-        }
-        Some(())
-    });
-    export_to
-}
-
-/// Reads labels by which workloads or endpoints are chosen.
-fn read_labels(field: Field<'_>) -> Vec<(String, String)> {
-    let labels = field.labels();
-    for (key, value) in &labels {
-        if key.is_empty() {
-            field.error(ProblemKind::Invalid(format!(
-                "empty key is not supported in selector: \"{key}={value}\""
-            )));
-        } else if key.contains('*') || value.contains('*') {
-            field.error(ProblemKind::Invalid(format!(
-                "wildcard is not supported in selector: \"{key}={value}\""
-            )));
-        } else if value.len() > 63 {
-            field.error(ProblemKind::Invalid(format!(
-                "invalid tag value: \"{value}\""
-            )));
-        }
-    }
-    labels
-}
-
-/// Reads a name that Kubernetes would take; it becomes part of others, and of files.
-///
-/// Source: kubernetes `staging/src/k8s.io/apimachinery/pkg/util/validation/validation.go`, `IsDNS1123Subdomain` and
-/// `IsDNS1123Label`, which has no dots and 63 characters.
-fn name_of(field: Field<'_>, longest: usize) -> Option<String> {
-    let text = text_of(field)?;
-    let dots = longest > 63;
-    let label = |label: &str| {
-        let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        !label.is_empty()
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.bytes().all(known)
-    };
-    let good = match dots {
-        true => text.split('.').all(label),
-        false => label(&text),
-    };
-    if text.len() > longest || !good {
-        let shown: String = text.chars().take(60).collect();
-        field.error_with_hint(
-            ProblemKind::Invalid(format!("`{shown}` is no name that Kubernetes takes")),
-            match dots {
-                true => "small letters, digits, `-` and `.`, at most 253",
-                false => "small letters, digits and `-`, at most 63",
-            },
-        );
-        return None;
-    }
-    Some(text)
-}
-
-/// Reads a string that must not be empty.
-fn text_of(field: Field<'_>) -> Option<String> {
-    let text = field.text()?;
-    if text.is_empty() {
-        field.error(ProblemKind::Missing);
-        return None;
-    }
-    Some(text.to_owned())
 }

@@ -5,13 +5,15 @@ use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use crate::cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
-use crate::decision::{Action, Arrival, Connection, Decision, Query, Reason, Spoken, Target};
+use crate::decision::{Action, Decision, Reason, Target};
 use crate::digest::{Digest, Lines};
 use crate::host::{HostName, HostPattern};
-use crate::merge::{Merged, PolicySource, Proxy, Role, RuleIndex, Settings, for_port, for_subset};
+use crate::merge::{Merged, PolicySource, RuleIndex, Settings, for_port, for_subset};
 use crate::mesh::Mesh;
 use crate::port::{PortNumber, Protocol, ProtocolClass};
 use crate::problem::{FieldPath, Problem, ProblemKind, Problems, Segment, Severity};
+use crate::proxy::{Proxy, Role};
+use crate::query::{Arrival, Connection, Query, Spoken};
 use crate::resource::{
     Address, DestinationRule, H2UpgradePolicy, Meta, Resolution, ResourceId, Resources,
     ServiceEntry, ServicePort, SimpleBalancer, Subset,
@@ -27,7 +29,6 @@ use crate::tls::{TlsIntent, Trust};
 mod connections;
 mod gate;
 mod hosts;
-pub(crate) mod index;
 pub(crate) mod owners;
 mod pinned;
 mod tunnels;

@@ -2,9 +2,9 @@
 
 use std::fmt::{self, Write as _};
 
-use crate::decision::Arrival;
 use crate::host::HostPattern;
-use crate::merge::Role;
+use crate::proxy::Role;
+use crate::query::Arrival;
 use crate::resource::{ClientTls, DestinationRule, ServiceEntry, TlsMode};
 
 /// The settings of TLS towards a server, settled once.

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::fields::{Field, Fields};
 use crate::host::HostName;
 use crate::problem::ProblemKind;
-use crate::resource::text_of;
+use crate::resource::meta::text_of;
 
 /// `tls.mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

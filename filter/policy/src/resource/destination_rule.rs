@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::fields::{Field, Fields};
 use crate::host::HostPattern;
 use crate::problem::{Origin, ProblemKind};
+use crate::resource::meta::{Meta, is_label, read_export_to, read_labels, read_meta};
 use crate::resource::traffic_policy::{TrafficPolicy, read_policy};
-use crate::resource::{Meta, read_export_to, read_labels, read_meta};
 
 /// How to reach the services of one host.
 ///
@@ -44,7 +44,7 @@ impl DestinationRule {
     pub(crate) const KIND: &'static str = "DestinationRule";
 
     pub(crate) fn read(root: &Fields<'_>, origin: Origin) -> Option<DestinationRule> {
-        let meta = read_meta(root, Self::KIND, origin);
+        let meta = read_meta(root, Self::KIND, origin, false);
         root.ignore(&["status"]);
         root.require("spec", |field| read_spec(field, meta))
     }
@@ -157,15 +157,4 @@ fn read_subset(field: Field<'_>, index: usize, namespace: &str) -> Option<Subset
         labels,
         policy,
     })
-}
-
-/// Says whether a text is a DNS-1123 label, in either case.
-pub(super) fn is_label(text: &str) -> bool {
-    let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
-    text.len() <= 63
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-        && edge(text.bytes().next())
-        && edge(text.bytes().last())
 }

@@ -9,8 +9,7 @@ use crate::host::{HostName, HostPattern, InvalidHost};
 use crate::node::Node;
 use crate::port::{PortNumber, Protocol, ProtocolClass};
 use crate::problem::{Origin, ProblemKind, Segment};
-use crate::resource::destination_rule::is_label;
-use crate::resource::{Meta, read_export_to, read_labels, read_meta, text_of};
+use crate::resource::meta::{Meta, is_label, read_export_to, read_labels, read_meta, text_of};
 
 /// A service outside, with its hosts and ports.
 ///
@@ -152,7 +151,7 @@ impl ServiceEntry {
     pub(crate) const KIND: &'static str = "ServiceEntry";
 
     pub(crate) fn read(root: &Fields<'_>, origin: Origin) -> Option<ServiceEntry> {
-        let meta = read_meta(root, Self::KIND, origin);
+        let meta = read_meta(root, Self::KIND, origin, true);
         root.ignore(&["status"]);
         root.require("spec", |field| read_spec(field, meta))
     }

@@ -6,11 +6,12 @@
 //! Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `pilot/pkg/model/sidecar.go`,
 //! `pilot/pkg/config/kube/gateway/backend_policies.go`, `pilot/pkg/networking/core/envoyfilter`.
 
-use crate::decision::Arrival;
 use crate::host::HostPattern;
-use crate::merge::{Proxy, Role, exported};
 use crate::node::Node;
 use crate::problem::Origin;
+use crate::proxy::{Proxy, Role};
+use crate::query::Arrival;
+use crate::resource::exported;
 use crate::resource::{DEFAULT_NAMESPACE, ResourceId, ServiceEntry, ServicePort};
 
 /// The kinds, each with the group of its `apiVersion`.

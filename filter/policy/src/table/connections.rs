@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::decision::Arrival;
 use crate::digest::Digest;
 use crate::host::HostPattern;
 use crate::order::{map_of, sort_by};
 use crate::port::{PortNumber, Protocol};
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity};
+use crate::query::Arrival;
 use crate::resource::{Address, ServiceEntry};
 use crate::table::{Compiler, Port};
 

@@ -14,12 +14,14 @@ use super::hosts::{Port, Way};
 use super::owners::{Leads, Owner, is_looked_up};
 use super::{Compiler, OutboundMode, Settling, path_of};
 use crate::cluster::Cluster;
-use crate::decision::{Arrival, Reason};
+use crate::decision::Reason;
 use crate::host::HostPattern;
-use crate::merge::{ByHost, Merged, PolicySource, Proxy, Settings, for_port};
+use crate::merge::{ByHost, Merged, PolicySource, Settings, for_port};
 use crate::order::{sort_by, sorted};
 use crate::port::{PortNumber, Protocol};
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity, edits};
+use crate::proxy::Proxy;
+use crate::query::Arrival;
 use crate::resource::{
     Asked, ClientTls, DestinationRule, Meta, ServiceEntry, ServicePort, TlsMode, TrafficPolicy,
     Unread, hidden_by,

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::index::HostIndex;
-use crate::decision::{Arrival, Reason};
+use crate::decision::Reason;
 use crate::host::{HostName, HostPattern};
+use crate::host_index::HostIndex;
 use crate::merge::PolicySource;
 use crate::port::PortNumber;
+use crate::query::Arrival;
 
 /// All hosts, found by name.
 #[derive(Debug, Clone, Default)]

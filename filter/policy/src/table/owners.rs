@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 
 use super::Compiler;
 use crate::host::HostPattern;
-use crate::merge::{Proxy, Role};
 use crate::mesh::Mesh;
 use crate::order::{entries_sorted, sort_by};
+use crate::proxy::{Proxy, Role};
 use crate::resource::{Resolution, ServiceEntry, ServicePort};
 
 /// A host, and the entry that is its service.

@@ -3,8 +3,8 @@
 use super::hosts::{Host, Port, Subsets};
 use super::{Compiler, ConnectTo, endpoints_of};
 use crate::cluster::{Cluster, ClusterName};
-use crate::decision::Arrival;
 use crate::host::HostPattern;
+use crate::query::Arrival;
 
 /// What a host takes from the wildcard that it is below.
 struct Below {

@@ -4,9 +4,9 @@
 //! proxy's address in `endpoints`. Nothing that a tunnel is meant for goes around it: what cannot go in is refused.
 
 use super::{Compiler, Wanted, path_of};
-use crate::decision::Arrival;
 use crate::merge::{Merged, PolicySource, Settings};
 use crate::problem::{FieldPath, ProblemKind, Severity};
+use crate::query::Arrival;
 use crate::resource::{Subset, Tunnel};
 
 impl<'r> Compiler<'r> {
