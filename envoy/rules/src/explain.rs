@@ -198,7 +198,7 @@ fn answer(
         "plaintext": decision.plaintext_allowed.then_some("allowed"),
         "serviceEntry": decision.service_entry.map(|id| id.qualified()),
         "destinationRule": decision.rule.map(|id| id.qualified()),
-        "policySource": decision.policy_source.map(|source| source.path()),
+        "policySource": decision.policy_source.map(|source| source.path().to_string()),
         "cluster": cluster.map(|cluster| cluster.name.as_str()).or(left_alone),
         "transportSocket": cluster.map(contract::transport_socket),
         "target": target_answer(decision),

@@ -12,6 +12,7 @@ use crate::host_index::HostIndex;
 use crate::mesh::{Mesh, Visibility};
 use crate::order::sorted;
 use crate::port::PortNumber;
+use crate::problem::{FieldPath, Segment};
 use crate::proxy::Proxy;
 use crate::resource::{
     ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, ProxyProtocol,
@@ -326,16 +327,19 @@ pub enum PolicySource {
 }
 
 impl PolicySource {
-    /// Returns the field's path.
-    pub fn path(self) -> String {
-        match self {
-            PolicySource::Rule => "spec.trafficPolicy".to_owned(),
-            PolicySource::Port(port) => format!("spec.trafficPolicy.portLevelSettings[{port}]"),
-            PolicySource::Subset(subset) => format!("spec.subsets[{subset}].trafficPolicy"),
-            PolicySource::SubsetPort(subset, port) => {
-                format!("spec.subsets[{subset}].trafficPolicy.portLevelSettings[{port}]")
-            }
+    /// Returns the way to what it names.
+    pub fn path(self) -> FieldPath {
+        let key = |key: &str| Segment::Key(key.to_owned());
+        let mut path = FieldPath::keys("spec");
+        if let PolicySource::Subset(subset) | PolicySource::SubsetPort(subset, _) = self {
+            path.0.extend([key("subsets"), Segment::Index(subset)]);
         }
+        path.0.push(key("trafficPolicy"));
+        if let PolicySource::Port(port) | PolicySource::SubsetPort(_, port) = self {
+            path.0
+                .extend([key("portLevelSettings"), Segment::Index(port)]);
+        }
+        path
     }
 }
 
@@ -436,5 +440,31 @@ pub(crate) fn for_subset<'r>(
         proxy_protocol,
         retry_budget,
         ..own
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(target_arch = "wasm32")]
+    use wasm_bindgen_test::wasm_bindgen_test as test;
+
+    use super::PolicySource;
+
+    #[test]
+    fn a_source_says_which_field_it_is() {
+        for (source, path) in [
+            (PolicySource::Rule, "spec.trafficPolicy"),
+            (
+                PolicySource::Port(1),
+                "spec.trafficPolicy.portLevelSettings[1]",
+            ),
+            (PolicySource::Subset(2), "spec.subsets[2].trafficPolicy"),
+            (
+                PolicySource::SubsetPort(2, 1),
+                "spec.subsets[2].trafficPolicy.portLevelSettings[1]",
+            ),
+        ] {
+            assert_eq!(source.path().to_string(), path);
+        }
     }
 }

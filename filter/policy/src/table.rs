@@ -8,7 +8,7 @@ use crate::cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
 use crate::decision::{Action, Decision, Reason, Target};
 use crate::digest::{Digest, Lines};
 use crate::host::{HostName, HostPattern};
-use crate::merge::{Merged, PolicySource, RuleIndex, Settings, for_port, for_subset};
+use crate::merge::{Merged, RuleIndex, Settings, for_port, for_subset};
 use crate::mesh::Mesh;
 use crate::port::{PortNumber, Protocol, ProtocolClass};
 use crate::problem::{FieldPath, Problem, ProblemKind, Problems, Segment, Severity};
@@ -904,7 +904,7 @@ impl<'r> Compiler<'r> {
         let mut tls = None;
         if let Some(settings) = settings {
             let under = |field: &str| {
-                let mut path = path_of(settings.source);
+                let mut path = settings.source.path();
                 path.0.push(Segment::Key(field.to_owned()));
                 path
             };
@@ -1339,33 +1339,6 @@ struct Wanted<'w> {
     /// The names that its certificate may have where the rule gives none.
     names: &'w [String],
     arrival: Arrival,
-}
-
-/// Returns the way to what a policy source names.
-fn path_of(source: PolicySource) -> FieldPath {
-    let mut path = FieldPath::keys("spec");
-    let key = |key: &str| Segment::Key(key.to_owned());
-    match source {
-        PolicySource::Rule => path.0.push(key("trafficPolicy")),
-        PolicySource::Port(port) => {
-            path.0.extend([
-                key("trafficPolicy"),
-                key("portLevelSettings"),
-                Segment::Index(port),
-            ]);
-        }
-        PolicySource::Subset(subset) => {
-            path.0
-                .extend([key("subsets"), Segment::Index(subset), key("trafficPolicy")]);
-        }
-        PolicySource::SubsetPort(subset, port) => {
-            path.0
-                .extend([key("subsets"), Segment::Index(subset), key("trafficPolicy")]);
-            path.0
-                .extend([key("portLevelSettings"), Segment::Index(port)]);
-        }
-    }
-    path
 }
 
 /// Returns what comes in on a port; nothing does on one of datagrams.

@@ -412,7 +412,7 @@ fn answer(table: &PolicyTable, ask: &str, subset: Option<&str>) -> Value {
         "action": decision.action.as_str(),
         "entry": decision.service_entry.map(|entry| entry.qualified()),
         "rule": decision.rule.map(|rule| rule.qualified()),
-        "policy": decision.rule.and(decision.policy_source).map(|source| source.path()),
+        "policy": decision.rule.and(decision.policy_source).map(|source| source.path().to_string()),
         "target": decision.target.map(|target| format!("{}:{}", target.host, target.port)),
     });
     let cluster = match decision.action {

@@ -396,7 +396,11 @@ fn survey(table: &PolicyTable) -> Vec<String> {
 
 /// Returns the block of a rule that a policy source names.
 fn block_at(rule: &Value, source: PolicySource) -> &Value {
-    let pointer = source.path().replace(['.', '['], "/").replace(']', "");
+    let pointer = source
+        .path()
+        .to_string()
+        .replace(['.', '['], "/")
+        .replace(']', "");
     rule.pointer(&format!("/{pointer}")).unwrap_or(&Value::Null)
 }
 

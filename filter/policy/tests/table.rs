@@ -144,7 +144,7 @@ fn the_rule_originates_on_its_port_and_passes_the_other_through() {
     assert_eq!(decision.service_entry.unwrap().qualified(), "default/cnn");
     assert_eq!(decision.rule.unwrap().qualified(), "default/cnn");
     assert_eq!(
-        decision.policy_source.unwrap().path(),
+        decision.policy_source.unwrap().path().to_string(),
         "spec.trafficPolicy.portLevelSettings[0]"
     );
 

@@ -12,7 +12,7 @@
 
 use super::hosts::{Port, Way};
 use super::owners::{Leads, Owner, is_looked_up};
-use super::{Compiler, OutboundMode, Settling, path_of};
+use super::{Compiler, OutboundMode, Settling};
 use crate::cluster::Cluster;
 use crate::decision::Reason;
 use crate::host::HostPattern;
@@ -993,7 +993,7 @@ fn allow_hint(host: &HostPattern, port: PortNumber) -> String {
 }
 
 fn tls_of(source: PolicySource) -> FieldPath {
-    let mut path = path_of(source);
+    let mut path = source.path();
     path.0.push(Segment::Key("tls".to_owned()));
     path
 }

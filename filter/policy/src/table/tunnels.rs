@@ -3,7 +3,7 @@
 //! The endpoints of the service are the proxy's, whether the ServiceEntry has the proxy's name as its host or the
 //! proxy's address in `endpoints`. Nothing that a tunnel is meant for goes around it: what cannot go in is refused.
 
-use super::{Compiler, Wanted, path_of};
+use super::{Compiler, Wanted};
 use crate::merge::{Merged, PolicySource, Settings};
 use crate::problem::{FieldPath, ProblemKind, Severity};
 use crate::query::Arrival;
@@ -91,7 +91,7 @@ impl<'r> Compiler<'r> {
             service.port.number, service.host
         );
         let hint = "remove the entry, and say for all ports what it says";
-        let path = path_of(settings.source);
+        let path = settings.source.path();
         let kind = ProblemKind::Conflict(text);
         self.report(Severity::Warning, &settings.rule.meta, path, kind, hint);
     }
@@ -99,7 +99,7 @@ impl<'r> Compiler<'r> {
 
 /// Returns the way to a tunnel. Only a rule or a subset as a whole can have one.
 fn tunnel_of(source: PolicySource) -> FieldPath {
-    let mut path = path_of(source);
+    let mut path = source.path();
     path.0
         .push(crate::problem::Segment::Key("tunnel".to_owned()));
     path
