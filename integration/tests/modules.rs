@@ -32,7 +32,6 @@ const KNOWN: &[&str] = &[
     "egress-envoy (lib): xds::forward_proxy xds::http",
     "egress-filter-wasm (cdylib): crate http root tcp",
     "egress-integration (bin): crate mutual",
-    "egress-policy (lib): table table::connections table::gate table::owners",
 ];
 
 #[test]

@@ -2,17 +2,18 @@
 
 use std::cmp::Ordering;
 
+use crate::compile::owners::{in_order, is_looked_up, joins};
 use crate::host::HostPattern;
 use crate::merge::RuleIndex;
 use crate::mesh::Mesh;
+use crate::options::Settling;
 use crate::problem::Origin;
 use crate::proxy::{Proxy, Role};
 use crate::query::Query;
 use crate::resource::{
     DestinationRule, Resolution, ResourceId, Resources, ServiceEntry, ServicePort,
 };
-use crate::table::owners::{in_order, is_looked_up, joins};
-use crate::table::{PolicyTable, Settling};
+use crate::table::PolicyTable;
 
 /// A resource that has the host of a query, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]

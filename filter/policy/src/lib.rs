@@ -53,6 +53,7 @@
 #![forbid(unsafe_code)]
 
 mod cluster;
+mod compile;
 mod decision;
 mod digest;
 mod explain;
@@ -62,6 +63,7 @@ mod host_index;
 mod merge;
 mod mesh;
 pub mod node;
+mod options;
 mod order;
 mod port;
 mod problem;
@@ -75,12 +77,14 @@ mod visible;
 mod words;
 
 pub use cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
+pub use compile::Compiled;
 pub use decision::{Action, Decision, Reason, Target};
 pub use digest::{Digest, fnv};
 pub use explain::{Candidate, Outcome, candidates};
 pub use host::{Authority, HostName, HostPattern, InvalidAuthority, InvalidHost, MAX_HOST_BYTES};
 pub use merge::PolicySource;
 pub use mesh::{MESH_FIELDS, Mesh, Visibility};
+pub use options::{AllowPlaintext, ConnectTo, OutboundMode, Settling};
 pub use order::map_of;
 pub use port::{PortNumber, Protocol, ProtocolClass};
 pub use problem::{
@@ -96,9 +100,6 @@ pub use resource::{
     UNREAD_KINDS, Unread, Warmup,
 };
 pub use source::{API_VERSIONS, KINDS, Parser, is_list};
-pub use table::{
-    AllowPlaintext, Compiled, ConnectTo, GateSummary, OutboundMode, PolicyTable, Refused, Service,
-    Settling,
-};
+pub use table::{GateSummary, PolicyTable, Refused, Service};
 pub use tls::{Escaped, Identity, InvalidTls, NameSource, Sni, TlsIntent, Trust, VerifiedNames};
 pub use visible::{visible, visible_lines};

@@ -11,7 +11,7 @@ use crate::query::Arrival;
 
 /// All hosts, found by name.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Hosts {
+pub(crate) struct Hosts {
     index: HostIndex,
     hosts: Vec<Host>,
     /// The ports behind the first of each host.
@@ -24,24 +24,24 @@ pub(super) struct Hosts {
 
 /// A host or pattern.
 #[derive(Debug, Clone)]
-pub(super) struct Host {
-    pub(super) pattern: HostPattern,
+pub(crate) struct Host {
+    pub(crate) pattern: HostPattern,
     /// The place of its ServiceEntry among all resources.
-    pub(super) entry: u32,
+    pub(crate) entry: u32,
     /// A rule asks for TLS to the host, so its other ports are not left alone either.
-    pub(super) named: bool,
+    pub(crate) named: bool,
     first: Option<Port>,
 }
 
 /// A port of a host.
 #[derive(Debug, Clone)]
-pub(super) struct Port {
-    pub(super) number: PortNumber,
-    pub(super) target: PortNumber,
-    pub(super) arrival: Arrival,
+pub(crate) struct Port {
+    pub(crate) number: PortNumber,
+    pub(crate) target: PortNumber,
+    pub(crate) arrival: Arrival,
     /// Plaintext would be refused, and somebody allowed it.
-    pub(super) allowed: bool,
-    pub(super) way: Way,
+    pub(crate) allowed: bool,
+    pub(crate) way: Way,
     /// The place of its subsets, if it has any.
     subsets: u32,
     /// The place of the next one of its host.
@@ -49,13 +49,13 @@ pub(super) struct Port {
 }
 
 /// The ways of subsets, by their names.
-pub(super) type Subsets = Vec<(Box<str>, Way)>;
+pub(crate) type Subsets = Vec<(Box<str>, Way)>;
 
 /// A cluster, and who said so.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Way {
+pub(crate) struct Way {
     /// The place of the cluster.
-    pub(super) cluster: u32,
+    pub(crate) cluster: u32,
     /// The place of the rule among all resources.
     rule: u32,
     subset: u32,
@@ -71,12 +71,12 @@ const REFUSED: u32 = NONE - Reason::OF_THE_TABLE.len() as u32;
 /// Places of aliases are counted from here.
 const ALIASES: usize = 1 << 31;
 
-pub(super) fn narrow(place: usize) -> u32 {
+pub(crate) fn narrow(place: usize) -> u32 {
     u32::try_from(place).unwrap_or(NONE)
 }
 
 impl Way {
-    pub(super) fn new(cluster: usize, rule: Option<(usize, PolicySource)>) -> Self {
+    pub(crate) fn new(cluster: usize, rule: Option<(usize, PolicySource)>) -> Self {
         let (subset, port_level) = match rule.map(|(_, source)| source) {
             None | Some(PolicySource::Rule) => (NONE, NONE),
             Some(PolicySource::Port(port)) => (NONE, narrow(port)),
@@ -92,7 +92,7 @@ impl Way {
     }
 
     /// Makes a way that leads nowhere, for this reason.
-    pub(super) fn refused(reason: Reason, rule: Option<(usize, PolicySource)>) -> Self {
+    pub(crate) fn refused(reason: Reason, rule: Option<(usize, PolicySource)>) -> Self {
         let known = Reason::OF_THE_TABLE.iter().position(|&one| one == reason);
         let mut way = Way::new(0, rule);
         way.cluster = known.map_or(NONE, |at| REFUSED + narrow(at));
@@ -100,13 +100,13 @@ impl Way {
     }
 
     /// Returns why the way leads nowhere, if it does not.
-    pub(super) fn refusal(&self) -> Option<Reason> {
+    pub(crate) fn refusal(&self) -> Option<Reason> {
         let at = self.cluster.checked_sub(REFUSED)?;
         Reason::OF_THE_TABLE.get(at as usize).copied()
     }
 
     /// Returns the place of the rule among all resources, and which part of it counts.
-    pub(super) fn rule(&self) -> Option<(usize, PolicySource)> {
+    pub(crate) fn rule(&self) -> Option<(usize, PolicySource)> {
         let place = |place: u32| (place != NONE).then_some(place as usize);
         let source = match (place(self.subset), place(self.port_level)) {
             (None, None) => PolicySource::Rule,
@@ -119,7 +119,7 @@ impl Way {
 }
 
 impl Port {
-    pub(super) fn new(number: PortNumber, target: PortNumber, arrival: Arrival, way: Way) -> Self {
+    pub(crate) fn new(number: PortNumber, target: PortNumber, arrival: Arrival, way: Way) -> Self {
         Port {
             number,
             target,
@@ -134,7 +134,7 @@ impl Port {
 
 impl Hosts {
     /// Tries the hosts that have the name or address, the most specific first, until one gives something.
-    pub(super) fn find_map<'h, T>(
+    pub(crate) fn find_map<'h, T>(
         &'h self,
         name: &str,
         mut give: impl FnMut(&'h Host) -> Option<T>,
@@ -146,7 +146,7 @@ impl Hosts {
     }
 
     /// Returns the place of a pattern's host, and whether it has been made just now.
-    pub(super) fn entry(&mut self, pattern: &HostPattern, entry: usize) -> (usize, bool) {
+    pub(crate) fn entry(&mut self, pattern: &HostPattern, entry: usize) -> (usize, bool) {
         let next = self.hosts.len();
         let place = self.place_of(pattern, next);
         if place != next {
@@ -162,7 +162,7 @@ impl Hosts {
     }
 
     /// Returns the place of a pattern's own host.
-    pub(super) fn place(&self, pattern: &HostPattern) -> Option<usize> {
+    pub(crate) fn place(&self, pattern: &HostPattern) -> Option<usize> {
         let text = |place| text(&self.hosts, &self.aliases, place);
         let place = self.host_at(self.index.find_pattern(pattern, text)?);
         let host = self.hosts.get(place)?;
@@ -170,7 +170,7 @@ impl Hosts {
     }
 
     /// Notes that a rule asks for TLS to a pattern, and to all hosts that it has.
-    pub(super) fn name(&mut self, pattern: &HostPattern, rule: usize) {
+    pub(crate) fn name(&mut self, pattern: &HostPattern, rule: usize) {
         let (place, _) = self.entry(pattern, rule);
         for (at, host) in self.hosts.iter_mut().enumerate() {
             host.named |= at == place || pattern.covers(&host.pattern);
@@ -178,7 +178,7 @@ impl Hosts {
     }
 
     /// Lets an address stand for a host, unless it stands for another already.
-    pub(super) fn alias(&mut self, alias: HostName, host: usize) {
+    pub(crate) fn alias(&mut self, alias: HostName, host: usize) {
         let next = ALIASES + self.aliases.len();
         let place = self.place_of(&HostPattern::Exact(alias.clone()), next);
         if place == next || self.host_at(place) == host {
@@ -187,7 +187,7 @@ impl Hosts {
     }
 
     /// Adds a port behind the others of a host.
-    pub(super) fn add_port(&mut self, host: usize, mut port: Port, subsets: Subsets) {
+    pub(crate) fn add_port(&mut self, host: usize, mut port: Port, subsets: Subsets) {
         let Some(host) = self.hosts.get_mut(host) else {
             return;
         };
@@ -213,40 +213,40 @@ impl Hosts {
         self.more.push(port);
     }
 
-    pub(super) fn get(&self, place: usize) -> Option<&Host> {
+    pub(crate) fn get(&self, place: usize) -> Option<&Host> {
         self.hosts.get(place)
     }
 
-    pub(super) fn get_mut(&mut self, place: usize) -> Option<&mut Host> {
+    pub(crate) fn get_mut(&mut self, place: usize) -> Option<&mut Host> {
         self.hosts.get_mut(place)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Host> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Host> {
         self.hosts.iter()
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.hosts.len()
     }
 
     /// Returns the ports of a host in the order they were added.
-    pub(super) fn ports<'h>(&'h self, host: &'h Host) -> impl Iterator<Item = &'h Port> {
+    pub(crate) fn ports<'h>(&'h self, host: &'h Host) -> impl Iterator<Item = &'h Port> {
         let next = |port: &&Port| self.more.get(port.next as usize);
         std::iter::successors(host.first.as_ref(), next)
     }
 
     /// Returns the subsets of a port by name.
-    pub(super) fn subsets(&self, port: &Port) -> &[(Box<str>, Way)] {
+    pub(crate) fn subsets(&self, port: &Port) -> &[(Box<str>, Way)] {
         let subsets = self.subsets.get(port.subsets as usize);
         subsets.map_or(&[], Vec::as_slice)
     }
 
-    pub(super) fn port<'h>(&'h self, host: &'h Host, number: PortNumber) -> Option<&'h Port> {
+    pub(crate) fn port<'h>(&'h self, host: &'h Host, number: PortNumber) -> Option<&'h Port> {
         self.ports(host).find(|port| port.number == number)
     }
 
     /// Returns a host's port.
-    pub(super) fn port_mut(&mut self, host: usize, number: PortNumber) -> Option<&mut Port> {
+    pub(crate) fn port_mut(&mut self, host: usize, number: PortNumber) -> Option<&mut Port> {
         let first = self.hosts.get_mut(host)?.first.as_mut()?;
         if first.number == number {
             return Some(first);
@@ -262,7 +262,7 @@ impl Hosts {
     }
 
     /// Returns the places of the clusters that ports and subsets lead to; those of refused ports lead nowhere.
-    pub(super) fn clusters(&self) -> BTreeSet<u32> {
+    pub(crate) fn clusters(&self) -> BTreeSet<u32> {
         let ports = self.hosts.iter().flat_map(|host| self.ports(host));
         let served = ports.filter(|port| port.way.refusal().is_none());
         let ways = served.flat_map(|port| {
@@ -273,7 +273,7 @@ impl Hosts {
     }
 
     /// Returns the ways of all ports and subsets.
-    pub(super) fn ways_mut(&mut self) -> impl Iterator<Item = &mut Way> {
+    pub(crate) fn ways_mut(&mut self) -> impl Iterator<Item = &mut Way> {
         let first = self.hosts.iter_mut().filter_map(|host| host.first.as_mut());
         let ports = first.chain(&mut self.more).map(|port| &mut port.way);
         let subsets = self.subsets.iter_mut().flatten();
@@ -281,7 +281,7 @@ impl Hosts {
     }
 
     /// Returns the addresses that stand for hosts.
-    pub(super) fn aliases(&self) -> impl Iterator<Item = (&HostName, &HostPattern)> {
+    pub(crate) fn aliases(&self) -> impl Iterator<Item = (&HostName, &HostPattern)> {
         let named = self.aliases.iter();
         named.filter_map(|(alias, host)| Some((alias, &self.hosts.get(*host)?.pattern)))
     }

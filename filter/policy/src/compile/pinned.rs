@@ -1,10 +1,12 @@
 //! Hosts below a wildcard whose address was given by hand.
 
-use super::hosts::{Host, Port, Subsets};
-use super::{Compiler, ConnectTo, endpoints_of};
 use crate::cluster::{Cluster, ClusterName};
+use crate::compile::cluster::endpoints_of;
+use crate::compile::compiler::Compiler;
 use crate::host::HostPattern;
+use crate::options::ConnectTo;
 use crate::query::Arrival;
+use crate::table::hosts::{Host, Port, Subsets, narrow};
 
 /// What a host takes from the wildcard that it is below.
 struct Below {
@@ -22,7 +24,7 @@ impl Below {
 }
 
 impl Compiler<'_> {
-    /// Gives each host of [`super::Settling::connect_to`] that is found below a wildcard a place of its own.
+    /// Gives each host of [`connect_to`](crate::Settling::connect_to) that is found below a wildcard a place of its own.
     ///
     /// The clusters of a wildcard refuse private addresses, and such an address may well be private. So the host gets
     /// a cluster that refuses none, for this host and port alone. Everything else below the wildcard stays guarded.
@@ -101,6 +103,6 @@ impl Compiler<'_> {
         if place == self.clusters.len() {
             self.clusters.push(pinned);
         }
-        super::narrow(place)
+        narrow(place)
     }
 }

@@ -10,71 +10,24 @@
 //!
 //! [`AllowPlaintext`] turns each of them into a warning.
 
-use super::hosts::{Port, Way};
-use super::owners::{Leads, Owner, is_looked_up};
-use super::{Compiler, OutboundMode, Settling};
 use crate::cluster::Cluster;
+use crate::compile::compiler::{Compiler, Plain};
+use crate::compile::owners::{Leads, Owner, is_looked_up};
 use crate::decision::Reason;
 use crate::host::HostPattern;
 use crate::merge::{ByHost, Merged, PolicySource, Settings, for_port};
+use crate::options::{AllowPlaintext, OutboundMode, Settling};
 use crate::order::{sort_by, sorted};
 use crate::port::{PortNumber, Protocol};
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity, edits};
 use crate::proxy::Proxy;
 use crate::query::Arrival;
 use crate::resource::{
-    Asked, ClientTls, DestinationRule, Meta, ServiceEntry, ServicePort, TlsMode, TrafficPolicy,
-    Unread, hidden_by,
+    Asked, ClientTls, DestinationRule, Meta, Resources, ServiceEntry, ServicePort, TlsMode,
+    TrafficPolicy, Unread, hidden_by,
 };
 use crate::source::problem_of;
-
-/// A host whose plaintext somebody allowed, in spite of the gate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AllowPlaintext {
-    /// The host or hosts, as applications call them.
-    pub host: HostPattern,
-    /// The service port; `None` is every port.
-    pub port: Option<PortNumber>,
-    /// Why, for people.
-    pub reason: Option<String>,
-    /// When it was allowed, for people.
-    pub date: Option<String>,
-}
-
-impl AllowPlaintext {
-    /// Allows every host.
-    pub fn everywhere() -> Self {
-        AllowPlaintext {
-            host: HostPattern::Any,
-            port: None,
-            reason: None,
-            date: None,
-        }
-    }
-}
-
-/// What the gate counts, for the summary of a check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct GateSummary {
-    /// Hosts of which a port is forwarded in plaintext, because the rules say so.
-    pub forwarded: usize,
-    /// Rules that ask for TLS to hosts that no ServiceEntry names.
-    pub elsewhere: usize,
-}
-
-/// A service that is forwarded in plaintext.
-pub(super) struct Plain<'r> {
-    /// Where its host is in the table.
-    pub(super) host: usize,
-    /// The entry that has the port.
-    pub(super) entry: &'r ServiceEntry,
-    pub(super) port: &'r ServicePort,
-    pub(super) arrival: Arrival,
-    /// The ports that are dialled: those of the endpoints, or the target.
-    pub(super) dialled: Vec<PortNumber>,
-    /// A rule says `mode: DISABLE`.
-    pub(super) disabled: bool,
-}
+use crate::table::hosts::{Port, Way};
 
 /// A `tls` block that asks for TLS.
 #[derive(Clone, Copy)]
@@ -957,7 +910,7 @@ impl<'r> Compiler<'r> {
 
 /// Returns the entries that may have given ports to a host.
 fn entries_of<'r>(
-    resources: &'r crate::resource::Resources,
+    resources: &'r Resources,
     owner: &'r ServiceEntry,
     host: &'r HostPattern,
 ) -> impl Iterator<Item = &'r ServiceEntry> {

@@ -3,9 +3,9 @@
 //! The endpoints of the service are the proxy's, whether the ServiceEntry has the proxy's name as its host or the
 //! proxy's address in `endpoints`. Nothing that a tunnel is meant for goes around it: what cannot go in is refused.
 
-use super::{Compiler, Wanted};
+use crate::compile::compiler::{Compiler, Wanted};
 use crate::merge::{Merged, PolicySource, Settings};
-use crate::problem::{FieldPath, ProblemKind, Severity};
+use crate::problem::{FieldPath, ProblemKind, Segment, Severity};
 use crate::query::Arrival;
 use crate::resource::{Subset, Tunnel};
 
@@ -100,7 +100,6 @@ impl<'r> Compiler<'r> {
 /// Returns the way to a tunnel. Only a rule or a subset as a whole can have one.
 fn tunnel_of(source: PolicySource) -> FieldPath {
     let mut path = source.path();
-    path.0
-        .push(crate::problem::Segment::Key("tunnel".to_owned()));
+    path.0.push(Segment::Key("tunnel".to_owned()));
     path
 }

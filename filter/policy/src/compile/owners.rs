@@ -7,10 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use super::Compiler;
 use crate::host::HostPattern;
 use crate::mesh::Mesh;
-use crate::order::{entries_sorted, sort_by};
+use crate::order::entries_sorted;
 use crate::proxy::{Proxy, Role};
 use crate::resource::{Resolution, ServiceEntry, ServicePort};
 
@@ -78,78 +77,6 @@ fn selector(entry: &ServiceEntry) -> &[(String, String)] {
 /// Says whether two lists hold the same, in whatever order and however often.
 pub(crate) fn same_set<T: PartialEq>(one: &[T], other: &[T]) -> bool {
     one.iter().all(|item| other.contains(item)) && other.iter().all(|item| one.contains(item))
-}
-
-impl<'r> Compiler<'r> {
-    /// Settles whose each host is.
-    pub(super) fn owners(&mut self) -> Families<'r> {
-        let entries = &self.resources.service_entries;
-        let (namespace, mesh) = (self.settling.proxy.namespace.as_str(), &self.settling.mesh);
-        let mut families = Families::new();
-        for entry in in_order(entries, &self.settling.proxy, mesh)
-            .into_iter()
-            .filter_map(|at| entries.get(at))
-        {
-            let before = self.problems.len();
-            self.check_entry(entry);
-            let found = before..self.problems.len();
-            if !found.is_empty() {
-                self.entry_problems.insert(self.entry_place(entry), found);
-            }
-            for (at, host) in entry.hosts.iter().enumerate() {
-                let (place, new) = self.hosts.entry(host, self.entry_place(entry));
-                if new {
-                    self.owners.push(Owner { entry, host });
-                    continue;
-                }
-                let Some(owner) = self.owners.get(place).map(|owner| owner.entry) else {
-                    continue;
-                };
-                // It names the host twice.
-                if std::ptr::eq(owner, entry) {
-                    continue;
-                }
-                let joins = joins(owner, entry);
-                if owner.meta.id.namespace == entry.meta.id.namespace {
-                    let family = families.entry(place).or_default();
-                    family.all.push(entry);
-                    let kind = match joins {
-                        true => &mut family.joined,
-                        false => &mut family.lost,
-                    };
-                    kind.push(entry);
-                }
-                if !joins {
-                    self.shadowed(entry, at, owner);
-                }
-            }
-        }
-        // What the caller does not see gives its endpoints all the same.
-        for entry in entries.iter().filter(|entry| !mesh.shows(entry, namespace)) {
-            for host in &entry.hosts {
-                let Some(place) = self.hosts.place(host) else {
-                    continue;
-                };
-                let owner = self.owners.get(place).map(|owner| owner.entry);
-                if owner.is_some_and(|owner| owner.meta.id.namespace == entry.meta.id.namespace) {
-                    families.entry(place).or_default().all.push(entry);
-                }
-            }
-        }
-        for (place, family) in &mut families {
-            family
-                .all
-                .extend(self.owners.get(*place).map(|owner| owner.entry));
-            sort_by(&mut family.all, |one, other| {
-                let key = |entry: &ServiceEntry| {
-                    let id = &entry.meta.id;
-                    (entry.meta.created.clone(), id.name.clone())
-                };
-                key(one).cmp(&key(other))
-            });
-        }
-        families
-    }
 }
 
 /// Where the connections of a port go.

@@ -1,0 +1,147 @@
+//! Compiles resources into a table.
+
+pub(crate) mod owners;
+
+mod check;
+mod cluster;
+mod compiler;
+mod connections;
+mod gate;
+mod pinned;
+mod services;
+mod tunnels;
+
+use crate::cluster::Cluster;
+use crate::compile::compiler::{Compiler, Fault};
+use crate::decision::Reason;
+use crate::options::Settling;
+use crate::port::PortNumber;
+use crate::problem::{Problem, Problems};
+use crate::resource::Resources;
+use crate::table::PolicyTable;
+use crate::table::hosts::{Way, narrow};
+
+impl PolicyTable {
+    /// Compiles resources for one proxy, or tells everything that prevents it.
+    ///
+    /// The problems returned beside a table are warnings.
+    ///
+    /// # Errors
+    /// When any part of any rule cannot be honoured; then nothing of the table exists.
+    pub fn compile(
+        resources: &Resources,
+        settling: &Settling,
+    ) -> Result<(PolicyTable, Problems), Problems> {
+        let compiled = PolicyTable::compile_with_errors(resources, settling);
+        match compiled.problems.has_errors() {
+            true => Err(compiled.problems),
+            false => Ok((compiled.table, compiled.problems)),
+        }
+    }
+
+    /// Compiles resources for one proxy, whatever is wrong with them: a host and port whose rules have an error is
+    /// refused with [`Reason::InvalidRule`]. For people who ask about another host; such a table decides nothing.
+    pub fn compile_with_errors(resources: &Resources, settling: &Settling) -> Compiled {
+        let mut compiler = Compiler::new(resources, settling);
+        compiler.entries();
+        compiler.gate();
+        compiler.finish()
+    }
+}
+
+/// A table, with everything that is wrong with what it was compiled from.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The table. With errors among the problems it is for answers only.
+    pub table: PolicyTable,
+    /// Everything that is wrong.
+    pub problems: Problems,
+    /// The errors, by the host and port that are refused for them.
+    faults: Vec<Fault>,
+}
+
+impl Compiled {
+    /// Returns the errors for which a host and port of `table`, the one that was compiled, are refused.
+    pub fn errors_of(&self, table: &PolicyTable, host: &str, port: PortNumber) -> Vec<&Problem> {
+        let found = table.hosts.find_map(host, |found| {
+            table.hosts.port(found, port)?;
+            Some(&found.pattern)
+        });
+        let of_it = |fault: &&Fault| {
+            let pattern = table.hosts.get(fault.host).map(|host| &host.pattern);
+            fault.port == port && pattern == found
+        };
+        let problem = |fault: &Fault| self.problems.0.get(fault.problem);
+        self.faults
+            .iter()
+            .filter(of_it)
+            .filter_map(problem)
+            .collect()
+    }
+}
+
+impl Compiler<'_> {
+    fn finish(mut self) -> Compiled {
+        let connections = self.connections();
+        for fault in &self.faults {
+            if let Some(port) = self.hosts.port_mut(fault.host, fault.port)
+                && port.way.refusal().is_none()
+            {
+                port.way = Way::refused(Reason::InvalidRule, port.way.rule());
+            }
+        }
+        self.pin();
+        // By name, so that the table does not depend on the order of the documents.
+        let mut order: Vec<usize> = self.names.values().copied().collect();
+        // What only refused services would have used is not there.
+        let used = self.hosts.clusters();
+        order.retain(|place| used.contains(&narrow(*place)));
+        let mut places = vec![usize::MAX; self.clusters.len()];
+        for (to, from) in order.iter().enumerate() {
+            places
+                .get_mut(*from)
+                .into_iter()
+                .for_each(|place| *place = to);
+        }
+        let mut clusters: Vec<Option<Cluster>> = self.clusters.into_iter().map(Some).collect();
+        let sorted = order
+            .drain(..)
+            .filter_map(|from| clusters.get_mut(from).and_then(Option::take))
+            .collect();
+        let mut hosts = self.hosts;
+        for way in hosts.ways_mut().filter(|way| way.refusal().is_none()) {
+            way.cluster = narrow(
+                places
+                    .get(way.cluster as usize)
+                    .copied()
+                    .unwrap_or(usize::MAX),
+            );
+        }
+        let entries = self
+            .resources
+            .service_entries
+            .iter()
+            .map(|entry| entry.meta.id.clone());
+        let rules = self
+            .resources
+            .destination_rules
+            .iter()
+            .map(|rule| rule.meta.id.clone());
+        let ids = entries.chain(rules).collect();
+        let table = PolicyTable {
+            hosts,
+            clusters: sorted,
+            resources: ids,
+            outbound: self.settling.outbound,
+            connect_to: self.settling.connect_to.clone(),
+            connections,
+            allow_plaintext: self.settling.allow_plaintext.clone(),
+            summary: self.summary,
+        };
+        Compiled {
+            table,
+            problems: Problems(self.problems),
+            faults: self.faults,
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! The clusters of a table: what is spoken to a service, and where it leads.
+
+use crate::cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
+use crate::compile::compiler::{Compiler, Wanted};
+use crate::compile::owners::{Leads, is_looked_up};
+use crate::merge::Settings;
+use crate::options::ConnectTo;
+use crate::port::PortNumber;
+use crate::query::Arrival;
+use crate::resource::{H2UpgradePolicy, Resolution, ServicePort, Subset};
+use crate::tls::TlsIntent;
+
+impl<'r> Compiler<'r> {
+    /// Finds or makes the cluster of a port. Hosts share one unless something in the rules is theirs alone.
+    pub(super) fn cluster(
+        &mut self,
+        service: &Wanted<'_>,
+        tls: Option<TlsIntent>,
+        settings: Option<Settings<'_>>,
+        subset: Option<&Subset>,
+    ) -> Option<usize> {
+        let &Wanted {
+            entry,
+            host,
+            port,
+            leads,
+            arrival,
+            ..
+        } = service;
+        let elsewhere = matches!(leads, Leads::To(_));
+        let load_balancer = settings
+            .and_then(|settings| settings.load_balancer)
+            .cloned()
+            .map(Box::new);
+        let connection_pool = settings
+            .and_then(|settings| settings.connection_pool)
+            .or(self.settling.mesh.connection_pool.as_ref())
+            .cloned()
+            .map(Box::new);
+        let outlier_detection = settings
+            .and_then(|settings| settings.outlier_detection)
+            .or(self.settling.mesh.outlier_detection.as_ref())
+            .cloned()
+            .map(Box::new);
+        let proxy_protocol = settings.and_then(|settings| settings.proxy_protocol);
+        let retry_budget = settings.and_then(|settings| settings.retry_budget).cloned();
+        let tunnel = settings
+            .and_then(|settings| settings.tunnel)
+            .cloned()
+            .map(Box::new);
+        let http = connection_pool.as_ref().map(|pool| &pool.http);
+        let as_received = http.is_some_and(|http| http.use_client_protocol);
+        let upgrade = http.map(|http| http.h2_upgrade).unwrap_or_default();
+        let speaks = match &tunnel {
+            Some(_) if upgrade == H2UpgradePolicy::Upgrade => Speaks::Http2,
+            Some(_) => Speaks::Http1,
+            None => speaks(arrival, port, tls.is_some(), upgrade, as_received),
+        };
+        // Nothing in a connection of bytes says where it goes, so its cluster does.
+        let own = subset.is_some()
+            || (arrival == Arrival::Tcp && host.exact().is_some())
+            || elsewhere
+            || load_balancer.is_some()
+            || connection_pool.is_some()
+            || outlier_detection.is_some()
+            || proxy_protocol.is_some()
+            || retry_budget.is_some()
+            || tunnel.is_some()
+            || tls.as_ref().is_some_and(|tls| !tls.follows_the_request());
+        // A wildcard lets DNS choose the address; only a service of the mesh may have a private one.
+        let any_name = host.exact().is_none() && !elsewhere;
+        let public_only = any_name && !entry.internal;
+        if !own {
+            let alike = |place: &usize| {
+                self.clusters.get(*place).is_some_and(|cluster| {
+                    cluster.tls == tls
+                        && cluster.speaks == speaks
+                        && cluster.any_name == any_name
+                        && cluster.public_only == public_only
+                })
+            };
+            if let Some(place) = self.shared.iter().copied().find(alike) {
+                return Some(place);
+            }
+            self.shared.push(self.clusters.len());
+        }
+        let name = match own {
+            true => ClusterName::own(port.number, subset.map_or("", |subset| &subset.name), host),
+            false => ClusterName::shared(tls.as_ref(), speaks, any_name, public_only),
+        };
+        if let Some(place) = self.names.get(&name) {
+            return Some(*place);
+        }
+        let endpoints = if own {
+            self.endpoints(service, subset)?
+        } else {
+            Endpoints::OfTheRequest
+        };
+        let own = own.then(|| (host.clone(), port.number));
+        let place = self.clusters.len();
+        self.names.insert(name.clone(), place);
+        self.clusters.push(Cluster {
+            name,
+            own,
+            tls,
+            tunnel,
+            speaks,
+            endpoints,
+            any_name,
+            public_only,
+            load_balancer,
+            connection_pool,
+            outlier_detection,
+            proxy_protocol,
+            retry_budget,
+        });
+        Some(place)
+    }
+
+    /// Returns where a service leads; `None` for a subset whose labels no endpoint has, which then has no
+    /// cluster, as in Istio.
+    fn endpoints(&self, service: &Wanted<'_>, subset: Option<&Subset>) -> Option<Endpoints> {
+        let &Wanted {
+            entry,
+            host,
+            port,
+            leads,
+            ..
+        } = service;
+        let place = |address: &str, number: PortNumber, weight: u32, locality: &str| {
+            let to = self
+                .settling
+                .connect_to
+                .iter()
+                .find(|to| to.host.as_str() == address && to.port == number);
+            let (address, port) = to.map_or((address, number), |to| (&to.address, to.address_port));
+            Place {
+                address: address.to_owned(),
+                port,
+                weight,
+                locality: locality.to_owned(),
+            }
+        };
+        let elsewhere = matches!(leads, Leads::To(_));
+        let labels = subset.map_or(&[][..], |subset| &subset.labels);
+        // Envoy can go to the addresses of one name one at a time, not to those of several.
+        let by_turns = entry.resolution == Resolution::DnsRoundRobin;
+        let listed = |places: Vec<Place>| {
+            let one_at_a_time = by_turns && places.len() == 1;
+            Some(listed(places, one_at_a_time))
+        };
+        if let Some(name) = host.exact() {
+            let whole = place(name.as_str(), port.target, 1, "");
+            // What is dialled for the host as a whole may be replaced, whatever its endpoints are.
+            if whole.address != name.as_str() || whole.port != port.target {
+                return listed(vec![whole]);
+            }
+            if !elsewhere {
+                return if labels.is_empty() {
+                    listed(vec![whole])
+                } else {
+                    None
+                };
+            }
+        } else if !elsewhere {
+            return labels.is_empty().then_some(Endpoints::OfTheRequest);
+        }
+        let Leads::To(led) = leads else { return None };
+        let fixed_only = entry.resolution == Resolution::Static;
+        let mut places: Vec<Place> = Vec::new();
+        for (entry, port) in led {
+            let chosen = entry
+                .endpoints
+                .iter()
+                .filter(|endpoint| labels.iter().all(|label| endpoint.labels.contains(label)))
+                .filter(|endpoint| !fixed_only || is_fixed(&endpoint.address));
+            for endpoint in chosen {
+                let named = endpoint.ports.iter().find(|(name, _)| *name == port.name);
+                let number = named.map_or(port.target, |(_, port)| *port);
+                let place = place(
+                    &endpoint.address,
+                    number,
+                    endpoint.weight,
+                    &endpoint.locality,
+                );
+                if !places.contains(&place) {
+                    places.push(place);
+                }
+            }
+            let by_name = labels.is_empty() && !fixed_only && is_looked_up(entry);
+            if let Some(name) = host.exact().filter(|_| by_name) {
+                let place = place(name.as_str(), port.target, 1, "");
+                if !places.contains(&place) {
+                    places.push(place);
+                }
+            }
+        }
+        if places.is_empty() && subset.is_some() {
+            return None;
+        }
+        listed(places)
+    }
+}
+
+fn listed(places: Vec<Place>, one_at_a_time: bool) -> Endpoints {
+    let fixed = places.iter().all(|place| is_fixed(&place.address));
+    Endpoints::Listed {
+        places,
+        fixed,
+        one_at_a_time,
+    }
+}
+
+/// Returns the one place that an address given by hand is.
+pub(super) fn endpoints_of(to: &ConnectTo) -> Endpoints {
+    let place = Place {
+        address: to.address.clone(),
+        port: to.address_port,
+        weight: 1,
+        locality: String::new(),
+    };
+    listed(vec![place], false)
+}
+
+/// Says whether an address needs no lookup: it is an IP address or a path.
+fn is_fixed(address: &str) -> bool {
+    address.starts_with("unix://") || address.parse::<std::net::IpAddr>().is_ok()
+}
+
+/// Says whether a port is PostgreSQL's, by its number or its name: `protocol` has no word for it.
+pub(super) fn is_postgresql(port: &ServicePort) -> bool {
+    let known = [port.number, port.target];
+    known.iter().any(|number| number.get() == 5432) || port.name.starts_with("postgres")
+}
+
+/// Settles what is spoken to the server.
+fn speaks(
+    arrival: Arrival,
+    port: &ServicePort,
+    tls: bool,
+    upgrade: H2UpgradePolicy,
+    as_received: bool,
+) -> Speaks {
+    match (arrival, port.protocol.is_http2(), upgrade) {
+        (Arrival::Tcp, ..) if tls && is_postgresql(port) => Speaks::PostgreSql,
+        (Arrival::Tls | Arrival::Tcp, ..) => Speaks::Bytes,
+        _ if as_received => Speaks::AsReceived,
+        (_, true, _) | (_, _, H2UpgradePolicy::Upgrade) => Speaks::Http2,
+        (_, _, H2UpgradePolicy::DoNotUpgrade) => Speaks::Http1,
+        // Without TLS nothing can be agreed on.
+        _ if tls => Speaks::Auto,
+        _ => Speaks::Http1,
+    }
+}

@@ -1,0 +1,168 @@
+//! What a table is made with, while it is made.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use crate::cluster::{Cluster, ClusterName};
+use crate::compile::owners::{Leads, Owner};
+use crate::host::HostPattern;
+use crate::merge::RuleIndex;
+use crate::options::Settling;
+use crate::port::PortNumber;
+use crate::problem::{FieldPath, Problem, ProblemKind, Segment, Severity};
+use crate::query::Arrival;
+use crate::resource::{DestinationRule, Meta, Resources, ServiceEntry, ServicePort};
+use crate::source::problem_of;
+use crate::table::GateSummary;
+use crate::table::connections::Known;
+use crate::table::hosts::Hosts;
+
+pub(super) struct Compiler<'r> {
+    pub(super) settling: &'r Settling,
+    pub(super) rules: RuleIndex<'r>,
+    pub(super) hosts: Hosts,
+    /// The entry that is each host's service.
+    pub(super) owners: Vec<Owner<'r>>,
+    /// The services whose connections are bytes.
+    pub(super) connections: Vec<Candidate<'r>>,
+    pub(super) clusters: Vec<Cluster>,
+    pub(super) names: BTreeMap<ClusterName, usize>,
+    pub(super) resources: &'r Resources,
+    /// The clusters that hosts share: few, and looked for by what they are, so that no name is written to find one.
+    pub(super) shared: Vec<usize>,
+    pub(super) problems: Vec<Problem>,
+    pub(super) faults: Vec<Fault>,
+    /// The problems that each entry has by itself, where it has any.
+    pub(super) entry_problems: BTreeMap<usize, Range<usize>>,
+    /// What would be forwarded in plaintext.
+    pub(super) plain: Vec<Plain<'r>>,
+    pub(super) summary: GateSummary,
+}
+
+/// An error, and what is refused for it.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) host: usize,
+    pub(super) port: PortNumber,
+    /// The place of the error among all problems.
+    pub(super) problem: usize,
+}
+
+/// A service that is forwarded in plaintext.
+pub(super) struct Plain<'r> {
+    /// Where its host is in the table.
+    pub(super) host: usize,
+    /// The entry that has the port.
+    pub(super) entry: &'r ServiceEntry,
+    pub(super) port: &'r ServicePort,
+    pub(super) arrival: Arrival,
+    /// The ports that are dialled: those of the endpoints, or the target.
+    pub(super) dialled: Vec<PortNumber>,
+    /// A rule says `mode: DISABLE`.
+    pub(super) disabled: bool,
+}
+
+/// A TCP service while the table is made.
+pub(super) struct Candidate<'r> {
+    pub(super) entry: &'r ServiceEntry,
+    /// The port's place in the entry.
+    pub(super) index: usize,
+    pub(super) port: PortNumber,
+    pub(super) known: Known,
+}
+
+impl Candidate<'_> {
+    pub(super) fn path(&self) -> FieldPath {
+        let mut path = FieldPath::keys("spec.ports");
+        path.0.push(Segment::Index(self.index));
+        path
+    }
+}
+
+/// A port of a host, as a cluster is wanted for it.
+pub(super) struct Wanted<'w> {
+    pub(super) entry: &'w ServiceEntry,
+    pub(super) host: &'w HostPattern,
+    pub(super) port: &'w ServicePort,
+    /// Where its connections go.
+    pub(super) leads: &'w Leads<'w>,
+    /// The names that its certificate may have where the rule gives none.
+    pub(super) names: &'w [String],
+    pub(super) arrival: Arrival,
+}
+
+impl<'r> Compiler<'r> {
+    pub(super) fn new(resources: &'r Resources, settling: &'r Settling) -> Self {
+        Compiler {
+            settling,
+            rules: RuleIndex::of(&resources.destination_rules, &settling.mesh),
+            hosts: Hosts::default(),
+            owners: Vec::new(),
+            connections: Vec::new(),
+            clusters: Vec::new(),
+            names: BTreeMap::new(),
+            resources,
+            shared: Vec::new(),
+            problems: Vec::new(),
+            faults: Vec::new(),
+            entry_problems: BTreeMap::new(),
+            plain: Vec::new(),
+            summary: GateSummary::default(),
+        }
+    }
+
+    /// Notes that a host and port are refused for the errors among these problems.
+    pub(super) fn blame(&mut self, host: usize, port: PortNumber, among: Range<usize>) {
+        for problem in among {
+            let found = self.problems.get(problem);
+            if found.is_some_and(|found| found.severity == Severity::Error) {
+                self.faults.push(Fault {
+                    host,
+                    port,
+                    problem,
+                });
+            }
+        }
+    }
+
+    pub(super) fn report(
+        &mut self,
+        severity: Severity,
+        meta: &Meta,
+        path: FieldPath,
+        kind: ProblemKind,
+        hint: &str,
+    ) {
+        self.problems.push(problem_of(
+            severity,
+            meta,
+            path,
+            kind,
+            Some(hint.to_owned()),
+        ));
+    }
+
+    /// Returns the places of the problems that an entry has by itself.
+    pub(super) fn problems_of(&self, entry: &ServiceEntry) -> Range<usize> {
+        let place = self.entry_place(entry);
+        self.entry_problems.get(&place).cloned().unwrap_or_default()
+    }
+
+    /// Returns the place of an entry among all resources.
+    pub(super) fn entry_place(&self, entry: &ServiceEntry) -> usize {
+        place_in(&self.resources.service_entries, entry)
+    }
+
+    /// Returns the place of a rule among all resources: behind the entries.
+    pub(super) fn rule_place(&self, rule: &DestinationRule) -> usize {
+        self.resources.service_entries.len() + place_in(&self.resources.destination_rules, rule)
+    }
+}
+
+/// Returns the place of an item that is part of a slice.
+fn place_in<T>(slice: &[T], item: &T) -> usize {
+    let from = std::ptr::from_ref(item)
+        .addr()
+        .wrapping_sub(slice.as_ptr().addr());
+    from / size_of::<T>().max(1)
+}

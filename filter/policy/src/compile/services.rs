@@ -1,0 +1,366 @@
+//! The hosts and ports of a table, and the way of each.
+
+use crate::compile::cluster::is_postgresql;
+use crate::compile::compiler::{Compiler, Wanted};
+use crate::compile::owners::{Families, Leads, Owner, Siblings, in_order, joins};
+use crate::decision::Reason;
+use crate::host::{HostName, HostPattern};
+use crate::merge::{Merged, Settings, for_port, for_subset};
+use crate::order::sort_by;
+use crate::port::ProtocolClass;
+use crate::problem::{FieldPath, ProblemKind, Segment, Severity};
+use crate::query::Arrival;
+use crate::resource::{ServiceEntry, ServicePort, SimpleBalancer, Subset};
+use crate::table::hosts::{Port, Subsets, Way};
+use crate::tls::{TlsIntent, Trust};
+
+impl<'r> Compiler<'r> {
+    /// Adds the hosts of all entries that the caller sees.
+    pub(super) fn entries(&mut self) {
+        let mut families = self.owners();
+        for place in 0..self.owners.len() {
+            self.host(place, families.remove(&place).as_ref());
+        }
+    }
+
+    /// Settles whose each host is.
+    fn owners(&mut self) -> Families<'r> {
+        let entries = &self.resources.service_entries;
+        let (namespace, mesh) = (self.settling.proxy.namespace.as_str(), &self.settling.mesh);
+        let mut families = Families::new();
+        for entry in in_order(entries, &self.settling.proxy, mesh)
+            .into_iter()
+            .filter_map(|at| entries.get(at))
+        {
+            let before = self.problems.len();
+            self.check_entry(entry);
+            let found = before..self.problems.len();
+            if !found.is_empty() {
+                self.entry_problems.insert(self.entry_place(entry), found);
+            }
+            for (at, host) in entry.hosts.iter().enumerate() {
+                let (place, new) = self.hosts.entry(host, self.entry_place(entry));
+                if new {
+                    self.owners.push(Owner { entry, host });
+                    continue;
+                }
+                let Some(owner) = self.owners.get(place).map(|owner| owner.entry) else {
+                    continue;
+                };
+                // It names the host twice.
+                if std::ptr::eq(owner, entry) {
+                    continue;
+                }
+                let joins = joins(owner, entry);
+                if owner.meta.id.namespace == entry.meta.id.namespace {
+                    let family = families.entry(place).or_default();
+                    family.all.push(entry);
+                    let kind = match joins {
+                        true => &mut family.joined,
+                        false => &mut family.lost,
+                    };
+                    kind.push(entry);
+                }
+                if !joins {
+                    self.shadowed(entry, at, owner);
+                }
+            }
+        }
+        // What the caller does not see gives its endpoints all the same.
+        for entry in entries.iter().filter(|entry| !mesh.shows(entry, namespace)) {
+            for host in &entry.hosts {
+                let Some(place) = self.hosts.place(host) else {
+                    continue;
+                };
+                let owner = self.owners.get(place).map(|owner| owner.entry);
+                if owner.is_some_and(|owner| owner.meta.id.namespace == entry.meta.id.namespace) {
+                    families.entry(place).or_default().all.push(entry);
+                }
+            }
+        }
+        for (place, family) in &mut families {
+            family
+                .all
+                .extend(self.owners.get(*place).map(|owner| owner.entry));
+            sort_by(&mut family.all, |one, other| {
+                let key = |entry: &ServiceEntry| {
+                    let id = &entry.meta.id;
+                    (entry.meta.created.clone(), id.name.clone())
+                };
+                key(one).cmp(&key(other))
+            });
+        }
+        families
+    }
+
+    /// Adds the ports of a host.
+    fn host(&mut self, place: usize, siblings: Option<&Siblings<'r>>) {
+        let Some(&Owner { entry, host }) = self.owners.get(place) else {
+            return;
+        };
+        let rule = self
+            .rules
+            .rule(&self.settling.proxy, &entry.meta.id.namespace, host);
+        let names = alt_names(entry, siblings, &self.settling.mesh.trust_domain);
+        let joined = siblings.map_or(&[][..], |siblings| &siblings.joined);
+        for from in [entry].into_iter().chain(joined.iter().copied()) {
+            for port in from.ports.iter() {
+                let known = self.hosts.get(place);
+                if known.is_some_and(|host| self.hosts.port(host, port.number).is_some()) {
+                    continue;
+                }
+                let (number, index) = (port.number, port.index);
+                let found = self.problems.len();
+                let leads = Leads::of(entry, siblings, (from, port));
+                let wanted = (from, port, &leads, &names[..]);
+                if let Some((port, subsets)) = self.port(entry, host, wanted, rule.as_ref()) {
+                    self.note_plain(place, (from, wanted.1), wanted.2, &port, rule.as_ref());
+                    self.candidate(from, host, place, index, &port);
+                    self.hosts.add_port(place, port, subsets);
+                    for entry in siblings.map_or(&[entry][..], |siblings| &siblings.all) {
+                        self.blame(place, number, self.problems_of(entry));
+                    }
+                    self.blame(place, number, found..self.problems.len());
+                }
+            }
+            // As in Istio, whoever names an address of the service in `Host` names the service.
+            if let ([_], Some(_)) = (&from.hosts[..], host.exact()) {
+                for address in from
+                    .addresses
+                    .iter()
+                    .filter(|address| address.prefix.is_none())
+                {
+                    self.hosts.alias(HostName::address(address.ip), place);
+                }
+            }
+        }
+        // In Istio the ports of entries that did not join have listeners and no clusters: no wider host has them.
+        for lost in siblings.iter().flat_map(|siblings| &siblings.lost) {
+            for port in lost.ports.iter() {
+                let known = self.hosts.get(place);
+                let taken = known.is_some_and(|host| self.hosts.port(host, port.number).is_some());
+                if let Some(arrival) = arrival(port).filter(|_| !taken) {
+                    let way = Way::refused(Reason::UnknownPort, None);
+                    let port = Port::new(port.number, port.target, arrival, way);
+                    self.hosts.add_port(place, port, Subsets::new());
+                }
+            }
+        }
+    }
+
+    fn port(
+        &mut self,
+        entry: &'r ServiceEntry,
+        host: &HostPattern,
+        (from, port, leads, names): (&ServiceEntry, &ServicePort, &Leads<'r>, &[String]),
+        merged: Option<&Merged<'r>>,
+    ) -> Option<(Port, Subsets)> {
+        let arrival = arrival(port)?;
+        if arrival == Arrival::Tls
+            && matches!(host, HostPattern::Suffix(suffix) if !suffix.starts_with('.'))
+        {
+            let kind = ProblemKind::NotSupported(format!("`{host}` on a port that speaks TLS"));
+            let hint = "a ClientHello is matched by whole labels; use `*.` and a domain";
+            self.report(
+                Severity::Error,
+                &from.meta,
+                FieldPath::keys("spec.hosts"),
+                kind,
+                hint,
+            );
+            let way = Way::refused(Reason::InvalidRule, None);
+            let port = Port::new(port.number, port.target, arrival, way);
+            return Some((port, Subsets::new()));
+        }
+        if entry.workload_selector.is_some() {
+            let way = Way::refused(Reason::NotRead, None);
+            let port = Port::new(port.number, port.target, arrival, way);
+            return Some((port, Subsets::new()));
+        }
+        let service = Wanted {
+            entry,
+            host,
+            port,
+            leads,
+            names,
+            arrival,
+        };
+        let settings = merged.map(|merged| for_port(merged, port.number));
+        if let (Some(merged), Some(settings)) = (merged, settings) {
+            self.check_dropped_tunnel(&service, merged, settings);
+        }
+        let way = self.way(&service, settings, None).unwrap_or_else(|| {
+            let rule = settings.map(|settings| (self.rule_place(settings.rule), settings.source));
+            let led = arrival == Arrival::Tls && self.led_to(host, port.number);
+            let reason = match led {
+                true => Reason::NotRead,
+                false => Reason::InvalidRule,
+            };
+            Way::refused(reason, rule)
+        });
+        let mut subsets = Vec::new();
+        if let (Some(merged), Some(parent)) = (merged, settings) {
+            for (rule, subset) in &merged.subsets {
+                let settings = for_subset(parent, rule, subset, port.number);
+                let found = self.problems.len();
+                if let Some(way) = self.way(&service, Some(settings), Some(subset)) {
+                    subsets.push((subset.name.as_str().into(), way));
+                }
+                // No request names a subset, so what is wrong with one refuses no request.
+                for problem in self.problems.iter_mut().skip(found) {
+                    problem.severity = Severity::Warning;
+                }
+            }
+        }
+        let port = Port::new(port.number, port.target, arrival, way);
+        Some((port, subsets))
+    }
+
+    /// Settles where a service, or a subset of it, goes. `None` when that cannot be honoured, which has been
+    /// told, and for a subset that has no endpoint.
+    fn way(
+        &mut self,
+        service: &Wanted<'_>,
+        settings: Option<Settings<'r>>,
+        subset: Option<&Subset>,
+    ) -> Option<Way> {
+        let mut tls = None;
+        if let Some(settings) = settings {
+            let under = |field: &str| {
+                let mut path = settings.source.path();
+                path.0.push(Segment::Key(field.to_owned()));
+                path
+            };
+            let meta = &settings.rule.meta;
+            if let Some(block) = settings.tls {
+                match TlsIntent::of(
+                    block,
+                    settings.rule,
+                    service.entry,
+                    service.names,
+                    service.host,
+                    service.arrival,
+                    self.settling.proxy.role,
+                ) {
+                    Ok(intent) => tls = intent,
+                    Err(problem) => {
+                        let kind = ProblemKind::Conflict(problem.to_string());
+                        self.report(Severity::Error, meta, under("tls"), kind, problem.hint());
+                        return None;
+                    }
+                }
+            }
+            if tls
+                .as_ref()
+                .is_some_and(|tls| tls.trust == Trust::InsecureSkipVerify)
+            {
+                let text = "anyone between here and the server can read and change what is sent"
+                    .to_owned();
+                let hint = "remove it, and give the server's authority in `caCertificates`";
+                let mut path = under("tls");
+                path.0.push(Segment::Key("insecureSkipVerify".to_owned()));
+                self.report(
+                    Severity::Warning,
+                    meta,
+                    path,
+                    ProblemKind::Invalid(text),
+                    hint,
+                );
+            }
+            if service.arrival == Arrival::Tls && tls.is_some() && settings.tunnel.is_none() {
+                let (port, host) = (service.port.number, service.host);
+                let text = format!(
+                    "TLS inside TLS: applications already speak TLS on port {port} of `{host}`"
+                );
+                let hint = "give `tls` under `portLevelSettings` for the HTTP port alone";
+                // Where something leads requests here, it is they who get TLS, and once.
+                let severity = match self.led_to(host, port) {
+                    true => Severity::Warning,
+                    false => Severity::Error,
+                };
+                self.report(
+                    severity,
+                    meta,
+                    under("tls"),
+                    ProblemKind::Conflict(text),
+                    hint,
+                );
+                return None;
+            }
+            if service.arrival == Arrival::Tcp
+                && tls.is_some()
+                && settings.tunnel.is_none()
+                && is_postgresql(service.port)
+            {
+                let text = "PostgreSQL agrees on TLS inside its protocol, by an SSLRequest, and a connection here is TLS from its first byte"
+                    .to_owned();
+                let hint = "servers from 17 on take it, and clients must say `sslmode=disable`; with older servers remove `tls` and let the application speak TLS (`sslmode=verify-full`)";
+                self.report(
+                    Severity::Warning,
+                    meta,
+                    under("tls"),
+                    ProblemKind::Conflict(text),
+                    hint,
+                );
+            }
+            if let Some(tunnel) = settings.tunnel
+                && !self.check_tunnel(service, tunnel, tls.is_some(), &settings, subset)
+            {
+                return None;
+            }
+            if settings
+                .load_balancer
+                .is_some_and(|balancer| balancer.simple == SimpleBalancer::Passthrough)
+            {
+                let hint = "the host is looked up by DNS instead";
+                let kind = ProblemKind::NotSupported("`PASSTHROUGH`".to_owned());
+                self.report(Severity::Warning, meta, under("loadBalancer"), kind, hint);
+            }
+        }
+        let cluster = self.cluster(service, tls, settings, subset)?;
+        let rule = settings.map(|settings| (self.rule_place(settings.rule), settings.source));
+        Some(Way::new(cluster, rule))
+    }
+}
+
+/// Returns the names that the certificate of a service may have where its rule gives none: `subjectAltNames` of its
+/// entry, and the accounts that its endpoints run as.
+///
+/// Of several entries the youngest one's names count, as in Istio. There they count even where it has none, and so
+/// take away those of the others; here they do not.
+///
+/// Source: istio/istio `pilot/pkg/model/push_context.go`, `initServiceAccounts` and `addServiceAccounts`.
+fn alt_names(
+    entry: &ServiceEntry,
+    siblings: Option<&Siblings<'_>>,
+    trust_domain: &str,
+) -> Vec<String> {
+    let alone = [entry];
+    let all = siblings.map_or(&alone[..], |siblings| &siblings.all);
+    let given = |entry: &&&ServiceEntry| !entry.subject_alt_names.is_empty();
+    let mut names = match all.iter().rev().find(given) {
+        Some(entry) => entry.subject_alt_names.clone(),
+        None => Vec::new(),
+    };
+    for entry in all {
+        let accounts = entry.endpoints.iter();
+        for account in accounts.filter_map(|endpoint| endpoint.service_account.as_deref()) {
+            let namespace = &entry.meta.id.namespace;
+            let name = format!("spiffe://{trust_domain}/ns/{namespace}/sa/{account}");
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    }
+    names
+}
+
+/// Returns what comes in on a port; nothing does on one of datagrams.
+fn arrival(port: &ServicePort) -> Option<Arrival> {
+    match port.protocol.class() {
+        ProtocolClass::Http => Some(Arrival::Http),
+        ProtocolClass::Tls => Some(Arrival::Tls),
+        ProtocolClass::Tcp => Some(Arrival::Tcp),
+        ProtocolClass::None => None,
+    }
+}
