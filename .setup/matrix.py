@@ -43,10 +43,10 @@ def programs(messages):
 def outcomes(output):
     """What became of each test, from what the test program printed."""
     tests = {}
-    for name, end in re.findall(r"^test (\S+)(?: - should panic)? \.\.\. (ok|FAILED)$", output, re.M):
+    for name, end in re.findall(r"^test (\S+)(?: - should panic)? \.\.\. (ok|FAILED)$", output, re.MULTILINE):
         said = ""
         if end == "FAILED":
-            parts = re.split(r"^---- (\S+) stdout ----$", output, flags=re.M)
+            parts = re.split(r"^---- (\S+) stdout ----$", output, flags=re.MULTILINE)
             said = dict(zip(parts[1::2], parts[2::2])).get(name, "").strip()
             said = said.split("\n\n\n")[0].split("\nfailures:")[0].strip()
         needs = REFUSED.search(said)
@@ -78,8 +78,14 @@ def run(version, envoy, wanted):
             continue
         command = [program] + ([f"--test-threads={threads}"] if threads else [])
         end = subprocess.run(
-            command, cwd=ROOT / "integration", env=env, text=True, errors="replace",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command,
+            check=False,
+            cwd=ROOT / "integration",
+            env=env,
+            text=True,
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         tests = outcomes(end.stdout)
         if not tests or (end.returncode != 0 and all(test["passed"] for test in tests.values())):
@@ -106,7 +112,9 @@ def ledger():
         elif line.startswith("  "):
             reasons[-1][2].add(line.strip())
         elif line and not line.startswith("#"):
-            sys.exit(f"error: {LEDGER}: neither `before X.Y: REASON`, with `, at times` perhaps, nor an indented test: {line}")
+            sys.exit(
+                f"error: {LEDGER}: neither `before X.Y: REASON`, with `, at times` perhaps, nor an indented test: {line}"
+            )
     return reasons
 
 
@@ -139,7 +147,9 @@ def cell(version, name, tests, reasons, surprises):
     if failed:
         parts.append(f"{failed} of {len(tests)} fail {''.join(f'({letter})' for letter in sorted(letters))}".strip())
     if times:
-        parts.append(f"{'the rest ' if parts else 'yes, '}at times not {''.join(f'({letter})' for letter in sorted(times))}")
+        parts.append(
+            f"{'the rest ' if parts else 'yes, '}at times not {''.join(f'({letter})' for letter in sorted(times))}"
+        )
     return "; ".join(parts) or "yes"
 
 

@@ -38,7 +38,9 @@ def calls(compared, name, bare):
     """What stands in the way of a request's budgets, in numbers of the same run."""
     low = {variant: one.low for variant, one in compared.items()}
     more = low[name] - low[bare]
-    ours = f"{more:+.2f} are ours" if more > NOISE else f"ours is within the machine's noise of {NOISE} of them or below"
+    ours = (
+        f"{more:+.2f} are ours" if more > NOISE else f"ours is within the machine's noise of {NOISE} of them or below"
+    )
     return (
         f"A wasm filter that does nothing takes {ratio(low[kept.EMPTY])} of the limit, one that makes the calls of ours with "
         f"constants and does nothing else {ratio(low[bare])}, ours {ratio(low[name])}: {ours}, the rest is Envoy's own, "
@@ -94,13 +96,25 @@ def budgets(requests, many, means):
         reason = held(few["memory_parts"], mine["memory_parts"])
         budget(reason, f"{scale.MANY:,} hosts ≤ {ABOVE} MB above one", above, f"{above:.0f} MB", ABOVE)
         reason = f"{worked(mine['applied_parts'])} it takes {few['applied']:.2f} s."
-        budget(reason, f"a change of one applied in ≤ {APPLIED:.0f} s", mine["applied"], f"{mine['applied']:.2f} s", APPLIED)
+        budget(
+            reason,
+            f"a change of one applied in ≤ {APPLIED:.0f} s",
+            mine["applied"],
+            f"{mine['applied']:.2f} s",
+            APPLIED,
+        )
     if means:
         for kind in ["exact", "miss", "mixed", "wildcard"]:
             group = f"decide/{kind}"
-            took, reason = means[group, MOST], grown(means, group, "the steps are the same, and the table is larger than the processor's caches")
+            took, reason = (
+                means[group, MOST],
+                grown(means, group, "the steps are the same, and the table is larger than the processor's caches"),
+            )
             budget(reason, f"{group} at {MOST:,} hosts ≤ {DECIDE} ns", took, f"{took:.0f} ns", DECIDE)
-        took, reason = means["compile", MOST], grown(means, "compile", "each resource is looked up among more, and put among more")
+        took, reason = (
+            means["compile", MOST],
+            grown(means, "compile", "each resource is looked up among more, and put among more"),
+        )
         told = f"{1e9 / took:,.0f}"
         budget(reason, f"compile at {MOST:,} hosts ≥ {COMPILE:,} resources a second", took, told, 1e9 / COMPILE)
     reasons = [f"{reason} Hence: {'; '.join(words)}.\n" for reason, words in missing.items()]
@@ -108,7 +122,9 @@ def budgets(requests, many, means):
 
 
 def version(name, flag, pattern):
-    done = subprocess.run([program(name), flag], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        [program(name), flag], check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     found = re.search(pattern, done.stdout)
     if not found:
         raise Failure(f"{name} {flag} tells no version")

@@ -41,7 +41,9 @@ def start_up(note):
         taken = figures.rounds(2 if QUICK else 10, bootstraps, sample)
         origin.must_be_verified_tls()
     base = median(taken[LIMIT])
-    rows = [[name, ratio(median(one) / base), spread((min(one) / base, max(one) / base))] for name, one in taken.items()]
+    rows = [
+        [name, ratio(median(one) / base), spread((min(one) / base, max(one) / base))] for name, one in taken.items()
+    ]
     told = f"1.00 is {base * 1000:.0f} ms from the start of Envoy to its first answer.\n"
     return table(["start with one host", "median", "from–to"], rows) + "\n" + told
 
@@ -73,7 +75,8 @@ def criterion(note):
         raise Failure("cargo bench left no estimates")
     told = lambda value: f"{value:.0f} ns"
     cells = [
-        [f"{group}, {count:,} hosts", told(mean), f"{told(lower)}–{told(upper)}"] for group, count, (mean, lower, upper) in sorted(rows)
+        [f"{group}, {count:,} hosts", told(mean), f"{told(lower)}–{told(upper)}"]
+        for group, count, (mean, lower, upper) in sorted(rows)
     ]
     means = {(group, count): values[0] for group, count, values in rows}
     return table(["engine, each resource or request", "mean", "interval"], cells), means
@@ -85,10 +88,16 @@ def inside_v8(note):
     node = subprocess.run([ROOT / ".setup/node.sh"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     env = {**os.environ, "PATH": f"{node}:{os.environ['PATH']}" if node else os.environ["PATH"]}
     command = ["node", HERE / "filter.mjs", proxies.WASM, *map(str, SIZES)]
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=False, env=env, capture_output=True, text=True)
     if done.returncode:
         raise Failure(f"filter.mjs: {done.stderr.strip()}")
-    head = ["the filter inside V8", "configured, a resource", "a request, hosts in turn", "a request, one host", "the VM's memory, a host"]
+    head = [
+        "the filter inside V8",
+        "configured, a resource",
+        "a request, hosts in turn",
+        "a request, one host",
+        "the VM's memory, a host",
+    ]
     rows = []
     for one in map(json.loads, done.stdout.splitlines()):
         times = [f"{one[key]:.0f} ns" for key in ("configure", "several", "one")]

@@ -42,7 +42,9 @@ def with_sessions(bootstrap):
 
 def start_all(lab, origin):
     """Each variant with its port for each of the services; all but Envoy in two processes, with and without a key."""
-    (lab.run / "client-both.pem").write_text((lab.run / "client.pem").read_text() + (lab.run / "client.key").read_text())
+    (lab.run / "client-both.pem").write_text(
+        (lab.run / "client.pem").read_text() + (lab.run / "client.key").read_text()
+    )
     targets = {host_of(name): port for name, port in origin.ports.items()}
     mutual = {host_of(name): lab.run for name, settings in origin.services.items() if settings["mutual"]}
     port = lab.port()

@@ -107,7 +107,9 @@ class Lab:
 
     def certificates(self):
         """An authority, a server's certificate and a client's; and two that no client may accept."""
-        openssl = lambda *words: subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True, cwd=self.run)
+        openssl = lambda *words: subprocess.run(
+            ["openssl", *map(str, words)], check=True, capture_output=True, cwd=self.run
+        )
         key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
         for authority in ["ca", "stranger"]:
             openssl("req", "-x509", *key, "-keyout", f"{authority}.key", "-out", f"{authority}.pem", "-days", 2, "-subj",

@@ -104,11 +104,28 @@ def growth(samples, of):
 
 def told(samples):
     rows = []
-    for words, of in [("resident memory of Envoy", lambda one: one.resident), ("memory of all VMs, as wasm sees it", lambda one: one.vms)]:
+    for words, of in [
+        ("resident memory of Envoy", lambda one: one.resident),
+        ("memory of all VMs, as wasm sees it", lambda one: one.vms),
+    ]:
         more = growth(samples, of)
         flat = "kept" if more <= FLAT_MB else "missed"
-        rows.append([words, *(f"{of(one) / MB:.1f} MB" for one in (samples[0], samples[len(samples) // WARM], samples[-1])), f"{more:+.2f} MB", flat])
-    head = ["", "at first", f"after {samples[len(samples) // WARM].requests:,}", f"after {samples[-1].requests:,}", "from then on", ""]
+        rows.append(
+            [
+                words,
+                *(f"{of(one) / MB:.1f} MB" for one in (samples[0], samples[len(samples) // WARM], samples[-1])),
+                f"{more:+.2f} MB",
+                flat,
+            ]
+        )
+    head = [
+        "",
+        "at first",
+        f"after {samples[len(samples) // WARM].requests:,}",
+        f"after {samples[-1].requests:,}",
+        "from then on",
+        "",
+    ]
     words = (
         "Half of the requests go to a host with a cluster of its own, half to one of a shared cluster; all are logged to /dev/null. "
         f"From then on: from the second tenth of the requests to the last, medians of each; the budget is that it is flat, up to {FLAT_MB:.0f} MB.\n"
@@ -134,14 +151,21 @@ def plot(samples):
         at = left + (width - left - 20) * step / 5
         parts.append(f'<text x="{at:.1f}" y="{height - 22}" text-anchor="middle">{requests / 1e6:.3g}</text>')
     parts.append(f'<text x="{width / 2:.0f}" y="{height - 5}" text-anchor="middle">requests, in millions</text>')
-    for words, colour, of in [("Envoy, resident", "#1f77b4", lambda one: one.resident), ("all VMs", "#d62728", lambda one: one.vms)]:
+    for words, colour, of in [
+        ("Envoy, resident", "#1f77b4", lambda one: one.resident),
+        ("all VMs", "#d62728", lambda one: one.vms),
+    ]:
         points = " ".join(f"{x(one):.1f},{y(of(one)):.1f}" for one in samples)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        parts.append(f'<text x="{width - 24}" y="{y(of(samples[-1])) - 6:.1f}" text-anchor="end" fill="{colour}">{words}</text>')
+        parts.append(
+            f'<text x="{width - 24}" y="{y(of(samples[-1])) - 6:.1f}" text-anchor="end" fill="{colour}">{words}</text>'
+        )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def write(text, drawing):
     """Beside RESULTS.md, which a run of the other parts writes."""
     (HERE / "memory.svg").write_text(drawing)
-    (HERE / "MEMORY.md").write_text(f"# Memory over {REQUESTS:,} requests\n\n{text}\n![Memory by the number of requests](memory.svg)\n")
+    (HERE / "MEMORY.md").write_text(
+        f"# Memory over {REQUESTS:,} requests\n\n{text}\n![Memory by the number of requests](memory.svg)\n"
+    )

@@ -5,9 +5,9 @@ import json
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 from lab import HERE, HOST, RELEASE, Failure, alive, fill, listening, program, wait_for
 
@@ -70,7 +70,7 @@ def rendered(lab, documents, port, *options):
     command = [RELEASE / "egressctl", "render", "envoy", "-f", path, "--port", f"80={port}", "--port", f"443={lab.port()}",
                "--admin", "127.0.0.1:0", "--access-log", "/dev/null", "--output", "json", *options]  # fmt: skip
     env = {"SSL_CERT_FILE": str(lab.run / "ca.pem"), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([str(word) for word in command], env=env, capture_output=True, text=True)
+    done = subprocess.run([str(word) for word in command], check=False, env=env, capture_output=True, text=True)
     if done.returncode:
         raise Failure(f"egressctl render envoy: {done.stderr}")
     bootstrap = json.loads(done.stdout)
@@ -179,7 +179,10 @@ def istio_cluster(name, host, port, tls=None):
         "respect_dns_ttl": True,
         "circuit_breakers": {"thresholds": [{**unlimited, "track_remaining": True}]},
         "common_lb_config": {"locality_weighted_lb_config": {}},
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint], "load_balancing_weight": 1}]},
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [endpoint], "load_balancing_weight": 1}],
+        },
     }
     if tls:
         cluster["transport_socket"] = {
@@ -188,7 +191,10 @@ def istio_cluster(name, host, port, tls=None):
                 "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
                 "sni": tls["sni"],
                 "common_tls_context": {
-                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
+                    "tls_params": {
+                        "tls_minimum_protocol_version": "TLSv1_2",
+                        "tls_maximum_protocol_version": "TLSv1_3",
+                    },
                     "validation_context": {
                         "trusted_ca": {"filename": tls["ca"]},
                         "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": tls["sni"]}}],
@@ -225,7 +231,13 @@ def istio(bootstrap, targets, clusters, dns):
         {
             "name": f"{host}:80",
             "domains": [host, f"{host}:80"],
-            "routes": [{"name": "default", "match": {"prefix": "/"}, "route": {"cluster": f"outbound|80||{host}", "timeout": "0s"}}],
+            "routes": [
+                {
+                    "name": "default",
+                    "match": {"prefix": "/"},
+                    "route": {"cluster": f"outbound|80||{host}", "timeout": "0s"},
+                }
+            ],
         }
         for host in targets
     ]
@@ -280,7 +292,11 @@ def nginx(lab, targets, log, folder=None, resumed=True):
     port = lab.port()
     servers = []
     for host, target in targets.items():
-        client = f"proxy_ssl_certificate {folder}/client.pem; proxy_ssl_certificate_key {folder}/client.key;" if folder else ""
+        client = (
+            f"proxy_ssl_certificate {folder}/client.pem; proxy_ssl_certificate_key {folder}/client.key;"
+            if folder
+            else ""
+        )
         servers.append(
             f"""  upstream {host} {{ server 127.0.0.1:{target}; keepalive 64; keepalive_requests 1000000000; keepalive_timeout 3600s; }}
   server {{
@@ -288,7 +304,9 @@ def nginx(lab, targets, log, folder=None, resumed=True):
     location / {{ proxy_pass https://{host}; proxy_ssl_name {host}; proxy_ssl_session_reuse {"on" if resumed else "off"}; }}
   }}"""
         )
-    text = fill("nginx.conf", run=lab.run, log="/dev/null" if log else "off", ca=lab.run / "ca.pem", servers="\n".join(servers))
+    text = fill(
+        "nginx.conf", run=lab.run, log="/dev/null" if log else "off", ca=lab.run / "ca.pem", servers="\n".join(servers)
+    )
     child = lab.start(program("nginx"), "-p", lab.run, "-c", lab.write("nginx.conf", text))
     listening("nginx", child, port)
     worker = int(Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()[0])

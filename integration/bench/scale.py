@@ -14,7 +14,9 @@ from lab import QUICK, RELEASE, Dns, Failure, Lab, Load, Origin, alive, asked, p
 from memory import MB, resident_memories
 
 OURS, ISTIO = "ours", "Istio's shape"
-SIZES = {OURS: [1, 1000], ISTIO: [1, 100]} if QUICK else {OURS: [1, 100, 1000, 10000, 100000], ISTIO: [1, 100, 1000, 10000]}
+SIZES = (
+    {OURS: [1, 1000], ISTIO: [1, 100]} if QUICK else {OURS: [1, 100, 1000, 10000, 100000], ISTIO: [1, 100, 1000, 10000]}
+)
 TTL = WINDOW = 5 if QUICK else 15
 IN_USE = 50  # hosts that were asked something before DNS queries are counted
 PATIENCE = 180
@@ -137,7 +139,9 @@ class Istio:
         bootstrap["dynamic_resources"] = {"cds_config": {"path_config_source": {"path": str(self.path)}}}
         path = lab.write("istio.json", json.dumps(bootstrap))
         self.begun = time.monotonic()
-        self.child = lab.start(program("envoy"), "-c", path, "--concurrency", 1, "--use-dynamic-base-id", "--log-level", "error")
+        self.child = lab.start(
+            program("envoy"), "-c", path, "--concurrency", 1, "--use-dynamic-base-id", "--log-level", "error"
+        )
 
     def clusters(self, changed=None):
         kind = {"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster"}
@@ -217,7 +221,9 @@ def measure(note):
         for count in SIZES[name]:
             note(f"{count} hosts, {name}")
             if name == ISTIO and free_kb() < count * KB_A_HOST * 1.5:
-                rows.append([name, f"{count:,}", f"not measured: {free_kb() >> 20} GB of memory are free", "", "", "", "", ""])
+                rows.append(
+                    [name, f"{count:,}", f"not measured: {free_kb() >> 20} GB of memory are free", "", "", "", "", ""]
+                )
                 continue
             try:
                 fact = facts[name, count] = one(kind, count)
@@ -231,7 +237,16 @@ def measure(note):
                 name, f"{count:,}", f"{fact['ready']:.2f} s", f"{fact['memory']:.0f} MB", f"{above:+.0f} MB",
                 f"{fact['applied']:.2f} s", f"0 of {fact['requests']:,}", f"{fact['queries']:.0f}",
             ])  # fmt: skip
-    head = ["", "hosts", "ready", "Envoy's memory", "above one host", "a change applied", "failed meanwhile", "DNS queries a minute"]
+    head = [
+        "",
+        "hosts",
+        "ready",
+        "Envoy's memory",
+        "above one host",
+        "a change applied",
+        "failed meanwhile",
+        "DNS queries a minute",
+    ]
     told = (
         "Ready is from the start of `egressctl run` (of Envoy, for Istio's shape, whose configuration is generated before) to the "
         "first answer; memory is resident, when it has come to rest; applied is from the rename of the changed file to the first answer from a server that "

