@@ -20,6 +20,7 @@ archive() {
   # shellcheck disable=SC1091
   local codename
   codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+  # shellcheck disable=SC2016 # apt-get has variables of its own
   apt-get indextargets --format '$(SITE) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
     awk -v codename="$codename" '$2 == codename && $3 == "main" { print $1, $2; exit }'
 }

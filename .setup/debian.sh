@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts that get a server for the tests: one that is here is used, else Debian's is unpacked under
 # .tools/. No service is installed and nothing is started.
 #
@@ -28,7 +29,7 @@ debian() {
 
 unpack() {
   local name=$1 place=$3 packages=("${@:4}") package version libraries home tool
-  local fail_hint="please install $(basename "$place"), or say $2=/path/to/$(basename "$place")"
+  local fail_hint="please install ${place##*/}, or say $2=/path/to/${place##*/}"
   fail() {
     echo "error: $1; $fail_hint" >&2
     exit 1

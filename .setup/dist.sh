@@ -40,5 +40,5 @@ chmod 755 "$fresh"
 rm -rf "$out"
 mv -T "$fresh" "$out"
 echo "==> dist: $out"
-(cd "$out" && ls -l | awk 'NR > 1 {print "    " $5, $9}')
+find "$out" -type f -printf '    %s %P\n' | LC_ALL=C sort -k 2
 echo "    The image, for \`egressctl render istio --sha256\`: $digest"

@@ -12,7 +12,10 @@ fi
 # Asked of the compiler itself: gcc without libc6-dev is there and yet compiles nothing.
 compiles() { echo '#include <stdlib.h>' | cc -x c -c -o /dev/null - 2>/dev/null; }
 compiles || .setup/apt.sh gcc libc6-dev
-compiles || { echo "error: cc cannot compile a C file that includes stdlib.h" >&2; exit 1; }
+compiles || {
+  echo "error: cc cannot compile a C file that includes stdlib.h" >&2
+  exit 1
+}
 
 if [ "${1:-}" = lint ]; then
   for tool in rustfmt clippy; do

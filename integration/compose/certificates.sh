@@ -13,7 +13,10 @@ host=my-nginx.mesh-external.svc.cluster.local
 
 shown() {
   printf '$ %s\n' "$1"
-  sh -c "$1" 2>log || { cat log >&2; exit 1; }
+  sh -c "$1" 2>log || {
+    cat log >&2
+    exit 1
+  }
 }
 
 # The page's form with a subject alternative name, which is verified here.
@@ -73,17 +76,17 @@ client() { # SERIAL
 }
 
 case ${1:-} in
-all) [ -e ../credentials/client-credential/tls.crt ] || { servers && client 1; } ;;
-servers) servers ;;
-client) client "${2:-1}" ;;
-impostor)
-  authority 'nobody' impostor
-  server_with_name $host impostor impostor-$host
-  put impostor-$host.key ../my-nginx/tls.key
-  put impostor-$host.crt ../my-nginx/tls.crt
-  ;;
-*)
-  echo 'usage: certificates all|servers|client [SERIAL]|impostor' >&2
-  exit 2
-  ;;
+  all) [ -e ../credentials/client-credential/tls.crt ] || { servers && client 1; } ;;
+  servers) servers ;;
+  client) client "${2:-1}" ;;
+  impostor)
+    authority 'nobody' impostor
+    server_with_name $host impostor impostor-$host
+    put impostor-$host.key ../my-nginx/tls.key
+    put impostor-$host.crt ../my-nginx/tls.crt
+    ;;
+  *)
+    echo 'usage: certificates all|servers|client [SERIAL]|impostor' >&2
+    exit 2
+    ;;
 esac
