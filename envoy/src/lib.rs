@@ -16,7 +16,6 @@ mod capture;
 pub mod cli;
 pub mod credentials;
 pub mod istio;
-pub mod lint;
 pub mod run;
 pub mod xds;
 

@@ -15,7 +15,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use egress_envoy::lint::{self, RULES, Report, Severity};
+use egress_lint::{self as lint, RULES, Report, Severity};
 use egress_rules::Source;
 use serde_json::Value;
 

@@ -447,7 +447,7 @@ pub struct Lint {
 }
 
 fn lint_rules() -> clap::builder::PossibleValuesParser {
-    crate::lint::RULES.iter().map(|rule| rule.id).into()
+    egress_lint::RULES.iter().map(|rule| rule.id).into()
 }
 
 /// `egressctl explain`.

@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::args::{Lint, LintOutput};
 use super::output::{Done, Output};
 use super::sources::{self, STDIN};
-use crate::lint::{self, Report, Rule, Severity};
 use crate::run::atomic;
+use egress_lint::{self as lint, Report, Rule, Severity};
 use egress_rules::Complaint;
 use egress_rules::Source;
 

@@ -7,26 +7,28 @@ use egress_policy::{
 };
 use serde_json::{Map, Value};
 
-use super::catalogue::{DUPLICATE_RESOURCE, INVALID};
-use super::{Finding, Severity, way};
+use crate::catalogue::{DUPLICATE_RESOURCE, INVALID};
+use crate::finding::Finding;
+use crate::path::way;
+use crate::severity::Severity;
 use egress_rules::Source;
 use egress_rules::is_ours;
 use egress_rules::told;
 use egress_rules::yaml::{self, Document, Place};
 
 /// Files, documents and resources.
-pub(super) struct Input {
+pub(crate) struct Input {
     documents: Vec<Read>,
     /// What could be read. Of a resource that is given twice, the later.
-    pub(super) resources: Resources,
+    pub(crate) resources: Resources,
     /// All resources of our kinds, also those that could not be read.
-    pub(super) bare: Vec<Bare>,
+    pub(crate) bare: Vec<Bare>,
     /// The namespaces that have a Gateway, of Istio's kind or of Kubernetes'.
-    pub(super) gateways: BTreeSet<String>,
+    pub(crate) gateways: BTreeSet<String>,
     /// The texts in resources of other kinds, in small letters: they may name hosts that they lead requests to.
     elsewhere: BTreeSet<String>,
     /// Whether anything could not even be looked at, so that nothing follows from what is not there.
-    pub(super) partial: bool,
+    pub(crate) partial: bool,
     found: Vec<Finding>,
     files: BTreeMap<String, usize>,
 }
@@ -41,24 +43,24 @@ struct Read {
 
 /// A resource as findings speak of it.
 #[derive(Clone)]
-pub(super) struct Subject {
-    pub(super) origin: Origin,
+pub(crate) struct Subject {
+    pub(crate) origin: Origin,
     /// For example `DestinationRule default/api`.
-    pub(super) name: String,
+    pub(crate) name: String,
 }
 
 /// A resource of our kinds, as it was written.
-pub(super) struct Bare {
-    pub(super) subject: Subject,
-    pub(super) namespace: String,
-    pub(super) kind: &'static str,
-    pub(super) spec: Map<String, Value>,
+pub(crate) struct Bare {
+    pub(crate) subject: Subject,
+    pub(crate) namespace: String,
+    pub(crate) kind: &'static str,
+    pub(crate) spec: Map<String, Value>,
     /// Whether the parser refused it.
-    pub(super) refused: bool,
+    pub(crate) refused: bool,
 }
 
 impl Subject {
-    pub(super) fn of(meta: &Meta) -> Self {
+    pub(crate) fn of(meta: &Meta) -> Self {
         Subject {
             origin: meta.origin,
             name: meta.id.to_string(),
@@ -66,7 +68,7 @@ impl Subject {
     }
 
     /// Returns the path of a field from the root of the document.
-    pub(super) fn path(&self, path: &str) -> FieldPath {
+    pub(crate) fn path(&self, path: &str) -> FieldPath {
         let mut segments = Vec::new();
         if let Some(item) = self.origin.item {
             segments.extend([Segment::Key("items".to_owned()), Segment::Index(item)]);
@@ -78,7 +80,7 @@ impl Subject {
 
 impl Bare {
     /// Returns the hosts that it is for, as far as they are any.
-    pub(super) fn hosts(&self) -> Vec<HostPattern> {
+    pub(crate) fn hosts(&self) -> Vec<HostPattern> {
         let one = self.spec.get("host").into_iter();
         let list = self.spec.get("hosts").and_then(Value::as_array);
         one.chain(list.into_iter().flatten())
@@ -89,7 +91,7 @@ impl Bare {
 
 impl Input {
     /// Reads and parses all there is.
-    pub(super) fn read(sources: &[Source]) -> Self {
+    pub(crate) fn read(sources: &[Source]) -> Self {
         let mut input = Input {
             documents: Vec::new(),
             resources: Resources::default(),
@@ -242,12 +244,12 @@ impl Input {
     }
 
     /// Returns what parsing found.
-    pub(super) fn problems(&self) -> Vec<Finding> {
+    pub(crate) fn problems(&self) -> Vec<Finding> {
         self.found.clone()
     }
 
     /// Returns the place of a field's name.
-    pub(super) fn place(&self, origin: Origin, path: &FieldPath) -> (String, Place) {
+    pub(crate) fn place(&self, origin: Origin, path: &FieldPath) -> (String, Place) {
         match self.documents.get(origin.document) {
             Some(read) => (read.file.clone(), read.document.place(path, true)),
             None => (String::new(), Place { line: 1, column: 1 }),
@@ -255,7 +257,7 @@ impl Input {
     }
 
     /// Returns the resource as it was written.
-    pub(super) fn spec(&self, origin: Origin) -> Option<&Map<String, Value>> {
+    pub(crate) fn spec(&self, origin: Origin) -> Option<&Map<String, Value>> {
         let at = self
             .bare
             .partition_point(|bare| bare.subject.origin < origin);
@@ -267,7 +269,7 @@ impl Input {
     }
 
     /// Returns the value of a field, written as in `spec.ports[0].number`.
-    pub(super) fn value(&self, subject: &Subject, path: &str) -> Option<&Value> {
+    pub(crate) fn value(&self, subject: &Subject, path: &str) -> Option<&Value> {
         let mut value = &self.documents.get(subject.origin.document)?.document.value;
         for segment in &subject.path(path).0 {
             value = match segment {
@@ -279,13 +281,13 @@ impl Input {
     }
 
     /// Returns the number of the source and of the document in it.
-    pub(super) fn document(&self, origin: Origin) -> Option<(usize, usize)> {
+    pub(crate) fn document(&self, origin: Origin) -> Option<(usize, usize)> {
         let read = self.documents.get(origin.document)?;
         Some((read.source, read.at))
     }
 
     /// Returns the place of a finding's file among the files.
-    pub(super) fn file_of(&self, finding: &Finding) -> usize {
+    pub(crate) fn file_of(&self, finding: &Finding) -> usize {
         self.files.get(&finding.file).copied().unwrap_or(usize::MAX)
     }
 
@@ -293,7 +295,7 @@ impl Input {
     /// that names it, or a file that is no YAML.
     ///
     /// Such a resource may lead plain HTTP to any port of the host, and to any subset.
-    pub(super) fn may_be_led_to(&self, host: &HostPattern) -> bool {
+    pub(crate) fn may_be_led_to(&self, host: &HostPattern) -> bool {
         let name = host.to_string().to_ascii_lowercase();
         let name = name.trim_start_matches('*');
         // Of a service of the cluster the first parts of its name are enough.
@@ -310,7 +312,7 @@ impl Input {
 
     /// Says whether a resource of a kind that could not be read speaks of any host that `host` covers, or
     /// might.
-    pub(super) fn may_be_refused(&self, kind: &str, host: &HostPattern) -> bool {
+    pub(crate) fn may_be_refused(&self, kind: &str, host: &HostPattern) -> bool {
         let refused = |bare: &&Bare| bare.refused && bare.kind == kind;
         self.bare.iter().filter(refused).any(|bare| {
             let hosts = bare.hosts();

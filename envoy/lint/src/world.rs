@@ -7,37 +7,37 @@ use egress_policy::{
     TlsMode, TrafficPolicy,
 };
 
-use super::input::Input;
-use super::scope::{Scope, Service};
+use crate::input::Input;
+use crate::scope::{Scope, Service};
 
 /// All that rules ask.
-pub(super) struct World<'i> {
-    pub(super) input: &'i Input,
-    pub(super) scope: Scope,
+pub(crate) struct World<'i> {
+    pub(crate) input: &'i Input,
+    pub(crate) scope: Scope,
     /// For each rule, the hosts for which some workload uses its policy.
     used: Vec<Vec<Service>>,
     hosts: BTreeMap<&'i HostPattern, Vec<Service>>,
 }
 
 /// A block of TLS settings.
-pub(super) struct Block<'i> {
+pub(crate) struct Block<'i> {
     /// The place of its rule.
-    pub(super) at: usize,
-    pub(super) rule: &'i DestinationRule,
-    pub(super) tls: &'i ClientTls,
-    pub(super) source: PolicySource,
+    pub(crate) at: usize,
+    pub(crate) rule: &'i DestinationRule,
+    pub(crate) tls: &'i ClientTls,
+    pub(crate) source: PolicySource,
     port: Option<PortNumber>,
     policy: &'i TrafficPolicy,
 }
 
 impl Block<'_> {
     /// Returns the path of the block.
-    pub(super) fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         format!("{}.tls", self.source.path())
     }
 
     /// Says whether its connections go through a `tunnel`, which no entry for a port has.
-    pub(super) fn tunnelled(&self) -> bool {
+    pub(crate) fn tunnelled(&self) -> bool {
         self.port.is_none() && self.policy.tunnel.is_some()
     }
 
@@ -56,20 +56,20 @@ impl Block<'_> {
 
 /// A port of a host that a block reaches.
 #[derive(Clone, Copy)]
-pub(super) struct Reach<'i> {
-    pub(super) service: Service,
-    pub(super) entry: &'i ServiceEntry,
-    pub(super) host: &'i HostPattern,
-    pub(super) port: &'i ServicePort,
+pub(crate) struct Reach<'i> {
+    pub(crate) service: Service,
+    pub(crate) entry: &'i ServiceEntry,
+    pub(crate) host: &'i HostPattern,
+    pub(crate) port: &'i ServicePort,
 }
 
 /// Says whether TLS is originated at all.
-pub(super) fn originates(tls: &ClientTls) -> bool {
+pub(crate) fn originates(tls: &ClientTls) -> bool {
     tls.mode != TlsMode::Disable
 }
 
 impl<'i> World<'i> {
-    pub(super) fn of(input: &'i Input) -> Self {
+    pub(crate) fn of(input: &'i Input) -> Self {
         let scope = Scope::of(&input.resources);
         let mut used = vec![Vec::new(); input.resources.destination_rules.len()];
         for (service, policies) in &scope.policies {
@@ -93,16 +93,16 @@ impl<'i> World<'i> {
         }
     }
 
-    pub(super) fn entries(&self) -> &'i [ServiceEntry] {
+    pub(crate) fn entries(&self) -> &'i [ServiceEntry] {
         &self.input.resources.service_entries
     }
 
-    pub(super) fn rules(&self) -> &'i [DestinationRule] {
+    pub(crate) fn rules(&self) -> &'i [DestinationRule] {
         &self.input.resources.destination_rules
     }
 
     /// Returns a rule's name, for messages.
-    pub(super) fn rule_name(&self, at: usize) -> String {
+    pub(crate) fn rule_name(&self, at: usize) -> String {
         self.rules()
             .get(at)
             .map(|rule| rule.meta.id.to_string())
@@ -110,19 +110,19 @@ impl<'i> World<'i> {
     }
 
     /// Says whether something that is not read here may rely on what TLS the ports and subsets of a host have.
-    pub(super) fn relied_on(&self, host: &HostPattern) -> bool {
+    pub(crate) fn relied_on(&self, host: &HostPattern) -> bool {
         self.input.may_be_led_to(host) || self.input.may_be_refused("DestinationRule", host)
     }
 
     /// Returns the hosts with one name.
-    pub(super) fn same_hosts(&self) -> impl Iterator<Item = (&'i HostPattern, &[Service])> {
+    pub(crate) fn same_hosts(&self) -> impl Iterator<Item = (&'i HostPattern, &[Service])> {
         self.hosts
             .iter()
             .map(|(host, services)| (*host, services.as_slice()))
     }
 
     /// Returns every block of every rule.
-    pub(super) fn blocks(&self) -> Vec<Block<'i>> {
+    pub(crate) fn blocks(&self) -> Vec<Block<'i>> {
         let mut blocks = Vec::new();
         for (at, rule) in self.rules().iter().enumerate() {
             let whole = rule
@@ -160,7 +160,7 @@ impl<'i> World<'i> {
     }
 
     /// Returns the hosts that a rule is for, whether or not another rule speaks for them.
-    pub(super) fn covered(&self, rule: &DestinationRule) -> Vec<Service> {
+    pub(crate) fn covered(&self, rule: &DestinationRule) -> Vec<Service> {
         match rule.host {
             HostPattern::Exact(_) => self.hosts.get(&rule.host).cloned().unwrap_or_default(),
             _ => {
@@ -173,7 +173,7 @@ impl<'i> World<'i> {
     }
 
     /// Returns the hosts that a block is used for; where its rule never is, those it was meant for.
-    pub(super) fn services(&self, block: &Block<'i>) -> Vec<Service> {
+    pub(crate) fn services(&self, block: &Block<'i>) -> Vec<Service> {
         let used = self.used.get(block.at).filter(|used| !used.is_empty());
         match (block.source, used) {
             (PolicySource::Rule | PolicySource::Port(_), Some(used)) => used.clone(),
@@ -182,7 +182,7 @@ impl<'i> World<'i> {
     }
 
     /// Returns the ports that a block reaches.
-    pub(super) fn reach(&self, block: &Block<'i>) -> Vec<Reach<'i>> {
+    pub(crate) fn reach(&self, block: &Block<'i>) -> Vec<Reach<'i>> {
         let mut reach = Vec::new();
         for service in self.services(block) {
             let Some((entry, host)) = self.service(service) else {
@@ -200,7 +200,7 @@ impl<'i> World<'i> {
     }
 
     /// Returns the ServiceEntry and the host of it.
-    pub(super) fn service(&self, service: Service) -> Option<(&'i ServiceEntry, &'i HostPattern)> {
+    pub(crate) fn service(&self, service: Service) -> Option<(&'i ServiceEntry, &'i HostPattern)> {
         let entry = self.entries().get(service.0)?;
         Some((entry, entry.hosts.get(service.1)?))
     }
@@ -208,7 +208,7 @@ impl<'i> World<'i> {
     /// Says of a port whether those workloads originate TLS that use the rules given by their places.
     ///
     /// Returns whether any does, and whether all do.
-    pub(super) fn originated(&self, service: Service, port: PortNumber) -> (bool, bool) {
+    pub(crate) fn originated(&self, service: Service, port: PortNumber) -> (bool, bool) {
         let Some(policies) = self.scope.policies.get(&service) else {
             return (false, false);
         };

@@ -5,15 +5,16 @@ use std::collections::BTreeSet;
 use egress_policy::{DestinationRule, HostPattern, ServiceEntry};
 use serde_json::Value;
 
-use super::catalogue::{MERGED_RULE_LOST, SHADOWED_RULE};
-use super::input::Subject;
-use super::scope::{self, Fate, Service};
-use super::world::World;
-use super::{Findings, Severity};
+use crate::catalogue::{MERGED_RULE_LOST, SHADOWED_RULE};
+use crate::findings::Findings;
+use crate::input::Subject;
+use crate::scope::{self, Fate, Service};
+use crate::severity::Severity;
+use crate::world::World;
 
 const OLDEST: &str = "of several rules for a host the oldest counts, by creationTimestamp and then by name; make one rule of them";
 
-pub(super) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
+pub(crate) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
     for (rule, fate) in world.rules().iter().zip(&world.scope.fates) {
         let says = rule.policy.is_some() || !rule.subsets.is_empty();
         if fate.seen && says {

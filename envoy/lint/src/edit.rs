@@ -15,7 +15,7 @@ use egress_rules::yaml;
 
 /// A change of one document.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Change {
+pub(crate) enum Change {
     /// Adds a field to an object, behind another one.
     Add {
         object: Vec<Segment>,
@@ -31,14 +31,14 @@ pub(super) enum Change {
 
 /// What can be added.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Added {
+pub(crate) enum Added {
     Number(u16),
     Names(Vec<String>),
 }
 
 impl Change {
     /// Tells what was done, as a phrase.
-    pub(super) fn done(&self) -> String {
+    pub(crate) fn done(&self) -> String {
         match self {
             Change::Add {
                 key,
@@ -61,7 +61,7 @@ impl Change {
 /// Makes changes, given with the number of their document, and returns the new text and which were made.
 ///
 /// Changes of one call must not touch the same lines; the second of two that do is not made.
-pub(super) fn apply(text: &str, changes: &[(usize, &Change)]) -> (String, Vec<bool>) {
+pub(crate) fn apply(text: &str, changes: &[(usize, &Change)]) -> (String, Vec<bool>) {
     let mut made = vec![false; changes.len()];
     if let Some(new) = attempt(text, changes) {
         made.fill(true);
@@ -499,7 +499,7 @@ fn plain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lint::way;
+    use crate::path::way;
 
     fn san(object: &str) -> Change {
         Change::Add {

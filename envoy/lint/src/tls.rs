@@ -7,18 +7,19 @@ use egress_policy::{
 };
 use serde_json::{Map, Value};
 
-use super::catalogue::{
+use crate::catalogue::{
     CLIENT_CERTIFICATE_IGNORED, CREDENTIAL_WITHOUT_SELECTOR, CRL_WITHOUT_CA, DOUBLE_TLS,
     INSECURE_SKIP_VERIFY, ISTIO_MUTUAL_EXTERNAL, MODE_MISSING_IS_DISABLE,
     MUTUAL_WITHOUT_CREDENTIALS, PORT_SETTINGS_DROP_TLS, SNI_WITHOUT_SAN, TCP_WITHOUT_SNI,
     TLS_TO_PORT_80, WILDCARD_SAN,
 };
-use super::edit::{Added, Change};
-use super::input::{Bare, Subject};
-use super::world::{Block, Reach, World, originates};
-use super::{Findings, Severity};
+use crate::edit::{Added, Change};
+use crate::findings::Findings;
+use crate::input::{Bare, Subject};
+use crate::severity::Severity;
+use crate::world::{Block, Reach, World, originates};
 
-pub(super) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
+pub(crate) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
     for bare in &world.input.bare {
         for (path, tls) in bare_blocks(&bare.spec) {
             lint_bare(world, bare, &path, tls, findings);

@@ -1,6 +1,6 @@
 //! The rules there are.
 
-use super::Severity;
+use crate::severity::Severity;
 
 /// A rule of the linter.
 #[derive(Debug)]
@@ -39,13 +39,13 @@ const SERVICE_ENTRY: &str =
 
 macro_rules! rules {
     ($($name:ident: $id:literal, $severity:ident, $versions:expr, $reference:expr, $title:literal;)*) => {
-        $(pub(super) static $name: Rule = Rule {
+        $(pub(crate) static $name: Rule = Rule {
             id: $id,
             severity: Severity::$severity,
             title: $title,
             versions: $versions,
             reference: $reference,
-            page: include_str!(concat!("../../lint/", $id, ".md")),
+            page: include_str!(concat!("../pages/", $id, ".md")),
         };)*
 
         /// All rules, in the order of their names.

@@ -5,7 +5,9 @@
 
 use serde_json::{Value, json};
 
-use super::{RULES, Report, Rule, Severity};
+use crate::catalogue::{RULES, Rule};
+use crate::finding::Report;
+use crate::severity::Severity;
 
 /// Returns a report as SARIF.
 pub fn sarif(report: &Report) -> Value {

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_envoy::lint;
+use egress_lint as lint;
 use egress_policy::{
     Action, Arrival, ClientTls, Cluster, DestinationRule, HostPattern, Parser, PolicyTable,
     PortNumber, Proxy, Query, Resources, Settling, TlsIntent, Trust,

@@ -8,16 +8,17 @@ use egress_policy::{
 };
 use serde_json::Value;
 
-use super::catalogue::{
+use crate::catalogue::{
     DUPLICATE_PORT_SETTINGS, HOST_NEVER_MATCHES, NO_HTTPS_PASSTHROUGH, PLAINTEXT_TO_443,
     PORT_NEVER_MATCHES, WILDCARD_NEEDS_DYNAMIC_DNS,
 };
-use super::edit::Change;
-use super::input::Subject;
-use super::world::World;
-use super::{Findings, Severity};
+use crate::edit::Change;
+use crate::findings::Findings;
+use crate::input::Subject;
+use crate::severity::Severity;
+use crate::world::World;
 
-pub(super) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
+pub(crate) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
     for (at, entry) in world.entries().iter().enumerate() {
         if !world.input.partial {
             plaintext_to_443(world, at, entry, findings);

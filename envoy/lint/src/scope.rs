@@ -8,45 +8,45 @@ use std::collections::{BTreeMap, BTreeSet};
 use egress_policy::{DestinationRule, HostPattern, ROOT_NAMESPACE, Resources, ServiceEntry};
 
 /// A host of a ServiceEntry, by their places.
-pub(super) type Service = (usize, usize);
+pub(crate) type Service = (usize, usize);
 
 /// What becomes of the rules.
-pub(super) struct Scope {
+pub(crate) struct Scope {
     /// The rules whose policy some workload uses for a host; `None` where some workload has no rule.
-    pub(super) policies: BTreeMap<Service, BTreeSet<Option<usize>>>,
+    pub(crate) policies: BTreeMap<Service, BTreeSet<Option<usize>>>,
     /// What becomes of each rule.
-    pub(super) fates: Vec<Fate>,
+    pub(crate) fates: Vec<Fate>,
 }
 
 /// What becomes of a rule.
 #[derive(Default)]
-pub(super) struct Fate {
+pub(crate) struct Fate {
     /// Whether it is for any host that is known.
-    pub(super) covers: bool,
+    pub(crate) covers: bool,
     /// Whether any namespace sees both.
-    pub(super) seen: bool,
+    pub(crate) seen: bool,
     /// Whether any workload uses its policy.
-    pub(super) policy_used: bool,
+    pub(crate) policy_used: bool,
     /// The subsets that any workload could use.
-    pub(super) subsets_used: BTreeSet<usize>,
+    pub(crate) subsets_used: BTreeSet<usize>,
     /// A rule that is used where this one might have been.
-    pub(super) winner: Option<Winner>,
+    pub(crate) winner: Option<Winner>,
     /// The namespaces whose workloads should use it and do not.
-    pub(super) lost: BTreeMap<String, Lost>,
+    pub(crate) lost: BTreeMap<String, Lost>,
 }
 
 /// How a rule is lost.
-pub(super) struct Lost {
+pub(crate) struct Lost {
     /// What is used instead.
-    pub(super) winner: Option<usize>,
+    pub(crate) winner: Option<usize>,
     /// The rule that it was merged into.
-    pub(super) into: Option<usize>,
+    pub(crate) into: Option<usize>,
 }
 
 /// A rule that is used in place of another one.
-pub(super) struct Winner {
-    pub(super) rule: usize,
-    pub(super) host: String,
+pub(crate) struct Winner {
+    pub(crate) rule: usize,
+    pub(crate) host: String,
 }
 
 /// Rules made one.
@@ -75,7 +75,7 @@ impl Filed {
 type Index<'r> = BTreeMap<&'r str, BTreeMap<&'r HostPattern, Filed>>;
 
 /// Says whether a ServiceEntry is seen from a namespace.
-pub(super) fn entry_seen(entry: &ServiceEntry, namespace: &str) -> bool {
+pub(crate) fn entry_seen(entry: &ServiceEntry, namespace: &str) -> bool {
     exported(&entry.export_to, &entry.meta.id.namespace, namespace)
 }
 
@@ -95,7 +95,7 @@ fn exported(export_to: &[String], owner: &str, namespace: &str) -> bool {
 }
 
 /// Returns the namespaces that can make a difference. The empty one stands for all others.
-pub(super) fn clients(resources: &Resources) -> BTreeSet<String> {
+pub(crate) fn clients(resources: &Resources) -> BTreeSet<String> {
     let entries = resources.service_entries.iter();
     let rules = resources.destination_rules.iter();
     let metas = entries
@@ -133,7 +133,7 @@ impl Scope {
     ///
     /// Source: istio/istio `pilot/pkg/model/push_context.go`, `setDestinationRules` and
     /// `destinationRule`; `pilot/pkg/model/sidecar.go`, `DestinationRule`.
-    pub(super) fn of(resources: &Resources) -> Self {
+    pub(crate) fn of(resources: &Resources) -> Self {
         let rules = &resources.destination_rules;
         let (local, private, offered) = file(rules);
         let mut by_host: BTreeMap<&HostPattern, Vec<usize>> = BTreeMap::new();
