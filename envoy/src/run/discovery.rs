@@ -19,7 +19,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message as _;
 use prost::bytes::Bytes;
-use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,6 +28,7 @@ use tonic_prost::ProstCodec;
 
 use crate::cli::tell;
 use crate::credentials::Material;
+use crate::xds::Plugin;
 use proto::{Any, DiscoveryRequest, DiscoveryResponse};
 
 /// What is served.
@@ -80,9 +80,9 @@ impl Offer {
         }
     }
 
-    /// Writes a plugin's configuration, a message with its `@type`, in the same way.
-    pub(super) fn plugin(name: &str, config: &Value, version: u64) -> Self {
-        let config = proto::TypedExtensionConfig::of(name, config).encode_to_vec();
+    /// Writes our filter in the same way.
+    pub(super) fn plugin(name: &str, plugin: &Plugin, version: u64) -> Self {
+        let config = proto::TypedExtensionConfig::of(name, plugin).encode_to_vec();
         Offer {
             version,
             resource: config.into(),
@@ -290,13 +290,15 @@ impl Talk {
 ///
 /// Source: envoyproxy/envoy `api/envoy/service/discovery/v3/discovery.proto`,
 /// `api/envoy/extensions/transport_sockets/tls/v3/{secret,common}.proto`, `api/envoy/extensions/wasm/v3/wasm.proto`,
-/// `api/envoy/config/core/v3/{base,extension}.proto`; cncf/xds `xds/type/v3/typed_struct.proto`.
+/// `api/envoy/config/core/v3/{base,extension}.proto`.
 mod proto {
     use prost::bytes::Bytes;
     use prost::{Message, Oneof};
-    use prost_types::{ListValue, Struct, Value, value};
+
+    use egress_filter::contract;
 
     use crate::credentials::Material;
+    use crate::xds::{Plugin, WASM_RUNTIME};
 
     #[derive(Clone, PartialEq, Message)]
     pub(super) struct DiscoveryRequest {
@@ -344,44 +346,17 @@ mod proto {
         typed_config: Option<Any>,
     }
 
-    /// A message as JSON has it, which Envoy reads as the message.
-    #[derive(Clone, PartialEq, Message)]
-    struct TypedStruct {
-        #[prost(string, tag = "1")]
-        type_url: String,
-        #[prost(message, optional, tag = "2")]
-        value: Option<Struct>,
-    }
-
     impl TypedExtensionConfig {
-        pub(super) fn of(name: &str, config: &serde_json::Value) -> Self {
+        pub(super) fn of(name: &str, plugin: &Plugin) -> Self {
             TypedExtensionConfig {
                 name: name.to_owned(),
-                typed_config: Some(Wasm::any(config).unwrap_or_else(|| TypedStruct::any(config))),
+                typed_config: Some(Wasm::any(plugin)),
             }
         }
     }
 
-    impl TypedStruct {
-        fn any(config: &serde_json::Value) -> Any {
-            let fields = config.as_object().into_iter().flatten();
-            let fields = fields.filter(|(key, _)| *key != "@type");
-            let kind = config.get("@type").and_then(serde_json::Value::as_str);
-            let message = TypedStruct {
-                type_url: kind.unwrap_or_default().to_owned(),
-                value: Some(Struct {
-                    fields: fields.map(|(key, one)| (key.clone(), value(one))).collect(),
-                }),
-            };
-            Any {
-                type_url: "type.googleapis.com/xds.type.v3.TypedStruct".to_owned(),
-                value: message.encode_to_vec().into(),
-            }
-        }
-    }
-
-    /// Our filter, as an HTTP filter or as a network filter, which are the same on the wire. A [`TypedStruct`] would
-    /// say it, too, but Envoy makes JSON of that and reads it, which takes long when there are many rules.
+    /// Our filter, as an HTTP filter or as a network filter, which are the same on the wire. As JSON in a `TypedStruct`
+    /// Envoy would take long to read it when there are many rules.
     #[derive(Clone, PartialEq, Message)]
     struct Wasm {
         #[prost(message, optional, tag = "1")]
@@ -431,85 +406,34 @@ mod proto {
     const STRING: &str = "type.googleapis.com/google.protobuf.StringValue";
 
     impl Wasm {
-        /// Returns the message that `config` says, `None` if there is more in it than the fields above, or less.
-        fn any(config: &serde_json::Value) -> Option<Any> {
-            let [kind, plugin] = fields(config, ["@type", "config"])?;
-            let [name, root_id, vm, configuration, failure_policy] = fields(
-                plugin,
-                [
-                    "name",
-                    "root_id",
-                    "vm_config",
-                    "configuration",
-                    "failure_policy",
-                ],
-            )?;
-            let [vm_id, runtime, code] = fields(vm, ["vm_id", "runtime", "code"])?;
-            let [local] = fields(code, ["local"])?;
-            let [filename] = fields(local, ["filename"])?;
-            let [configuration_kind, text] = fields(configuration, ["@type", "value"])?;
-            if configuration_kind != STRING || failure_policy != "FAIL_RELOAD" {
-                return None;
-            }
+        /// Returns what [`Plugin::inline`] says.
+        fn any(plugin: &Plugin) -> Any {
+            let ours = || contract::FILTER_NAME.to_owned();
             let message = Wasm {
                 config: Some(PluginConfig {
-                    name: string(name)?,
-                    root_id: string(root_id)?,
+                    name: ours(),
+                    root_id: ours(),
                     vm_config: Some(VmConfig {
-                        vm_id: string(vm_id)?,
-                        runtime: string(runtime)?,
+                        vm_id: ours(),
+                        runtime: WASM_RUNTIME.to_owned(),
                         code: Some(Code {
                             local: Some(File {
-                                filename: string(filename)?,
+                                filename: plugin.module.clone(),
                             }),
                         }),
                     }),
                     configuration: Some(Any {
                         type_url: STRING.to_owned(),
-                        value: string(text)?.encode_to_vec().into(),
+                        value: plugin.config.encode_to_vec().into(),
                     }),
                     failure_policy: FAIL_RELOAD,
                 }),
             };
-            Some(Any {
-                type_url: string(kind)?,
+            Any {
+                type_url: format!("type.googleapis.com/{}", plugin.message()),
                 value: message.encode_to_vec().into(),
-            })
+            }
         }
-    }
-
-    /// Returns the values of these fields, if the object has them and no others.
-    fn fields<'v, const N: usize>(
-        object: &'v serde_json::Value,
-        keys: [&str; N],
-    ) -> Option<[&'v serde_json::Value; N]> {
-        let object = object.as_object().filter(|object| object.len() == N)?;
-        let values: Option<Vec<_>> = keys.iter().map(|key| object.get(*key)).collect();
-        values?.try_into().ok()
-    }
-
-    fn string(value: &serde_json::Value) -> Option<String> {
-        value.as_str().map(str::to_owned)
-    }
-
-    fn value(json: &serde_json::Value) -> Value {
-        use serde_json::Value as Json;
-        let kind = match json {
-            Json::Null => value::Kind::NullValue(0),
-            Json::Bool(one) => value::Kind::BoolValue(*one),
-            Json::Number(one) => value::Kind::NumberValue(one.as_f64().unwrap_or_default()),
-            Json::String(one) => value::Kind::StringValue(one.clone()),
-            Json::Array(all) => value::Kind::ListValue(ListValue {
-                values: all.iter().map(value).collect(),
-            }),
-            Json::Object(fields) => value::Kind::StructValue(Struct {
-                fields: fields
-                    .iter()
-                    .map(|(key, one)| (key.clone(), value(one)))
-                    .collect(),
-            }),
-        };
-        Value { kind: Some(kind) }
     }
 
     // The messages with keys in them have no `Debug`: prost's would print all of it.
@@ -595,6 +519,9 @@ mod proto {
 
 #[cfg(test)]
 mod tests {
+    use egress_filter::FilterKind;
+    use serde_json::Value;
+
     use super::*;
 
     fn offers(names: &[(&str, u64)]) -> BTreeMap<String, Offer> {
@@ -693,38 +620,38 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_is_the_message_it_says() {
-        let mut config = serde_json::json!({
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
-            "config": {
-                "name": "egress",
-                "root_id": "root",
-                "failure_policy": "FAIL_RELOAD",
-                "vm_config": {"vm_id": "vm", "runtime": "v8", "code": {"local": {"filename": "/filter.wasm"}}},
-                "configuration": {"@type": "type.googleapis.com/google.protobuf.StringValue", "value": "rules"},
-            },
-        });
-        let written = Offer::plugin("one", &config, 1).resource;
-        let says = |way: &[u32], what: &[u8]| {
-            assert_eq!(part(&written, way), Some(what), "{way:?}");
-        };
-        says(&[1], b"one");
-        says(&[2, 1], config["@type"].as_str().unwrap().as_bytes());
-        says(&[2, 2, 1, 1], b"egress");
-        says(&[2, 2, 1, 2], b"root");
-        says(&[2, 2, 1, 3, 1], b"vm");
-        says(&[2, 2, 1, 3, 2], b"v8");
-        says(&[2, 2, 1, 3, 3, 1, 1], b"/filter.wasm");
-        says(&[2, 2, 1, 4, 2, 1], b"rules");
-        says(&[2, 2, 1, 7], &[1]);
-        // What has another shape is handed over field by field.
-        config["config"]["failure_policy"] = "FAIL_CLOSED".into();
-        let written = Offer::plugin("one", &config, 1).resource;
-        let kind = part(&written, &[2, 1]);
-        assert_eq!(
-            kind,
-            Some(&b"type.googleapis.com/xds.type.v3.TypedStruct"[..])
-        );
+    fn a_plugin_is_the_message_that_the_bootstrap_has() {
+        for kind in [FilterKind::Http, FilterKind::Network] {
+            let plugin = Plugin {
+                kind,
+                module: "/filter.wasm".to_owned(),
+                config: "rules".to_owned(),
+            };
+            let inline = plugin.inline();
+            let written = Offer::plugin("one", &plugin, 1).resource;
+            assert_eq!(part(&written, &[1]), Some(&b"one"[..]));
+            for (way, pointer) in [
+                (&[2, 1][..], "/@type"),
+                (&[2, 2, 1, 1], "/config/name"),
+                (&[2, 2, 1, 2], "/config/root_id"),
+                (&[2, 2, 1, 3, 1], "/config/vm_config/vm_id"),
+                (&[2, 2, 1, 3, 2], "/config/vm_config/runtime"),
+                (
+                    &[2, 2, 1, 3, 3, 1, 1],
+                    "/config/vm_config/code/local/filename",
+                ),
+                (&[2, 2, 1, 4, 1], "/config/configuration/@type"),
+                (&[2, 2, 1, 4, 2, 1], "/config/configuration/value"),
+            ] {
+                let said = inline.pointer(&format!("/typed_config{pointer}"));
+                let said = said.and_then(Value::as_str).map(str::as_bytes);
+                assert!(said.is_some(), "{pointer}");
+                assert_eq!(part(&written, way), said, "{pointer}");
+            }
+            let policy = inline.pointer("/typed_config/config/failure_policy");
+            assert_eq!(policy, Some(&Value::from("FAIL_RELOAD")));
+            assert_eq!(part(&written, &[2, 2, 1, 7]), Some(&[1][..]));
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::cli::settings::{self, Settled};
 use crate::cli::sources;
 use crate::cli::{print, refuse, tell};
 use crate::credentials::Store;
-use crate::xds::{self, Admin, Dynamic, Options, SecretRequest};
+use crate::xds::{self, Admin, Dynamic, Options, Plugin, SecretRequest};
 use egress_rules::Source;
 use egress_rules::yaml::AlreadyRead;
 use egress_rules::{Complaint, Refusal};
@@ -537,10 +537,10 @@ impl Reloader {
     }
 
     /// Offers these plugins; returns the version that each has.
-    fn offer(&self, next: &BTreeMap<String, Value>) -> BTreeMap<String, u64> {
+    fn offer(&self, next: &BTreeMap<String, Arc<Plugin>>) -> BTreeMap<String, u64> {
         let offers: BTreeMap<String, Offer> = next
             .iter()
-            .map(|(name, config)| (name.clone(), Offer::plugin(name, config, self.version)))
+            .map(|(name, plugin)| (name.clone(), Offer::plugin(name, plugin, self.version)))
             .collect();
         let before = self.plugins.borrow().clone();
         let mut versions = BTreeMap::new();

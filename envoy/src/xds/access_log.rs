@@ -117,6 +117,16 @@ pub(super) fn access_log(metadata: &Metadata<'_>, options: &Options) -> Value {
     }
 }
 
+/// Renders the access log of connections that one of these response flags is on.
+pub(super) fn access_log_of(flags: &[&str], metadata: &Metadata<'_>, options: &Options) -> Value {
+    let mut log = access_log(metadata, options);
+    if let Some(fields) = log.as_object_mut() {
+        let filter = json!({"response_flag_filter": {"flags": flags}});
+        fields.insert("filter".to_owned(), filter);
+    }
+    log
+}
+
 fn known<'m>(entries: &'m [(&str, String)], key: &str) -> Option<&'m str> {
     entries
         .iter()

@@ -4,19 +4,25 @@ use egress_filter::Variants;
 use egress_policy::{OutboundMode, PolicyTable};
 use serde_json::{Map, Value, json};
 
+use super::chain::Listener;
 use super::message::extension;
 use super::options::{Admin, Options};
+use super::rendering::Rendering;
 use super::{capture, cluster, listener, secrets, stats, upstream_proxy, variants};
 
 /// Renders the bootstrap of an Envoy that does what `table` says. `resources` are the documents it was
 /// compiled from; the filter is given the same.
 pub fn bootstrap(table: &PolicyTable, resources: &[Value], options: &Options) -> Value {
     let ruled = ruled(table, resources, options);
+    let listeners = ruled.listeners.into_iter();
+    let listeners: Vec<Value> = listeners
+        .map(|listener| listener.written(&mut |plugin| plugin.inline()))
+        .collect();
     let mut fields = base(options);
     fields.insert(
         "static_resources".to_owned(),
         json!({
-            "listeners": ruled.listeners,
+            "listeners": listeners,
             "clusters": ruled.clusters,
             "secrets": ruled.secrets,
         }),
@@ -46,7 +52,7 @@ pub fn reloading(options: &Options, listeners: &str, clusters: &str) -> Value {
 
 /// What rules decide.
 pub(super) struct Ruled {
-    pub(super) listeners: Vec<Value>,
+    pub(super) listeners: Vec<Listener>,
     pub(super) clusters: Vec<Value>,
     pub(super) secrets: Vec<Value>,
 }
@@ -54,28 +60,29 @@ pub(super) struct Ruled {
 /// Renders all that rules decide.
 pub(super) fn ruled(table: &PolicyTable, resources: &[Value], options: &Options) -> Ruled {
     let reached = variants::reached(table, options);
+    let rendering = Rendering::new(table, resources, reached.kind, options);
     let all = || reached.groups.iter().flatten();
     let tls = || all().filter_map(|cluster| cluster.tls.as_ref());
     let mut clusters: Vec<Value> = match reached.kind {
         Variants::Clusters => all()
-            .map(|it| cluster::cluster(&[it], reached.name(it), table, options))
+            .map(|it| cluster::cluster(&[it], reached.name(it), &rendering))
             .collect(),
         Variants::None | Variants::Sockets => reached
             .groups
             .iter()
-            .map(|group| cluster::cluster(group, None, table, options))
+            .map(|group| cluster::cluster(group, None, &rendering))
             .collect(),
     };
     if !options.reloads && secrets::any_served(tls()) {
         clusters.extend(secrets::server(options));
     }
     if table.outbound() == OutboundMode::AllowAny {
-        clusters.push(cluster::passthrough(table, options));
+        clusters.push(cluster::passthrough(&rendering));
     }
-    clusters.extend(capture::cluster(table, options));
+    clusters.extend(capture::cluster(&rendering));
     clusters.extend(upstream_proxy::cluster(options));
     Ruled {
-        listeners: listener::listeners(table, resources, reached.kind, options),
+        listeners: listener::listeners(&rendering),
         clusters,
         secrets: secrets::statics(tls(), options),
     }

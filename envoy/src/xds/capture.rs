@@ -16,13 +16,14 @@
 
 use std::net::IpAddr;
 
-use egress_policy::{OutboundMode, PolicyTable, PortNumber};
+use egress_policy::{OutboundMode, PortNumber};
 use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::chain::UNDECIDED;
-use super::message::extension;
+use super::chain::{Chain, ChainMatch, Listener, UNDECIDED, tcp_proxy};
+use super::message::{extension, set};
 use super::options::{Capture, Options};
+use super::rendering::Rendering;
 use super::{cluster, guard};
 
 /// The name of the bound listener, and what `ready` calls it.
@@ -35,66 +36,66 @@ pub const SERVICE_PREFIX: &str = "captured_";
 const ORIGINAL: &str = "egress|original_destination";
 
 /// Renders the bound listener, if there is to be one.
-pub(super) fn listener(table: &PolicyTable, options: &Options) -> Option<Value> {
+pub(super) fn listener(rendering: &Rendering<'_>) -> Option<Listener> {
+    let options = rendering.options;
     let capture = options.capture.as_ref()?;
-    let mut itself = refusal("itself", "no_host", options);
-    if let Some(fields) = itself.as_object_mut() {
-        let matches = json!({"destination_port": capture.port.get()});
-        fields.insert("filter_chain_match".to_owned(), matches);
-    }
-    let mut chains = vec![itself];
-    match table.outbound() {
+    let mut chains = vec![Chain {
+        matches: Some(ChainMatch {
+            destination_port: Some(capture.port),
+            ..ChainMatch::default()
+        }),
+        ..refusal("itself", "no_host", options)
+    }];
+    match rendering.table.outbound() {
         OutboundMode::RegistryOnly => chains.push(refusal("unknown", "unknown_port", options)),
         OutboundMode::AllowAny => chains.extend(passed_on("unknown_port", options)),
     }
     let mut fields = addresses(&capture.addresses, capture.port);
-    fields.extend([
-        ("name".to_owned(), json!(NAME)),
-        ("traffic_direction".to_owned(), json!("OUTBOUND")),
-        ("use_original_dst".to_owned(), json!(true)),
-        (
-            "listener_filters".to_owned(),
-            json!([extension(
-                "envoy.filters.listener.original_dst",
-                "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
-                json!({}),
-            )]),
-        ),
-        ("filter_chains".to_owned(), json!(chains)),
-    ]);
-    Some(Value::Object(fields))
+    set(&mut fields, "traffic_direction", json!("OUTBOUND"));
+    set(&mut fields, "use_original_dst", json!(true));
+    let original = extension(
+        "envoy.filters.listener.original_dst",
+        "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
+        json!({}),
+    );
+    set(&mut fields, "listener_filters", json!([original]));
+    Some(Listener {
+        name: NAME.to_owned(),
+        fields,
+        chains,
+    })
 }
 
-/// Renders the name and the place of a service port's listener that captured connections are handed to.
+/// The name of a service port's listener that captured connections are handed to.
+pub(super) fn listener_name(port: PortNumber) -> String {
+    format!("{SERVICE_PREFIX}{port}")
+}
+
+/// Renders the place of such a listener.
 pub(super) fn place(port: PortNumber, capture: &Capture) -> Map<String, Value> {
     let mut fields = addresses(&capture.wildcards(), port);
-    fields.insert("name".to_owned(), json!(format!("{SERVICE_PREFIX}{port}")));
-    fields.insert("bind_to_port".to_owned(), json!(false));
+    set(&mut fields, "bind_to_port", json!(false));
     fields
 }
 
 /// Adds to the chains of a captured service port what becomes of connections that none of them takes.
-pub(super) fn add_rest(chains: &mut Vec<Value>, table: &PolicyTable, options: &Options) {
-    let of = |chain: &Value| chain.get("filter_chain_match").cloned();
-    let takes_all = chains.iter().any(|chain| of(chain) == Some(json!({})));
-    if table.outbound() == OutboundMode::RegistryOnly || takes_all {
+pub(super) fn add_rest(chains: &mut Vec<Chain>, rendering: &Rendering<'_>) {
+    let takes_all = Some(ChainMatch::default());
+    let all_taken = chains.iter().any(|chain| chain.matches == takes_all);
+    if rendering.table.outbound() == OutboundMode::RegistryOnly || all_taken {
         return;
     }
-    for chain in chains.iter_mut() {
-        let matches = chain.get_mut("filter_chain_match");
-        if let Some(matches) = matches.and_then(Value::as_object_mut) {
-            matches
-                .entry("prefix_ranges")
-                .or_insert_with(|| json!(guard::everywhere()));
-        }
+    for matches in chains.iter_mut().filter_map(|it| it.matches.as_mut()) {
+        matches.prefix_ranges.get_or_insert_with(guard::everywhere);
     }
-    chains.extend(passed_on("unknown_host", options));
+    chains.extend(passed_on("unknown_host", rendering.options));
 }
 
 /// Renders the cluster that the rest goes to, if anything does.
-pub(super) fn cluster(table: &PolicyTable, options: &Options) -> Option<Value> {
-    options.capture.as_ref()?;
-    (table.outbound() == OutboundMode::AllowAny).then(|| cluster::original_destination(ORIGINAL))
+pub(super) fn cluster(rendering: &Rendering<'_>) -> Option<Value> {
+    rendering.options.capture.as_ref()?;
+    (rendering.table.outbound() == OutboundMode::AllowAny)
+        .then(|| cluster::original_destination(ORIGINAL))
 }
 
 fn addresses(all: &[IpAddr], port: PortNumber) -> Map<String, Value> {
@@ -111,13 +112,13 @@ fn addresses(all: &[IpAddr], port: PortNumber) -> Map<String, Value> {
 }
 
 /// Renders two chains: one for the addresses that nobody is led to, one for all others.
-fn passed_on(reason: &str, options: &Options) -> [Value; 2] {
-    let ranged = |mut chain: Value, ranges: Vec<Value>| {
-        if let Some(fields) = chain.as_object_mut() {
-            let matches = json!({"prefix_ranges": ranges});
-            fields.insert("filter_chain_match".to_owned(), matches);
-        }
-        chain
+fn passed_on(reason: &str, options: &Options) -> [Chain; 2] {
+    let ranged = |chain: Chain, ranges: Vec<Value>| Chain {
+        matches: Some(ChainMatch {
+            prefix_ranges: Some(ranges),
+            ..ChainMatch::default()
+        }),
+        ..chain
     };
     let entries = [
         ("action", "forward".to_owned()),
@@ -140,7 +141,7 @@ fn passed_on(reason: &str, options: &Options) -> [Value; 2] {
 }
 
 /// Renders a chain that closes what it is given, and says so.
-fn refusal(name: &str, reason: &str, options: &Options) -> Value {
+fn refusal(name: &str, reason: &str, options: &Options) -> Chain {
     let entries = [
         ("action", "reject".to_owned()),
         ("reason", reason.to_owned()),
@@ -149,15 +150,11 @@ fn refusal(name: &str, reason: &str, options: &Options) -> Value {
     chain(name, UNDECIDED, &entries, options)
 }
 
-fn chain(name: &str, cluster: &str, entries: &[(&str, String)], options: &Options) -> Value {
-    let proxy = extension(
-        "envoy.filters.network.tcp_proxy",
-        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        json!({
-            "stat_prefix": NAME,
-            "cluster": cluster,
-            "access_log": [access_log(&Metadata::Known(entries), options)],
-        }),
-    );
-    json!({"name": name, "filters": [proxy]})
+fn chain(name: &str, cluster: &str, entries: &[(&str, String)], options: &Options) -> Chain {
+    let log = access_log(&Metadata::Known(entries), options);
+    Chain {
+        name: Some(name.to_owned()),
+        matches: None,
+        filters: vec![tcp_proxy(NAME, cluster, log, []).into()],
+    }
 }

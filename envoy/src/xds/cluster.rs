@@ -4,16 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use egress_filter::contract;
-use egress_policy::{
-    Cluster, Endpoints, HashRing, LoadBalancer, Place, PolicyTable, SimpleBalancer, Speaks,
-};
+use egress_policy::{Cluster, Endpoints, HashRing, LoadBalancer, Place, SimpleBalancer, Speaks};
 use serde_json::{Map, Value, json};
 
 use super::dns::{self, Cached};
 use super::limits::{CONNECT_TIMEOUT, circuit_breakers, keepalive, outlier_detection};
 use super::message::{duration, extension, set, set_some};
 use super::names::{HostCheck, Names};
-use super::options::Options;
+use super::rendering::Rendering;
 use super::transport_socket::transport_socket;
 use super::{upstream_proxy, variants};
 
@@ -22,23 +20,42 @@ const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 
 const LIFETIME_JITTER: Duration = Duration::from_secs(360);
 
-pub(super) const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// Renders a cluster of the table, under its name or another. If there is more than one, they differ in their
 /// transport sockets alone, and the filter chooses.
 pub(super) fn cluster(
     clusters: &[&Cluster],
     name: Option<String>,
-    table: &PolicyTable,
-    options: &Options,
+    rendering: &Rendering<'_>,
+) -> Value {
+    with_filters(clusters, name, None, rendering)
+}
+
+/// Renders a cluster under a name, with HTTP filters between it and its servers.
+pub(super) fn filtered(
+    cluster: &Cluster,
+    name: String,
+    filters: Value,
+    rendering: &Rendering<'_>,
+) -> Value {
+    with_filters(&[cluster], Some(name), Some(filters), rendering)
+}
+
+fn with_filters(
+    clusters: &[&Cluster],
+    name: Option<String>,
+    filters: Option<Value>,
+    rendering: &Rendering<'_>,
 ) -> Value {
     let [cluster, ..] = clusters else {
         return Value::Null;
     };
+    let options = rendering.options;
     let name = name.unwrap_or_else(|| cluster.name.to_string());
     let mut fields = match &cluster.endpoints {
         _ if options.upstream_proxy.is_some() => upstream_proxy::endpoints(&name),
-        Endpoints::OfTheRequest => dynamic(Cached::of(cluster), table, options),
+        Endpoints::OfTheRequest => dynamic(Cached::of(cluster), rendering),
         Endpoints::Listed {
             places,
             fixed,
@@ -104,18 +121,18 @@ pub(super) fn cluster(
     set_some(
         &mut fields,
         "typed_extension_protocol_options",
-        protocol_options(cluster),
+        protocol_options(cluster, filters),
     );
     if let [_] = clusters {
         set_some(
             &mut fields,
             "transport_socket",
-            transport_socket(cluster, table, options),
+            transport_socket(cluster, rendering),
         );
     } else {
         let sockets: Vec<(String, Value)> = clusters
             .iter()
-            .filter_map(|it| Some((contract::variant(it), transport_socket(it, table, options)?)))
+            .filter_map(|it| Some((contract::variant(it), transport_socket(it, rendering)?)))
             .collect();
         set(
             &mut fields,
@@ -133,8 +150,8 @@ pub(super) fn cluster(
 }
 
 /// Renders the cluster for hosts that are left alone: plain, to wherever the request says.
-pub(super) fn passthrough(table: &PolicyTable, options: &Options) -> Value {
-    let mut fields = dynamic(Cached::Public, table, options);
+pub(super) fn passthrough(rendering: &Rendering<'_>) -> Value {
+    let mut fields = dynamic(Cached::Public, rendering);
     set(&mut fields, "name", json!(contract::PASSTHROUGH_CLUSTER));
     set(&mut fields, "connect_timeout", json!(CONNECT_TIMEOUT));
     set(
@@ -156,9 +173,9 @@ pub(super) fn original_destination(name: &str) -> Value {
     })
 }
 
-fn dynamic(names: Cached, table: &PolicyTable, options: &Options) -> Map<String, Value> {
+fn dynamic(names: Cached, rendering: &Rendering<'_>) -> Map<String, Value> {
     let mut config = Map::new();
-    let cache = dns::cache(names, table, options);
+    let cache = dns::cache(names, rendering);
     set(&mut config, "dns_cache_config", cache);
     // Envoy asks for `auto_sni` and `auto_san_validation`, or for this word. Names are verified all the same, and by
     // type, unless the rule says `insecureSkipVerify`: see `names`.
@@ -257,7 +274,7 @@ fn load_balancer(wanted: Option<&LoadBalancer>, fields: &mut Map<String, Value>)
 }
 
 /// Renders which HTTP is spoken, and that SNI and verified name are the request's where they are.
-fn protocol_options(cluster: &Cluster) -> Option<Value> {
+fn protocol_options(cluster: &Cluster, filters: Option<Value>) -> Option<Value> {
     let pool = cluster.connection_pool.as_deref();
     let http2 = {
         let mut fields = Map::new();
@@ -286,6 +303,7 @@ fn protocol_options(cluster: &Cluster) -> Option<Value> {
         "@type",
         json!(format!("type.googleapis.com/{HTTP_OPTIONS}")),
     );
+    set_some(fields, "http_filters", filters);
     let mut upstream = Map::new();
     if let Some(tls) = &cluster.tls {
         let names = Names::of(cluster, tls);

@@ -1,11 +1,12 @@
 //! Who looks names up, and what keeps the addresses.
 
-use egress_policy::{Cluster, PolicyTable};
+use egress_policy::Cluster;
 use serde_json::{Map, Value, json};
 
 use super::guard;
 use super::message::{extension, set, set_some};
 use super::options::Options;
+use super::rendering::Rendering;
 
 const DNS_FAMILY: &str = "V4_PREFERRED";
 
@@ -46,7 +47,8 @@ const NAMES_OF_CLIENTS: usize = 4096;
 /// Renders a DNS cache, which all dynamic forward proxies with names of one kind share.
 ///
 /// Its settings are in its name: Envoy wants a name to mean the same everywhere, and refuses other settings under it.
-pub(super) fn cache(names: Cached, table: &PolicyTable, options: &Options) -> Value {
+pub(super) fn cache(names: Cached, rendering: &Rendering<'_>) -> Value {
+    let (table, options) = (rendering.table, rendering.options);
     let hosts = match names {
         Cached::Internal | Cached::Public => NAMES_OF_CLIENTS,
         Cached::Listed => {

@@ -8,18 +8,14 @@
 //! another, which could name a cluster that they do not guard.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use egress_policy::{Digest, PolicyTable};
 use serde_json::{Value, json};
 
 use super::options::Options;
+use super::plugin::Plugin;
 use super::{bootstrap, secrets};
-
-/// The filters whose configuration is the rules.
-const PLUGINS: [&str; 2] = [
-    "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
-    "type.googleapis.com/envoy.extensions.filters.network.wasm.v3.Wasm",
-];
 
 /// What rules decide, each part by its name.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -28,8 +24,8 @@ pub struct Dynamic {
     pub listeners: BTreeMap<String, Value>,
     /// Clusters.
     pub clusters: BTreeMap<String, Value>,
-    /// The configuration of our filter: messages with their `@type`.
-    pub plugins: BTreeMap<String, Value>,
+    /// Our filter.
+    pub plugins: BTreeMap<String, Arc<Plugin>>,
 }
 
 /// Renders what an Envoy that was started with [`reloading`](super::reloading()) is to be given.
@@ -39,21 +35,32 @@ pub fn dynamic(table: &PolicyTable, resources: &[Value], options: &Options) -> D
         clusters: by_name(ruled.clusters),
         ..Dynamic::default()
     };
-    for mut listener in ruled.listeners {
+    for listener in ruled.listeners {
+        let name = listener.name.clone();
+        let bare = listener.clone().written(&mut |plugin| plugin.bare());
+        let shape = format!("{name}_{}", Digest::of_text(&bare.to_string()));
         let mut plugins = Vec::new();
-        take_plugins(&mut listener, &mut plugins);
-        let name = name_of(&listener);
-        let shape = format!("{name}_{}", Digest::of_text(&listener.to_string()));
-        let mut names = Vec::new();
-        for (at, plugin) in plugins.into_iter().enumerate() {
-            let name = format!("{shape}_{at}");
-            names.push((name.clone(), plugin.get("@type").cloned()));
-            all.plugins.insert(name, plugin);
-        }
-        refer(&mut listener, &mut names.into_iter());
+        let listener = listener.written(&mut |plugin| {
+            let name = format!("{shape}_{}", plugins.len());
+            let reference = reference(&name, &plugin);
+            plugins.push((name, plugin));
+            reference
+        });
+        all.plugins.extend(plugins);
         all.listeners.insert(name, listener);
     }
     all
+}
+
+/// Renders where a listener gets a plugin from.
+fn reference(name: &str, plugin: &Plugin) -> Value {
+    // Without its plugin a listener would refuse every request; it waits, and the one before it goes on.
+    let source = secrets::source("0s");
+    let kind = format!("type.googleapis.com/{}", plugin.message());
+    json!({
+        "name": name,
+        "config_discovery": {"config_source": source, "type_urls": [kind]},
+    })
 }
 
 /// Writes resources of one kind as Envoy reads them from a file.
@@ -83,47 +90,4 @@ fn by_name(all: Vec<Value>) -> BTreeMap<String, Value> {
 fn name_of(resource: &Value) -> String {
     let name = resource.get("name").and_then(Value::as_str);
     name.unwrap_or_default().to_owned()
-}
-
-/// The plugin of a filter, where it has one.
-fn plugin(filter: &mut Value) -> Option<&mut Value> {
-    let config = filter.get_mut("typed_config")?;
-    let kind = config.get("@type")?.as_str()?;
-    PLUGINS.contains(&kind).then_some(config)
-}
-
-/// Takes the plugins out, in the order in which [`refer`] finds their places again.
-fn take_plugins(value: &mut Value, taken: &mut Vec<Value>) {
-    if let Some(config) = plugin(value) {
-        let kind = config.get("@type").cloned().unwrap_or_default();
-        taken.push(std::mem::replace(config, json!({"@type": kind})));
-        return;
-    }
-    children(value, &mut |child| take_plugins(child, taken));
-}
-
-fn refer(value: &mut Value, names: &mut dyn Iterator<Item = (String, Option<Value>)>) {
-    if plugin(value).is_some() {
-        if let Some((name, kind)) = names.next() {
-            let mut source = secrets::source();
-            if let Value::Object(fields) = &mut source {
-                // Without its plugin a listener would refuse every request; it waits, and the one before it goes on.
-                fields.insert("initial_fetch_timeout".to_owned(), json!("0s"));
-            }
-            *value = json!({
-                "name": name,
-                "config_discovery": {"config_source": source, "type_urls": [kind]},
-            });
-        }
-        return;
-    }
-    children(value, &mut |child| refer(child, names));
-}
-
-fn children(value: &mut Value, see: &mut dyn FnMut(&mut Value)) {
-    match value {
-        Value::Array(all) => all.iter_mut().for_each(see),
-        Value::Object(fields) => fields.values_mut().for_each(see),
-        _ => {}
-    }
 }

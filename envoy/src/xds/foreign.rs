@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use egress_filter::{PluginConfig, Variants, contract};
+use egress_filter::{FilterKind, PluginConfig, Variants, contract};
 use egress_policy::{Arrival, PolicyTable, PortNumber};
 use serde_json::{Value, json};
 
 use super::message::extension;
 use super::options::Options;
-use super::plugin::plugin;
-use super::{cluster, http, upgrade, variants};
+use super::rendering::Rendering;
+use super::{cluster, http, plugin, upgrade, variants};
 
 /// How clusters of one name are told apart: each has a name of its own, so none is taken for one of the listeners'
 /// owner.
@@ -30,6 +30,7 @@ pub struct Additions {
 
 /// Renders what HTTP requests are led to. The filter takes no header for its own that Envoy may have let in.
 pub fn foreign(table: &PolicyTable, resources: &[Value], options: &Options) -> Additions {
+    let rendering = Rendering::new(table, resources, VARIANTS, options);
     let mut clusters = BTreeMap::new();
     let mut ports = BTreeMap::new();
     for service in table.services() {
@@ -41,42 +42,38 @@ pub fn foreign(table: &PolicyTable, resources: &[Value], options: &Options) -> A
         let name = own.unwrap_or_else(|| service.cluster.name.to_string());
         clusters.entry(name).or_insert(service.cluster);
     }
+    let filters = hiding_filters();
     let clusters = clusters
         .into_iter()
-        .map(|(name, it)| unseen(cluster::cluster(&[it], Some(name), table, options)))
+        .map(|(name, it)| cluster::filtered(it, name, filters.clone(), &rendering))
         .collect();
     let routes: Vec<(PortNumber, Vec<Value>)> = ports
         .into_keys()
-        .map(|port| {
-            let routes = http::routes_of_ours(port, table, VARIANTS, options);
-            (port, upgrade::routes(routes))
-        })
+        .map(|port| (port, http::routes_of_ours(port, &rendering)))
         .collect();
     let port = match &routes[..] {
         [(port, _)] => Some(*port),
         _ => None,
     };
-    let digest = table.digest().to_string();
-    let kind = egress_filter::FilterKind::Http;
-    let plugin = PluginConfig {
+    let config = PluginConfig {
         headers_stripped: false,
-        ..plugin(port, kind, table, &digest, resources, VARIANTS, options)
+        ..plugin::config(port, FilterKind::Http, &rendering)
     };
     Additions {
         clusters,
         routes,
         upgrade: upgrade::http_filter(),
-        plugin: plugin.to_json(),
+        plugin: config.to_json(),
     }
 }
 
-/// Lets the servers of a cluster see nothing of what proxies tell themselves, whoever wrote it.
-fn unseen(mut cluster: Value) -> Value {
+/// Renders the filters that let servers see nothing of what proxies tell themselves, whoever wrote it.
+fn hiding_filters() -> Value {
     let kind = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation";
     let prefix = |prefix: &str| json!({"remove_on_match": {"key_matcher": {"prefix": prefix}}});
     let mutations =
         json!({"request_mutations": [prefix(contract::HEADER_PREFIX), prefix("x-envoy-")]});
-    let filters = json!([
+    json!([
         extension(
             "envoy.filters.http.header_mutation",
             kind,
@@ -87,13 +84,5 @@ fn unseen(mut cluster: Value) -> Value {
             "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec",
             json!({}),
         ),
-    ]);
-    let options = cluster
-        .pointer_mut("/typed_extension_protocol_options")
-        .and_then(|all| all.get_mut(cluster::HTTP_OPTIONS))
-        .and_then(Value::as_object_mut);
-    if let Some(options) = options {
-        options.insert("http_filters".to_owned(), filters);
-    }
-    cluster
+    ])
 }

@@ -12,98 +12,98 @@
 //!
 //! Source: envoyproxy/envoy `source/common/http/http1/codec_impl.cc`, `ServerConnectionImpl::handlePath`.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use egress_filter::{Variants, contract};
-use egress_policy::{Arrival, Cluster, PolicyTable};
-use serde_json::{Value, json};
+use egress_filter::contract;
+use egress_policy::Arrival;
+use serde_json::{Map, Value, json};
 
-use super::options::Options;
-use super::{guard, http};
+use super::chain::{Chain, Filter, Listener};
+use super::guard;
+use super::http::{self, HttpSettings};
+use super::message::set;
+use super::rendering::Rendering;
 
 /// The name of the listener, and what `ready` calls it.
 pub const NAME: &str = "forward-proxy";
 
 /// Renders the listener, if there is to be one.
-pub(super) fn listener(
-    table: &PolicyTable,
-    digest: &str,
-    resources: &[Value],
-    variants: Variants,
-    options: &Options,
-) -> Option<Value> {
-    let address = options.forward_proxy?;
-    let mut manager = http::connection_manager(None, table, digest, resources, variants, options);
-    let config = manager.get_mut("typed_config")?.as_object_mut()?;
-    config.insert("codec_type".to_owned(), json!("HTTP1"));
-    config
-        .get_mut("upgrade_configs")?
-        .as_array_mut()?
-        .push(json!({"upgrade_type": "CONNECT"}));
-    // They are for us (RFC 9110, 11.7.2), and would tell the server a password.
-    config
-        .get_mut("early_header_mutation_extensions")?
-        .pointer_mut("/0/typed_config/mutations")?
-        .as_array_mut()?
-        .extend([
-            json!({"remove": "proxy-authorization"}),
-            json!({"remove": "proxy-connection"}),
-        ]);
-    let routes = config
-        .get_mut("route_config")?
-        .pointer_mut("/virtual_hosts/0/routes")?
-        .as_array_mut()?;
-    routes.splice(0..0, tunnels(table, options));
-    Some(json!({
-        "name": NAME,
-        "address": {"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}},
-        "traffic_direction": "OUTBOUND",
-        "filter_chains": [{"name": "http", "filters": [manager]}],
-    }))
+pub(super) fn listener(rendering: &Rendering<'_>) -> Option<Listener> {
+    let address = rendering.options.forward_proxy?;
+    let guarded = guarded(rendering);
+    let settings = HttpSettings {
+        port: None,
+        name: NAME.to_owned(),
+        routes_name: NAME.to_owned(),
+        codec: Some("HTTP1"),
+        upgrades: &["CONNECT"],
+        routes_first: tunnels(&guarded),
+        // They are for us (RFC 9110, 11.7.2), and would tell the server a password.
+        headers_removed: &["proxy-authorization", "proxy-connection"],
+        guarded,
+    };
+    let manager = http::connection_manager(settings, rendering);
+    let address = json!({"socket_address": {
+        "address": address.ip().to_string(),
+        "port_value": address.port(),
+    }});
+    Some(Listener {
+        name: NAME.to_owned(),
+        fields: Map::from_iter([
+            ("address".to_owned(), address),
+            ("traffic_direction".to_owned(), json!("OUTBOUND")),
+        ]),
+        chains: vec![Chain {
+            name: Some("http".to_owned()),
+            matches: None,
+            filters: vec![Filter::Http(manager)],
+        }],
+    })
 }
 
-/// Returns the clusters that CONNECT leads to and whose addresses filters must look at.
-pub(super) fn guarded<'t>(
-    table: &'t PolicyTable,
-    options: &'t Options,
-) -> impl Iterator<Item = &'t Cluster> {
-    passed_through(table).filter(|cluster| guard::by_filters(cluster, options))
-}
-
-fn passed_through(table: &PolicyTable) -> impl Iterator<Item = &Cluster> {
-    table
+/// Returns the names of the clusters that CONNECT leads to and whose addresses filters must look at.
+fn guarded(rendering: &Rendering<'_>) -> BTreeSet<String> {
+    let passed_through = rendering
+        .table
         .services()
         .filter(|service| service.arrival == Arrival::Tls && service.subset.is_none())
-        .map(|service| service.cluster)
+        .map(|service| service.cluster);
+    passed_through
+        .filter(|cluster| guard::by_filters(cluster, rendering.options))
+        .map(|cluster| cluster.name.to_string())
+        .collect()
 }
 
 /// Renders the routes of CONNECT: to the clusters that the filter names, and else nowhere.
-fn tunnels(table: &PolicyTable, options: &Options) -> Vec<Value> {
+fn tunnels(guarded: &BTreeSet<String>) -> Vec<Value> {
     let header = contract::FORWARD_HEADER;
     let tunnel = |matches: Value| {
-        json!({
-            "name": "connect",
-            "stat_prefix": "connect",
-            "match": {"connect_matcher": {}, "headers": [matches]},
-            "route": {
-                "cluster_header": header,
-                "timeout": "0s",
-                // As long as a connection that is passed through by its SNI may be: Envoy's default for those.
-                "idle_timeout": "3600s",
-                "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
-            },
-        })
+        let route = json!({
+            "cluster_header": header,
+            "timeout": "0s",
+            // As long as a connection that is passed through by its SNI may be: Envoy's default for those.
+            "idle_timeout": "3600s",
+            "upgrade_configs": [{"upgrade_type": "CONNECT", "connect_config": {}}],
+        });
+        Map::from_iter([
+            ("name".to_owned(), json!("connect")),
+            ("stat_prefix".to_owned(), json!("connect")),
+            (
+                "match".to_owned(),
+                json!({"connect_matcher": {}, "headers": [matches]}),
+            ),
+            ("route".to_owned(), route),
+        ])
     };
-    let guarded: BTreeMap<&str, Value> = guarded(table, options)
-        .map(|cluster| {
-            let name = cluster.name.as_str();
-            let mut route = tunnel(json!({"name": header, "string_match": {"exact": name}}));
-            http::guard_route(&mut route);
-            (name, route)
-        })
-        .collect();
-    let mut routes: Vec<Value> = guarded.into_values().collect();
-    routes.push(tunnel(json!({"name": header, "present_match": true})));
+    let guarded = guarded.iter().map(|cluster| {
+        let mut route = tunnel(json!({"name": header, "string_match": {"exact": cluster}}));
+        let filters = Map::from_iter([guard::on_route()]);
+        set(&mut route, "typed_per_filter_config", json!(filters));
+        Value::Object(route)
+    });
+    let mut routes: Vec<Value> = guarded.collect();
+    let rest = tunnel(json!({"name": header, "present_match": true}));
+    routes.push(Value::Object(rest));
     routes.push(json!({
         "name": "block_all",
         "match": {"connect_matcher": {}},

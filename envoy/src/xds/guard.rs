@@ -143,7 +143,7 @@ pub(super) fn dropped() -> Value {
 
 /// Renders the two HTTP filters of an Envoy whose DNS cache drops nothing. The first looks up the names of requests
 /// that the filter leads to one of `clusters`, and of no other: they have a DNS cache of their own, which may be full.
-/// The second refuses nothing by itself: [`route`] says where it does.
+/// The second refuses nothing by itself: [`on_route`] says where it does.
 pub(super) fn http_filters(clusters: &BTreeSet<String>, dns_cache: &Value) -> [Value; 2] {
     let look_up = extension(
         "envoy.filters.http.dynamic_forward_proxy",
@@ -201,10 +201,11 @@ pub(super) fn http_filters(clusters: &BTreeSet<String>, dns_cache: &Value) -> [V
     ]
 }
 
-/// Renders what a route adds, so that the ranges are refused on it.
-pub(super) fn route() -> Value {
+/// Renders for the `typed_per_filter_config` of a route that the ranges are refused on it.
+pub(super) fn on_route() -> (String, Value) {
     let kind = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute";
-    json!({"envoy.filters.http.rbac": {"@type": kind, "rbac": {"rules": rules()}}})
+    let config = json!({"@type": kind, "rbac": {"rules": rules()}});
+    ("envoy.filters.http.rbac".to_owned(), config)
 }
 
 /// Renders the network filter for connections that are passed through.
@@ -216,18 +217,18 @@ pub(super) fn network_filter() -> Value {
     )
 }
 
-/// Adds to a `tcp_proxy` that it connects only when the client has spoken, which is when the filters have looked.
-pub(super) fn connect_later(proxy: &mut Value, options: &Options) {
-    if let Some(fields) = proxy
-        .as_object_mut()
-        .filter(|_| options.version >= CONNECT_LATER)
-    {
-        fields.insert(
+/// Renders for a `tcp_proxy` that it connects only when the client has spoken, which is when the filters have looked.
+pub(super) fn connect_later(options: &Options) -> Vec<(String, Value)> {
+    if options.version < CONNECT_LATER {
+        return Vec::new();
+    }
+    vec![
+        (
             "upstream_connect_mode".to_owned(),
             json!("ON_DOWNSTREAM_DATA"),
-        );
-        fields.insert("max_early_data_bytes".to_owned(), json!(65_536));
-    }
+        ),
+        ("max_early_data_bytes".to_owned(), json!(65_536)),
+    ]
 }
 
 /// The ranges that are refused, for a filter chain.

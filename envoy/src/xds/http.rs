@@ -1,77 +1,171 @@
 //! What reads the requests of a listener, and the routes that they may take.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use egress_filter::{FilterKind, PluginConfig, Variants, contract};
 use egress_policy::{Arrival, Cluster, HashKey, OutboundMode, PolicyTable, PortNumber, Service};
 use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::chain::listener_name;
+use super::chain::{HttpManager, listener_name};
 use super::dns::{self, Cached};
 use super::message::{duration, extension, set, set_some};
-use super::options::Options;
-use super::plugin::{plugin, plugin_config};
-use super::{forward_proxy, guard, upgrade, upstream_proxy};
+use super::plugin::{self, Plugin};
+use super::rendering::Rendering;
+use super::{guard, upgrade, upstream_proxy, variants};
 
-/// Renders a route for each cluster whose requests are hashed, or whose addresses are guarded: both are for a
-/// route to say. With `every` each cluster has one.
-fn particular(
-    port: Option<PortNumber>,
-    table: &PolicyTable,
-    outbound: OutboundMode,
-    every: bool,
-    variants: Variants,
-    options: &Options,
-) -> Vec<Value> {
-    let mut routes = BTreeMap::new();
-    let mut add = |cluster: &str, tls: bool, hash: Option<Value>, guarded: bool| {
-        let (name, header) = match tls {
-            true => ("originate", contract::ORIGINATE_HEADER),
-            false => ("forward", contract::FORWARD_HEADER),
-        };
-        let mut route = by_header(name, header);
-        if let Some(matches) = route.pointer_mut("/match/headers") {
-            *matches = json!([{"name": header, "string_match": {"exact": cluster}}]);
+/// What one connection manager has of its own.
+pub(super) struct HttpSettings {
+    /// The service port; without one, each request names its own, as to a forward proxy.
+    pub(super) port: Option<PortNumber>,
+    /// What statistics call it.
+    pub(super) name: String,
+    /// What its routes are called.
+    pub(super) routes_name: String,
+    /// Which HTTP is spoken, unless the first bytes are to tell.
+    pub(super) codec: Option<&'static str>,
+    /// The upgrades that it takes beside [`upgrade::TAKEN`].
+    pub(super) upgrades: &'static [&'static str],
+    /// The routes before all others.
+    pub(super) routes_first: Vec<Value>,
+    /// The headers that it takes away beside those that every listener does.
+    pub(super) headers_removed: &'static [&'static str],
+    /// The clusters that `routes_first` lead to and whose addresses filters must look at.
+    pub(super) guarded: BTreeSet<String>,
+}
+
+impl HttpSettings {
+    /// Returns those of a service port.
+    pub(super) fn of_port(port: PortNumber) -> Self {
+        HttpSettings {
+            port: Some(port),
+            name: listener_name(port),
+            routes_name: port.to_string(),
+            codec: None,
+            upgrades: &[],
+            routes_first: Vec::new(),
+            headers_removed: &[],
+            guarded: BTreeSet::new(),
         }
-        if let (Some(hash), Some(Value::Object(fields))) = (hash, route.pointer_mut("/route")) {
-            fields.insert("hash_policy".to_owned(), hash);
-        }
-        if guarded {
-            guard_route(&mut route);
-        }
-        routes.insert(
-            cluster.to_owned(),
-            if tls { with_https(route) } else { route },
-        );
+    }
+}
+
+/// Renders what reads the requests of a listener.
+pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'_>) -> HttpManager {
+    let options = rendering.options;
+    let port = settings.port;
+    let default = default_cluster(port, rendering);
+    let config = PluginConfig {
+        forward_proxy: port.is_none(),
+        upstream_proxy: options.upstream_proxy.is_some(),
+        default_cluster: default.map(|cluster| cluster.name.as_str()),
+        ..plugin::config(port, FilterKind::Http, rendering)
     };
-    for service in all_http_services(port, table, options) {
-        let (cluster, hash) = (service.cluster, hash_policy(service.cluster));
-        let guarded = guard::by_filters(cluster, options);
-        if every || hash.is_some() || guarded {
-            let name = super::variants::named(variants, cluster);
-            add(
-                name.as_deref().unwrap_or(cluster.name.as_str()),
-                cluster.tls.is_some(),
-                hash,
-                guarded,
-            );
+    let mut filters = Vec::new();
+    if rendering.variants == Variants::Sockets {
+        filters.push(variants::http_filter());
+    }
+    if options.upstream_proxy.is_some() {
+        filters.push(upstream_proxy::http_filter());
+    }
+    let mut guarded = guarded(port, rendering);
+    guarded.extend(settings.guarded);
+    if !guarded.is_empty() {
+        let cache = dns::cache(Cached::Public, rendering);
+        filters.extend(guard::http_filters(&guarded, &cache));
+    }
+    filters.push(upgrade::http_filter());
+    filters.push(extension(
+        "envoy.filters.http.router",
+        "envoy.extensions.filters.http.router.v3.Router",
+        json!({}),
+    ));
+    let mut routes = settings.routes_first;
+    routes.extend(written(routes_of(port, default, rendering)));
+    let upgrades = [upgrade::TAKEN]
+        .into_iter()
+        .chain(settings.upgrades.iter().copied());
+    let upgrades: Vec<Value> = upgrades.map(|kind| json!({"upgrade_type": kind})).collect();
+    let mut fields = Map::new();
+    set_some(&mut fields, "codec_type", settings.codec);
+    set(&mut fields, "stat_prefix", json!(settings.name));
+    // What clients send to steer us or Envoy is gone before a route is chosen.
+    let stripping = json!([stripping(settings.headers_removed)]);
+    set(&mut fields, "early_header_mutation_extensions", stripping);
+    let routes = json!({
+        "name": settings.routes_name,
+        "virtual_hosts": [{"name": "egress", "domains": ["*"], "routes": routes}],
+    });
+    set(&mut fields, "route_config", routes);
+    let log = access_log(&Metadata::Filter, options);
+    set(&mut fields, "access_log", json!([log]));
+    // The server is told `https` where TLS is what it gets.
+    let scheme = json!({"match_upstream": true});
+    set(&mut fields, "scheme_header_transformation", scheme);
+    let server = json!("PASS_THROUGH");
+    set(&mut fields, "server_header_transformation", server);
+    set(&mut fields, "preserve_external_request_id", json!(true));
+    set(&mut fields, "stream_idle_timeout", json!("0s"));
+    set(&mut fields, "upgrade_configs", json!(upgrades));
+    let http1 = json!({
+        // Applications that need us are old; those that speak 1.0 without a host are refused by name.
+        "accept_http_10": true,
+        "default_host_for_http_10": "no-host.invalid",
+        // Java's HTTP client offers `Upgrade: TLS/1.2` with every plain request; that is no error.
+        "ignore_http_11_upgrade": [{"prefix": "TLS/"}],
+    });
+    set(&mut fields, "http_protocol_options", http1);
+    HttpManager {
+        fields,
+        plugin: Arc::new(Plugin::new(&config, options)),
+        filters,
+    }
+}
+
+/// Renders what takes headers away as soon as a request has come, those of `more` too.
+fn stripping(more: &[&str]) -> Value {
+    let prefix = |prefix: &str| json!({"remove_on_match": {"key_matcher": {"prefix": prefix}}});
+    let mut mutations = vec![
+        prefix(contract::HEADER_PREFIX),
+        prefix("x-envoy-"),
+        // Comes with an offer to upgrade, which is not taken up, and so ends here (RFC 9110, 7.6.1).
+        json!({"remove": "http2-settings"}),
+    ];
+    mutations.extend(more.iter().map(|header| json!({"remove": header})));
+    extension(
+        "envoy.http.early_header_mutation.header_mutation",
+        "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+        json!({"mutations": mutations}),
+    )
+}
+
+/// Returns the names of the clusters whose addresses filters must look at.
+fn guarded(port: Option<PortNumber>, rendering: &Rendering<'_>) -> BTreeSet<String> {
+    let options = rendering.options;
+    let mut all = BTreeSet::new();
+    if guard::drops_addresses(options) {
+        return all;
+    }
+    for service in all_http_services(port, rendering) {
+        if guard::is_on(service.cluster, options) {
+            let name = variants::named(rendering.variants, service.cluster);
+            all.insert(name.unwrap_or_else(|| service.cluster.name.to_string()));
         }
     }
-    if outbound == OutboundMode::AllowAny {
-        let guarded = !guard::drops_addresses(options);
-        add(contract::PASSTHROUGH_CLUSTER, false, None, guarded);
+    if rendering.table.outbound() == OutboundMode::AllowAny {
+        all.insert(contract::PASSTHROUGH_CLUSTER.to_owned());
     }
-    routes.into_values().collect()
+    all
 }
 
 /// As [`http_services`], for all workloads that there may be.
-fn all_http_services<'t>(
+fn all_http_services<'r>(
     port: Option<PortNumber>,
-    table: &'t PolicyTable,
-    options: &'t Options,
-) -> impl Iterator<Item = Service<'t>> {
-    super::variants::tables(table, options).flat_map(move |table| http_services(port, table))
+    rendering: &Rendering<'r>,
+) -> impl Iterator<Item = Service<'r>> {
+    variants::tables(rendering.table, rendering.options)
+        .flat_map(move |table| http_services(port, table))
 }
 
 /// Returns what HTTP requests of a port may reach, or of all ports. Subsets are not among it: no request can
@@ -88,138 +182,15 @@ fn http_services(
         .filter(move |service| http(service) && service.subset.is_none())
 }
 
-pub(super) fn guard_route(route: &mut Value) {
-    if let Some(fields) = route.as_object_mut() {
-        fields.insert("typed_per_filter_config".to_owned(), guard::route());
-    }
-}
-
-/// Returns the names of the clusters whose addresses filters must look at.
-fn guarded(
-    port: Option<PortNumber>,
-    table: &PolicyTable,
-    variants: Variants,
-    options: &Options,
-) -> BTreeSet<String> {
-    let mut all = BTreeSet::new();
-    if guard::drops_addresses(options) {
-        return all;
-    }
-    for service in all_http_services(port, table, options) {
-        if guard::is_on(service.cluster, options) {
-            let name = super::variants::named(variants, service.cluster);
-            all.insert(name.unwrap_or_else(|| service.cluster.name.to_string()));
-        }
-    }
-    if port.is_none() {
-        all.extend(forward_proxy::guarded(table, options).map(|it| it.name.to_string()));
-    }
-    if table.outbound() == OutboundMode::AllowAny {
-        all.insert(contract::PASSTHROUGH_CLUSTER.to_owned());
-    }
-    all
-}
-
-/// Renders what reads the requests of a port; without a port, those of a forward proxy, which name theirs.
-pub(super) fn connection_manager(
-    port: Option<PortNumber>,
-    table: &PolicyTable,
-    digest: &str,
-    resources: &[Value],
-    variants: Variants,
-    options: &Options,
-) -> Value {
-    let default = default_cluster(port, table, options);
-    let plugin = PluginConfig {
-        forward_proxy: port.is_none(),
-        upstream_proxy: options.upstream_proxy.is_some(),
-        default_cluster: default.map(|cluster| cluster.name.as_str()),
-        ..plugin(
-            port,
-            FilterKind::Http,
-            table,
-            digest,
-            resources,
-            variants,
-            options,
-        )
-    };
-    let wasm = extension(
-        contract::FILTER_NAME,
-        "envoy.extensions.filters.http.wasm.v3.Wasm",
-        plugin_config(&plugin, options),
-    );
-    let router = extension(
-        "envoy.filters.http.router",
-        "envoy.extensions.filters.http.router.v3.Router",
-        json!({}),
-    );
-    let prefix = |prefix: &str| json!({"remove_on_match": {"key_matcher": {"prefix": prefix}}});
-    let stripping = extension(
-        "envoy.http.early_header_mutation.header_mutation",
-        "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-        json!({"mutations": [
-            prefix(contract::HEADER_PREFIX),
-            prefix("x-envoy-"),
-            // Comes with an offer to upgrade, which is not taken up, and so ends here (RFC 9110, 7.6.1).
-            {"remove": "http2-settings"},
-        ]}),
-    );
-    let mut filters = vec![wasm];
-    if variants == Variants::Sockets {
-        filters.push(super::variants::http_filter());
-    }
-    let guarded = guarded(port, table, variants, options);
-    let name = port.map_or_else(|| forward_proxy::NAME.to_owned(), listener_name);
-    if options.upstream_proxy.is_some() {
-        filters.push(upstream_proxy::http_filter());
-    }
-    if !guarded.is_empty() {
-        let cache = dns::cache(Cached::Public, table, options);
-        filters.extend(guard::http_filters(&guarded, &cache));
-    }
-    filters.push(upgrade::http_filter());
-    filters.push(router);
-    extension(
-        "envoy.filters.network.http_connection_manager",
-        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        json!({
-            "stat_prefix": name,
-            // What clients send to steer us or Envoy is gone before a route is chosen.
-            "early_header_mutation_extensions": [stripping],
-            "http_filters": filters,
-            "route_config": routes(port, default, table, variants, options),
-            "access_log": [access_log(&Metadata::Filter, options)],
-            // The server is told `https` where TLS is what it gets.
-            "scheme_header_transformation": {"match_upstream": true},
-            "server_header_transformation": "PASS_THROUGH",
-            "preserve_external_request_id": true,
-            "stream_idle_timeout": "0s",
-            "upgrade_configs": upgrade::configs(),
-            "http_protocol_options": {
-                // Applications that need us are old; those that speak 1.0 without a host are refused by name.
-                "accept_http_10": true,
-                "default_host_for_http_10": "no-host.invalid",
-                // Java's HTTP client offers `Upgrade: TLS/1.2` with every plain request; that is no error.
-                "ignore_http_11_upgrade": [{"prefix": "TLS/"}],
-            },
-        }),
-    )
-}
-
 /// Returns the shared cluster with TLS that most hosts of the port need: the one that needs no header.
 ///
 /// Filters that guard a cluster know it by the header, so it is not one of those.
-fn default_cluster<'t>(
-    port: Option<PortNumber>,
-    table: &'t PolicyTable,
-    options: &Options,
-) -> Option<&'t Cluster> {
+fn default_cluster<'r>(port: Option<PortNumber>, rendering: &Rendering<'r>) -> Option<&'r Cluster> {
     let mut counts = BTreeMap::<&str, (usize, &Cluster)>::new();
-    for service in http_services(port, table) {
+    for service in http_services(port, rendering.table) {
         if service.cluster.own.is_none()
             && service.cluster.tls.is_some()
-            && !guard::by_filters(service.cluster, options)
+            && !guard::by_filters(service.cluster, rendering.options)
         {
             counts
                 .entry(service.cluster.name.as_str())
@@ -233,61 +204,116 @@ fn default_cluster<'t>(
         .map(|(_, cluster)| cluster)
 }
 
-fn routes(
-    port: Option<PortNumber>,
-    default: Option<&Cluster>,
-    table: &PolicyTable,
-    variants: Variants,
-    options: &Options,
-) -> Value {
-    let mut routes = particular(port, table, table.outbound(), false, variants, options);
-    routes.push(with_https(by_header(
-        "originate",
-        contract::ORIGINATE_HEADER,
-    )));
-    routes.push(by_header("forward", contract::FORWARD_HEADER));
-    routes.push(match default {
-        Some(cluster) => with_https(json!({
-            "name": "originate",
-            "stat_prefix": "originate",
-            "match": {"prefix": "/"},
-            "route": {"cluster": cluster.name.as_str(), "timeout": "0s", "retry_policy": retries()},
-        })),
-        // Nothing is reached without a word of the filter.
-        None => json!({
-            "name": "block_all",
-            "match": {"prefix": "/"},
-            "direct_response": {"status": 502},
-        }),
-    });
-    json!({
-        "name": port.map_or_else(|| forward_proxy::NAME.to_owned(), |port| port.to_string()),
-        "virtual_hosts": [{"name": "egress", "domains": ["*"], "routes": upgrade::routes(routes)}],
-    })
+/// A route, as long as it may become that of an upgrade.
+#[derive(Clone)]
+struct Route {
+    /// What logs and statistics call it.
+    name: &'static str,
+    /// What headers it takes requests by; without any it takes all.
+    headers: Vec<Value>,
+    leads_to: LeadsTo,
+    /// Tells the server that it was TLS.
+    https: bool,
+    hash_policy: Option<Value>,
+    /// `typed_per_filter_config`.
+    filters: Map<String, Value>,
 }
 
-/// Renders a route for each cluster of a port that is ours, where Envoy may let in headers from clients: none of them
-/// leads anywhere else.
-pub(super) fn routes_of_ours(
-    port: PortNumber,
-    table: &PolicyTable,
-    variants: Variants,
-    options: &Options,
-) -> Vec<Value> {
-    // Hosts that are left alone are led by the listeners' owner.
-    let outbound = OutboundMode::RegistryOnly;
-    particular(Some(port), table, outbound, true, variants, options)
+/// Where a route leads to.
+#[derive(Clone)]
+enum LeadsTo {
+    /// The cluster that this header names.
+    Named(&'static str),
+    /// This cluster.
+    Cluster(String),
+    /// No server.
+    Nowhere,
 }
 
-/// Renders a route to the cluster that a header names.
-fn by_header(name: &str, header: &str) -> Value {
-    json!({
-        "name": name,
-        "stat_prefix": name,
-        "match": {"prefix": "/", "headers": [{"name": header, "present_match": true}]},
-        "route": {"cluster_header": header, "timeout": "0s", "retry_policy": retries()},
-        "request_headers_to_remove": [header],
-    })
+impl Route {
+    fn new(name: &'static str, leads_to: LeadsTo) -> Self {
+        Route {
+            name,
+            headers: Vec::new(),
+            leads_to,
+            https: false,
+            hash_policy: None,
+            filters: Map::new(),
+        }
+    }
+
+    /// Returns the route to any cluster that the filter names where it originates TLS, or where it does not.
+    fn by_header(tls: bool) -> Self {
+        let (name, header) = match tls {
+            true => ("originate", contract::ORIGINATE_HEADER),
+            false => ("forward", contract::FORWARD_HEADER),
+        };
+        Route {
+            headers: vec![json!({"name": header, "present_match": true})],
+            https: tls,
+            ..Route::new(name, LeadsTo::Named(header))
+        }
+    }
+
+    /// Returns the route to one of those clusters alone.
+    fn by_cluster(tls: bool, cluster: &str) -> Self {
+        let mut route = Route::by_header(tls);
+        if let LeadsTo::Named(header) = route.leads_to {
+            route.headers = vec![json!({"name": header, "string_match": {"exact": cluster}})];
+        }
+        route
+    }
+
+    /// Returns the same route for upgrades, which differs in nothing but the offer.
+    fn of_upgrades(mut self) -> Self {
+        // First of all, so that other requests are done with the route at once.
+        self.headers.insert(0, upgrade::header());
+        self.filters.extend([upgrade::on_route()]);
+        self
+    }
+
+    fn written(self) -> Value {
+        let mut fields = Map::new();
+        set(&mut fields, "name", json!(self.name));
+        let mut matches = Map::new();
+        set(&mut matches, "prefix", json!("/"));
+        if !self.headers.is_empty() {
+            set(&mut matches, "headers", Value::Array(self.headers));
+        }
+        set(&mut fields, "match", Value::Object(matches));
+        let cluster = match self.leads_to {
+            LeadsTo::Named(header) => {
+                set(&mut fields, "request_headers_to_remove", json!([header]));
+                Some(("cluster_header", json!(header)))
+            }
+            LeadsTo::Cluster(cluster) => Some(("cluster", json!(cluster))),
+            LeadsTo::Nowhere => None,
+        };
+        match cluster {
+            Some((field, cluster)) => {
+                let mut route = Map::new();
+                set(&mut route, field, cluster);
+                set(&mut route, "timeout", json!("0s"));
+                set(&mut route, "retry_policy", retries());
+                set_some(&mut route, "hash_policy", self.hash_policy);
+                set(&mut fields, "route", Value::Object(route));
+                set(&mut fields, "stat_prefix", json!(self.name));
+            }
+            None => set(&mut fields, "direct_response", json!({"status": 502})),
+        }
+        if self.https {
+            let https = json!([{
+                "header": {"key": "x-forwarded-proto", "value": "https"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }]);
+            set(&mut fields, "request_headers_to_add", https);
+        }
+        if !self.filters.is_empty() {
+            let filters = Value::Object(self.filters);
+            set(&mut fields, "typed_per_filter_config", filters);
+        }
+        Value::Object(fields)
+    }
 }
 
 /// Only what the server says it has not looked at: trying a refused handshake again would change nothing.
@@ -295,16 +321,77 @@ fn retries() -> Value {
     json!({"retry_on": "refused-stream", "num_retries": 2})
 }
 
-/// Tells the server that it was TLS.
-fn with_https(mut route: Value) -> Value {
-    let https = json!([{
-        "header": {"key": "x-forwarded-proto", "value": "https"},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    }]);
-    if let Some(fields) = route.as_object_mut() {
-        fields.insert("request_headers_to_add".to_owned(), https);
+/// Writes routes, and before all of them those for upgrades.
+fn written(routes: Vec<Route>) -> impl Iterator<Item = Value> {
+    let upgrades: Vec<Route> = routes.iter().cloned().map(Route::of_upgrades).collect();
+    upgrades.into_iter().chain(routes).map(Route::written)
+}
+
+/// Returns the routes of a port, or of all ports.
+fn routes_of(
+    port: Option<PortNumber>,
+    default: Option<&Cluster>,
+    rendering: &Rendering<'_>,
+) -> Vec<Route> {
+    let mut routes = particular(port, rendering.table.outbound(), false, rendering);
+    routes.push(Route::by_header(true));
+    routes.push(Route::by_header(false));
+    routes.push(match default {
+        Some(cluster) => Route {
+            https: true,
+            ..Route::new("originate", LeadsTo::Cluster(cluster.name.to_string()))
+        },
+        // Nothing is reached without a word of the filter.
+        None => Route::new("block_all", LeadsTo::Nowhere),
+    });
+    routes
+}
+
+/// Renders a route for each cluster of a port that is ours, where Envoy may let in headers from clients: none of them
+/// leads anywhere else.
+pub(super) fn routes_of_ours(port: PortNumber, rendering: &Rendering<'_>) -> Vec<Value> {
+    // Hosts that are left alone are led by the listeners' owner.
+    let outbound = OutboundMode::RegistryOnly;
+    written(particular(Some(port), outbound, true, rendering)).collect()
+}
+
+/// Returns a route for each cluster whose requests are hashed, or whose addresses are guarded: both are for a
+/// route to say. With `every` each cluster has one.
+fn particular(
+    port: Option<PortNumber>,
+    outbound: OutboundMode,
+    every: bool,
+    rendering: &Rendering<'_>,
+) -> Vec<Route> {
+    let options = rendering.options;
+    let mut routes = BTreeMap::new();
+    let mut add = |cluster: &str, tls: bool, hash_policy: Option<Value>, guarded: bool| {
+        let filters = guarded.then(guard::on_route);
+        let route = Route {
+            hash_policy,
+            filters: filters.into_iter().collect(),
+            ..Route::by_cluster(tls, cluster)
+        };
+        routes.insert(cluster.to_owned(), route);
+    };
+    for service in all_http_services(port, rendering) {
+        let (cluster, hash) = (service.cluster, hash_policy(service.cluster));
+        let guarded = guard::by_filters(cluster, options);
+        if every || hash.is_some() || guarded {
+            let name = variants::named(rendering.variants, cluster);
+            add(
+                name.as_deref().unwrap_or(cluster.name.as_str()),
+                cluster.tls.is_some(),
+                hash,
+                guarded,
+            );
+        }
     }
-    route
+    if outbound == OutboundMode::AllowAny {
+        let guarded = !guard::drops_addresses(options);
+        add(contract::PASSTHROUGH_CLUSTER, false, None, guarded);
+    }
+    routes.into_values().collect()
 }
 
 /// Returns what a cluster's requests are hashed by, for the routes that lead to it.

@@ -2,27 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use egress_filter::{Variants, contract};
-use egress_policy::{Arrival, HostPattern, PolicyTable, PortNumber, Reason, Service};
+use egress_filter::contract;
+use egress_policy::{Arrival, HostPattern, PortNumber, Reason, Service};
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
-use super::chain::{limit, listener_name, refused_connection};
+use super::chain::{
+    Chain, ChainMatch, Filter, connection_limits, listener_name, refused_connection, tcp_proxy,
+};
 use super::dns::{self, Cached};
 use super::message::extension;
-use super::options::Options;
+use super::rendering::Rendering;
 use super::{guard, tunnel, upstream_proxy, variants};
 
 /// What hosts that share a chain have in common: target port, cluster, and the address dialled in its place.
 type Alike<'t> = (u16, &'t str, Option<(&'t str, u16)>);
 
 /// Renders the application's own TLS: a chain for all hosts that differ in nothing but their name.
-pub(super) fn chains(
-    port: PortNumber,
-    table: &PolicyTable,
-    kind: Variants,
-    options: &Options,
-) -> Vec<Value> {
+pub(super) fn chains(port: PortNumber, rendering: &Rendering<'_>) -> Vec<Chain> {
+    let (table, options) = (rendering.table, rendering.options);
     let mut groups = BTreeMap::<Alike<'_>, Vec<Service<'_>>>::new();
     for service in table.services().filter(|service| {
         service.port == port && service.arrival == Arrival::Tls && service.subset.is_none()
@@ -37,62 +35,58 @@ pub(super) fn chains(
     for (at, ((target, cluster, pinned), services)) in groups.into_iter().enumerate() {
         let tunnelled = services.first().map(|service| service.cluster);
         let tunnelled = tunnelled.filter(|cluster| cluster.tunnel.is_some());
-        let variant = tunnelled.and_then(|cluster| variants::named(kind, cluster));
+        let variant = tunnelled.and_then(|cluster| variants::named(rendering.variants, cluster));
         let cluster = variant.as_deref().unwrap_or(cluster);
         let dynamic = services
             .iter()
             .all(|service| service.cluster.endpoints == egress_policy::Endpoints::OfTheRequest);
-        let mut filters = Vec::new();
+        let mut filters = Vec::<Filter>::new();
         let guarded = services
             .iter()
             .any(|service| guard::by_filters(service.cluster, options));
         // They share a cluster, and so its DNS cache.
         let names = services.first().map(|service| Cached::of(service.cluster));
         if options.upstream_proxy.is_some() {
-            filters.push(upstream_proxy::network_filter(target, pinned));
+            filters.push(upstream_proxy::network_filter(target, pinned).into());
         } else if let Some(names) = names.filter(|_| dynamic) {
             // Before the forward proxy, which looks up the address that is pinned and not the SNI.
-            filters.extend(pinned.map(|(address, port)| pin(address, port)));
-            filters.push(extension(
+            filters.extend(pinned.map(|(address, port)| pin(address, port).into()));
+            let forward = extension(
                 "envoy.filters.network.sni_dynamic_forward_proxy",
                 "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
                 json!({
                     "port_value": target,
-                    "dns_cache_config": dns::cache(names, table, options),
+                    "dns_cache_config": dns::cache(names, rendering),
                     "save_upstream_address": guarded,
                 }),
-            ));
+            );
+            filters.push(forward.into());
         }
         if guarded {
-            filters.push(guard::network_filter());
+            filters.push(guard::network_filter().into());
         }
         let log = access_log(
             &Metadata::Known(&entries(&services, target, cluster)),
             options,
         );
-        let mut proxy =
-            json!({"stat_prefix": listener_name(port), "cluster": cluster, "access_log": [log]});
+        let mut more = Vec::new();
         if let Some(service) = services.first() {
-            limit(&mut proxy, service.cluster);
-            tunnel::through(&mut proxy, service.cluster);
+            more.extend(connection_limits(service.cluster));
+            more.extend(tunnel::field(service.cluster));
         }
         if guarded {
-            guard::connect_later(&mut proxy, options);
+            more.extend(guard::connect_later(options));
         }
-        filters.push(extension(
-            "envoy.filters.network.tcp_proxy",
-            "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-            proxy,
-        ));
+        filters.push(tcp_proxy(&listener_name(port), cluster, log, more).into());
         let names: Vec<String> = services
             .iter()
             .filter_map(|service| server_name(service.host))
             .collect();
-        chains.push(json!({
-            "name": format!("tls_{at}"),
-            "filter_chain_match": {"transport_protocol": "tls", "server_names": names},
-            "filters": filters,
-        }));
+        chains.push(Chain {
+            name: Some(format!("tls_{at}")),
+            matches: Some(ChainMatch::tls(names)),
+            filters,
+        });
     }
     let refused = table
         .refused()
@@ -103,11 +97,11 @@ pub(super) fn chains(
         names.extend(server_name(refused.host));
     }
     for (reason, names) in by_reason {
-        chains.push(json!({
-            "name": format!("tls_{reason}"),
-            "filter_chain_match": {"transport_protocol": "tls", "server_names": names},
-            "filters": [refused_connection(port, reason, options)],
-        }));
+        chains.push(Chain {
+            name: Some(format!("tls_{reason}")),
+            matches: Some(ChainMatch::tls(names)),
+            filters: vec![refused_connection(port, reason, options).into()],
+        });
     }
     chains
 }

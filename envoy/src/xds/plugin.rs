@@ -1,30 +1,87 @@
 //! Our filter in a listener: what it is told, and how Envoy loads it.
 
-use egress_filter::{FilterKind, PluginConfig, Variants, contract};
-use egress_policy::{PolicyTable, PortNumber};
+use egress_filter::{FilterKind, PluginConfig, contract};
+use egress_policy::PortNumber;
 use serde_json::{Value, json};
 
+use super::message::extension;
 use super::options::Options;
+use super::rendering::Rendering;
+
+/// What Envoy runs the module with.
+pub const WASM_RUNTIME: &str = "envoy.wasm.runtime.v8";
+
+/// Our filter, as one listener has it. It stays a value until a configuration is written, which either holds it or
+/// refers to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plugin {
+    /// Whether it reads requests or connections.
+    pub kind: FilterKind,
+    /// The file of the wasm module.
+    pub module: String,
+    /// What the filter is told, as it reads it.
+    pub config: String,
+}
+
+impl Plugin {
+    pub(super) fn new(config: &PluginConfig<'_>, options: &Options) -> Self {
+        Plugin {
+            kind: config.filter,
+            module: options.wasm.clone(),
+            config: config.to_json(),
+        }
+    }
+
+    /// Returns the message that Envoy reads it as.
+    pub fn message(&self) -> &'static str {
+        match self.kind {
+            FilterKind::Http => "envoy.extensions.filters.http.wasm.v3.Wasm",
+            FilterKind::Network => "envoy.extensions.filters.network.wasm.v3.Wasm",
+        }
+    }
+
+    /// Renders the filter with all that it is told.
+    pub fn inline(&self) -> Value {
+        let config = json!({"config": {
+            "name": contract::FILTER_NAME,
+            "root_id": contract::FILTER_NAME,
+            // A filter that crashed refuses requests until it is back; it never lets one through.
+            "failure_policy": "FAIL_RELOAD",
+            "vm_config": {
+                "vm_id": contract::FILTER_NAME,
+                "runtime": WASM_RUNTIME,
+                "code": {"local": {"filename": self.module}},
+            },
+            "configuration": {
+                "@type": "type.googleapis.com/google.protobuf.StringValue",
+                "value": self.config,
+            },
+        }});
+        extension(contract::FILTER_NAME, self.message(), config)
+    }
+
+    /// Renders the filter without what it is told: what it has in common with every other of its kind.
+    pub(super) fn bare(&self) -> Value {
+        extension(contract::FILTER_NAME, self.message(), json!({}))
+    }
+}
 
 /// Returns what the filter is told on every listener of rules.
-pub(super) fn plugin<'c>(
+pub(super) fn config<'r>(
     port: Option<PortNumber>,
     filter: FilterKind,
-    table: &'c PolicyTable,
-    digest: &str,
-    resources: &'c [Value],
-    variants: Variants,
-    options: &'c Options,
-) -> PluginConfig<'c> {
+    rendering: &Rendering<'r>,
+) -> PluginConfig<'r> {
+    let (table, options) = (rendering.table, rendering.options);
     PluginConfig {
-        digest: digest.to_owned(),
+        digest: rendering.digest.clone(),
         namespace: &options.proxy.namespace,
         labels: options
             .workloads
             .is_empty()
             .then_some(&options.proxy.labels),
         role: options.proxy.role,
-        variants,
+        variants: rendering.variants,
         outbound: table.outbound(),
         authority: options.authority,
         listener_port: port,
@@ -38,25 +95,6 @@ pub(super) fn plugin<'c>(
         mesh: options.mesh.told.as_ref(),
         filter,
         metadata: options.format,
-        resources,
+        resources: rendering.resources,
     }
-}
-
-/// Renders how Envoy loads the filter, as an HTTP filter or as a network filter.
-pub(super) fn plugin_config(plugin: &PluginConfig<'_>, options: &Options) -> Value {
-    json!({"config": {
-        "name": contract::FILTER_NAME,
-        "root_id": contract::FILTER_NAME,
-        // A filter that crashed refuses requests until it is back; it never lets one through.
-        "failure_policy": "FAIL_RELOAD",
-        "vm_config": {
-            "vm_id": contract::FILTER_NAME,
-            "runtime": "envoy.wasm.runtime.v8",
-            "code": {"local": {"filename": options.wasm}},
-        },
-        "configuration": {
-            "@type": "type.googleapis.com/google.protobuf.StringValue",
-            "value": plugin.to_json(),
-        },
-    }})
 }

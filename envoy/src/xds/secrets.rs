@@ -50,17 +50,15 @@ fn is_the_systems(tls: &TlsIntent) -> bool {
 fn reference(name: String, options: &Options) -> Value {
     let source = match &options.secrets {
         Secrets::AtStart(_) => return json!({"name": name}),
-        Secrets::Served(_) => served(),
-        Secrets::Watched(folder) => {
-            json!({"path_config_source": {"path": format!("{folder}/{}.json", file_name(&name))}})
-        }
+        Secrets::Served(_) => source(FIRST),
+        Secrets::Watched(folder) => json!({
+            "path_config_source": {"path": format!("{folder}/{}.json", file_name(&name))},
+            "resource_api_version": "V3",
+            "initial_fetch_timeout": FIRST,
+        }),
         Secrets::Istio => return json!({"sds_config": of_istio(&name), "name": name}),
     };
-    let mut config = json!({"resource_api_version": "V3", "initial_fetch_timeout": FIRST});
-    if let (Some(config), Value::Object(source)) = (config.as_object_mut(), source) {
-        config.extend(source);
-    }
-    json!({"name": name, "sds_config": config})
+    json!({"name": name, "sds_config": source})
 }
 
 /// Renders whom Istio's own clusters ask for a secret.
@@ -79,21 +77,19 @@ fn of_istio(name: &str) -> Value {
     json!({"api_config_source": agent, "resource_api_version": "V3"})
 }
 
-fn served() -> Value {
-    json!({"api_config_source": {
+/// Renders the way in which anything is asked of the discovery server, and how long its first answer is waited for; zero
+/// is for ever.
+pub(super) fn source(first: &str) -> Value {
+    let server = json!({
         "api_type": "GRPC",
         "transport_api_version": "V3",
         "grpc_services": [{"envoy_grpc": {"cluster_name": SERVER}}],
-    }})
-}
-
-/// Renders the way in which anything is asked of the discovery server.
-pub(super) fn source() -> Value {
-    let mut source = served();
-    if let Some(fields) = source.as_object_mut() {
-        fields.insert("resource_api_version".to_owned(), json!("V3"));
-    }
-    source
+    });
+    json!({
+        "api_config_source": server,
+        "resource_api_version": "V3",
+        "initial_fetch_timeout": first,
+    })
 }
 
 /// Renders whom the system trusts.

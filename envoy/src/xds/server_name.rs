@@ -12,6 +12,7 @@ use std::cmp::Reverse;
 use egress_policy::Digest;
 use serde_json::{Map, Value, json};
 
+use super::chain::Chain;
 use super::message::extension;
 
 /// From this many names on they are matched by a table.
@@ -22,12 +23,11 @@ const FEW_WILDCARDS: usize = 100;
 
 /// Takes what the chains of a listener match from them and returns it as `filter_chain_matcher`, where they have many
 /// server names and few wildcards; each chain has some, or it is the only one for what is no TLS.
-pub(super) fn matcher(chains: &mut [Value]) -> Option<Value> {
+pub(super) fn matcher(chains: &mut [Chain]) -> Option<Value> {
     let names = || {
         let lists = chains.iter();
-        let lists =
-            lists.filter_map(|it| it.pointer("/filter_chain_match/server_names")?.as_array());
-        lists.flatten().filter_map(Value::as_str)
+        let lists = lists.filter_map(|it| it.matches.as_ref()?.server_names.as_ref());
+        lists.flatten()
     };
     let wildcards = names().filter(|name| name.starts_with('*')).count();
     if names().count() < MANY || wildcards > FEW_WILDCARDS {
@@ -35,24 +35,24 @@ pub(super) fn matcher(chains: &mut [Value]) -> Option<Value> {
     }
     let mut protocols = Map::new();
     let (mut exact, mut wildcards) = (Map::new(), Vec::new());
-    for chain in chains.iter_mut().filter_map(Value::as_object_mut) {
-        let matches = chain.remove("filter_chain_match").unwrap_or_default();
-        let Some(name) = chain.get_mut("name") else {
+    for chain in chains.iter_mut() {
+        let matches = chain.matches.take().unwrap_or_default();
+        let Some(name) = &mut chain.name else {
             continue; // nothing leads to it
         };
-        let Some(Value::Array(server_names)) = matches.get("server_names") else {
+        let Some(server_names) = &matches.server_names else {
             protocols.insert("raw_buffer".to_owned(), lead_to(name));
             continue;
         };
         // A chain that lost a host is another one: what went through it must come to an end.
-        let digest = Digest::of_text(&matches.to_string());
-        *name = json!(format!("{}_{digest}", name.as_str().unwrap_or_default()));
+        let digest = Digest::of_text(&matches.written().to_string());
+        *name = format!("{name}_{digest}");
         let chain = lead_to(name);
-        for server_name in server_names.iter().filter_map(Value::as_str) {
+        for server_name in server_names {
             match server_name.strip_prefix('*') {
                 Some(ending) => wildcards.push((ending.to_owned(), chain.clone())),
                 None => {
-                    exact.insert(server_name.to_owned(), chain.clone());
+                    exact.insert(server_name.clone(), chain.clone());
                 }
             }
         }
@@ -105,7 +105,7 @@ fn input(name: &str, kind: &str) -> Value {
     )
 }
 
-fn lead_to(chain: &Value) -> Value {
+fn lead_to(chain: &str) -> Value {
     let name = extension(
         "chain",
         "google.protobuf.StringValue",
@@ -116,16 +116,17 @@ fn lead_to(chain: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::chain::ChainMatch;
     use super::*;
 
-    fn chains(exact: usize, wildcards: usize) -> Vec<Value> {
+    fn chains(exact: usize, wildcards: usize) -> Vec<Chain> {
         let exact = (0..exact).map(|at| format!("host-{at}.example.com"));
         let wildcards = (0..wildcards).map(|at| format!("*.tenant-{at}.example.com"));
-        let names: Vec<String> = exact.chain(wildcards).collect();
-        vec![json!({
-            "name": "tls_0",
-            "filter_chain_match": {"transport_protocol": "tls", "server_names": names},
-        })]
+        vec![Chain {
+            name: Some("tls_0".to_owned()),
+            matches: Some(ChainMatch::tls(exact.chain(wildcards).collect())),
+            filters: Vec::new(),
+        }]
     }
 
     #[test]

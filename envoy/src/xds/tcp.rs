@@ -5,18 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
-use egress_filter::{FilterKind, PluginConfig, Variants, contract};
+use egress_filter::{FilterKind, PluginConfig, Variants};
 use egress_policy::{Address, Arrival, PolicyTable, PortNumber, Refused, Service};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
 use super::chain::{
-    UNDECIDED, limit, listener_name, no_chain_reason, refused_connection, refused_log,
+    Chain, ChainMatch, Filter, Listener, UNDECIDED, connection_limits, listener_name,
+    no_chain_reason, refused_connection, refused_log, tcp_proxy,
 };
-use super::message::extension;
-use super::options::Options;
-use super::plugin::{plugin, plugin_config};
+use super::plugin::{self, Plugin};
+use super::rendering::Rendering;
 use super::{tunnel, upstream_proxy, variants};
 
 /// A TCP service with a loopback address of its own.
@@ -58,162 +59,128 @@ fn services(table: &PolicyTable) -> impl Iterator<Item = Service<'_>> {
         .filter(|service| service.connectable && service.subset.is_none())
 }
 
-/// The filter for each port, written once: all listeners of a port share one configuration, and Envoy one plugin.
-pub(super) struct Plugins<'p> {
-    table: &'p PolicyTable,
-    variants: Variants,
-    options: &'p Options,
-    by_port: BTreeMap<PortNumber, Value>,
+/// The TCP services, and the filter of each port, made once: all listeners of a port share one configuration, and Envoy
+/// one plugin.
+pub(super) struct Services<'r> {
+    rendering: &'r Rendering<'r>,
+    plugins: BTreeMap<PortNumber, Arc<Plugin>>,
 }
 
-impl<'p> Plugins<'p> {
-    pub(super) fn new(
-        table: &'p PolicyTable,
-        digest: &str,
-        resources: &[Value],
-        variants: Variants,
-        options: &'p Options,
-    ) -> Self {
-        let filter = |port| {
-            let kind = FilterKind::Network;
-            let plugin = PluginConfig {
+impl<'r> Services<'r> {
+    pub(super) fn new(rendering: &'r Rendering<'r>) -> Self {
+        let options = rendering.options;
+        let plugin = |port| {
+            let config = PluginConfig {
                 upstream_proxy: options.upstream_proxy.is_some(),
-                ..plugin(
-                    Some(port),
-                    kind,
-                    table,
-                    digest,
-                    resources,
-                    variants,
-                    options,
-                )
+                ..plugin::config(Some(port), FilterKind::Network, rendering)
             };
-            extension(
-                contract::FILTER_NAME,
-                "envoy.extensions.filters.network.wasm.v3.Wasm",
-                plugin_config(&plugin, options),
-            )
+            Arc::new(Plugin::new(&config, options))
         };
-        let mut by_port = BTreeMap::new();
-        for service in services(table) {
-            by_port
+        let mut plugins = BTreeMap::new();
+        for service in services(rendering.table) {
+            plugins
                 .entry(service.port)
-                .or_insert_with(|| filter(service.port));
+                .or_insert_with(|| plugin(service.port));
         }
-        Plugins {
-            table,
-            variants,
-            options,
-            by_port,
-        }
+        Services { rendering, plugins }
     }
 
     /// Renders the filters of a service's chain.
-    fn filters(&self, service: &Service<'_>, stat_prefix: &str) -> Vec<Value> {
-        let mut filters: Vec<Value> = self
-            .by_port
-            .get(&service.port)
-            .cloned()
-            .into_iter()
-            .collect();
-        if self.variants == Variants::Sockets {
-            filters.push(variants::network_filter());
+    fn filters(&self, service: &Service<'_>) -> Vec<Filter> {
+        let options = self.rendering.options;
+        let plugin = self.plugins.get(&service.port).cloned();
+        let mut filters: Vec<Filter> = plugin.map(Filter::Plugin).into_iter().collect();
+        if self.rendering.variants == Variants::Sockets {
+            filters.push(variants::network_filter().into());
         }
-        if self.options.upstream_proxy.is_some() {
-            filters.push(upstream_proxy::tcp_filter());
+        if options.upstream_proxy.is_some() {
+            filters.push(upstream_proxy::tcp_filter().into());
         }
-        let mut proxy = json!({
-            "stat_prefix": stat_prefix,
-            "cluster": UNDECIDED,
-            "access_log": [access_log(&Metadata::Filter, self.options)],
-        });
-        limit(&mut proxy, service.cluster);
-        tunnel::through(&mut proxy, service.cluster);
-        filters.push(extension(
-            "envoy.filters.network.tcp_proxy",
-            "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-            proxy,
-        ));
+        let more = connection_limits(service.cluster).chain(tunnel::field(service.cluster));
+        let log = access_log(&Metadata::Filter, options);
+        filters.push(tcp_proxy(&listener_name(service.port), UNDECIDED, log, more).into());
         filters
     }
-}
 
-/// Renders the chains of a port's TCP services. A captured connection tells where it was meant to go, and so each
-/// service with addresses has only what was meant for them.
-pub(super) fn chains(
-    port: PortNumber,
-    arrivals: &[Arrival],
-    captured: bool,
-    plugins: &Plugins<'_>,
-) -> Vec<Value> {
-    let here: Vec<Service<'_>> = services(plugins.table)
-        .filter(|service| service.port == port && service.vip.is_none())
-        .collect();
-    let refused = plugins.table.refused().filter(|refused| {
-        refused.port == port && refused.arrival == Arrival::Tcp && refused.connectable
-    });
-    let refused: Vec<Refused<'_>> = refused.collect();
-    let by_address =
-        captured || here.len() + refused.len() > 1 || arrivals.contains(&Arrival::Http);
-    let matches = |addresses: &[Address]| {
-        let mut matches = serde_json::Map::new();
-        if by_address && !addresses.is_empty() {
-            let ranges: Vec<Value> = addresses.iter().map(range).collect();
-            matches.insert("prefix_ranges".to_owned(), json!(ranges));
-        }
-        if arrivals.contains(&Arrival::Tls) {
-            matches.insert("transport_protocol".to_owned(), json!("raw_buffer"));
-        }
-        matches
-    };
-    let chain = |(at, service): (usize, &Service<'_>)| {
-        json!({
-            "name": format!("tcp_{at}"),
-            "filter_chain_match": matches(service.addresses),
-            "filters": plugins.filters(service, &listener_name(port)),
-        })
-    };
-    let closed = |(at, refused): (usize, &Refused<'_>)| {
-        json!({
-            "name": format!("tcp_{}_{at}", refused.reason),
-            "filter_chain_match": matches(refused.addresses),
-            "filters": [refused_connection(port, refused.reason, plugins.options)],
-        })
-    };
-    let chains = here.iter().enumerate().map(chain);
-    chains
-        .chain(refused.iter().enumerate().map(closed))
-        .collect()
+    /// Renders the chains of a port's TCP services. A captured connection tells where it was meant to go, and so each
+    /// service with addresses has only what was meant for them.
+    pub(super) fn chains(
+        &self,
+        port: PortNumber,
+        arrivals: &[Arrival],
+        captured: bool,
+    ) -> Vec<Chain> {
+        let (table, options) = (self.rendering.table, self.rendering.options);
+        let here: Vec<Service<'_>> = services(table)
+            .filter(|service| service.port == port && service.vip.is_none())
+            .collect();
+        let refused = table.refused().filter(|refused| {
+            refused.port == port && refused.arrival == Arrival::Tcp && refused.connectable
+        });
+        let refused: Vec<Refused<'_>> = refused.collect();
+        let by_address =
+            captured || here.len() + refused.len() > 1 || arrivals.contains(&Arrival::Http);
+        let matches = |addresses: &[Address]| {
+            let ranges = (by_address && !addresses.is_empty())
+                .then(|| addresses.iter().map(range).collect());
+            Some(ChainMatch {
+                prefix_ranges: ranges,
+                ..ChainMatch::beside_tls(arrivals.contains(&Arrival::Tls))
+            })
+        };
+        let chain = |(at, service): (usize, &Service<'_>)| Chain {
+            name: Some(format!("tcp_{at}")),
+            matches: matches(service.addresses),
+            filters: self.filters(service),
+        };
+        let closed = |(at, refused): (usize, &Refused<'_>)| Chain {
+            name: Some(format!("tcp_{}_{at}", refused.reason)),
+            matches: matches(refused.addresses),
+            filters: vec![refused_connection(port, refused.reason, options).into()],
+        };
+        let chains = here.iter().enumerate().map(chain);
+        chains
+            .chain(refused.iter().enumerate().map(closed))
+            .collect()
+    }
+
+    /// Renders the listeners of the services that have an address of their own.
+    pub(super) fn vip_listeners(&self) -> Vec<Listener> {
+        let options = self.rendering.options;
+        let mut services: Vec<Service<'_>> = services(self.rendering.table)
+            .filter(|service| service.vip.is_some())
+            .collect();
+        services.sort_by_key(|service| (service.port, service.host.to_string()));
+        let listener = |service: &Service<'_>| {
+            let vip = Vip {
+                host: service.host.to_string(),
+                port: service.port,
+                address: service.vip?,
+            };
+            let address = json!({"socket_address": {
+                "address": vip.address,
+                "port_value": options.listening_port(service.port),
+            }});
+            let log = refused_log(no_chain_reason(false), options);
+            let fields = [
+                ("address".to_owned(), address),
+                ("traffic_direction".to_owned(), json!("OUTBOUND")),
+                ("access_log".to_owned(), json!([log])),
+            ];
+            Some(Listener {
+                name: vip.listener_name(),
+                fields: Map::from_iter(fields),
+                chains: vec![Chain {
+                    name: Some("tcp".to_owned()),
+                    matches: Some(ChainMatch::default()),
+                    filters: self.filters(service),
+                }],
+            })
+        };
+        services.iter().filter_map(listener).collect()
+    }
 }
 
 fn range(address: &Address) -> Value {
     json!({"address_prefix": address.ip, "prefix_len": address.bits()})
-}
-
-/// Renders the listeners of the services that have an address of their own.
-pub(super) fn vip_listeners(plugins: &Plugins<'_>) -> Vec<Value> {
-    let options = plugins.options;
-    let mut services: Vec<Service<'_>> = services(plugins.table)
-        .filter(|service| service.vip.is_some())
-        .collect();
-    services.sort_by_key(|service| (service.port, service.host.to_string()));
-    let listener = |service: &Service<'_>| {
-        let vip = Vip {
-            host: service.host.to_string(),
-            port: service.port,
-            address: service.vip?,
-        };
-        let filters = plugins.filters(service, &listener_name(service.port));
-        Some(json!({
-            "name": vip.listener_name(),
-            "address": {"socket_address": {
-                "address": vip.address,
-                "port_value": options.listening_port(service.port),
-            }},
-            "traffic_direction": "OUTBOUND",
-            "filter_chains": [{"name": "tcp", "filter_chain_match": {}, "filters": filters}],
-            "access_log": [refused_log(no_chain_reason(false), options)],
-        }))
-    };
-    services.iter().filter_map(listener).collect()
 }

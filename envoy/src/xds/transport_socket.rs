@@ -1,11 +1,12 @@
 //! Transport sockets: what stands between a cluster and the server.
 
-use egress_policy::{Cluster, PolicyTable, ProxyProtocol, Speaks, TlsIntent};
+use egress_policy::{Cluster, ProxyProtocol, Speaks, TlsIntent};
 use serde_json::{Map, Value, json};
 
 use super::message::{extension, set, set_some};
 use super::names::{HostCheck, Names};
 use super::options::{Options, Version};
+use super::rendering::Rendering;
 use super::{secrets, upstream_proxy};
 
 /// The version from which sessions are kept apart by SNI, so that one TLS context may keep many.
@@ -21,13 +22,9 @@ const SESSIONS_BY_NAME: Version = Version {
 const MAX_SESSIONS: usize = 4096;
 
 /// Renders the transport socket of a cluster; `None` is Envoy's own, which sends what it is given.
-pub(super) fn transport_socket(
-    cluster: &Cluster,
-    table: &PolicyTable,
-    options: &Options,
-) -> Option<Value> {
-    let socket = server_socket(cluster, table, options);
-    match options.upstream_proxy {
+pub(super) fn transport_socket(cluster: &Cluster, rendering: &Rendering<'_>) -> Option<Value> {
+    let socket = server_socket(cluster, rendering);
+    match rendering.options.upstream_proxy {
         None => socket,
         Some(_) => Some(upstream_proxy::through(socket.unwrap_or_else(raw_buffer))),
     }
@@ -39,11 +36,11 @@ fn raw_buffer() -> Value {
 }
 
 /// Renders the one between us and the server, whatever lies between.
-fn server_socket(cluster: &Cluster, table: &PolicyTable, options: &Options) -> Option<Value> {
+fn server_socket(cluster: &Cluster, rendering: &Rendering<'_>) -> Option<Value> {
     let tls = cluster
         .tls
         .as_ref()
-        .map(|tls| tls_socket(cluster, tls, table, options));
+        .map(|tls| tls_socket(cluster, tls, rendering));
     let Some(version) = cluster.proxy_protocol else {
         return tls;
     };
@@ -64,7 +61,8 @@ fn server_socket(cluster: &Cluster, table: &PolicyTable, options: &Options) -> O
 
 /// Renders TLS towards a server. Envoy verifies nothing unless told to, and speaks at most TLS 1.2 unless
 /// told otherwise; so both are always said.
-fn tls_socket(cluster: &Cluster, tls: &TlsIntent, table: &PolicyTable, options: &Options) -> Value {
+fn tls_socket(cluster: &Cluster, tls: &TlsIntent, rendering: &Rendering<'_>) -> Value {
+    let options = rendering.options;
     let mut common = Map::new();
     set(&mut common, "tls_params", tls_params(options));
     match cluster.speaks {
@@ -107,7 +105,7 @@ fn tls_socket(cluster: &Cluster, tls: &TlsIntent, table: &PolicyTable, options: 
         match options.reloads {
             // A number that follows the table would change every cluster with each host.
             true => MAX_SESSIONS,
-            false => (table.len() * 2).clamp(16, MAX_SESSIONS),
+            false => (rendering.table.len() * 2).clamp(16, MAX_SESSIONS),
         }
     };
     let mut context = Map::new();

@@ -18,16 +18,14 @@ use egress_filter::Failure;
 use egress_policy::Cluster;
 use serde_json::{Value, json};
 
-/// Adds to a `tcp_proxy` that its connections go through the tunnel of their cluster, if it has one.
-pub(super) fn through(proxy: &mut Value, cluster: &Cluster) {
-    let (Some(tunnel), Some(fields)) = (&cluster.tunnel, proxy.as_object_mut()) else {
-        return;
+/// Renders for a `tcp_proxy` that its connections go through the tunnel of their cluster, if it has one.
+pub(super) fn field(cluster: &Cluster) -> Option<(String, Value)> {
+    let tunnel = cluster.tunnel.as_ref()?;
+    let config = match tunnel.post {
+        true => json!({"hostname": tunnel.authority(), "use_post": true}),
+        false => json!({"hostname": tunnel.authority()}),
     };
-    let mut config = json!({"hostname": tunnel.authority()});
-    if let (true, Some(config)) = (tunnel.post, config.as_object_mut()) {
-        config.insert("use_post".to_owned(), json!(true));
-    }
-    fields.insert("tunneling_config".to_owned(), config);
+    Some(("tunneling_config".to_owned(), config))
 }
 
 /// Why a tunnel did not come about, in the words of [`Failure`] and by the same texts of Envoy. The filter, which

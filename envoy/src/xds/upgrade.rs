@@ -9,8 +9,6 @@
 
 use serde_json::{Value, json};
 
-use super::message::extension;
-
 /// The name of the filter, which routes refer to.
 const FILTER: &str = "egress.upgrade";
 
@@ -21,38 +19,22 @@ const OFFERED: &str = "envoy.network.application_protocols";
 
 const SET_FILTER_STATE: &str = "envoy.extensions.filters.http.set_filter_state.v3.Config";
 
-/// Renders which upgrades a listener takes; Envoy answers 403 to others.
-pub(super) fn configs() -> Value {
-    json!([{"upgrade_type": "websocket"}])
-}
+/// The upgrade that every listener takes; Envoy answers 403 to others.
+pub(super) const TAKEN: &str = "websocket";
 
 /// Renders the filter that changes the offer, where a route asks for it.
 pub(super) fn http_filter() -> Value {
-    let mut filter = extension(FILTER, SET_FILTER_STATE, json!({}));
-    if let Some(fields) = filter.as_object_mut() {
-        fields.insert("disabled".to_owned(), json!(true));
-    }
-    filter
+    let config = json!({"@type": format!("type.googleapis.com/{SET_FILTER_STATE}")});
+    json!({"name": FILTER, "typed_config": config, "disabled": true})
 }
 
-/// Puts before all routes those for upgrades, which differ in nothing but the offer.
-pub(super) fn routes(routes: Vec<Value>) -> Vec<Value> {
-    let mut all: Vec<Value> = routes.iter().cloned().filter_map(of_upgrades).collect();
-    all.extend(routes);
-    all
+/// Renders what the headers of a route must say, so that it takes upgrades alone.
+pub(super) fn header() -> Value {
+    json!({"name": "upgrade", "string_match": {"exact": TAKEN, "ignore_case": true}})
 }
 
-fn of_upgrades(mut route: Value) -> Option<Value> {
-    let fields = route.as_object_mut()?;
-    let matches = fields.get_mut("match")?.as_object_mut()?;
-    let headers = matches
-        .entry("headers")
-        .or_insert_with(|| json!([]))
-        .as_array_mut()?;
-    // First of all, so that other requests are done with the route at once.
-    let upgrade =
-        json!({"name": "upgrade", "string_match": {"exact": "websocket", "ignore_case": true}});
-    headers.insert(0, upgrade);
+/// Renders for the `typed_per_filter_config` of such a route what is offered on it.
+pub(super) fn on_route() -> (String, Value) {
     let value = json!({
         "object_key": OFFERED,
         "format_string": {"text_format_source": {"inline_string": "http/1.1"}},
@@ -61,10 +43,5 @@ fn of_upgrades(mut route: Value) -> Option<Value> {
         "@type": format!("type.googleapis.com/{SET_FILTER_STATE}"),
         "on_request_headers": [value],
     });
-    fields
-        .entry("typed_per_filter_config")
-        .or_insert_with(|| json!({}))
-        .as_object_mut()?
-        .insert(FILTER.to_owned(), config);
-    Some(route)
+    (FILTER.to_owned(), config)
 }

@@ -23,7 +23,8 @@ use std::net::IpAddr;
 use egress_filter::contract;
 use serde_json::{Map, Value, json};
 
-use super::access_log::{Metadata, access_log};
+use super::access_log::{Metadata, access_log_of};
+use super::chain::{Chain, Listener, tcp_proxy};
 use super::message::extension;
 use super::options::{Options, Version};
 use super::proxy_url::UpstreamProxy;
@@ -118,33 +119,31 @@ fn target(format: &str) -> Value {
 }
 
 /// Renders the listener within, which asks for the tunnels.
-pub(super) fn listener(options: &Options) -> Option<Value> {
+pub(super) fn listener(options: &Options) -> Option<Listener> {
     let proxy = options.upstream_proxy.as_ref()?;
     let headers: Vec<Value> = proxy
         .authorization
         .iter()
         .map(|value| json!({"header": {"key": "proxy-authorization", "value": value}}))
         .collect();
-    let tunnel = extension(
-        "envoy.filters.network.tcp_proxy",
-        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        json!({
-            "stat_prefix": NAME,
-            "cluster": NAME,
-            // How long a connection may be idle is its cluster's to say.
-            "idle_timeout": "0s",
-            "access_log": [failures(options)],
-            "tunneling_config": {
-                "hostname": format!("%FILTER_STATE({}:PLAIN)%", contract::UPSTREAM_TUNNEL_STATE),
-                "headers_to_add": headers,
-            },
-        }),
-    );
-    Some(json!({
-        "name": NAME,
-        "internal_listener": {},
-        "filter_chains": [{"filters": [tunnel]}],
-    }))
+    let config = json!({
+        "hostname": format!("%FILTER_STATE({}:PLAIN)%", contract::UPSTREAM_TUNNEL_STATE),
+        "headers_to_add": headers,
+    });
+    let more = [
+        // How long a connection may be idle is its cluster's to say.
+        ("idle_timeout".to_owned(), json!("0s")),
+        ("tunneling_config".to_owned(), config),
+    ];
+    Some(Listener {
+        name: NAME.to_owned(),
+        fields: Map::from_iter([("internal_listener".to_owned(), json!({}))]),
+        chains: vec![Chain {
+            name: None,
+            matches: None,
+            filters: vec![tcp_proxy(NAME, NAME, failures(options), more).into()],
+        }],
+    })
 }
 
 /// Renders the log of tunnels that did not come about: to the connection of a cluster they are all alike.
@@ -155,12 +154,8 @@ fn failures(options: &Options) -> Value {
         ("cluster", NAME.to_owned()),
         ("target", format!("%FILTER_STATE({state}:PLAIN)%")),
     ];
-    let mut log = access_log(&Metadata::Known(&entries), options);
-    if let Some(fields) = log.as_object_mut() {
-        let flags = json!({"response_flag_filter": {"flags": ["UF", "UH", "UC", "URX"]}});
-        fields.insert("filter".to_owned(), flags);
-    }
-    log
+    let flags = ["UF", "UH", "UC", "URX"];
+    access_log_of(&flags, &Metadata::Known(&entries), options)
 }
 
 /// Renders the cluster of the proxy.
