@@ -21,7 +21,8 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::prelude::X509Certificate;
 
 use super::inspect::{Inspection, day, name, parsed, signed};
-use super::{Judged, Store, judge};
+use super::judge::{Judged, judge};
+use super::store::Store;
 use crate::xds::SecretRequest;
 use egress_rules::{Finding, Rules};
 

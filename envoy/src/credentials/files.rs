@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use egress_policy::{Identity, Trust};
 
+use super::part::{Missing, Part, PartOrigin, Parts};
+use super::store::Store;
 use super::trust_store::trust_store;
-use super::{Missing, Part, PartOrigin, Parts, Store};
 use crate::xds::{SecretFiles, SecretRequest};
 
 impl Store {

@@ -17,8 +17,10 @@ use x509_parser::prelude::{
 };
 use x509_parser::x509::X509Name;
 
+use super::judge::{Judged, judge};
 use super::pair::{self, KeyKind};
-use super::{At, Judged, Missing, Part, PartOrigin, Parts, Role, Store, judge};
+use super::part::{At, Missing, Part, PartOrigin, Parts, Role};
+use super::store::Store;
 use crate::xds::SecretRequest;
 use egress_rules::yaml::Place;
 use egress_rules::{Finding, Rules};

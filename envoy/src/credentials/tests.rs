@@ -3,10 +3,11 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::thread;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use egress_policy::{Proxy, Settling};
+use egress_policy::{Identity, Proxy, Settling, Trust};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SerialNumber,
@@ -15,8 +16,9 @@ use rcgen::{
 use tempfile::TempDir;
 
 use super::*;
+use crate::xds::SecretRequest;
 use egress_rules as rules;
-use egress_rules::Source;
+use egress_rules::{Documents, Source};
 
 /// An authority, and what it signs.
 pub(super) struct Authority {

@@ -4,10 +4,10 @@ use egress_policy::Settling;
 use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd};
 use tempfile::TempDir;
 
-use super::super::Documents;
 use super::super::tests::{Authority, Pair, write};
 use super::*;
 use egress_rules as rules;
+use egress_rules::Documents;
 use egress_rules::Source;
 
 const RULES: &str = "\
