@@ -30,7 +30,6 @@ const KNOWN: &[&str] = &[
     "egress-envoy (lib): lint lint::catalogue lint::input lint::selection lint::services \
      lint::tls lint::world",
     "egress-envoy (lib): xds::forward_proxy xds::http",
-    "egress-filter-wasm (cdylib): crate http root tcp",
     "egress-integration (bin): crate mutual",
 ];
 

@@ -4,17 +4,16 @@
 //! Envoy ──facts──► egress_filter::HttpStream ──effects──► host.rs ──► Envoy
 //! ```
 //!
-//! [`root`] keeps the configuration, [`http`] handles one request, [`tcp`] one connection that is not HTTP, `counters`
-//! counts failures, `routes` knows when Envoy has to be told to choose the route again, `host` is the one file that calls
-//! the host. Nothing is decided here: an `if` about policy belongs into `egress-policy`.
+//! [`root`] keeps the configuration, [`http`] handles one request, [`tcp`] one connection that is not HTTP, `apply` does
+//! what was planned. `counters` counts failures, `routes` knows when Envoy has to be told to choose the route again, `host`
+//! is the one file that calls the host. Nothing is decided here: an `if` about policy belongs into `egress-policy`.
 //!
 //! What it does not do: TLS. That is the transport socket of the cluster the request is led to.
 
-use std::rc::Rc;
-
-use proxy_wasm::traits::{Context, RootContext};
+use proxy_wasm::traits::RootContext;
 use proxy_wasm::types::LogLevel;
 
+mod apply;
 mod counters;
 mod host;
 pub mod http;
@@ -38,11 +37,3 @@ pub fn start() {
     proxy_wasm::set_log_level(LogLevel::Info);
     proxy_wasm::set_root_context(|_| -> Box<dyn RootContext> { Box::new(root::Root::default()) });
 }
-
-/// A configuration that streams share, and what this VM keeps for it; one that is replaced lives on in the streams that
-/// began with it.
-type Shared = Rc<egress_filter::Worker>;
-
-impl Context for root::Root {}
-impl Context for http::Request {}
-impl Context for tcp::Connection {}

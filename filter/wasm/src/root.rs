@@ -6,18 +6,21 @@ use std::sync::Arc;
 
 use egress_filter::{FilterKind, HostError, MetadataFormat, Worker, contract, protobuf};
 use log::{error, info, warn};
-use proxy_wasm::traits::{HttpContext, RootContext, StreamContext};
+use proxy_wasm::traits::{Context, HttpContext, RootContext, StreamContext};
 use proxy_wasm::types::ContextType;
 
 use crate::http::Request;
 use crate::tcp::Connection;
-use crate::{Shared, counters, host, routes};
+use crate::{counters, host, routes};
 
 /// The plugin, once in each VM. Until it has a configuration it refuses every request.
 #[derive(Default)]
 pub struct Root {
-    worker: Option<Shared>,
+    /// A configuration that is replaced lives on in the streams that began with it.
+    worker: Option<Rc<Worker>>,
 }
+
+impl Context for Root {}
 
 impl RootContext for Root {
     fn on_configure(&mut self, _size: usize) -> bool {

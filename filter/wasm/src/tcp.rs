@@ -1,15 +1,15 @@
 //! One connection that is not HTTP: read facts, hand them to its stream, apply effects.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 
-use egress_filter::{Connection as Stream, Dialled, HostError, Next, contract};
+use egress_filter::{Connection as Stream, Dialled, HostError, Next, Worker, contract};
 use log::error;
-use proxy_wasm::traits::StreamContext;
+use proxy_wasm::traits::{Context, StreamContext};
 use proxy_wasm::types::{Action, PeerType};
 
-use crate::Shared;
+use crate::apply::{action, apply};
 use crate::host;
-use crate::http::{action, apply};
 
 /// A connection.
 pub struct Connection {
@@ -18,7 +18,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(worker: Option<Shared>) -> Self {
+    pub(crate) fn new(worker: Option<Rc<Worker>>) -> Self {
         let stream = worker.map(Stream::new);
         Connection { stream }
     }
@@ -36,6 +36,8 @@ impl Connection {
         stream.on_new(dialled, &mut apply)
     }
 }
+
+impl Context for Connection {}
 
 impl StreamContext for Connection {
     fn on_new_connection(&mut self) -> Action {
