@@ -139,9 +139,13 @@ pub fn candidates<'r>(
     {
         let rules = RuleIndex::of(&resources.destination_rules, &settling.mesh);
         let merged = rules.rule(&settling.proxy, &owner.meta.id.namespace, host);
-        let others = merged
-            .iter()
-            .flat_map(|merged| merged.others.iter().copied().chain([merged.first]));
+        let others = merged.iter().flat_map(|merged| {
+            merged
+                .others
+                .iter()
+                .chain([&merged.first])
+                .map(|rule| rule.item)
+        });
         let others: Vec<&DestinationRule> = others.collect();
         for rule in resources
             .destination_rules
@@ -157,7 +161,7 @@ pub fn candidates<'r>(
                 let local = resources.destination_rules.iter().any(|other| {
                     *other.meta.id.namespace == *settling.proxy.namespace && other.host.covers(host)
                 });
-                let chosen = merged.as_ref().map(|merged| merged.first);
+                let chosen = merged.as_ref().map(|merged| merged.first.item);
                 destination_rule(rule, chosen, &owner.meta.id.namespace, local, settling)
             };
             found.push(Candidate {

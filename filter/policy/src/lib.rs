@@ -60,6 +60,7 @@ mod explain;
 pub mod fields;
 mod host;
 mod host_index;
+mod indexed;
 mod merge;
 mod mesh;
 pub mod node;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::host::HostPattern;
 use crate::host_index::HostIndex;
+use crate::indexed::Indexed;
 use crate::mesh::{Mesh, Visibility};
 use crate::order::sorted;
 use crate::port::PortNumber;
@@ -64,17 +65,20 @@ impl DestinationRule {
     }
 }
 
+/// A rule, and its index among all rules.
+pub(crate) type Rule<'r> = Indexed<'r, DestinationRule>;
+
 /// Rules of one host in one namespace, made one.
 #[derive(Clone)]
 pub(crate) struct Merged<'r> {
     /// The oldest of them, which gives the policy if it has one.
-    pub(crate) first: &'r DestinationRule,
+    pub(crate) first: Rule<'r>,
     /// The rule whose policy counts.
-    pub(crate) policy: Option<(&'r DestinationRule, &'r TrafficPolicy)>,
+    pub(crate) policy: Option<(Rule<'r>, &'r TrafficPolicy)>,
     /// The subsets of all, by name the first.
-    pub(crate) subsets: Vec<(&'r DestinationRule, &'r Subset)>,
+    pub(crate) subsets: Vec<(Rule<'r>, &'r Subset)>,
     /// The others.
-    pub(crate) others: Vec<&'r DestinationRule>,
+    pub(crate) others: Vec<Rule<'r>>,
     /// The places of earlier ones of which this one is part too.
     part_of: Vec<usize>,
     /// Istio would drop it: it counts only for callers who do not see what it is part of.
@@ -82,9 +86,14 @@ pub(crate) struct Merged<'r> {
 }
 
 impl<'r> Merged<'r> {
-    fn of(rule: &'r DestinationRule, part_of: Vec<usize>, dropped: bool) -> Self {
-        let policy = rule.policy.as_deref().map(|policy| (rule, policy));
-        let subsets = rule.subsets.iter().map(|subset| (rule, subset)).collect();
+    fn of(rule: Rule<'r>, part_of: Vec<usize>, dropped: bool) -> Self {
+        let policy = rule.item.policy.as_deref().map(|policy| (rule, policy));
+        let subsets = rule
+            .item
+            .subsets
+            .iter()
+            .map(|subset| (rule, subset))
+            .collect();
         Merged {
             first: rule,
             policy,
@@ -95,11 +104,11 @@ impl<'r> Merged<'r> {
         }
     }
 
-    fn add(&mut self, rule: &'r DestinationRule) {
+    fn add(&mut self, rule: Rule<'r>) {
         self.policy = self
             .policy
-            .or(rule.policy.as_deref().map(|policy| (rule, policy)));
-        for subset in &rule.subsets {
+            .or(rule.item.policy.as_deref().map(|policy| (rule, policy)));
+        for subset in &rule.item.subsets {
             if !self
                 .subsets
                 .iter()
@@ -127,15 +136,15 @@ pub(crate) struct RuleIndex<'r> {
 #[derive(Default)]
 pub(crate) struct ByHost<'r> {
     index: HostIndex,
-    hosts: Vec<(&'r HostPattern, Vec<&'r DestinationRule>)>,
+    hosts: Vec<(&'r HostPattern, Vec<Rule<'r>>)>,
 }
 
 impl<'r> ByHost<'r> {
-    pub(crate) fn add(&mut self, rule: &'r DestinationRule) {
+    pub(crate) fn add(&mut self, rule: Rule<'r>) {
         let next = self.hosts.len();
-        let place = self.index.entry(&rule.host, next, &text(&self.hosts));
+        let place = self.index.entry(&rule.item.host, next, &text(&self.hosts));
         if place == next {
-            self.hosts.push((&rule.host, Vec::with_capacity(1)));
+            self.hosts.push((&rule.item.host, Vec::with_capacity(1)));
         }
         if let Some((_, rules)) = self.hosts.get_mut(place) {
             rules.push(rule);
@@ -143,7 +152,7 @@ impl<'r> ByHost<'r> {
     }
 
     /// Returns the rules of all hosts that have every name of `host`, the most specific first.
-    pub(crate) fn covering(&self, host: &HostPattern) -> Vec<&'r DestinationRule> {
+    pub(crate) fn covering(&self, host: &HostPattern) -> Vec<Rule<'r>> {
         let mut found = Vec::new();
         self.index.covering(host, text(&self.hosts), |place| {
             found.extend(
@@ -157,12 +166,12 @@ impl<'r> ByHost<'r> {
     }
 
     /// Returns all hosts with their rules.
-    pub(crate) fn hosts(&self) -> impl Iterator<Item = (&'r HostPattern, &[&'r DestinationRule])> {
+    pub(crate) fn hosts(&self) -> impl Iterator<Item = (&'r HostPattern, &[Rule<'r>])> {
         self.hosts.iter().map(|(host, rules)| (*host, &rules[..]))
     }
 
     /// Returns the rules of the most specific host that has every name of `host`.
-    fn find(&self, host: &HostPattern) -> Option<&[&'r DestinationRule]> {
+    fn find(&self, host: &HostPattern) -> Option<&[Rule<'r>]> {
         let place = self.index.find_pattern(host, text(&self.hosts))?;
         self.hosts.get(place).map(|(_, rules)| &rules[..])
     }
@@ -180,7 +189,7 @@ impl<'r> RuleIndex<'r> {
     pub(crate) fn of(rules: &'r [DestinationRule], mesh: &'r Mesh) -> Self {
         let sorted = sorted(&rules.iter().map(|rule| &rule.meta).collect::<Vec<_>>());
         let of = |selected: bool| {
-            let rules = sorted.iter().filter_map(|at| rules.get(*at));
+            let rules = sorted.iter().filter_map(|at| Indexed::at(rules, *at));
             rules.filter(move |rule| rule.selector.is_some() == selected)
         };
         let mut index = RuleIndex {
@@ -190,7 +199,7 @@ impl<'r> RuleIndex<'r> {
             mesh,
         };
         for rule in of(true).chain(of(false)) {
-            let owner = &*rule.meta.id.namespace;
+            let owner = &*rule.item.meta.id.namespace;
             if rule.seen_from(owner, mesh) {
                 index.local.entry(owner).or_default().add(rule);
             }
@@ -237,10 +246,10 @@ impl<'r> RuleIndex<'r> {
 ///
 /// A rule for selected workloads comes before one for all; of several for all that do not merge, the
 /// last counts.
-fn applicable<'r>(rules: &[&'r DestinationRule], proxy: &Proxy, mesh: &Mesh) -> Option<Merged<'r>> {
+fn applicable<'r>(rules: &[Rule<'r>], proxy: &Proxy, mesh: &Mesh) -> Option<Merged<'r>> {
     if let [rule] = rules {
         let is_for_it = rule.seen_from(&proxy.namespace, mesh) && rule.selects(proxy);
-        return is_for_it.then(|| Merged::of(rule, Vec::new(), false));
+        return is_for_it.then(|| Merged::of(*rule, Vec::new(), false));
     }
     let merged = merge(rules);
     let for_all = |at: usize| {
@@ -277,7 +286,7 @@ fn applicable<'r>(rules: &[&'r DestinationRule], proxy: &Proxy, mesh: &Mesh) -> 
 /// in cases where some callers see it and not the earlier one (istio/istio#58322); here it stays for them.
 ///
 /// Source: istio/istio `pilot/pkg/model/destination_rule.go`, `mergeDestinationRule`.
-fn merge<'r>(rules: &[&'r DestinationRule]) -> Vec<Merged<'r>> {
+fn merge<'r>(rules: &[Rule<'r>]) -> Vec<Merged<'r>> {
     let mut merged: Vec<Merged<'r>> = Vec::new();
     for rule in rules {
         let exports = rule.exports();
@@ -299,11 +308,11 @@ fn merge<'r>(rules: &[&'r DestinationRule]) -> Vec<Merged<'r>> {
                     stands = !same && !alike;
                 }
             }
-            earlier.add(rule);
+            earlier.add(*rule);
             part_of.push(at);
         }
         if stands || !covered {
-            merged.push(Merged::of(rule, part_of, !stands));
+            merged.push(Merged::of(*rule, part_of, !stands));
         }
     }
     merged
@@ -346,7 +355,7 @@ impl PolicySource {
 /// What a rule says for one port, and which part of which rule says it of TLS.
 #[derive(Clone, Copy)]
 pub(crate) struct Settings<'r> {
-    pub(crate) rule: &'r DestinationRule,
+    pub(crate) rule: Rule<'r>,
     pub(crate) source: PolicySource,
     pub(crate) tls: Option<&'r ClientTls>,
     pub(crate) load_balancer: Option<&'r LoadBalancer>,
@@ -358,11 +367,7 @@ pub(crate) struct Settings<'r> {
 }
 
 impl<'r> Settings<'r> {
-    fn of(
-        rule: &'r DestinationRule,
-        source: PolicySource,
-        policy: Option<&'r TrafficPolicy>,
-    ) -> Self {
+    fn of(rule: Rule<'r>, source: PolicySource, policy: Option<&'r TrafficPolicy>) -> Self {
         Settings {
             rule,
             source,
@@ -402,7 +407,7 @@ pub(crate) fn for_port<'r>(merged: &Merged<'r>, port: PortNumber) -> Settings<'r
 /// Source: istio/istio `pilot/pkg/networking/util/util.go`, `MergeSubsetTrafficPolicy`.
 pub(crate) fn for_subset<'r>(
     parent: Settings<'r>,
-    rule: &'r DestinationRule,
+    rule: Rule<'r>,
     subset: &'r Subset,
     port: PortNumber,
 ) -> Settings<'r> {

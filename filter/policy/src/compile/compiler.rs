@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::cluster::{Cluster, ClusterName};
-use crate::compile::owners::{Leads, Owner};
+use crate::compile::owners::{Entry, Leads, Owner};
 use crate::host::HostPattern;
-use crate::merge::RuleIndex;
+use crate::merge::{Rule, RuleIndex};
 use crate::options::Settling;
 use crate::port::PortNumber;
 use crate::problem::{FieldPath, Problem, ProblemKind, Segment, Severity};
 use crate::query::Arrival;
-use crate::resource::{DestinationRule, Meta, Resources, ServiceEntry, ServicePort};
+use crate::resource::{Meta, Resources, ServiceEntry, ServicePort};
 use crate::source::problem_of;
 use crate::table::GateSummary;
 use crate::table::connections::Known;
@@ -53,7 +53,7 @@ pub(super) struct Plain<'r> {
     /// Where its host is in the table.
     pub(super) host: usize,
     /// The entry that has the port.
-    pub(super) entry: &'r ServiceEntry,
+    pub(super) entry: Entry<'r>,
     pub(super) port: &'r ServicePort,
     pub(super) arrival: Arrival,
     /// The ports that are dialled: those of the endpoints, or the target.
@@ -143,26 +143,13 @@ impl<'r> Compiler<'r> {
     }
 
     /// Returns the places of the problems that an entry has by itself.
-    pub(super) fn problems_of(&self, entry: &ServiceEntry) -> Range<usize> {
-        let place = self.entry_place(entry);
-        self.entry_problems.get(&place).cloned().unwrap_or_default()
+    pub(super) fn problems_of(&self, entry: Entry<'_>) -> Range<usize> {
+        let found = self.entry_problems.get(&entry.index);
+        found.cloned().unwrap_or_default()
     }
 
-    /// Returns the place of an entry among all resources.
-    pub(super) fn entry_place(&self, entry: &ServiceEntry) -> usize {
-        place_in(&self.resources.service_entries, entry)
+    /// Returns the index of a rule among all resources: behind the entries.
+    pub(super) fn rule_index(&self, rule: Rule<'_>) -> usize {
+        self.resources.service_entries.len() + rule.index
     }
-
-    /// Returns the place of a rule among all resources: behind the entries.
-    pub(super) fn rule_place(&self, rule: &DestinationRule) -> usize {
-        self.resources.service_entries.len() + place_in(&self.resources.destination_rules, rule)
-    }
-}
-
-/// Returns the place of an item that is part of a slice.
-fn place_in<T>(slice: &[T], item: &T) -> usize {
-    let from = std::ptr::from_ref(item)
-        .addr()
-        .wrapping_sub(slice.as_ptr().addr());
-    from / size_of::<T>().max(1)
 }

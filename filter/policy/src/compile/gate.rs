@@ -12,10 +12,11 @@
 
 use crate::cluster::Cluster;
 use crate::compile::compiler::{Compiler, Plain};
-use crate::compile::owners::{Leads, Owner, is_looked_up};
+use crate::compile::owners::{Entry, Leads, Owner, is_looked_up};
 use crate::decision::Reason;
 use crate::host::HostPattern;
-use crate::merge::{ByHost, Merged, PolicySource, Settings, for_port};
+use crate::indexed::Indexed;
+use crate::merge::{ByHost, Merged, PolicySource, Rule, Settings, for_port};
 use crate::options::{AllowPlaintext, OutboundMode, Settling};
 use crate::order::{sort_by, sorted};
 use crate::port::{PortNumber, Protocol};
@@ -32,7 +33,7 @@ use crate::table::hosts::{Port, Way};
 /// A `tls` block that asks for TLS.
 #[derive(Clone, Copy)]
 struct Block<'r> {
-    rule: &'r DestinationRule,
+    rule: Rule<'r>,
     source: PolicySource,
     /// It is for a port that the host has not got.
     stray: bool,
@@ -78,7 +79,7 @@ fn asks_anywhere(rule: &DestinationRule, modes: impl Fn(TlsMode) -> bool) -> boo
 
 /// Returns the blocks of a rule that ask for TLS on a port; `has` tells the ports that the host has.
 fn blocks<'r>(
-    rule: &'r DestinationRule,
+    rule: Rule<'r>,
     port: PortNumber,
     has: impl Fn(PortNumber) -> bool,
 ) -> Vec<Block<'r>> {
@@ -105,10 +106,10 @@ fn blocks<'r>(
             found.clear();
         }
     };
-    if let Some(policy) = rule.policy.as_deref() {
+    if let Some(policy) = rule.item.policy.as_deref() {
         look(policy, None);
     }
-    for subset in &rule.subsets {
+    for subset in &rule.item.subsets {
         if let Some(policy) = &subset.policy {
             look(policy, Some(subset.index));
         }
@@ -126,7 +127,7 @@ impl<'r> Compiler<'r> {
     pub(super) fn note_plain(
         &mut self,
         host: usize,
-        (entry, port): (&'r ServiceEntry, &'r ServicePort),
+        (entry, port): (Entry<'r>, &'r ServicePort),
         leads: &Leads<'r>,
         found: &Port,
         merged: Option<&Merged<'r>>,
@@ -175,8 +176,11 @@ impl<'r> Compiler<'r> {
             // In their order, so that the order of the documents says nothing.
             let rules = &self.resources.destination_rules;
             let order = sorted(&rules.iter().map(|rule| &rule.meta).collect::<Vec<_>>());
-            for rule in order.into_iter().filter_map(|at| rules.get(at)) {
-                if asks_anywhere(rule, |mode| mode != TlsMode::Disable) {
+            for rule in order
+                .into_iter()
+                .filter_map(|index| Indexed::at(rules, index))
+            {
+                if asks_anywhere(&rule, |mode| mode != TlsMode::Disable) {
                     asking.add(rule);
                 }
             }
@@ -422,7 +426,7 @@ impl<'r> Compiler<'r> {
             let hint = "repeat `tls` in that entry; if plaintext is meant, write `tls: {mode: DISABLE}` there";
             return self.mistake(service, "port-settings-drop-tls", at, text, hint);
         }
-        let why = self.why_not(host, service, rule);
+        let why = self.why_not(host, service, &rule);
         let text = format!("no caller gets this `tls`: {why}; {so}");
         let hint = format!("let one rule say all there is to say about the host; {allow}");
         self.mistake(service, "shadowed-rule", at, text, &hint);
@@ -440,7 +444,7 @@ impl<'r> Compiler<'r> {
             port.way = Way::refused(Reason::LeftOut, port.way.rule());
         }
         let Some(block) = naming.first() else { return };
-        let why = self.why_not(host, service, block.rule);
+        let why = self.why_not(host, service, &block.rule);
         let text = format!(
             "it asks for TLS to `{host}`, but not for this caller: {why}; port {number} is refused for it (`left_out`)"
         );
@@ -506,8 +510,8 @@ impl<'r> Compiler<'r> {
             if *host == wild || !wild.covers(host) || self.allowed(host, number).is_some() {
                 continue;
             }
-            let names = |rule: &&&DestinationRule| !blocks(rule, number, |_| true).is_empty();
-            let Some(rule) = rules.iter().find(names) else {
+            let names = |rule: &&Rule<'r>| !blocks(**rule, number, |_| true).is_empty();
+            let Some(&rule) = rules.iter().find(names) else {
                 continue;
             };
             let goes_there = match host.exact() {
@@ -523,14 +527,14 @@ impl<'r> Compiler<'r> {
             if goes_there != Some(true) {
                 continue;
             }
-            let (place, new) = self.hosts.entry(host, self.entry_place(service.entry));
+            let (place, new) = self.hosts.entry(host, service.entry.index);
             if new {
                 let entry = service.entry;
                 self.owners.push(Owner { entry, host });
             }
             let way = Way::refused(
                 Reason::LeftOut,
-                Some((self.rule_place(rule), PolicySource::Rule)),
+                Some((self.rule_index(rule), PolicySource::Rule)),
             );
             let port = Port::new(number, port.target, port.arrival, way);
             self.hosts.add_port(place, port, Vec::new());
@@ -662,7 +666,7 @@ impl<'r> Compiler<'r> {
         let find = |is: &dyn Fn(&HostPattern, &ServiceEntry) -> bool| {
             let mut services = plain.iter().filter(|service| !service.disabled);
             let is = |service: &&Plain<'r>| {
-                pattern(service.host).is_some_and(|host| is(host, service.entry))
+                pattern(service.host).is_some_and(|host| is(host, &service.entry))
             };
             services.find(is).map(|service| service.host)
         };
@@ -750,7 +754,7 @@ impl<'r> Compiler<'r> {
                 continue;
             };
             for found in self.hosts.ports(host) {
-                let port = entries_of(self.resources, entry, &host.pattern)
+                let port = entries_of(self.resources, entry.item, &host.pattern)
                     .flat_map(|entry| entry.ports.iter())
                     .find(|port| port.number == found.number);
                 let Some(port) = port else { continue };
@@ -759,7 +763,7 @@ impl<'r> Compiler<'r> {
                     host: &host.pattern,
                     port,
                     arrival: found.arrival,
-                    entry,
+                    entry: &entry,
                 };
                 let hidden = hidden_by(unread, asked, proxy);
                 let changes = unread.iter().find(|unread| unread.changes(asked, proxy));
@@ -790,7 +794,7 @@ impl<'r> Compiler<'r> {
             let Some(entry) = self.owners.get(wide).map(|owner| owner.entry) else {
                 continue;
             };
-            let (place, new) = self.hosts.entry(name, self.entry_place(entry));
+            let (place, new) = self.hosts.entry(name, entry.index);
             if new {
                 self.owners.push(Owner { entry, host: name });
             }
@@ -890,7 +894,7 @@ impl<'r> Compiler<'r> {
             return;
         }
         for (host, rules) in asking.hosts() {
-            let outside = |rule: &&&DestinationRule| {
+            let outside = |rule: &&Rule<'r>| {
                 asks_anywhere(rule, |mode| {
                     !matches!(mode, TlsMode::Disable | TlsMode::IstioMutual)
                 })
@@ -899,10 +903,10 @@ impl<'r> Compiler<'r> {
             if self.settling.allow_plaintext.iter().any(allowed) {
                 continue;
             }
-            let Some(rule) = rules.iter().find(outside) else {
+            let Some(&rule) = rules.iter().find(outside) else {
                 continue;
             };
-            let first = self.rule_place(rule);
+            let first = self.rule_index(rule);
             self.hosts.name(host, first);
         }
     }

@@ -8,15 +8,19 @@
 use std::collections::BTreeMap;
 
 use crate::host::HostPattern;
+use crate::indexed::Indexed;
 use crate::mesh::Mesh;
 use crate::order::entries_sorted;
 use crate::proxy::{Proxy, Role};
 use crate::resource::{Resolution, ServiceEntry, ServicePort};
 
+/// An entry, and its index among all entries.
+pub(super) type Entry<'r> = Indexed<'r, ServiceEntry>;
+
 /// A host, and the entry that is its service.
 #[derive(Clone, Copy)]
 pub(super) struct Owner<'r> {
-    pub(super) entry: &'r ServiceEntry,
+    pub(super) entry: Entry<'r>,
     pub(super) host: &'r HostPattern,
 }
 
@@ -24,11 +28,11 @@ pub(super) struct Owner<'r> {
 #[derive(Default)]
 pub(super) struct Siblings<'r> {
     /// Those that add their ports to the service, in their order.
-    pub(super) joined: Vec<&'r ServiceEntry>,
+    pub(super) joined: Vec<Entry<'r>>,
     /// Those that do not, and that the caller sees.
-    pub(super) lost: Vec<&'r ServiceEntry>,
+    pub(super) lost: Vec<Entry<'r>>,
     /// All of them, the oldest first.
-    pub(super) all: Vec<&'r ServiceEntry>,
+    pub(super) all: Vec<Entry<'r>>,
 }
 
 /// The siblings of the few hosts that have any, by the host's place.
@@ -120,7 +124,7 @@ impl<'r> Leads<'r> {
             None => vec![(from, port)],
             Some(siblings) => {
                 let mut led: Vec<(&ServiceEntry, &ServicePort)> = Vec::new();
-                for (entry, port) in siblings.all.iter().copied().flat_map(of) {
+                for (entry, port) in siblings.all.iter().map(|entry| entry.item).flat_map(of) {
                     let gives =
                         |entry: &ServiceEntry| is_looked_up(entry) || !entry.endpoints.is_empty();
                     // Of one that goes to one address at a time nothing is added to what older ones give.

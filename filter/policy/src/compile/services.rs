@@ -2,9 +2,10 @@
 
 use crate::compile::cluster::is_postgresql;
 use crate::compile::compiler::{Compiler, Wanted};
-use crate::compile::owners::{Families, Leads, Owner, Siblings, in_order, joins};
+use crate::compile::owners::{Entry, Families, Leads, Owner, Siblings, in_order, joins};
 use crate::decision::Reason;
 use crate::host::{HostName, HostPattern};
+use crate::indexed::Indexed;
 use crate::merge::{Merged, Settings, for_port, for_subset};
 use crate::order::sort_by;
 use crate::port::ProtocolClass;
@@ -30,16 +31,16 @@ impl<'r> Compiler<'r> {
         let mut families = Families::new();
         for entry in in_order(entries, &self.settling.proxy, mesh)
             .into_iter()
-            .filter_map(|at| entries.get(at))
+            .filter_map(|index| Indexed::at(entries, index))
         {
             let before = self.problems.len();
-            self.check_entry(entry);
+            self.check_entry(&entry);
             let found = before..self.problems.len();
             if !found.is_empty() {
-                self.entry_problems.insert(self.entry_place(entry), found);
+                self.entry_problems.insert(entry.index, found);
             }
-            for (at, host) in entry.hosts.iter().enumerate() {
-                let (place, new) = self.hosts.entry(host, self.entry_place(entry));
+            for (at, host) in entry.item.hosts.iter().enumerate() {
+                let (place, new) = self.hosts.entry(host, entry.index);
                 if new {
                     self.owners.push(Owner { entry, host });
                     continue;
@@ -48,10 +49,10 @@ impl<'r> Compiler<'r> {
                     continue;
                 };
                 // It names the host twice.
-                if std::ptr::eq(owner, entry) {
+                if owner.index == entry.index {
                     continue;
                 }
-                let joins = joins(owner, entry);
+                let joins = joins(&owner, &entry);
                 if owner.meta.id.namespace == entry.meta.id.namespace {
                     let family = families.entry(place).or_default();
                     family.all.push(entry);
@@ -62,12 +63,12 @@ impl<'r> Compiler<'r> {
                     kind.push(entry);
                 }
                 if !joins {
-                    self.shadowed(entry, at, owner);
+                    self.shadowed(&entry, at, &owner);
                 }
             }
         }
         // What the caller does not see gives its endpoints all the same.
-        for entry in entries.iter().filter(|entry| !mesh.shows(entry, namespace)) {
+        for entry in Indexed::all(entries).filter(|entry| !mesh.shows(entry, namespace)) {
             for host in &entry.hosts {
                 let Some(place) = self.hosts.place(host) else {
                     continue;
@@ -104,21 +105,21 @@ impl<'r> Compiler<'r> {
         let names = alt_names(entry, siblings, &self.settling.mesh.trust_domain);
         let joined = siblings.map_or(&[][..], |siblings| &siblings.joined);
         for from in [entry].into_iter().chain(joined.iter().copied()) {
-            for port in from.ports.iter() {
+            for port in from.item.ports.iter() {
                 let known = self.hosts.get(place);
                 if known.is_some_and(|host| self.hosts.port(host, port.number).is_some()) {
                     continue;
                 }
                 let (number, index) = (port.number, port.index);
                 let found = self.problems.len();
-                let leads = Leads::of(entry, siblings, (from, port));
-                let wanted = (from, port, &leads, &names[..]);
-                if let Some((port, subsets)) = self.port(entry, host, wanted, rule.as_ref()) {
+                let leads = Leads::of(entry.item, siblings, (from.item, port));
+                let wanted = (from.item, port, &leads, &names[..]);
+                if let Some((port, subsets)) = self.port(entry.item, host, wanted, rule.as_ref()) {
                     self.note_plain(place, (from, wanted.1), wanted.2, &port, rule.as_ref());
-                    self.candidate(from, host, place, index, &port);
+                    self.candidate(from.item, host, place, index, &port);
                     self.hosts.add_port(place, port, subsets);
                     for entry in siblings.map_or(&[entry][..], |siblings| &siblings.all) {
-                        self.blame(place, number, self.problems_of(entry));
+                        self.blame(place, number, self.problems_of(*entry));
                     }
                     self.blame(place, number, found..self.problems.len());
                 }
@@ -190,7 +191,7 @@ impl<'r> Compiler<'r> {
             self.check_dropped_tunnel(&service, merged, settings);
         }
         let way = self.way(&service, settings, None).unwrap_or_else(|| {
-            let rule = settings.map(|settings| (self.rule_place(settings.rule), settings.source));
+            let rule = settings.map(|settings| (self.rule_index(settings.rule), settings.source));
             let led = arrival == Arrival::Tls && self.led_to(host, port.number);
             let reason = match led {
                 true => Reason::NotRead,
@@ -201,7 +202,7 @@ impl<'r> Compiler<'r> {
         let mut subsets = Vec::new();
         if let (Some(merged), Some(parent)) = (merged, settings) {
             for (rule, subset) in &merged.subsets {
-                let settings = for_subset(parent, rule, subset, port.number);
+                let settings = for_subset(parent, *rule, subset, port.number);
                 let found = self.problems.len();
                 if let Some(way) = self.way(&service, Some(settings), Some(subset)) {
                     subsets.push((subset.name.as_str().into(), way));
@@ -235,7 +236,7 @@ impl<'r> Compiler<'r> {
             if let Some(block) = settings.tls {
                 match TlsIntent::of(
                     block,
-                    settings.rule,
+                    &settings.rule,
                     service.entry,
                     service.names,
                     service.host,
@@ -318,7 +319,7 @@ impl<'r> Compiler<'r> {
             }
         }
         let cluster = self.cluster(service, tls, settings, subset)?;
-        let rule = settings.map(|settings| (self.rule_place(settings.rule), settings.source));
+        let rule = settings.map(|settings| (self.rule_index(settings.rule), settings.source));
         Some(Way::new(cluster, rule))
     }
 }
@@ -330,14 +331,10 @@ impl<'r> Compiler<'r> {
 /// take away those of the others; here they do not.
 ///
 /// Source: istio/istio `pilot/pkg/model/push_context.go`, `initServiceAccounts` and `addServiceAccounts`.
-fn alt_names(
-    entry: &ServiceEntry,
-    siblings: Option<&Siblings<'_>>,
-    trust_domain: &str,
-) -> Vec<String> {
+fn alt_names(entry: Entry<'_>, siblings: Option<&Siblings<'_>>, trust_domain: &str) -> Vec<String> {
     let alone = [entry];
     let all = siblings.map_or(&alone[..], |siblings| &siblings.all);
-    let given = |entry: &&&ServiceEntry| !entry.subject_alt_names.is_empty();
+    let given = |entry: &&Entry<'_>| !entry.subject_alt_names.is_empty();
     let mut names = match all.iter().rev().find(given) {
         Some(entry) => entry.subject_alt_names.clone(),
         None => Vec::new(),
