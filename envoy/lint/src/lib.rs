@@ -23,7 +23,8 @@
 //! ";
 //! let source = Source { name: "rules.yaml".to_owned(), text: text.to_owned(), mesh: false };
 //! let report = egress_lint::lint(&[source]);
-//! assert_eq!(report.findings[0].rule.id, "insecure-skip-verify");
+//! let ids: Vec<&str> = report.findings.iter().map(|finding| finding.rule.id).collect();
+//! assert!(ids.contains(&"insecure-skip-verify"), "{report}");
 //! ```
 //!
 //! What it does not do: it opens no file, and it compiles nothing. Whether our own filter would carry a rule out is
