@@ -4,7 +4,7 @@
 //! PolicyTable ──SecretRequest::of──► SecretRequest ──Store::load──► Material, or what is Missing
 //! ```
 //!
-//! A [`SecretRequest`](crate::xds::SecretRequest) is what a rule asks for under a name. A [`Store`] has the places
+//! A [`SecretRequest`](egress_render::xds::SecretRequest) is what a rule asks for under a name. A [`Store`] has the places
 //! where it may be: the files that rules name, folders in which each credential has a folder of its own, and the
 //! Secrets that stand among the rules. What [`Store::load`] returns is PEM that Envoy takes; a pair of which only one
 //! half has been replaced is not.

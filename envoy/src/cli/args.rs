@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use egress_policy::{Address, AllowPlaintext, ConnectTo, HostName, HostPattern, PortNumber};
 
-use crate::istio::Url;
-use crate::xds::{Admin, Version};
+use egress_render::istio::Url;
+use egress_render::xds::{Admin, Version};
 
 /// TLS origination for plain HTTP, from Istio's ServiceEntry and DestinationRule, in any Envoy.
 #[derive(Debug, Parser)]

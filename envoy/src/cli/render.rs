@@ -11,8 +11,8 @@ use super::output::{Done, Output};
 use super::settings::{self, Settled};
 use crate::credentials::{Material, Missing};
 use crate::run::atomic;
-use crate::xds::watched_documents;
-use crate::xds::{self, SecretFiles, SecretRequest, Secrets, Vip};
+use egress_render::xds::watched_documents;
+use egress_render::xds::{self, SecretFiles, SecretRequest, Secrets, Vip};
 use egress_rules::{Blame, Complaint};
 
 mod istio;

@@ -14,7 +14,7 @@ use super::args::{Report as Format, Secrets};
 use super::output::{Done, Output};
 use crate::run::admin;
 use crate::run::folder;
-use crate::xds::Admin;
+use egress_render::xds::Admin;
 use egress_rules::Complaint;
 
 /// What the columns are called, as `istioctl proxy-config secret` has them.

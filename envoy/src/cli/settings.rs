@@ -11,12 +11,11 @@ use super::threads::at_once;
 use super::{locate, sources};
 use crate::credentials::Store;
 use crate::credentials::trust_store;
-use crate::pinned_envoy;
-use crate::xds::{
-    AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, SecretRequest, Secrets,
-    UpstreamProxy, Version,
+use egress_render::pinned_envoy;
+use egress_render::xds::{
+    AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, SecretRequest, UpstreamProxy,
+    Version,
 };
-use egress_rules::MeshConfig;
 use egress_rules::Source;
 use egress_rules::{Complaint, Refusal};
 use egress_rules::{How, Report, Rules, compile_as};
@@ -248,14 +247,9 @@ fn options(
             .iter()
             .map(|address| (address.ip().to_string(), address.port()))
             .collect(),
-        guarded_dns: None,
         loopback_vips: args.input.loopback_vips,
         version: found,
-        workloads: Vec::new(),
-        mesh: MeshConfig::default(),
-        secrets: Secrets::AtStart(BTreeMap::new()),
-        reloads: false,
-        by_content: false,
+        ..Options::default()
     })
 }
 

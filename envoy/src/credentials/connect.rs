@@ -23,7 +23,7 @@ use x509_parser::prelude::X509Certificate;
 use super::inspect::{Inspection, day, name, parsed, signed};
 use super::judge::{Judged, judge};
 use super::store::Store;
-use crate::xds::SecretRequest;
+use egress_render::xds::SecretRequest;
 use egress_rules::{Finding, Rules};
 
 /// How long a server may take for each step.

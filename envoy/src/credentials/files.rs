@@ -7,7 +7,7 @@ use egress_policy::{Identity, Trust};
 use super::part::{Missing, Part, PartOrigin, Parts};
 use super::store::Store;
 use super::trust_store::trust_store;
-use crate::xds::{SecretFiles, SecretRequest};
+use egress_render::xds::{SecretFiles, SecretRequest};
 
 impl Store {
     /// Returns the files that a need is read from; `None` when it stands among the rules. Files that a rule

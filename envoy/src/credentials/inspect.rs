@@ -21,7 +21,7 @@ use super::judge::{Judged, judge};
 use super::pair::{self, KeyKind};
 use super::part::{At, Missing, Part, PartOrigin, Parts, Role};
 use super::store::Store;
-use crate::xds::SecretRequest;
+use egress_render::xds::SecretRequest;
 use egress_rules::yaml::Place;
 use egress_rules::{Finding, Rules};
 use egress_rules::{Reference, names_of};

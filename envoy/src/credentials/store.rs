@@ -14,7 +14,7 @@ use super::material::Material;
 use super::part::{Missing, Parts, Role, file};
 use super::pem::Flaw;
 use super::trust_store::trust_store;
-use crate::xds::SecretRequest;
+use egress_render::xds::SecretRequest;
 use egress_rules::{Documents, PAIR_KEYS, Reference, TRUST_KEYS, names_of};
 
 /// The pause between two looks at a file that was just written.

@@ -16,7 +16,7 @@ use rcgen::{
 use tempfile::TempDir;
 
 use super::*;
-use crate::xds::SecretRequest;
+use egress_render::xds::SecretRequest;
 use egress_rules as rules;
 use egress_rules::{Documents, Source};
 

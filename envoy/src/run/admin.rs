@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use crate::xds::{Admin, CAPTURE, CAPTURED, FORWARD_PROXY, UPSTREAM_PROXY};
+use egress_render::xds::{Admin, CAPTURE, CAPTURED, FORWARD_PROXY, UPSTREAM_PROXY};
 
 /// How long one question may take.
 const LIMIT: Duration = Duration::from_secs(5);

@@ -28,7 +28,7 @@ use tonic_prost::ProstCodec;
 
 use crate::cli::tell;
 use crate::credentials::Material;
-use crate::xds::Plugin;
+use egress_render::xds::Plugin;
 use proto::{Any, DiscoveryRequest, DiscoveryResponse};
 
 /// What is served.
@@ -298,7 +298,7 @@ mod proto {
     use egress_filter::contract;
 
     use crate::credentials::Material;
-    use crate::xds::{Plugin, WASM_RUNTIME};
+    use egress_render::xds::{Plugin, WASM_RUNTIME};
 
     #[derive(Clone, PartialEq, Message)]
     pub(super) struct DiscoveryRequest {

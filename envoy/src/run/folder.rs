@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::xds::Admin;
+use egress_render::xds::Admin;
 
 /// What the folders of runs are called, before the part that tells them apart.
 const RUN_PREFIX: &str = "egressctl-";

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::xds;
+use egress_render::xds;
 
 /// How long one DNS server is waited for. Envoy waits five seconds for us.
 const SERVER_LIMIT: Duration = Duration::from_millis(2200);

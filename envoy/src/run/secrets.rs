@@ -10,7 +10,7 @@ use super::discovery::{Offer, Offers};
 use super::watch::Watch;
 use crate::cli::tell;
 use crate::credentials::{Material, Store};
-use crate::xds::SecretRequest;
+use egress_render::xds::SecretRequest;
 
 /// Reads what `needs` are, offers it, and goes on for as long as the runtime does.
 ///

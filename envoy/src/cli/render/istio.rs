@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use egress_filter::MetadataFormat;
 use egress_policy::{Proxy, Role};
 use serde_json::{Value, json};
 
@@ -12,10 +11,9 @@ use super::super::args::{
 };
 use super::super::output::{Done, Output};
 use super::super::{locate, settings, sources};
-use crate::istio::{self, Api, MARK, Manifest, Module, ProxyKind, PullPolicy, Wanted};
 use crate::run::atomic;
-use crate::xds::{AccessLog, Admin, OLDEST, Options, Secrets};
-use egress_rules::MeshConfig;
+use egress_render::istio::{self, Api, MARK, Manifest, Module, ProxyKind, PullPolicy, Wanted};
+use egress_render::xds::{OLDEST, Options, Secrets};
 use egress_rules::{self as rules, Rules};
 use egress_rules::{Complaint, Refusal};
 
@@ -83,28 +81,14 @@ fn input(args: &RenderIstio) -> Input {
 /// Says how clusters and the filter's configuration are rendered. What only a bootstrap has is not looked at.
 fn options(input: &Input, proxy: Proxy) -> Options {
     Options {
-        listen: String::new(),
-        ports: Vec::new(),
-        forward_proxy: None,
-        capture: None,
-        upstream_proxy: None,
-        wasm: String::new(),
-        trust_store: String::new(),
-        access_log: AccessLog::Stdout,
-        format: MetadataFormat::Text,
         authority: settings::authority(input),
         proxy,
-        workloads: Vec::new(),
-        admin: Admin::Pipe(String::new()),
-        dns: Vec::new(),
-        guarded_dns: None,
-        loopback_vips: false,
         // Of proxies of several releases the oldest decides.
         version: OLDEST,
-        mesh: MeshConfig::default(),
         secrets: Secrets::Istio,
         reloads: true,
         by_content: true,
+        ..Options::default()
     }
 }
 

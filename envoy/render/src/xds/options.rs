@@ -1,5 +1,6 @@
 //! What rendering takes besides the table.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -56,6 +57,35 @@ pub struct Options {
     /// Call each host's own clusters by what they are, too: then no other is ever put in the place of one, and no
     /// decision meets a cluster that was made for another.
     pub by_content: bool,
+}
+
+impl Default for Options {
+    /// What `egressctl render envoy` has without flags, but for the wasm module, which has no usual place.
+    fn default() -> Self {
+        Options {
+            listen: "127.0.0.1".to_owned(),
+            ports: Vec::new(),
+            forward_proxy: None,
+            capture: None,
+            upstream_proxy: None,
+            wasm: String::new(),
+            trust_store: "/etc/ssl/certs/ca-certificates.crt".to_owned(),
+            access_log: AccessLog::Stdout,
+            format: MetadataFormat::Text,
+            authority: AuthorityMode::Rewrite,
+            proxy: Proxy::default(),
+            workloads: Vec::new(),
+            admin: Admin::Pipe("admin.sock".to_owned()),
+            dns: Vec::new(),
+            guarded_dns: None,
+            loopback_vips: false,
+            mesh: MeshConfig::default(),
+            version: OLDEST,
+            secrets: Secrets::AtStart(BTreeMap::new()),
+            reloads: false,
+            by_content: false,
+        }
+    }
 }
 
 impl Options {

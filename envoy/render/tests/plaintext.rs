@@ -14,12 +14,12 @@
 
 use std::time::{Duration, Instant};
 
-use egress_envoy::xds::{self, AccessLog, Admin, Options, Secrets, Version};
-use egress_filter::{AuthorityMode, MetadataFormat, load};
+use egress_filter::load;
 use egress_policy::{
     Action, AllowPlaintext, Arrival, Connection, OutboundMode, PortNumber, Proxy, Query, Settling,
     Spoken,
 };
+use egress_render::xds::{self, Options, Version};
 use egress_rules as rules;
 use egress_rules::Source;
 use serde_json::{Value, json};
@@ -269,27 +269,11 @@ fn is_meant(documents: &[Value], name: &str, port: u16) -> bool {
 
 fn options(proxy: Proxy) -> Options {
     Options {
-        listen: "127.0.0.1".to_owned(),
-        ports: Vec::new(),
-        forward_proxy: None,
-        capture: None,
-        upstream_proxy: None,
         wasm: "filter.wasm".to_owned(),
         trust_store: "system.pem".to_owned(),
-        access_log: AccessLog::Stdout,
-        format: MetadataFormat::Text,
-        authority: AuthorityMode::Rewrite,
         proxy,
-        workloads: Vec::new(),
-        admin: Admin::Pipe("admin.sock".to_owned()),
-        dns: Vec::new(),
-        guarded_dns: None,
-        loopback_vips: false,
-        mesh: egress_rules::MeshConfig::default(),
-        version: Version::find(egress_envoy::pinned_envoy()).unwrap(),
-        secrets: Secrets::AtStart(std::collections::BTreeMap::new()),
-        reloads: false,
-        by_content: false,
+        version: Version::find(egress_render::pinned_envoy()).unwrap(),
+        ..Options::default()
     }
 }
 
