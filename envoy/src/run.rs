@@ -33,8 +33,8 @@ use egress_rules::{How, Nothing};
 
 pub(crate) mod admin;
 pub(crate) mod atomic;
-pub(crate) mod complaint;
 mod discovery;
+pub(crate) mod envoy_log;
 pub(crate) mod folder;
 mod reload;
 mod resolver;
@@ -442,7 +442,7 @@ async fn supervise(
             }
             line = lines.recv() => match line {
                 Some(line) => {
-                    match complaint::refusal(&line) {
+                    match envoy_log::refusal(&line) {
                         // It is told with what was not applied.
                         Some(reason) => { refused.send_replace(reason); }
                         None => repeat(&line),
@@ -539,10 +539,10 @@ async fn ready(
             },
             status = child.wait(), if told => {
                 let status = status.map(|status| status.to_string()).unwrap_or_default();
-                return Err(complaint::reason(said.iter().map(String::as_str), &status));
+                return Err(envoy_log::reason(said.iter().map(String::as_str), &status));
             }
             () = sleep(Duration::from_millis(20)), if !told => {
-                let refused = said.iter().any(|line| complaint::refusal(line).is_some());
+                let refused = said.iter().any(|line| envoy_log::refusal(line).is_some());
                 let started = match reloading {
                     Some(_) if refused => Err(()),
                     Some(all) => all.reloader.has_started(),
@@ -552,7 +552,7 @@ async fn ready(
                     while let Ok(line) = lines.try_recv() {
                         said.push_back(line);
                     }
-                    return Err(complaint::reason(said.iter().map(String::as_str), "it is stopped"));
+                    return Err(envoy_log::reason(said.iter().map(String::as_str), "it is stopped"));
                 }
                 if started == Ok(true) && let Some(addresses) = admin::listening(&options.admin, admin_address).await {
                     said.drain(..).for_each(|line| repeat(&line));
@@ -610,7 +610,7 @@ fn repeat(line: &str) {
         || line.contains("message 'xds.core.v3.CidrRange' is contained in proto file")
         || line.contains("initial fetch timed out for type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret");
     if !told {
-        tell(complaint::shortened(line).trim_end());
+        tell(envoy_log::shortened(line).trim_end());
     }
 }
 

@@ -22,7 +22,7 @@ use super::sources::STDIN;
 use crate::credentials::trust_store;
 use crate::credentials::{self, Store};
 use crate::run::atomic;
-use crate::run::{complaint, version_of};
+use crate::run::{envoy_log, version_of};
 use egress_render::pinned_envoy;
 use egress_render::xds::{self, OLDEST, OLDEST_WITH_PROXY, SecretRequest, Version};
 use egress_rules::Complaint;
@@ -346,7 +346,7 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
         return Ok(());
     }
     let log = String::from_utf8_lossy(&output.stderr);
-    Err(complaint::reason(log.lines(), &output.status.to_string()))
+    Err(envoy_log::reason(log.lines(), &output.status.to_string()))
 }
 
 /// Counts what `system` trusts.

@@ -1,0 +1,294 @@
+//! What one stream of the discovery server has come to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use prost::Message as _;
+use prost::bytes::Bytes;
+
+use super::proto::{self, Any, DiscoveryRequest, DiscoveryResponse};
+use crate::credentials::Material;
+use egress_render::xds::Plugin;
+
+/// What is served.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Secrets,
+    Plugins,
+}
+
+impl Kind {
+    pub(super) fn of(method: &str) -> Option<Kind> {
+        match method {
+            "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets" => Some(Kind::Secrets),
+            "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/StreamExtensionConfigs" => {
+                Some(Kind::Plugins)
+            }
+            _ => None,
+        }
+    }
+
+    fn type_url(self) -> &'static str {
+        match self {
+            Kind::Secrets => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            Kind::Plugins => "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
+        }
+    }
+}
+
+/// A resource as Envoy is given it.
+#[derive(Clone)]
+pub(crate) struct Offer {
+    version: u64,
+    resource: Bytes,
+}
+
+impl Offer {
+    /// Writes a secret under its name; `version` tells it from those of the same name before it.
+    pub(crate) fn new(name: &str, material: &Material, version: u64) -> Self {
+        let secret = proto::Secret::of(name, material).encode_to_vec();
+        Offer {
+            version,
+            resource: secret.into(),
+        }
+    }
+
+    /// Writes our filter in the same way.
+    pub(crate) fn plugin(name: &str, plugin: &Plugin, version: u64) -> Self {
+        let config = proto::TypedExtensionConfig::of(name, plugin).encode_to_vec();
+        Offer {
+            version,
+            resource: config.into(),
+        }
+    }
+}
+
+impl Offer {
+    /// The version that it was written as.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Says whether two are the same but for their version.
+    pub(crate) fn says_as(&self, other: &Offer) -> bool {
+        self.resource == other.resource
+    }
+}
+
+/// What one stream has come to: what Envoy wants, has been sent, and has not confirmed yet.
+pub(super) struct Talk {
+    pub(super) kind: Kind,
+    wanted: BTreeSet<String>,
+    sent: BTreeMap<String, u64>,
+    unconfirmed: BTreeMap<String, (String, u64)>,
+    nonce: u64,
+}
+
+/// The name and version of what was sent, and whether Envoy took it.
+pub(super) type Heard = (String, u64, Result<(), String>);
+
+impl Talk {
+    pub(super) fn new(kind: Kind) -> Self {
+        Talk {
+            kind,
+            wanted: BTreeSet::new(),
+            sent: BTreeMap::new(),
+            unconfirmed: BTreeMap::new(),
+            nonce: 0,
+        }
+    }
+
+    /// Takes a request in; returns what it says of an answer.
+    pub(super) fn hear(&mut self, request: DiscoveryRequest) -> Option<Heard> {
+        if request.type_url != self.kind.type_url() {
+            return None;
+        }
+        let answered = self.unconfirmed.remove(&request.response_nonce);
+        if answered.is_none() {
+            // Neither yes nor no to anything: it asks anew, and must be answered even if nothing changed.
+            self.sent.clear();
+        }
+        self.wanted = request.resource_names.into_iter().collect();
+        self.sent.retain(|name, _| self.wanted.contains(name));
+        let (name, version) = answered?;
+        // Envoy's words name files and libraries, never what they hold.
+        let verdict = request.error_detail.map_or(Ok(()), |error| {
+            Err(error.message.chars().take(300).collect())
+        });
+        Some((name, version, verdict))
+    }
+
+    /// Returns what Envoy wants and has not got, one resource an answer, so that one that Envoy refuses holds
+    /// up no other.
+    pub(super) fn answers(&mut self, offers: &BTreeMap<String, Offer>) -> Vec<DiscoveryResponse> {
+        let mut answers = Vec::new();
+        for name in &self.wanted {
+            let Some(offer) = offers.get(name) else {
+                continue;
+            };
+            if self.sent.insert(name.clone(), offer.version) == Some(offer.version) {
+                continue;
+            }
+            self.nonce += 1;
+            let nonce = self.nonce.to_string();
+            self.unconfirmed
+                .insert(nonce.clone(), (name.clone(), offer.version));
+            answers.push(DiscoveryResponse {
+                version_info: offer.version.to_string(),
+                resources: vec![Any {
+                    type_url: self.kind.type_url().to_owned(),
+                    value: offer.resource.clone(),
+                }],
+                type_url: self.kind.type_url().to_owned(),
+                nonce,
+            });
+        }
+        answers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use egress_filter::FilterKind;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn offers(names: &[(&str, u64)]) -> BTreeMap<String, Offer> {
+        let material = Material::Validation {
+            ca: b"ca".to_vec(),
+            crl: None,
+        };
+        names
+            .iter()
+            .map(|(name, version)| ((*name).to_owned(), Offer::new(name, &material, *version)))
+            .collect()
+    }
+
+    fn request(names: &[&str], nonce: &str) -> DiscoveryRequest {
+        DiscoveryRequest {
+            resource_names: names.iter().map(|name| (*name).to_owned()).collect(),
+            type_url: Kind::Secrets.type_url().to_owned(),
+            response_nonce: nonce.to_owned(),
+            error_detail: None,
+        }
+    }
+
+    #[test]
+    fn each_secret_is_sent_once_and_again_when_it_changes() {
+        let mut talk = Talk::new(Kind::Secrets);
+        talk.hear(request(&["a", "b", "absent"], ""));
+        let answers = talk.answers(&offers(&[("a", 1), ("b", 1), ("unasked", 1)]));
+        assert_eq!(answers.len(), 2);
+        for answer in &answers {
+            assert_eq!(
+                answer.resources.len(),
+                1,
+                "one that is refused holds up no other"
+            );
+            let heard = talk.hear(request(&["a", "b", "absent"], &answer.nonce));
+            assert!(matches!(heard, Some((_, 1, Ok(())))));
+        }
+        assert!(talk.answers(&offers(&[("a", 1), ("b", 1)])).is_empty());
+        assert_eq!(talk.answers(&offers(&[("a", 2), ("b", 1)])).len(), 1);
+        let healed = talk.answers(&offers(&[("a", 2), ("b", 1), ("absent", 1)]));
+        assert_eq!(healed.len(), 1);
+    }
+
+    #[test]
+    fn who_asks_anew_is_answered() {
+        let mut talk = Talk::new(Kind::Secrets);
+        let held = offers(&[("a", 1)]);
+        talk.hear(request(&["a"], ""));
+        let [first] = &talk.answers(&held)[..] else {
+            panic!("one answer")
+        };
+        talk.hear(request(&["a"], &first.nonce));
+        assert!(talk.answers(&held).is_empty());
+        // A second cluster that wants the same secret asks with a nonce that was confirmed already.
+        talk.hear(request(&["a"], &first.nonce));
+        assert_eq!(talk.answers(&held).len(), 1);
+    }
+
+    #[test]
+    fn a_refusal_is_told_by_name() {
+        let mut talk = Talk::new(Kind::Secrets);
+        talk.hear(request(&["a"], ""));
+        let [answer] = &talk.answers(&offers(&[("a", 1)]))[..] else {
+            panic!("one answer")
+        };
+        let mut refusal = request(&["a"], &answer.nonce);
+        refusal.error_detail = Some(proto::ErrorDetail {
+            message: "no good".to_owned(),
+        });
+        assert_eq!(
+            talk.hear(refusal),
+            Some(("a".to_owned(), 1, Err("no good".to_owned())))
+        );
+        // It is not sent over and over.
+        assert!(talk.answers(&offers(&[("a", 1)])).is_empty());
+    }
+
+    /// What stands in the bytes of a plugin, by the numbers of the fields on the way to it.
+    fn part<'b>(mut bytes: &'b [u8], way: &[u32]) -> Option<&'b [u8]> {
+        use prost::encoding::{WireType, decode_key, decode_varint, skip_field};
+        let Some((wanted, rest)) = way.split_first() else {
+            return Some(bytes);
+        };
+        while !bytes.is_empty() {
+            let (number, kind) = decode_key(&mut bytes).unwrap();
+            match kind {
+                WireType::LengthDelimited if number == *wanted => {
+                    let length = decode_varint(&mut bytes).unwrap();
+                    return part(&bytes[..usize::try_from(length).unwrap()], rest);
+                }
+                WireType::Varint if number == *wanted => return Some(&bytes[..1]),
+                _ => skip_field(kind, number, &mut bytes, Default::default()).unwrap(),
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_plugin_is_the_message_that_the_bootstrap_has() {
+        for kind in [FilterKind::Http, FilterKind::Network] {
+            let plugin = Plugin {
+                kind,
+                module: "/filter.wasm".to_owned(),
+                config: "rules".to_owned(),
+            };
+            let inline = plugin.inline();
+            let written = Offer::plugin("one", &plugin, 1).resource;
+            assert_eq!(part(&written, &[1]), Some(&b"one"[..]));
+            for (way, pointer) in [
+                (&[2, 1][..], "/@type"),
+                (&[2, 2, 1, 1], "/config/name"),
+                (&[2, 2, 1, 2], "/config/root_id"),
+                (&[2, 2, 1, 3, 1], "/config/vm_config/vm_id"),
+                (&[2, 2, 1, 3, 2], "/config/vm_config/runtime"),
+                (
+                    &[2, 2, 1, 3, 3, 1, 1],
+                    "/config/vm_config/code/local/filename",
+                ),
+                (&[2, 2, 1, 4, 1], "/config/configuration/@type"),
+                (&[2, 2, 1, 4, 2, 1], "/config/configuration/value"),
+            ] {
+                let said = inline.pointer(&format!("/typed_config{pointer}"));
+                let said = said.and_then(Value::as_str).map(str::as_bytes);
+                assert!(said.is_some(), "{pointer}");
+                assert_eq!(part(&written, way), said, "{pointer}");
+            }
+            let policy = inline.pointer("/typed_config/config/failure_policy");
+            assert_eq!(policy, Some(&Value::from("FAIL_RELOAD")));
+            assert_eq!(part(&written, &[2, 2, 1, 7]), Some(&[1][..]));
+        }
+    }
+
+    #[test]
+    fn nothing_prints_what_a_secret_holds() {
+        let material = Material::Validation {
+            ca: b"SECRET".to_vec(),
+            crl: None,
+        };
+        assert!(!format!("{:?}", proto::Secret::of("a", &material)).contains("SECRET"));
+    }
+}
