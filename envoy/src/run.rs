@@ -105,11 +105,11 @@ fn run(args: &Run) -> Result<(), Refusal> {
         // Before Envoy, which asks for its secrets first of all.
         let (keeping, secrets) = secrets::keep(settled.store.clone(), settled.needs());
         let (plugins, offered) = tokio::sync::watch::channel(discovery::Offers::default());
-        let (verdicts, said) = tokio::sync::watch::channel(discovery::Verdicts::new());
+        let (acks, said) = tokio::sync::watch::channel(discovery::Acks::new());
         let served = discovery::Served {
             secrets,
             plugins: offered,
-            verdicts: Arc::new(verdicts),
+            acks: Arc::new(acks),
         };
         discovery::serve(&folder.path().join(DISCOVERY_SOCKET), served)
             .map_err(|error| Complaint::us(format!("cannot serve secrets to Envoy: {error}")))?;
@@ -123,7 +123,7 @@ fn run(args: &Run) -> Result<(), Refusal> {
             let ways = reload::Ways {
                 folder: folder.path().to_owned(),
                 plugins,
-                verdicts: said,
+                acks: said,
                 refusals,
                 keeping,
                 ports: chosen,

@@ -31,7 +31,7 @@ mod subscription;
 
 use proto::{DiscoveryRequest, DiscoveryResponse};
 pub(super) use subscription::Offer;
-use subscription::{Kind, Talk};
+use subscription::{Kind, Subscription};
 
 /// Streams of one connection: Envoy opens one for each resource.
 const STREAMS: u32 = 1_000_000;
@@ -43,7 +43,7 @@ const QUEUE: usize = 4;
 pub(super) type Offers = Arc<BTreeMap<String, Offer>>;
 
 /// What Envoy said last of each plugin: the version, and why it did not take it if it did not.
-pub(super) type Verdicts = BTreeMap<String, (u64, Result<(), String>)>;
+pub(super) type Acks = BTreeMap<String, (u64, Result<(), String>)>;
 
 /// What the server hands out, and where it says what became of it.
 #[derive(Clone)]
@@ -53,7 +53,7 @@ pub(super) struct Served {
     /// Our filter's configuration.
     pub(super) plugins: watch::Receiver<Offers>,
     /// What Envoy says of it.
-    pub(super) verdicts: Arc<watch::Sender<Verdicts>>,
+    pub(super) acks: Arc<watch::Sender<Acks>>,
 }
 
 /// Serves what is offered, now and whenever it changes, until the runtime ends.
@@ -103,20 +103,25 @@ impl StreamingService<DiscoveryRequest> for Discovery {
 
     fn call(&mut self, request: Request<Streaming<DiscoveryRequest>>) -> Self::Future {
         let (sender, answers) = mpsc::channel(QUEUE);
-        let talk = Talk::new(self.0);
-        tokio::spawn(converse(talk, request.into_inner(), sender, self.1.clone()));
+        let subscription = Subscription::new(self.0);
+        tokio::spawn(converse(
+            subscription,
+            request.into_inner(),
+            sender,
+            self.1.clone(),
+        ));
         Box::pin(async move { Ok(Response::new(ReceiverStream::new(answers))) })
     }
 }
 
 /// Answers Envoy until either side ends.
 async fn converse(
-    mut talk: Talk,
+    mut subscription: Subscription,
     mut requests: Streaming<DiscoveryRequest>,
     answers: mpsc::Sender<Result<DiscoveryResponse, Status>>,
     served: Served,
 ) {
-    let mut offers = match talk.kind {
+    let mut offers = match subscription.kind {
         Kind::Secrets => served.secrets,
         Kind::Plugins => served.plugins,
     };
@@ -124,13 +129,13 @@ async fn converse(
         tokio::select! {
             request = requests.message() => match request {
                 Ok(Some(request)) => {
-                    match (talk.hear(request), talk.kind) {
+                    match (subscription.on_request(request), subscription.kind) {
                         (Some((name, _, Err(why))), Kind::Secrets) => {
                             tell(&format!("warning: Envoy did not take the secret `{name}`: {why}"));
                         }
-                        (Some((name, version, verdict)), Kind::Plugins) => {
-                            served.verdicts.send_modify(|all| {
-                                all.insert(name, (version, verdict));
+                        (Some((name, version, taken)), Kind::Plugins) => {
+                            served.acks.send_modify(|all| {
+                                all.insert(name, (version, taken));
                             });
                         }
                         _ => {}
@@ -143,7 +148,7 @@ async fn converse(
             },
         }
         let now = offers.borrow_and_update().clone();
-        for answer in talk.answers(&now) {
+        for answer in subscription.answers(&now) {
             if answers.send(Ok(answer)).await.is_err() {
                 return;
             }

@@ -24,7 +24,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::discovery::{Offer, Offers, Verdicts};
+use super::discovery::{Acks, Offer, Offers};
 use super::secrets::Keeping;
 use super::watch::Watch;
 use super::{Known, admin, check_ports, places};
@@ -75,7 +75,7 @@ pub(super) struct Reloader {
     admin: Admin,
     guarded_dns: Option<SocketAddr>,
     plugins: watch::Sender<Offers>,
-    verdicts: watch::Receiver<Verdicts>,
+    acks: watch::Receiver<Acks>,
     /// Envoy's last word of what it refused.
     refusals: watch::Receiver<String>,
     keeping: Keeping,
@@ -105,7 +105,7 @@ pub(super) struct Ways {
     /// Where the filter's configuration is offered.
     pub(super) plugins: watch::Sender<Offers>,
     /// What Envoy says of it.
-    pub(super) verdicts: watch::Receiver<Verdicts>,
+    pub(super) acks: watch::Receiver<Acks>,
     /// What Envoy's log says of other things that it refused.
     pub(super) refusals: watch::Receiver<String>,
     /// The keeper of the secrets.
@@ -132,7 +132,7 @@ impl Reloader {
             admin: settled.options.admin.clone(),
             guarded_dns: settled.options.guarded_dns,
             plugins: ways.plugins,
-            verdicts: ways.verdicts,
+            acks: ways.acks,
             refusals: ways.refusals,
             keeping: ways.keeping,
             needs: settled.needs(),
@@ -164,7 +164,7 @@ impl Reloader {
     /// # Errors
     /// When it refused it.
     pub(super) fn has_started(&self) -> Result<bool, ()> {
-        let said = self.verdicts.borrow();
+        let said = self.acks.borrow();
         match said.values().any(|(_, taken)| taken.is_err()) {
             true => Err(()),
             false => Ok(self.now.plugins.keys().all(|name| said.contains_key(name))),
@@ -494,8 +494,8 @@ impl Reloader {
 
     /// Waits until the filter has said yes to these versions, or no to one of them.
     async fn plugins_taken(&self, versions: &BTreeMap<String, u64>) -> Result<(), String> {
-        let mut verdicts = self.verdicts.clone();
-        let said = verdicts.wait_for(|said| {
+        let mut acks = self.acks.clone();
+        let said = acks.wait_for(|said| {
             let of = |(name, version): (&String, &u64)| {
                 said.get(name).filter(|(said, _)| said == version)
             };
@@ -547,7 +547,9 @@ impl Reloader {
         let offers = offers
             .into_iter()
             .map(|(name, offer)| {
-                let same = before.get(&name).filter(|before| before.says_as(&offer));
+                let same = before
+                    .get(&name)
+                    .filter(|before| before.same_content(&offer));
                 let offer = same.cloned().unwrap_or(offer);
                 versions.insert(name.clone(), offer.version());
                 (name, offer)

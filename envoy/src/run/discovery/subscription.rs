@@ -69,13 +69,13 @@ impl Offer {
     }
 
     /// Says whether two are the same but for their version.
-    pub(crate) fn says_as(&self, other: &Offer) -> bool {
+    pub(crate) fn same_content(&self, other: &Offer) -> bool {
         self.resource == other.resource
     }
 }
 
 /// What one stream has come to: what Envoy wants, has been sent, and has not confirmed yet.
-pub(super) struct Talk {
+pub(super) struct Subscription {
     pub(super) kind: Kind,
     wanted: BTreeSet<String>,
     sent: BTreeMap<String, u64>,
@@ -84,11 +84,11 @@ pub(super) struct Talk {
 }
 
 /// The name and version of what was sent, and whether Envoy took it.
-pub(super) type Heard = (String, u64, Result<(), String>);
+pub(super) type Ack = (String, u64, Result<(), String>);
 
-impl Talk {
+impl Subscription {
     pub(super) fn new(kind: Kind) -> Self {
-        Talk {
+        Subscription {
             kind,
             wanted: BTreeSet::new(),
             sent: BTreeMap::new(),
@@ -98,7 +98,7 @@ impl Talk {
     }
 
     /// Takes a request in; returns what it says of an answer.
-    pub(super) fn hear(&mut self, request: DiscoveryRequest) -> Option<Heard> {
+    pub(super) fn on_request(&mut self, request: DiscoveryRequest) -> Option<Ack> {
         if request.type_url != self.kind.type_url() {
             return None;
         }
@@ -111,10 +111,10 @@ impl Talk {
         self.sent.retain(|name, _| self.wanted.contains(name));
         let (name, version) = answered?;
         // Envoy's words name files and libraries, never what they hold.
-        let verdict = request.error_detail.map_or(Ok(()), |error| {
+        let taken = request.error_detail.map_or(Ok(()), |error| {
             Err(error.message.chars().take(300).collect())
         });
-        Some((name, version, verdict))
+        Some((name, version, taken))
     }
 
     /// Returns what Envoy wants and has not got, one resource an answer, so that one that Envoy refuses holds
@@ -175,9 +175,9 @@ mod tests {
 
     #[test]
     fn each_secret_is_sent_once_and_again_when_it_changes() {
-        let mut talk = Talk::new(Kind::Secrets);
-        talk.hear(request(&["a", "b", "absent"], ""));
-        let answers = talk.answers(&offers(&[("a", 1), ("b", 1), ("unasked", 1)]));
+        let mut subscription = Subscription::new(Kind::Secrets);
+        subscription.on_request(request(&["a", "b", "absent"], ""));
+        let answers = subscription.answers(&offers(&[("a", 1), ("b", 1), ("unasked", 1)]));
         assert_eq!(answers.len(), 2);
         for answer in &answers {
             assert_eq!(
@@ -185,35 +185,42 @@ mod tests {
                 1,
                 "one that is refused holds up no other"
             );
-            let heard = talk.hear(request(&["a", "b", "absent"], &answer.nonce));
-            assert!(matches!(heard, Some((_, 1, Ok(())))));
+            let ack = subscription.on_request(request(&["a", "b", "absent"], &answer.nonce));
+            assert!(matches!(ack, Some((_, 1, Ok(())))));
         }
-        assert!(talk.answers(&offers(&[("a", 1), ("b", 1)])).is_empty());
-        assert_eq!(talk.answers(&offers(&[("a", 2), ("b", 1)])).len(), 1);
-        let healed = talk.answers(&offers(&[("a", 2), ("b", 1), ("absent", 1)]));
+        assert!(
+            subscription
+                .answers(&offers(&[("a", 1), ("b", 1)]))
+                .is_empty()
+        );
+        assert_eq!(
+            subscription.answers(&offers(&[("a", 2), ("b", 1)])).len(),
+            1
+        );
+        let healed = subscription.answers(&offers(&[("a", 2), ("b", 1), ("absent", 1)]));
         assert_eq!(healed.len(), 1);
     }
 
     #[test]
     fn who_asks_anew_is_answered() {
-        let mut talk = Talk::new(Kind::Secrets);
+        let mut subscription = Subscription::new(Kind::Secrets);
         let held = offers(&[("a", 1)]);
-        talk.hear(request(&["a"], ""));
-        let [first] = &talk.answers(&held)[..] else {
+        subscription.on_request(request(&["a"], ""));
+        let [first] = &subscription.answers(&held)[..] else {
             panic!("one answer")
         };
-        talk.hear(request(&["a"], &first.nonce));
-        assert!(talk.answers(&held).is_empty());
+        subscription.on_request(request(&["a"], &first.nonce));
+        assert!(subscription.answers(&held).is_empty());
         // A second cluster that wants the same secret asks with a nonce that was confirmed already.
-        talk.hear(request(&["a"], &first.nonce));
-        assert_eq!(talk.answers(&held).len(), 1);
+        subscription.on_request(request(&["a"], &first.nonce));
+        assert_eq!(subscription.answers(&held).len(), 1);
     }
 
     #[test]
     fn a_refusal_is_told_by_name() {
-        let mut talk = Talk::new(Kind::Secrets);
-        talk.hear(request(&["a"], ""));
-        let [answer] = &talk.answers(&offers(&[("a", 1)]))[..] else {
+        let mut subscription = Subscription::new(Kind::Secrets);
+        subscription.on_request(request(&["a"], ""));
+        let [answer] = &subscription.answers(&offers(&[("a", 1)]))[..] else {
             panic!("one answer")
         };
         let mut refusal = request(&["a"], &answer.nonce);
@@ -221,11 +228,11 @@ mod tests {
             message: "no good".to_owned(),
         });
         assert_eq!(
-            talk.hear(refusal),
+            subscription.on_request(refusal),
             Some(("a".to_owned(), 1, Err("no good".to_owned())))
         );
         // It is not sent over and over.
-        assert!(talk.answers(&offers(&[("a", 1)])).is_empty());
+        assert!(subscription.answers(&offers(&[("a", 1)])).is_empty());
     }
 
     /// What stands in the bytes of a plugin, by the numbers of the fields on the way to it.
