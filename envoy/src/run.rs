@@ -104,7 +104,7 @@ fn run(args: &Run) -> Result<(), Refusal> {
         let (refused, refusals) = tokio::sync::watch::channel(String::new());
         // Before Envoy, which asks for its secrets first of all.
         let (keeping, secrets) = secrets::keep(settled.store.clone(), settled.needs());
-        let (plugins, offered) = tokio::sync::watch::channel(discovery::Offers::default());
+        let (plugins, offered) = tokio::sync::watch::channel(discovery::Resources::default());
         let (acks, said) = tokio::sync::watch::channel(discovery::Acks::new());
         let served = discovery::Served {
             secrets,

@@ -30,7 +30,7 @@ mod proto;
 mod subscription;
 
 use proto::{DiscoveryRequest, DiscoveryResponse};
-pub(super) use subscription::Offer;
+pub(super) use subscription::Resource;
 use subscription::{Kind, Subscription};
 
 /// Streams of one connection: Envoy opens one for each resource.
@@ -40,7 +40,7 @@ const STREAMS: u32 = 1_000_000;
 const QUEUE: usize = 4;
 
 /// All of one kind that there are, by name.
-pub(super) type Offers = Arc<BTreeMap<String, Offer>>;
+pub(super) type Resources = Arc<BTreeMap<String, Resource>>;
 
 /// What Envoy said last of each plugin: the version, and why it did not take it if it did not.
 pub(super) type Acks = BTreeMap<String, (u64, Result<(), String>)>;
@@ -49,9 +49,9 @@ pub(super) type Acks = BTreeMap<String, (u64, Result<(), String>)>;
 #[derive(Clone)]
 pub(super) struct Served {
     /// The secrets.
-    pub(super) secrets: watch::Receiver<Offers>,
+    pub(super) secrets: watch::Receiver<Resources>,
     /// Our filter's configuration.
-    pub(super) plugins: watch::Receiver<Offers>,
+    pub(super) plugins: watch::Receiver<Resources>,
     /// What Envoy says of it.
     pub(super) acks: Arc<watch::Sender<Acks>>,
 }
@@ -121,7 +121,7 @@ async fn converse(
     answers: mpsc::Sender<Result<DiscoveryResponse, Status>>,
     served: Served,
 ) {
-    let mut offers = match subscription.kind {
+    let mut resources = match subscription.kind {
         Kind::Secrets => served.secrets,
         Kind::Plugins => served.plugins,
     };
@@ -143,11 +143,11 @@ async fn converse(
                 }
                 Ok(None) | Err(_) => return,
             },
-            changed = offers.changed() => if changed.is_err() {
+            changed = resources.changed() => if changed.is_err() {
                 return;
             },
         }
-        let now = offers.borrow_and_update().clone();
+        let now = resources.borrow_and_update().clone();
         for answer in subscription.answers(&now) {
             if answers.send(Ok(answer)).await.is_err() {
                 return;

@@ -24,7 +24,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::discovery::{Acks, Offer, Offers};
+use super::discovery::{Acks, Resource, Resources};
 use super::secrets::Keeping;
 use super::watch::Watch;
 use super::{Known, admin, check_ports, places};
@@ -74,7 +74,7 @@ pub(super) struct Reloader {
     folder: PathBuf,
     admin: Admin,
     guarded_dns: Option<SocketAddr>,
-    plugins: watch::Sender<Offers>,
+    plugins: watch::Sender<Resources>,
     acks: watch::Receiver<Acks>,
     /// Envoy's last word of what it refused.
     refusals: watch::Receiver<String>,
@@ -103,7 +103,7 @@ pub(super) struct Ways {
     /// The folder of this run.
     pub(super) folder: PathBuf,
     /// Where the filter's configuration is offered.
-    pub(super) plugins: watch::Sender<Offers>,
+    pub(super) plugins: watch::Sender<Resources>,
     /// What Envoy says of it.
     pub(super) acks: watch::Receiver<Acks>,
     /// What Envoy's log says of other things that it refused.
@@ -538,24 +538,24 @@ impl Reloader {
 
     /// Offers these plugins; returns the version that each has.
     fn offer(&self, next: &BTreeMap<String, Arc<Plugin>>) -> BTreeMap<String, u64> {
-        let offers: BTreeMap<String, Offer> = next
+        let resources: BTreeMap<String, Resource> = next
             .iter()
-            .map(|(name, plugin)| (name.clone(), Offer::plugin(name, plugin, self.version)))
+            .map(|(name, plugin)| (name.clone(), Resource::plugin(name, plugin, self.version)))
             .collect();
         let before = self.plugins.borrow().clone();
         let mut versions = BTreeMap::new();
-        let offers = offers
+        let resources = resources
             .into_iter()
-            .map(|(name, offer)| {
+            .map(|(name, resource)| {
                 let same = before
                     .get(&name)
-                    .filter(|before| before.same_content(&offer));
-                let offer = same.cloned().unwrap_or(offer);
-                versions.insert(name.clone(), offer.version());
-                (name, offer)
+                    .filter(|before| before.same_content(&resource));
+                let resource = same.cloned().unwrap_or(resource);
+                versions.insert(name.clone(), resource.version());
+                (name, resource)
             })
             .collect();
-        self.plugins.send_replace(Arc::new(offers));
+        self.plugins.send_replace(Arc::new(resources));
         versions
     }
 

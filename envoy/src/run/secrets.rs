@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::discovery::{Offer, Offers};
+use super::discovery::{Resource, Resources};
 use super::watch::Watch;
 use crate::cli::tell;
 use crate::credentials::{Material, Store};
@@ -15,7 +15,10 @@ use egress_render::xds::SecretRequest;
 /// Reads what `needs` are, offers it, and goes on for as long as the runtime does.
 ///
 /// What cannot be read is told, and read when it can be: nothing waits for it.
-pub(super) fn keep(store: Store, needs: Vec<SecretRequest>) -> (Keeping, watch::Receiver<Offers>) {
+pub(super) fn keep(
+    store: Store,
+    needs: Vec<SecretRequest>,
+) -> (Keeping, watch::Receiver<Resources>) {
     let mut keeper = Keeper {
         store,
         needs,
@@ -26,8 +29,8 @@ pub(super) fn keep(store: Store, needs: Vec<SecretRequest>) -> (Keeping, watch::
     // Watched before it is read: what changes in between is heard of.
     let mut watch = Watch::new("certificates");
     watch.follow(keeper.folders());
-    let offers = keeper.read().unwrap_or_default();
-    let (sender, receiver) = watch::channel(offers);
+    let resources = keeper.read().unwrap_or_default();
+    let (sender, receiver) = watch::channel(resources);
     let (orders, ordered) = mpsc::channel(1);
     tokio::spawn(follow(keeper, watch, sender, ordered));
     (Keeping(orders), receiver)
@@ -64,7 +67,7 @@ impl Keeping {
 async fn follow(
     mut keeper: Keeper,
     mut watch: Watch,
-    offers: watch::Sender<Offers>,
+    resources: watch::Sender<Resources>,
     mut orders: mpsc::Receiver<Order>,
 ) {
     loop {
@@ -90,7 +93,7 @@ async fn follow(
         };
         keeper = back;
         if let Some(changed) = changed {
-            offers.send_replace(changed);
+            resources.send_replace(changed);
         }
         if let Some(done) = done {
             let _ = done.send(());
@@ -102,7 +105,7 @@ async fn follow(
 struct Keeper {
     store: Store,
     needs: Vec<SecretRequest>,
-    held: BTreeMap<String, (Material, Offer)>,
+    held: BTreeMap<String, (Material, Resource)>,
     missing: BTreeMap<String, String>,
     version: u64,
 }
@@ -121,9 +124,9 @@ impl Keeper {
         self.missing.retain(|name, _| needed.contains(name));
     }
 
-    /// Reads all needs and tells what is missing now and what is there again; returns the offers if any
+    /// Reads all needs and tells what is missing now and what is there again; returns the resources if any
     /// changed. What was good once stays offered when it is not any more.
-    fn read(&mut self) -> Option<Offers> {
+    fn read(&mut self) -> Option<Resources> {
         let mut changed = false;
         for need in &self.needs {
             let name = need.name();
@@ -143,8 +146,8 @@ impl Keeper {
                     }
                     changed = true;
                     self.version += 1;
-                    let offer = Offer::new(&name, &material, self.version);
-                    self.held.insert(name, (material, offer));
+                    let resource = Resource::new(&name, &material, self.version);
+                    self.held.insert(name, (material, resource));
                 }
                 Err(text) => {
                     if self.missing.get(&name) == Some(&text) {
@@ -167,7 +170,7 @@ impl Keeper {
             Arc::new(
                 self.held
                     .iter()
-                    .map(|(name, (_, offer))| (name.clone(), offer.clone()))
+                    .map(|(name, (_, resource))| (name.clone(), resource.clone()))
                     .collect(),
             )
         })

@@ -37,40 +37,38 @@ impl Kind {
 
 /// A resource as Envoy is given it.
 #[derive(Clone)]
-pub(crate) struct Offer {
+pub(crate) struct Resource {
     version: u64,
-    resource: Bytes,
+    bytes: Bytes,
 }
 
-impl Offer {
+impl Resource {
     /// Writes a secret under its name; `version` tells it from those of the same name before it.
     pub(crate) fn new(name: &str, material: &Material, version: u64) -> Self {
         let secret = proto::Secret::of(name, material).encode_to_vec();
-        Offer {
+        Resource {
             version,
-            resource: secret.into(),
+            bytes: secret.into(),
         }
     }
 
     /// Writes our filter in the same way.
     pub(crate) fn plugin(name: &str, plugin: &Plugin, version: u64) -> Self {
         let config = proto::TypedExtensionConfig::of(name, plugin).encode_to_vec();
-        Offer {
+        Resource {
             version,
-            resource: config.into(),
+            bytes: config.into(),
         }
     }
-}
 
-impl Offer {
     /// The version that it was written as.
     pub(crate) fn version(&self) -> u64 {
         self.version
     }
 
     /// Says whether two are the same but for their version.
-    pub(crate) fn same_content(&self, other: &Offer) -> bool {
-        self.resource == other.resource
+    pub(crate) fn same_content(&self, other: &Resource) -> bool {
+        self.bytes == other.bytes
     }
 }
 
@@ -119,24 +117,27 @@ impl Subscription {
 
     /// Returns what Envoy wants and has not got, one resource an answer, so that one that Envoy refuses holds
     /// up no other.
-    pub(super) fn answers(&mut self, offers: &BTreeMap<String, Offer>) -> Vec<DiscoveryResponse> {
+    pub(super) fn answers(
+        &mut self,
+        resources: &BTreeMap<String, Resource>,
+    ) -> Vec<DiscoveryResponse> {
         let mut answers = Vec::new();
         for name in &self.wanted {
-            let Some(offer) = offers.get(name) else {
+            let Some(resource) = resources.get(name) else {
                 continue;
             };
-            if self.sent.insert(name.clone(), offer.version) == Some(offer.version) {
+            if self.sent.insert(name.clone(), resource.version) == Some(resource.version) {
                 continue;
             }
             self.nonce += 1;
             let nonce = self.nonce.to_string();
             self.unconfirmed
-                .insert(nonce.clone(), (name.clone(), offer.version));
+                .insert(nonce.clone(), (name.clone(), resource.version));
             answers.push(DiscoveryResponse {
-                version_info: offer.version.to_string(),
+                version_info: resource.version.to_string(),
                 resources: vec![Any {
                     type_url: self.kind.type_url().to_owned(),
-                    value: offer.resource.clone(),
+                    value: resource.bytes.clone(),
                 }],
                 type_url: self.kind.type_url().to_owned(),
                 nonce,
@@ -153,14 +154,14 @@ mod tests {
 
     use super::*;
 
-    fn offers(names: &[(&str, u64)]) -> BTreeMap<String, Offer> {
+    fn resources(names: &[(&str, u64)]) -> BTreeMap<String, Resource> {
         let material = Material::Validation {
             ca: b"ca".to_vec(),
             crl: None,
         };
         names
             .iter()
-            .map(|(name, version)| ((*name).to_owned(), Offer::new(name, &material, *version)))
+            .map(|(name, version)| ((*name).to_owned(), Resource::new(name, &material, *version)))
             .collect()
     }
 
@@ -177,7 +178,7 @@ mod tests {
     fn each_secret_is_sent_once_and_again_when_it_changes() {
         let mut subscription = Subscription::new(Kind::Secrets);
         subscription.on_request(request(&["a", "b", "absent"], ""));
-        let answers = subscription.answers(&offers(&[("a", 1), ("b", 1), ("unasked", 1)]));
+        let answers = subscription.answers(&resources(&[("a", 1), ("b", 1), ("unasked", 1)]));
         assert_eq!(answers.len(), 2);
         for answer in &answers {
             assert_eq!(
@@ -190,21 +191,23 @@ mod tests {
         }
         assert!(
             subscription
-                .answers(&offers(&[("a", 1), ("b", 1)]))
+                .answers(&resources(&[("a", 1), ("b", 1)]))
                 .is_empty()
         );
         assert_eq!(
-            subscription.answers(&offers(&[("a", 2), ("b", 1)])).len(),
+            subscription
+                .answers(&resources(&[("a", 2), ("b", 1)]))
+                .len(),
             1
         );
-        let healed = subscription.answers(&offers(&[("a", 2), ("b", 1), ("absent", 1)]));
+        let healed = subscription.answers(&resources(&[("a", 2), ("b", 1), ("absent", 1)]));
         assert_eq!(healed.len(), 1);
     }
 
     #[test]
     fn who_asks_anew_is_answered() {
         let mut subscription = Subscription::new(Kind::Secrets);
-        let held = offers(&[("a", 1)]);
+        let held = resources(&[("a", 1)]);
         subscription.on_request(request(&["a"], ""));
         let [first] = &subscription.answers(&held)[..] else {
             panic!("one answer")
@@ -220,7 +223,7 @@ mod tests {
     fn a_refusal_is_told_by_name() {
         let mut subscription = Subscription::new(Kind::Secrets);
         subscription.on_request(request(&["a"], ""));
-        let [answer] = &subscription.answers(&offers(&[("a", 1)]))[..] else {
+        let [answer] = &subscription.answers(&resources(&[("a", 1)]))[..] else {
             panic!("one answer")
         };
         let mut refusal = request(&["a"], &answer.nonce);
@@ -232,7 +235,7 @@ mod tests {
             Some(("a".to_owned(), 1, Err("no good".to_owned())))
         );
         // It is not sent over and over.
-        assert!(subscription.answers(&offers(&[("a", 1)])).is_empty());
+        assert!(subscription.answers(&resources(&[("a", 1)])).is_empty());
     }
 
     /// What stands in the bytes of a plugin, by the numbers of the fields on the way to it.
@@ -264,7 +267,7 @@ mod tests {
                 config: "rules".to_owned(),
             };
             let inline = plugin.inline();
-            let written = Offer::plugin("one", &plugin, 1).resource;
+            let written = Resource::plugin("one", &plugin, 1).bytes;
             assert_eq!(part(&written, &[1]), Some(&b"one"[..]));
             for (way, pointer) in [
                 (&[2, 1][..], "/@type"),
