@@ -103,11 +103,11 @@ fn run(args: &Run) -> Result<(), Refusal> {
     let ended = runtime.block_on(async {
         let (refused, refusals) = tokio::sync::watch::channel(String::new());
         // Before Envoy, which asks for its secrets first of all.
-        let (keeping, secrets) = secrets::keep(settled.store.clone(), settled.needs());
+        let (secrets, kept) = secrets::keep(settled.store.clone(), settled.needs());
         let (plugins, offered) = tokio::sync::watch::channel(discovery::Resources::default());
         let (acks, said) = tokio::sync::watch::channel(discovery::Acks::new());
         let served = discovery::Served {
-            secrets,
+            secrets: kept,
             plugins: offered,
             acks: Arc::new(acks),
         };
@@ -125,7 +125,7 @@ fn run(args: &Run) -> Result<(), Refusal> {
                 plugins,
                 acks: said,
                 refusals,
-                keeping,
+                secrets,
                 ports: chosen,
                 known,
             };

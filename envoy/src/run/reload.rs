@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::discovery::{Acks, Resource, Resources};
-use super::secrets::Keeping;
+use super::secrets::SecretsHandle;
 use super::watch::Watch;
 use super::{Known, admin, check_ports, places};
 use super::{atomic, folder};
@@ -78,7 +78,7 @@ pub(super) struct Reloader {
     acks: watch::Receiver<Acks>,
     /// Envoy's last word of what it refused.
     refusals: watch::Receiver<String>,
-    keeping: Keeping,
+    secrets: SecretsHandle,
     needs: Vec<SecretRequest>,
     store: Store,
     services: BTreeSet<PortNumber>,
@@ -108,8 +108,8 @@ pub(super) struct Ways {
     pub(super) acks: watch::Receiver<Acks>,
     /// What Envoy's log says of other things that it refused.
     pub(super) refusals: watch::Receiver<String>,
-    /// The keeper of the secrets.
-    pub(super) keeping: Keeping,
+    /// The watcher of the secrets.
+    pub(super) secrets: SecretsHandle,
     /// The ports that were chosen for services whose port was left open.
     pub(super) ports: BTreeMap<PortNumber, u16>,
     /// What was read.
@@ -134,7 +134,7 @@ impl Reloader {
             plugins: ways.plugins,
             acks: ways.acks,
             refusals: ways.refusals,
-            keeping: ways.keeping,
+            secrets: ways.secrets,
             needs: settled.needs(),
             store: settled.store.clone(),
             services: services(settled),
@@ -354,7 +354,7 @@ impl Reloader {
             );
         }
         let needs = settled.needs();
-        self.keeping
+        self.secrets
             .keep(settled.store.clone(), needs.clone(), false)
             .await;
         let before = self.clusters.clone();
@@ -378,7 +378,7 @@ impl Reloader {
                     self.version += 1;
                     let _ = self.write_clusters();
                 }
-                self.keeping
+                self.secrets
                     .keep(self.store.clone(), self.needs.clone(), false)
                     .await;
                 Err(why)
@@ -530,7 +530,7 @@ impl Reloader {
             ));
         }
         if self.clusters.values().all(|(_, until)| until.is_none()) {
-            self.keeping
+            self.secrets
                 .keep(self.store.clone(), self.needs.clone(), true)
                 .await;
         }

@@ -18,8 +18,8 @@ use egress_render::xds::SecretRequest;
 pub(super) fn keep(
     store: Store,
     needs: Vec<SecretRequest>,
-) -> (Keeping, watch::Receiver<Resources>) {
-    let mut keeper = Keeper {
+) -> (SecretsHandle, watch::Receiver<Resources>) {
+    let mut watcher = SecretWatcher {
         store,
         needs,
         held: BTreeMap::new(),
@@ -28,16 +28,16 @@ pub(super) fn keep(
     };
     // Watched before it is read: what changes in between is heard of.
     let mut watch = Watch::new("certificates");
-    watch.follow(keeper.folders());
-    let resources = keeper.read().unwrap_or_default();
+    watch.follow(watcher.folders());
+    let resources = watcher.read().unwrap_or_default();
     let (sender, receiver) = watch::channel(resources);
     let (orders, ordered) = mpsc::channel(1);
-    tokio::spawn(follow(keeper, watch, sender, ordered));
-    (Keeping(orders), receiver)
+    tokio::spawn(follow(watcher, watch, sender, ordered));
+    (SecretsHandle(orders), receiver)
 }
 
-/// The way to the keeper of the secrets.
-pub(super) struct Keeping(mpsc::Sender<Order>);
+/// The way to the watcher of the secrets.
+pub(super) struct SecretsHandle(mpsc::Sender<Order>);
 
 struct Order {
     store: Store,
@@ -46,7 +46,7 @@ struct Order {
     done: oneshot::Sender<()>,
 }
 
-impl Keeping {
+impl SecretsHandle {
     /// Has it keep other secrets, and waits until they are offered. Those that were offered before stay so, unless
     /// they are to be forgotten.
     pub(super) async fn keep(&self, store: Store, needs: Vec<SecretRequest>, forget: bool) {
@@ -65,7 +65,7 @@ impl Keeping {
 
 /// Reads again whenever a file may have changed, or other secrets are needed.
 async fn follow(
-    mut keeper: Keeper,
+    mut watcher: SecretWatcher,
     mut watch: Watch,
     resources: watch::Sender<Resources>,
     mut orders: mpsc::Receiver<Order>,
@@ -74,24 +74,24 @@ async fn follow(
         let done = tokio::select! {
             () = watch.changed() => None,
             Some(order) = orders.recv() => {
-                keeper.store = order.store;
-                keeper.needs = order.needs;
+                watcher.store = order.store;
+                watcher.needs = order.needs;
                 if order.forget {
-                    keeper.forget();
+                    watcher.forget();
                 }
                 Some(order.done)
             }
         };
-        watch.follow(keeper.folders());
+        watch.follow(watcher.folders());
         let Ok((back, changed)) = tokio::task::spawn_blocking(move || {
-            let changed = keeper.read();
-            (keeper, changed)
+            let changed = watcher.read();
+            (watcher, changed)
         })
         .await
         else {
             return;
         };
-        keeper = back;
+        watcher = back;
         if let Some(changed) = changed {
             resources.send_replace(changed);
         }
@@ -102,7 +102,7 @@ async fn follow(
 }
 
 /// What was read last.
-struct Keeper {
+struct SecretWatcher {
     store: Store,
     needs: Vec<SecretRequest>,
     held: BTreeMap<String, (Material, Resource)>,
@@ -110,7 +110,7 @@ struct Keeper {
     version: u64,
 }
 
-impl Keeper {
+impl SecretWatcher {
     /// Returns the folders in which something may change.
     fn folders(&self) -> BTreeSet<PathBuf> {
         let needs = self.needs.iter();
