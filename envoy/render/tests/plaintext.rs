@@ -7,6 +7,10 @@
 //! `FUZZ_SECONDS=600 cargo test --test plaintext -- --nocapture` goes on for ten minutes and says how many sets it tried.
 
 #![expect(
+    clippy::disallowed_methods,
+    reason = "the test asks for how long it shall run, and looks at the clock; what it tests does not"
+)]
+#![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     reason = "a test that meets what it did not expect should stop where it is"
