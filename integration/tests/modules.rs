@@ -25,9 +25,6 @@ const KNOWN: &[&str] = &[
     "egress-envoy (lib): capture capture::iptables",
     "egress-envoy (lib): cli cli::doctor run run::discovery run::reload run::secrets \
      run::watch",
-    "egress-envoy (lib): lint lint::catalogue lint::input lint::selection lint::services \
-     lint::tls lint::world",
-    "egress-envoy (lib): xds::forward_proxy xds::http",
     "egress-integration (bin): crate mutual",
 ];
 
