@@ -14,5 +14,4 @@
 
 mod capture;
 pub mod cli;
-pub mod credentials;
 pub mod run;

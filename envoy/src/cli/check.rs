@@ -9,7 +9,7 @@ use super::args::{Check, Report as Format};
 use super::output::{Done, Output};
 use super::settings;
 use super::threads::at_once;
-use crate::credentials;
+use egress_credentials as credentials;
 use egress_rules::Complaint;
 use egress_rules::{Finding, How, Nothing, Report, compile_as};
 

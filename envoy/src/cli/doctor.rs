@@ -19,10 +19,9 @@ use super::locate;
 use super::output::{Done, Output, Text};
 use super::settings;
 use super::sources::STDIN;
-use crate::credentials::trust_store;
-use crate::credentials::{self, Store};
 use crate::run::atomic;
 use crate::run::{envoy_log, version_of};
+use egress_credentials::{self as credentials, Store};
 use egress_render::pinned_envoy;
 use egress_render::xds::{self, OLDEST, OLDEST_WITH_PROXY, SecretRequest, Version};
 use egress_rules::Complaint;
@@ -352,7 +351,7 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
 /// Counts what `system` trusts.
 fn trust_store() -> Found {
     let about = "authorities";
-    let path = match trust_store::trust_store() {
+    let path = match egress_credentials::trust_store() {
         Ok(path) => path,
         Err(error) => return Found::error(about, &error.to_string()),
     };

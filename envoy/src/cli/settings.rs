@@ -9,8 +9,7 @@ use egress_policy::{Mesh, OutboundMode, PolicyTable, Proxy, Role, Settling};
 use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as Args};
 use super::threads::at_once;
 use super::{locate, sources};
-use crate::credentials::Store;
-use crate::credentials::trust_store;
+use egress_credentials::Store;
 use egress_render::pinned_envoy;
 use egress_render::xds::{
     AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, SecretRequest, UpstreamProxy,
@@ -219,7 +218,7 @@ fn options(
         )));
     }
     let wasm = locate::wasm(args.wasm.as_deref()).map_err(Complaint::input)?;
-    let trust_store = trust_store::trust_store().map_err(Complaint::input)?;
+    let trust_store = egress_credentials::trust_store().map_err(Complaint::input)?;
     Ok(Options {
         listen: args.listen.to_string(),
         ports: args.ports.clone(),

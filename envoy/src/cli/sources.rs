@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use egress_policy::visible;
 use rustix::fs::OFlags;
 
-use crate::credentials::file::folders_on_the_way;
+use egress_credentials::folders_on_the_way;
 use egress_rules::Source;
 
 /// Why rules could not be read.

@@ -33,7 +33,7 @@ use crate::cli::args::Run;
 use crate::cli::settings::{self, Settled};
 use crate::cli::sources;
 use crate::cli::{print, refuse, tell};
-use crate::credentials::Store;
+use egress_credentials::Store;
 use egress_render::xds::{self, Admin, Dynamic, Options, Plugin, SecretRequest};
 use egress_rules::Source;
 use egress_rules::yaml::AlreadyRead;

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::discovery::{Resource, Resources};
 use super::watch::Watch;
 use crate::cli::tell;
-use crate::credentials::{Material, Store};
+use egress_credentials::{Material, Store};
 use egress_render::xds::SecretRequest;
 
 /// Reads what `needs` are, offers it, and goes on for as long as the runtime does.

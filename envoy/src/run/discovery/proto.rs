@@ -9,7 +9,7 @@ use prost::{Message, Oneof};
 
 use egress_filter::contract;
 
-use crate::credentials::Material;
+use egress_credentials::Material;
 use egress_render::xds::{Plugin, WASM_RUNTIME};
 
 #[derive(Clone, PartialEq, Message)]

@@ -6,7 +6,7 @@ use prost::Message as _;
 use prost::bytes::Bytes;
 
 use super::proto::{self, Any, DiscoveryRequest, DiscoveryResponse};
-use crate::credentials::Material;
+use egress_credentials::Material;
 use egress_render::xds::Plugin;
 
 /// What is served.

@@ -86,7 +86,7 @@ pub(crate) fn is_there(path: &Path) -> bool {
 
 /// Returns the folders in which something changes when a path comes to lead to another file: that of the
 /// path, and that of each link on the way. Where the way ends early, the last folder that exists.
-pub(crate) fn folders_on_the_way(path: &Path) -> Vec<PathBuf> {
+pub fn folders_on_the_way(path: &Path) -> Vec<PathBuf> {
     let Ok(path) = std::path::absolute(path) else {
         return Vec::new();
     };

@@ -13,8 +13,10 @@
 //! in use. [`inspect()`] does, by the same reading, for `egressctl check`, and
 //! [`connect()`] asks the servers.
 
+#![forbid(unsafe_code)]
+
 mod connect;
-pub(crate) mod file;
+mod file;
 mod files;
 mod holder;
 mod inspect;
@@ -24,13 +26,15 @@ mod pair;
 mod part;
 mod pem;
 mod store;
-pub mod trust_store;
+mod trust_store;
 
 pub use connect::connect;
+pub use file::folders_on_the_way;
 pub use inspect::inspect;
 pub use material::{Key, Material};
 pub use part::Missing;
 pub use store::Store;
+pub use trust_store::trust_store;
 
 #[cfg(test)]
 mod tests;
