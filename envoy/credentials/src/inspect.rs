@@ -22,7 +22,7 @@ use super::pair::{self, KeyKind};
 use super::part::{At, Missing, Part, PartOrigin, Parts, Role};
 use super::store::Store;
 use egress_render::xds::SecretRequest;
-use egress_rules::yaml::Place;
+use egress_rules::yaml::Location;
 use egress_rules::{Finding, Rules};
 use egress_rules::{Reference, names_of};
 
@@ -526,18 +526,13 @@ impl<'r> Inspection<'r> {
         need: &SecretRequest,
         role: Role,
         rule: Option<&str>,
-    ) -> (String, Place, String, Option<String>) {
+    ) -> (String, Location, String, Option<String>) {
         let name = need.name();
         let asks = |block: &&Block<'_>| {
             block.needs.contains(&name) && rule.is_none_or(|rule| block.resource == rule)
         };
         let Some(block) = self.blocks.iter().find(asks) else {
-            return (
-                String::new(),
-                Place { line: 1, column: 1 },
-                String::new(),
-                None,
-            );
+            return (String::new(), Location::START, String::new(), None);
         };
         let field = match (need, role) {
             (_, Role::Crl) if block.tls.ca_crl.is_some() => "caCrl",

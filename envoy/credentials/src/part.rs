@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::file::{Standing, Unreadable, read_private};
 use super::pem::Flaw;
-use egress_rules::yaml::Place;
+use egress_rules::yaml::Location;
 
 /// How long after a file was written it is looked at twice with a pause between: its neighbour may follow.
 const FRESH: Duration = Duration::from_millis(200);
@@ -61,7 +61,7 @@ impl Missing {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct At {
     pub(crate) file: String,
-    pub(crate) place: Place,
+    pub(crate) place: Location,
     /// The field.
     pub(crate) path: String,
     /// The Secret.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use egress_policy::{FieldPath, Origin};
 use egress_rules::Notice;
-use egress_rules::yaml::Place;
+use egress_rules::yaml::Location;
 use serde_json::{Value, json};
 
 use crate::catalogue::Rule;
@@ -21,7 +21,7 @@ pub struct Finding {
     /// The file.
     pub file: String,
     /// The place in it.
-    pub place: Place,
+    pub place: Location,
     /// The field, from the root of the document.
     pub path: FieldPath,
     /// What happens.

@@ -14,7 +14,7 @@ use crate::severity::Severity;
 use egress_rules::Source;
 use egress_rules::is_ours;
 use egress_rules::told;
-use egress_rules::yaml::{self, Document, Place};
+use egress_rules::yaml::{self, Document, Location};
 
 /// Files, documents and resources.
 pub(crate) struct Input {
@@ -249,10 +249,10 @@ impl Input {
     }
 
     /// Returns the place of a field's name.
-    pub(crate) fn place(&self, origin: Origin, path: &FieldPath) -> (String, Place) {
+    pub(crate) fn place(&self, origin: Origin, path: &FieldPath) -> (String, Location) {
         match self.documents.get(origin.document) {
             Some(read) => (read.file.clone(), read.document.place(path, true)),
-            None => (String::new(), Place { line: 1, column: 1 }),
+            None => (String::new(), Location::START),
         }
     }
 
@@ -329,7 +329,7 @@ fn invalid(severity: Severity, origin: Origin, message: String) -> Finding {
         rule: &INVALID,
         severity,
         file: String::new(),
-        place: Place { line: 1, column: 1 },
+        place: Location::START,
         path: FieldPath::default(),
         message,
         resource: None,

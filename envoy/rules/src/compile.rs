@@ -18,7 +18,7 @@ use crate::mesh::{self, MeshConfig};
 use crate::reference::Reference;
 use crate::secrets::{Documents, Taken};
 use crate::source::Source;
-use crate::yaml::{self, AlreadyRead, Document, Each, Place};
+use crate::yaml::{self, AlreadyRead, Document, Each, Location};
 
 mod alike;
 
@@ -125,7 +125,7 @@ impl Rules {
     }
 
     /// Returns the file and the line at which a resource begins.
-    pub fn place(&self, origin: Origin) -> Option<(&str, Place)> {
+    pub fn place(&self, origin: Origin) -> Option<(&str, Location)> {
         let (file, document) = self.documents.get(origin.document)?;
         let path = match origin.item {
             Some(item) => FieldPath(vec![Segment::Key("items".to_owned()), Segment::Index(item)]),
@@ -135,10 +135,10 @@ impl Rules {
     }
 
     /// Returns the file and the place of a resource's field; of what is around it when it is not there.
-    pub fn field(&self, origin: Origin, path: &FieldPath) -> (String, Place) {
+    pub fn field(&self, origin: Origin, path: &FieldPath) -> (String, Location) {
         match self.documents.get(origin.document) {
             Some((file, document)) => (file.to_string(), document.place(path, false)),
-            None => (String::new(), Place { line: 1, column: 1 }),
+            None => (String::new(), Location::START),
         }
     }
 }
@@ -498,7 +498,7 @@ fn no_entry(sources: &[Source]) -> Finding {
         severity: Severity::Error,
  id: Some(NO_SERVICE_ENTRY),
         file,
-        place: Place { line: 1, column: 1 },
+        place: Location::START,
         path: String::new(),
         what: "no ServiceEntry was found, so there is no host to reach".to_owned(),
         resource: None,

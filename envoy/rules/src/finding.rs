@@ -6,7 +6,7 @@ use std::sync::Arc;
 use egress_policy::{Problem, ProblemKind, Problems, Severity, visible};
 use serde_json::{Value, json};
 
-use crate::yaml::{Document, Place};
+use crate::yaml::{Document, Location};
 
 /// Problems with the places where they stand.
 #[derive(Debug, Default, Clone)]
@@ -42,7 +42,7 @@ pub struct Finding {
     /// The file.
     pub file: String,
     /// The place in it.
-    pub place: Place,
+    pub place: Location,
     /// The field, or nothing.
     pub path: String,
     /// What is wrong.
@@ -99,7 +99,7 @@ pub struct Notice<'n> {
     /// The file.
     pub file: &'n str,
     /// The place in it.
-    pub place: Place,
+    pub place: Location,
     /// Which resource it is about.
     pub resource: Option<&'n str>,
     /// How to mend it.
@@ -112,7 +112,7 @@ impl fmt::Display for Notice<'_> {
         if !self.path.is_empty() {
             write!(f, "{}: ", visible(self.path))?;
         }
-        let Place { line, column } = self.place;
+        let Location { line, column } = self.place;
         let (what, file) = (visible(self.what), visible(self.file));
         write!(f, "{what}\n  --> {file}:{line}:{column}")?;
         if let Some(resource) = self.resource {
@@ -153,7 +153,7 @@ pub(crate) fn finding(problem: &Problem, documents: &[(Arc<str>, Document)]) -> 
     let found = documents.get(problem.origin.document);
     let (file, place) = match found {
         Some((file, document)) => (file.to_string(), document.place(&problem.path, by_key)),
-        None => (String::new(), Place { line: 1, column: 1 }),
+        None => (String::new(), Location::START),
     };
     let (what, hint) = told(problem, found.map(|(_, document)| document));
     Finding {

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::document::is_ours;
 use crate::finding::Finding;
-use crate::yaml::{self, Document, Place};
+use crate::yaml::{self, Document, Location};
 
 /// The mesh's configuration, as far as it is honoured.
 #[derive(Debug, Clone, Default)]
@@ -50,7 +50,7 @@ pub(crate) struct Given {
     /// The document, if it is one by itself.
     document: Option<Document>,
     /// Where it begins, and the path to it.
-    at: Place,
+    at: Location,
     within: String,
     value: Value,
     /// The ConfigMap's place among the rules.

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use crate::document::resources;
 use crate::finding::Finding;
 use crate::reference::Reference;
-use crate::yaml::{Document, Place};
+use crate::yaml::{Document, Location};
 
 /// What a certificate and its key are called in a credential, as in Istio.
 ///
@@ -62,13 +62,13 @@ pub struct Held {
     /// The file that it stands in.
     pub file: String,
     /// Where it begins.
-    pub at: Place,
+    pub at: Location,
     /// Which document it is.
     pub origin: Origin,
     /// What it holds under the keys that mean something here.
     pub parts: BTreeMap<&'static str, HeldPart>,
     /// The place of `data`, or of what should have it.
-    pub data: (String, Place),
+    pub data: (String, Location),
 }
 
 /// One value of a Secret.
@@ -79,7 +79,7 @@ pub struct HeldPart {
     /// The field, as messages name it.
     pub path: String,
     /// Where it stands.
-    pub at: Place,
+    pub at: Location,
 }
 
 impl Held {
@@ -246,7 +246,7 @@ impl Reader<'_> {
             // What `stringData` has wins, as in Kubernetes.
             parts.extend(self.values(field, values, plain));
         }
-        let empty = Place { line: 1, column: 1 };
+        let empty = Location::START;
         let data = if value.get("data").is_none() && value.get("stringData").is_some() {
             "stringData"
         } else {
@@ -300,7 +300,7 @@ impl Reader<'_> {
         found
     }
 
-    fn place(&self, keys: &[&str]) -> (String, Place) {
+    fn place(&self, keys: &[&str]) -> (String, Location) {
         let mut path = FieldPath(self.way.clone());
         path.0
             .extend(keys.iter().map(|key| Segment::Key((*key).to_owned())));

@@ -22,11 +22,11 @@ mod template;
 
 pub use cache::AlreadyRead;
 pub use invalid::InvalidYaml;
-pub use location::Place;
+pub use location::Location;
 pub use reader::IsOurs;
 
 use cache::{Known, worth_knowing};
-use location::{At, Children, Mark};
+use location::{Children, Mark};
 use reader::{MAX_ALIASED, Noting, read_part};
 
 /// How many bytes are read again when somebody asks where something in them stands. Mostly nobody does, and the places
@@ -78,12 +78,8 @@ impl Document {
     /// Returns the place of a field; of the nearest thing around it when it is not there.
     ///
     /// With `key`, the place of the field's name rather than of its value.
-    pub fn place(&self, path: &FieldPath, key: bool) -> Place {
-        let place = Place::from(self.marks().find(path, key));
-        Place {
-            line: place.line + self.above,
-            ..place
-        }
+    pub fn place(&self, path: &FieldPath, key: bool) -> Location {
+        self.marks().find(path, key).below(self.above)
     }
 
     /// Returns how a value was written that is no string, where JSON would write it otherwise: `yes`, `1e3`.
@@ -111,7 +107,7 @@ impl Document {
                 .map(|part| read_part(part, Noting::Places, |_| false));
             let document = read.and_then(|read| read.ok()?.documents.pop());
             let nowhere = || Mark {
-                at: At { line: 1, column: 1 },
+                at: Location::START,
                 key: None,
                 children: Children::None,
             };
@@ -131,7 +127,7 @@ pub fn in_turn(_bytes: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
 /// Reads all documents of a text. Empty documents are left out.
 ///
 /// # Errors
-/// At the first thing that is not YAML, or that no JSON could say.
+/// Location the first thing that is not YAML, or that no JSON could say.
 pub fn read(text: &str, is_ours: IsOurs) -> Result<Vec<Document>, InvalidYaml> {
     let mut read = read_all(&[text], is_ours, in_turn, None);
     read.pop().unwrap_or(Ok(Vec::new()))
@@ -383,23 +379,20 @@ mod tests {
         let document = &read("spec:\n  ports:\n  - number: 80\n    name: http\n").unwrap()[0];
         assert_eq!(
             document.place(&path("spec.ports.0.number"), false),
-            Place {
+            Location {
                 line: 3,
                 column: 13
             }
         );
         assert_eq!(
             document.place(&path("spec.ports.0.number"), true),
-            Place { line: 3, column: 5 }
+            Location { line: 3, column: 5 }
         );
-        assert_eq!(
-            document.place(&path("spec.hosts"), false),
-            Place { line: 1, column: 1 }
-        );
+        assert_eq!(document.place(&path("spec.hosts"), false), Location::START);
     }
 
     /// Every field with its place and that of its name.
-    type Places = Vec<(String, Place, Place)>;
+    type Places = Vec<(String, Location, Location)>;
 
     fn places(document: &Document) -> Places {
         fn collect(document: &Document, value: &Value, path: &FieldPath, all: &mut Places) {
@@ -548,7 +541,10 @@ mod tests {
         assert_eq!(documents.len(), 20_000);
         for (number, document) in documents.iter().enumerate() {
             assert_eq!(document.value, json!({"number": number}));
-            assert_eq!(document.place(&path("number"), false).line, 2 * number + 2);
+            assert_eq!(
+                document.place(&path("number"), false).line as usize,
+                2 * number + 2
+            );
         }
     }
 
@@ -561,7 +557,7 @@ mod tests {
         let error = read("a: 1\nb: 2\na: 3\n").unwrap_err();
         assert_eq!(
             (error.what.as_str(), error.at),
-            ("`a` is given twice", Place { line: 3, column: 1 })
+            ("`a` is given twice", Location { line: 3, column: 1 })
         );
         assert!(read("a: *b\n").is_err());
     }

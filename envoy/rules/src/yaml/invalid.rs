@@ -1,6 +1,6 @@
 //! Why a text is not YAML.
 
-use super::location::Place;
+use super::location::Location;
 
 /// Why a text is not YAML.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -9,7 +9,7 @@ pub struct InvalidYaml {
     /// What is wrong, as a phrase.
     pub what: String,
     /// Where.
-    pub at: Place,
+    pub at: Location,
     /// How to mend it.
     pub hint: Option<String>,
 }

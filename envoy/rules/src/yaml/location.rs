@@ -3,57 +3,50 @@
 use egress_policy::{FieldPath, Segment};
 use saphyr_parser::Marker;
 
-/// A place in a text: both counted from one, the column in characters.
+/// A place in a text: both counted from one, the column in characters. No text that is read has more than four billion
+/// of either, and there are as many locations as values, so each is small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct Location {
     /// The line.
-    pub line: usize,
+    pub line: u32,
     /// The column.
-    pub column: usize,
+    pub column: u32,
 }
 
-impl From<Marker> for Place {
-    fn from(mark: Marker) -> Self {
-        Place {
-            line: mark.line(),
-            column: mark.col() + 1,
-        }
-    }
-}
+impl Location {
+    /// Where a text begins.
+    pub const START: Location = Location { line: 1, column: 1 };
 
-impl From<Marker> for At {
-    fn from(mark: Marker) -> Self {
+    pub(super) fn new(line: usize, column: usize) -> Self {
         let short = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        At {
-            line: short(mark.line()),
-            column: short(mark.col() + 1),
+        Location {
+            line: short(line),
+            column: short(column),
+        }
+    }
+
+    /// The same below so many lines.
+    pub(super) fn below(self, lines: usize) -> Self {
+        Location {
+            column: self.column,
+            ..Location::new(self.line as usize + lines, 1)
         }
     }
 }
 
-impl From<At> for Place {
-    fn from(at: At) -> Self {
-        Place {
-            line: at.line as usize,
-            column: at.column as usize,
-        }
+impl From<Marker> for Location {
+    fn from(mark: Marker) -> Self {
+        Location::new(mark.line(), mark.col() + 1)
     }
 }
 
 /// Where the parts of a document stand. There are as many as values, so each is small.
 #[derive(Debug, Clone)]
 pub(super) struct Mark {
-    pub(super) at: At,
+    pub(super) at: Location,
     /// Where its key stands, for the value of an object.
-    pub(super) key: Option<At>,
+    pub(super) key: Option<Location>,
     pub(super) children: Children,
-}
-
-/// A [`Place`], of which no text that is read has more than four billion.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct At {
-    pub(super) line: u32,
-    pub(super) column: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -78,7 +71,7 @@ impl Mark {
         path.0.iter().try_fold(self, Mark::child)
     }
 
-    pub(super) fn find(&self, path: &FieldPath, key: bool) -> At {
+    pub(super) fn find(&self, path: &FieldPath, key: bool) -> Location {
         let mut mark = self;
         for segment in &path.0 {
             match mark.child(segment) {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::colon;
 use super::invalid::InvalidYaml;
-use super::location::{At, Children, Mark, Place, mark_of};
+use super::location::{Children, Location, Mark, mark_of};
 use super::scalar::{self, scalar};
 use super::template;
 
@@ -86,7 +86,7 @@ struct Reader<'t> {
     /// Whether [`colon::held`] changed the text.
     has_held: bool,
     /// Where this document has `{{` in a text without quotes.
-    braces: Option<Place>,
+    braces: Option<Location>,
     anchors: BTreeMap<usize, (Value, Mark)>,
     aliased: usize,
 }
@@ -131,7 +131,7 @@ impl<'t> Reader<'t> {
         span: Span,
         depth: usize,
     ) -> Result<(Value, Mark), InvalidYaml> {
-        let at: At = span.start.into();
+        let at: Location = span.start.into();
         let wrong = |what: &str, hint: Option<&str>| InvalidYaml {
             what: what.to_owned(),
             at: at.into(),
@@ -223,7 +223,7 @@ impl<'t> Reader<'t> {
         Ok((value, mark))
     }
 
-    fn object(&mut self, at: Place, depth: usize) -> Result<Object, InvalidYaml> {
+    fn object(&mut self, at: Location, depth: usize) -> Result<Object, InvalidYaml> {
         let (mut object, mut marks) = (Map::new(), Vec::new());
         let mut merged = Vec::new();
         loop {
@@ -234,8 +234,8 @@ impl<'t> Reader<'t> {
                     hint: None,
                 });
             };
-            let key_at: At = span.start.into();
-            let at: Place = key_at.into();
+            let key_at: Location = span.start.into();
+            let at: Location = key_at.into();
             let key = match event {
                 Event::MappingEnd => break,
                 Event::Scalar(text, style, _, tag) => {

@@ -1,10 +1,10 @@
 //! Tells a Helm template from YAML, so that its author is told what it is and not where YAML stops.
 
 use super::invalid::InvalidYaml;
-use super::location::Place;
+use super::location::Location;
 
 /// Says of a text that it is a template, of which this is the first place.
-pub(super) fn mistaken(at: Place) -> InvalidYaml {
+pub(super) fn mistaken(at: Location) -> InvalidYaml {
     InvalidYaml {
         what: "this is a Helm template (`{{`), not YAML".to_owned(),
         at,
@@ -13,7 +13,7 @@ pub(super) fn mistaken(at: Place) -> InvalidYaml {
 }
 
 /// Finds the first `{{` that stands neither in quotes, nor in a comment, nor in a block of text.
-pub(super) fn find(text: &str) -> Option<Place> {
+pub(super) fn find(text: &str) -> Option<Location> {
     let mut quote = None;
     // The column that lines must stand behind to belong to the block.
     let mut block = None;
@@ -43,10 +43,7 @@ pub(super) fn find(text: &str) -> Option<Place> {
                 }
                 (None, '"' | '\'') if fresh => quote = Some(c),
                 (None, '{') if next == Some('{') => {
-                    return Some(Place {
-                        line: number + 1,
-                        column: column + 1,
-                    });
+                    return Some(Location::new(number + 1, column + 1));
                 }
                 (None, _) => {}
             }
