@@ -21,7 +21,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::prelude::X509Certificate;
 
 use super::inspect::{Inspection, day, name, parsed, signed};
-use super::judge::{Judged, judge};
+use super::judge::{Decoded, judge};
 use super::store::Store;
 use egress_render::xds::SecretRequest;
 use egress_rules::{Finding, Rules};
@@ -232,7 +232,7 @@ fn judge_answer(
     }
     // What is wrong with the authorities themselves is told without asking anybody.
     if let Ok(parts) = store.read(&need)
-        && let Ok(Judged::Trust { authorities, .. }) = judge(&parts)
+        && let Ok(Decoded::Trust { authorities, .. }) = judge(&parts)
         && !is_signed(&certificates, &parsed(&authorities))
     {
         let what = format!(

@@ -4,19 +4,21 @@ use std::path::PathBuf;
 
 use super::file::is_there;
 use super::part::{At, Missing, Part, PartOrigin, Role, file};
-use egress_rules::Held;
+use egress_rules::SecretDocument;
 
 /// What holds a credential.
 pub(super) enum Holder<'d> {
     Folder(PathBuf),
-    Document(&'d Held),
+    Document(&'d SecretDocument),
 }
 
 impl Holder<'_> {
     pub(super) fn described(&self) -> String {
         match self {
             Holder::Folder(path) => format!("the folder `{}`", path.display()),
-            Holder::Document(held) => format!("{} ({}:{})", held.id(), held.file, held.at.line),
+            Holder::Document(secret) => {
+                format!("{} ({}:{})", secret.id(), secret.file, secret.at.line)
+            }
         }
     }
 
@@ -30,15 +32,15 @@ impl Holder<'_> {
                 }
                 file(&path, role).map(Some)
             }
-            Holder::Document(held) => Ok(held.parts.get(key).map(|part| Part {
+            Holder::Document(secret) => Ok(secret.parts.get(key).map(|part| Part {
                 role,
-                name: format!("`{key}` of {}", held.id()),
+                name: format!("`{key}` of {}", secret.id()),
                 bytes: part.bytes.clone(),
                 origin: PartOrigin::Document(At {
-                    file: held.file.clone(),
+                    file: secret.file.clone(),
                     place: part.at,
                     path: part.path.clone(),
-                    resource: held.id(),
+                    resource: secret.id(),
                 }),
             })),
         }
@@ -49,26 +51,26 @@ impl Holder<'_> {
             Holder::Folder(path) => {
                 Missing::new(format!("the folder `{}` {what}", path.display()), hint)
             }
-            Holder::Document(held) => Missing {
+            Holder::Document(secret) => Missing {
                 at: Some(Box::new(At {
-                    file: held.file.clone(),
-                    place: held.data.1,
-                    path: held.data.0.clone(),
-                    resource: held.id(),
+                    file: secret.file.clone(),
+                    place: secret.data.1,
+                    path: secret.data.0.clone(),
+                    resource: secret.id(),
                 })),
-                ..Missing::new(format!("{} {what}", held.id()), hint)
+                ..Missing::new(format!("{} {what}", secret.id()), hint)
             },
         }
     }
 }
 
 /// Finds the documents of this name.
-pub(super) fn held<'d>(
-    all: &'d [Held],
+pub(super) fn named<'d>(
+    all: &'d [SecretDocument],
     namespace: &str,
     name: &str,
 ) -> impl Iterator<Item = Holder<'d>> {
     all.iter()
-        .filter(move |held| held.namespace == namespace && held.name == name)
+        .filter(move |secret| secret.namespace == namespace && secret.name == name)
         .map(Holder::Document)
 }

@@ -17,7 +17,7 @@ use x509_parser::prelude::{
 };
 use x509_parser::x509::X509Name;
 
-use super::judge::{Judged, judge};
+use super::judge::{Decoded, judge};
 use super::pair::{self, KeyKind};
 use super::part::{At, Missing, Part, PartOrigin, Parts, Role};
 use super::store::Store;
@@ -179,11 +179,11 @@ impl<'r> Inspection<'r> {
         }
         match (judge(parts), parts) {
             (Err(missing), _) => self.missing(need, missing),
-            (Ok(Judged::Pair { chain, .. }), Parts::Pair { certificate, .. }) => {
+            (Ok(Decoded::Pair { chain, .. }), Parts::Pair { certificate, .. }) => {
                 self.chain(need, certificate, &parsed(&chain));
             }
             (
-                Ok(Judged::Trust {
+                Ok(Decoded::Trust {
                     authorities,
                     revoked,
                 }),

@@ -7,7 +7,7 @@ use super::part::{Missing, Part, Parts};
 use super::pem::{self, Der, Flaw, PrivateKey};
 
 /// What was read for a need, as DER, each with the text that it stood in.
-pub(crate) enum Judged {
+pub(crate) enum Decoded {
     Pair {
         chain: Vec<Der>,
         key: PrivateKey,
@@ -19,7 +19,7 @@ pub(crate) enum Judged {
 }
 
 /// Makes sure that Envoy takes what was read.
-pub(crate) fn judge(parts: &Parts) -> Result<Judged, Missing> {
+pub(crate) fn judge(parts: &Parts) -> Result<Decoded, Missing> {
     match parts {
         Parts::Pair {
             certificate,
@@ -29,7 +29,7 @@ pub(crate) fn judge(parts: &Parts) -> Result<Judged, Missing> {
                 pem::certificates(&certificate.bytes).map_err(|flaw| certificate.missing(flaw))?;
             let key = pem::private_key(&key_part.bytes).map_err(|flaw| key_part.missing(flaw))?;
             judge_pair(&chain, &key, certificate, key_part)?;
-            Ok(Judged::Pair { chain, key })
+            Ok(Decoded::Pair { chain, key })
         }
         Parts::Trust { ca, crl } => {
             let authorities = pem::certificates(&ca.bytes).map_err(|flaw| ca.missing(flaw))?;
@@ -45,7 +45,7 @@ pub(crate) fn judge(parts: &Parts) -> Result<Judged, Missing> {
                 }
                 revoked.extend(own);
             }
-            Ok(Judged::Trust {
+            Ok(Decoded::Trust {
                 authorities,
                 revoked,
             })

@@ -4,7 +4,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use super::judge::Judged;
+use super::judge::Decoded;
 use super::pair;
 use super::pem::{self, Der};
 
@@ -66,10 +66,10 @@ impl fmt::Debug for Material {
     }
 }
 
-impl From<Judged> for Material {
-    fn from(judged: Judged) -> Self {
+impl From<Decoded> for Material {
+    fn from(judged: Decoded) -> Self {
         match judged {
-            Judged::Pair { chain, key } => {
+            Decoded::Pair { chain, key } => {
                 let mut pem = Zeroizing::new(Vec::with_capacity(key.der.len() * 2 + 100));
                 pem::write(pem::key_label(key.kind), &pair::for_envoy(&key), &mut pem);
                 Material::Certificate {
@@ -77,7 +77,7 @@ impl From<Judged> for Material {
                     key: Key(pem),
                 }
             }
-            Judged::Trust {
+            Decoded::Trust {
                 authorities,
                 revoked,
             } => Material::Validation {

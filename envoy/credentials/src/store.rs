@@ -8,7 +8,7 @@ use std::time::Duration;
 use egress_policy::{Identity, Trust};
 
 use super::file::{folders_on_the_way, is_there};
-use super::holder::{Holder, held};
+use super::holder::{Holder, named};
 use super::judge::judge;
 use super::material::Material;
 use super::part::{Missing, Parts, Role, file};
@@ -266,9 +266,9 @@ impl Store {
     /// meant would depend on the order of arguments.
     fn holder(&self, reference: &Reference, name: &str) -> Result<Option<Holder<'_>>, Missing> {
         let mut found: Vec<Holder<'_>> = match reference {
-            Reference::Secret(_) => held(&self.documents.secrets, &self.namespace, name).collect(),
+            Reference::Secret(_) => named(&self.documents.secrets, &self.namespace, name).collect(),
             Reference::ConfigMap { namespace, .. } => {
-                held(&self.documents.config_maps, namespace, name).collect()
+                named(&self.documents.config_maps, namespace, name).collect()
             }
         };
         let folders = self.folders_of(reference, name);
@@ -326,12 +326,12 @@ impl Store {
         for folder in &self.folders {
             places.push(format!("no folder `{}`", folder.join(name).display()));
         }
-        let elsewhere = all.iter().find(|held| held.name == *name);
+        let elsewhere = all.iter().find(|elsewhere| elsewhere.name == *name);
         let hint = match elsewhere {
-            Some(held) => format!(
+            Some(named) => format!(
                 "{} is in another namespace than the proxy; copy it to `{namespace}`, or give `--namespace {}`",
-                held.id(),
-                held.namespace
+                named.id(),
+                named.namespace
             ),
             None if self.folders.is_empty() => format!(
                 "give `--credentials DIR`, with the folder `{name}` in DIR, or the {kind} in a file with `-f`"

@@ -16,7 +16,7 @@ use crate::document::{
 use crate::finding::{Finding, Report, finding, located};
 use crate::mesh::{self, MeshConfig};
 use crate::reference::Reference;
-use crate::secrets::{Documents, Taken};
+use crate::secrets::{Documents, Extracted};
 use crate::source::Source;
 use crate::yaml::{self, AlreadyRead, Document, Each, Location};
 
@@ -42,7 +42,7 @@ pub struct Rules {
 type Documented = Vec<(Arc<str>, Document)>;
 
 impl Rules {
-    /// Returns the documents of our kinds as JSON, `List`s taken apart and those that are alike told briefly: what the
+    /// Returns the documents of our kinds as JSON, `List`s extracted apart and those that are alike told briefly: what the
     /// filter is given.
     pub fn resources(&self) -> Vec<Value> {
         let whole = self
@@ -81,7 +81,7 @@ impl Rules {
         alike::briefly(bare(resources))
     }
 
-    /// Returns the documents of our kinds as they were given, `List`s taken apart, without what a cluster noted down
+    /// Returns the documents of our kinds as they were given, `List`s extracted apart, without what a cluster noted down
     /// on them.
     pub fn given(&self) -> Vec<Value> {
         self.documents
@@ -204,7 +204,7 @@ fn compile_parsed(
         documents,
         resources,
         problems,
-        taken,
+        extracted,
         mesh,
         notes,
         mut findings,
@@ -237,7 +237,7 @@ fn compile_parsed(
         gate.for_each(|problem| problem.severity = Severity::Warning);
     }
     let (table, warnings) = (compiled.table, compiled.problems);
-    let needed = taken.documents.config_maps(&references(&table));
+    let needed = extracted.documents.config_maps(&references(&table));
     let mut problems = problems;
     problems
         .0
@@ -266,7 +266,7 @@ fn compile_parsed(
         mesh,
         parsed: resources,
         warnings: Report(findings),
-        credentials: taken.documents,
+        credentials: extracted.documents,
         documents,
     })
 }
@@ -337,7 +337,7 @@ impl Answers {
                 table,
                 parsed: parsed.resources,
                 warnings: Report::default(),
-                credentials: parsed.taken.documents,
+                credentials: parsed.extracted.documents,
                 mesh: parsed.mesh,
                 documents: parsed.documents,
             },
@@ -481,7 +481,7 @@ struct Parsed {
     documents: Documented,
     resources: Resources,
     problems: Problems,
-    taken: Taken,
+    extracted: Extracted,
     mesh: MeshConfig,
     /// What is to be said of the configuration of the mesh and prevents nothing.
     notes: Vec<Finding>,
@@ -544,20 +544,20 @@ fn parse(
             }),
         }
     }
-    let mut taken = Taken::default();
+    let mut extracted = Extracted::default();
     for (index, (file, document)) in documents.iter_mut().enumerate() {
         name_generated(&mut document.value, index);
         given.extend(mesh::of_rules(file, index, document));
-        taken.take(index, file, document);
+        extracted.take(index, file, document);
     }
-    taken.twice();
+    extracted.twice();
     let mut parser = Parser::new();
     for (_, document) in &documents {
         parser.document(&document.value);
     }
     let (resources, mut problems) = parser.finish();
     // Secrets decide nothing, and are read all the same.
-    let is_secret = |problem: &Problem| taken.secrets.contains(&problem.origin);
+    let is_secret = |problem: &Problem| extracted.secrets.contains(&problem.origin);
     let is_mesh = |problem: &Problem| {
         let mut origins = given.iter().filter_map(|given| given.origin);
         origins.any(|origin| origin == problem.origin)
@@ -565,7 +565,7 @@ fn parse(
     problems
         .0
         .retain(|problem| !is_secret(problem) && !is_mesh(problem));
-    findings.append(&mut taken.findings);
+    findings.append(&mut extracted.findings);
     let (mesh, told) = mesh::read(&given, outbound);
     let error = |finding: &Finding| finding.severity == Severity::Error;
     let (errors, notes) = told.into_iter().partition(error);
@@ -574,7 +574,7 @@ fn parse(
         documents,
         resources,
         problems,
-        taken,
+        extracted,
         mesh,
         notes,
         findings,

@@ -40,5 +40,5 @@ pub use explain::{Explanation, Question};
 pub use finding::{Finding, Notice, Report, told};
 pub use mesh::{ClusterDefaults, MeshConfig};
 pub use reference::{InvalidReference, Reference, names_of};
-pub use secrets::{Documents, Held, HeldPart, PAIR_KEYS, TRUST_KEYS};
+pub use secrets::{Documents, PAIR_KEYS, SecretDocument, SecretPart, TRUST_KEYS};
 pub use source::Source;

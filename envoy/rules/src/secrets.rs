@@ -28,15 +28,15 @@ pub const TRUST_KEYS: [&str; 4] = ["cacert", "crl", "ca.crt", "ca.crl"];
 #[derive(Debug, Clone, Default)]
 pub struct Documents {
     /// The Secrets.
-    pub secrets: Vec<Held>,
+    pub secrets: Vec<SecretDocument>,
     /// The ConfigMaps.
-    pub config_maps: Vec<Held>,
+    pub config_maps: Vec<SecretDocument>,
 }
 
 impl Documents {
     /// Returns where the ConfigMaps stand that any of `named` refers to.
     pub(crate) fn config_maps(&self, named: &[Reference]) -> Vec<Origin> {
-        let is_named = |held: &&Held| {
+        let is_named = |held: &&SecretDocument| {
             named.contains(&Reference::ConfigMap {
                 namespace: held.namespace.clone(),
                 name: held.name.clone(),
@@ -52,7 +52,7 @@ impl Documents {
 
 /// A Secret or a ConfigMap.
 #[derive(Clone)]
-pub struct Held {
+pub struct SecretDocument {
     /// `Secret` or `ConfigMap`.
     pub kind: &'static str,
     /// Its namespace.
@@ -66,14 +66,14 @@ pub struct Held {
     /// Which document it is.
     pub origin: Origin,
     /// What it holds under the keys that mean something here.
-    pub parts: BTreeMap<&'static str, HeldPart>,
+    pub parts: BTreeMap<&'static str, SecretPart>,
     /// The place of `data`, or of what should have it.
     pub data: (String, Location),
 }
 
 /// One value of a Secret.
 #[derive(Clone)]
-pub struct HeldPart {
+pub struct SecretPart {
     /// What it is.
     pub bytes: Zeroizing<Vec<u8>>,
     /// The field, as messages name it.
@@ -82,14 +82,14 @@ pub struct HeldPart {
     pub at: Location,
 }
 
-impl Held {
+impl SecretDocument {
     /// Returns what messages call it.
     pub fn id(&self) -> String {
         format!("{} {}/{}", self.kind, self.namespace, self.name)
     }
 }
 
-impl fmt::Debug for Held {
+impl fmt::Debug for SecretDocument {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct(self.kind).finish_non_exhaustive()
     }
@@ -97,14 +97,14 @@ impl fmt::Debug for Held {
 
 /// A document's Secrets and ConfigMaps, and what is wrong with them.
 #[derive(Debug, Default)]
-pub(crate) struct Taken {
+pub(crate) struct Extracted {
     pub(crate) documents: Documents,
     pub(crate) findings: Vec<Finding>,
     /// All Secrets of version `v1`, broken ones too.
     pub(crate) secrets: Vec<Origin>,
 }
 
-impl Taken {
+impl Extracted {
     /// Takes the Secrets and ConfigMaps out of a document, and leaves in their place what says only that they
     /// were there: every other resource keeps its position.
     pub(crate) fn take(&mut self, index: usize, file: &str, document: &mut Document) {
@@ -208,7 +208,7 @@ struct Reader<'d> {
 }
 
 impl Reader<'_> {
-    fn read(&mut self, value: &Value, origin: Origin) -> Option<Held> {
+    fn read(&mut self, value: &Value, origin: Origin) -> Option<SecretDocument> {
         let meta = value.get("metadata").unwrap_or(&Value::Null);
         let namespace = text(meta, "namespace")
             .filter(|text| !text.is_empty())
@@ -253,7 +253,7 @@ impl Reader<'_> {
             "data"
         };
         let (path, place) = self.place(&[data]);
-        Some(Held {
+        Some(SecretDocument {
             kind: self.kind,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -270,7 +270,7 @@ impl Reader<'_> {
         field: &str,
         values: &Map<String, Value>,
         plain: bool,
-    ) -> Vec<(&'static str, HeldPart)> {
+    ) -> Vec<(&'static str, SecretPart)> {
         let mut found = Vec::new();
         for key in PAIR_KEYS.into_iter().chain(TRUST_KEYS) {
             let bytes = match values.get(key) {
@@ -295,7 +295,7 @@ impl Reader<'_> {
                 }
             };
             let (path, at) = self.place(&[field, key]);
-            found.push((key, HeldPart { bytes, path, at }));
+            found.push((key, SecretPart { bytes, path, at }));
         }
         found
     }
