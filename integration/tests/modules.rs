@@ -25,7 +25,6 @@ const KNOWN: &[&str] = &[
     "egress-envoy (lib): capture capture::iptables",
     "egress-envoy (lib): cli cli::doctor run run::discovery run::reload run::secrets \
      run::watch",
-    "egress-integration (bin): crate mutual",
 ];
 
 #[test]

@@ -5,35 +5,30 @@
 //! the application that sends the page's requests. What it prints is what happened, and each line
 //! of it is held against what the page promises: a difference ends the demo with exit code 1.
 
-use std::{
-    fmt,
-    io::{ErrorKind, Write},
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{fmt, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use anstyle::Style;
-use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use clap::Parser;
 use hyper::{StatusCode, Uri};
 use rustls::pki_types::CertificateDer;
 use tempfile::TempDir;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::{Instant, sleep},
-};
+use tokio::time::sleep;
 
 use egress_integration::{
-    egressctl::{self, Builder, Egressctl, EndedEarly, Running},
+    egressctl::{Egressctl, EndedEarly, Running},
     pki::{Ca, Leaf},
     probe::{self, Answer},
     silent_port::SilentPort,
     stand_in::{Listener, Seen, StandIn, StandInConfig},
 };
 
+mod both_halves;
 mod mutual;
+
+use both_halves::{
+    BOLD, NotAsExpected, Rules, Signals, WATCH_INTERVAL, block, find_egressctl, log_after,
+    log_block, past_proxies, run_here, say, stop,
+};
 
 const HOST: &str = "edition.cnn.com";
 const HTTP_URL: &str = "http://edition.cnn.com/politics";
@@ -41,32 +36,12 @@ const HTTPS_URL: &str = "https://edition.cnn.com/politics";
 /// The page's own command, without the address.
 const CURL: &str = "curl -sSL -o /dev/null -D -";
 
-/// How long Envoy may keep a line of its access log to itself; it writes every 200 ms.
-const LOG_LIMIT: Duration = Duration::from_secs(10);
-/// How often the access log is read. It is a file that another process appends to, which gives no
-/// sign that could be awaited.
-const LOG_INTERVAL: Duration = Duration::from_millis(20);
-/// As [`LOG_INTERVAL`], where a person waits and not a program.
-const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 /// How many redirects are followed, which is more than any site should need.
 const MOST_REDIRECTS: usize = 5;
-/// Where the metadata of an access-log line is broken, in characters.
-const LINE_WIDTH: usize = 100;
-
-const BOLD: Style = Style::new().bold();
-const DIM: Style = Style::new().dimmed();
-
 const PORT_80_SILENT: &str = "port 80        nothing, not even a connection";
 const OWN_CERTIFICATE: &str =
     "(verified: the certificate is the one that edition.cnn.com presented)";
 const OTHER_CERTIFICATE: &str = "(the certificate is NOT the one that edition.cnn.com presented)";
-
-/// A file of rules, as the page has it.
-struct Rules {
-    /// From the root of the repository.
-    file: &'static str,
-    text: &'static str,
-}
 
 const ACCESS: Rules = Rules {
     file: "integration/scenarios/cnn-access.yaml",
@@ -259,23 +234,6 @@ fn invitation(stage: &Stage, proxy: &Running) -> Result<String> {
     ))
 }
 
-/// What `curl` has to be told where its environment sends it to a proxy, which cannot know our ports.
-fn past_proxies() -> &'static str {
-    let names = [
-        "http_proxy",
-        "https_proxy",
-        "HTTPS_PROXY",
-        "all_proxy",
-        "ALL_PROXY",
-    ];
-    let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    if names.into_iter().any(set) {
-        " --noproxy '*'"
-    } else {
-        ""
-    }
-}
-
 /// Prints what happens, for ever.
 async fn watch(stage: &Stage, proxy: &Running) -> Result<()> {
     let mut told = proxy.access_log()?.len();
@@ -289,16 +247,6 @@ async fn watch(stage: &Stage, proxy: &Running) -> Result<()> {
         }
         sleep(WATCH_INTERVAL).await;
     }
-}
-
-/// Stops what [`Stage::start`] started. That anything is left behind is an error.
-async fn stop(proxy: Running) -> Result<()> {
-    let status = proxy.stop().await?;
-    ensure!(
-        status.success(),
-        "`egressctl run` did not end well: {status}"
-    );
-    Ok(())
 }
 
 /// The world around the proxy: the site, and a certification authority that everybody trusts.
@@ -413,33 +361,6 @@ impl Stage {
     }
 }
 
-/// What every run of the demo has; it leaves nothing outside of `folder`.
-fn run_here(run: Builder, folder: &Path) -> Builder {
-    let run = run
-        // One worker starts fastest, and logs in the order of the requests.
-        .arg("--concurrency=1")
-        // What it leaves when it is killed goes with our own folder.
-        .env("TMPDIR", folder);
-    // As in `make run ENVOY=/path/to/envoy`.
-    match std::env::var_os("ENVOY").filter(|envoy| !envoy.is_empty()) {
-        Some(envoy) => run.arg("--envoy").arg(envoy),
-        None => run,
-    }
-}
-
-/// The program that `make build` left beside this one, or else the one that the tests would take.
-fn find_egressctl() -> Result<PathBuf> {
-    let chosen = std::env::var_os("EGRESSCTL").is_some_and(|path| !path.is_empty());
-    let here = std::env::current_exe()?;
-    let beside = here.with_file_name("egressctl");
-    // Where only cargo was at work, the filter is missing and the program cannot run.
-    let complete = beside.is_file() && beside.with_file_name("egress-filter.wasm").is_file();
-    match complete && !chosen {
-        true => Ok(beside),
-        false => egressctl::binary(),
-    }
-}
-
 /// An answer that the application got, and the certificate that it verified before.
 struct Hop {
     answer: Answer,
@@ -483,19 +404,6 @@ async fn fetch_once(url: &str, proxy: &Running, ca_pem: &str) -> Result<Hop> {
             })
         }
         _ => bail!("neither http nor https: {url}"),
-    }
-}
-
-/// Waits for `wanted` lines of the access log behind the first `logged`; returns fewer when the
-/// time is over.
-async fn log_after(proxy: &Running, logged: usize, wanted: usize) -> Result<Vec<String>> {
-    let deadline = Instant::now() + LOG_LIMIT;
-    loop {
-        let lines: Vec<_> = proxy.access_log()?.into_iter().skip(logged).collect();
-        if lines.len() >= wanted || Instant::now() > deadline {
-            return Ok(lines);
-        }
-        sleep(LOG_INTERVAL).await;
     }
 }
 
@@ -554,33 +462,6 @@ impl fmt::Display for Told {
     }
 }
 
-/// Indents the lines that are not empty.
-fn block<L: AsRef<str>>(lines: &[L]) -> String {
-    let lines = lines.iter().map(|line| match line.as_ref() {
-        "" => String::new(),
-        line => format!("    {line}"),
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-/// Writes a line of the access log as it is, and what is ours in it below, in lines that fit.
-fn log_block(line: &str) -> String {
-    let (istio, ours) = line.split_at(line.find(" action=").unwrap_or(line.len()));
-    let mut text = format!("    {DIM}{istio}{DIM:#}");
-    let mut width = usize::MAX;
-    for word in ours.split_whitespace() {
-        let longer = word.chars().count() + 1;
-        width = width.saturating_add(longer);
-        if width > LINE_WIDTH {
-            text.push_str("\n       ");
-            width = longer;
-        }
-        text.push(' ');
-        text.push_str(word);
-    }
-    text
-}
-
 /// Writes the first line of an answer as curl does.
 fn status_line(answer: &Answer) -> Result<String> {
     let status = StatusCode::from_u16(answer.status)?;
@@ -608,33 +489,6 @@ fn site_line(seen: &Seen) -> String {
     text
 }
 
-/// What ends a program from outside.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn any(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-/// The page promises something else. Each line that differs is told.
-#[derive(Debug, thiserror::Error)]
-#[error("this is not what the page promises\n{0}")]
-struct NotAsExpected(String);
-
 /// Tells what went wrong, and with which exit code to end: 1 for what differs, 2 for what failed.
 fn complain(error: &anyhow::Error) -> ExitCode {
     let text = match error.downcast_ref::<EndedEarly>() {
@@ -653,15 +507,6 @@ fn complain(error: &anyhow::Error) -> ExitCode {
     match error.is::<NotAsExpected>() {
         true => ExitCode::from(1),
         false => ExitCode::from(2),
-    }
-}
-
-/// Prints a text and a line feed; a reader that has gone is not an error.
-fn say(text: &str) -> Result<()> {
-    let mut out = anstream::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
     }
 }
 
@@ -729,16 +574,5 @@ mod tests {
         let mut retried = told(&AFTER);
         retried.log.extend(told(&AFTER).log);
         assert!(one(retried).ends_with("as many lines as requests, 1, and has 2"));
-    }
-
-    #[test]
-    fn the_metadata_stands_below_its_line() {
-        let text = log_block("[now] \"GET / HTTP/1.1\" 200 action=originate reason=-");
-        let plain = anstream::adapter::strip_str(&text).to_string();
-        assert_eq!(
-            plain,
-            "    [now] \"GET / HTTP/1.1\" 200\n        action=originate reason=-"
-        );
-        assert!(!log_block("- action=").contains("action=\n"));
     }
 }

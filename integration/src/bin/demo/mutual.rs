@@ -26,7 +26,7 @@ use egress_integration::{
     silent_port::SilentPort,
 };
 
-use super::{
+use crate::both_halves::{
     BOLD, NotAsExpected, Rules, Signals, WATCH_INTERVAL, block, find_egressctl, log_after,
     log_block, past_proxies, run_here, say, stop,
 };
