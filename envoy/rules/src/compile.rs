@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use egress_filter::config::compact;
 use egress_policy::{
     Compiled, DEFAULT_NAMESPACE, FieldPath, HostPattern, Origin, OutboundMode, Parser, PolicyTable,
     PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Segment, Settling, Severity,
@@ -19,8 +20,6 @@ use crate::reference::Reference;
 use crate::secrets::{Documents, Extracted};
 use crate::source::Source;
 use crate::yaml::{self, AlreadyRead, Document, Each, Location};
-
-mod alike;
 
 /// Rules that compile.
 #[derive(Debug)]
@@ -42,15 +41,15 @@ pub struct Rules {
 type Documented = Vec<(Arc<str>, Document)>;
 
 impl Rules {
-    /// Returns the documents of our kinds as JSON, `List`s extracted apart and those that are alike told briefly: what the
-    /// filter is given.
+    /// Returns the documents of our kinds as JSON, `List`s taken apart, in the compact form: what the filter
+    /// is given.
     pub fn resources(&self) -> Vec<Value> {
         let whole = self
             .documents
             .iter()
             .flat_map(|(_, document)| ours(&document.value))
             .cloned();
-        alike::briefly(bare(self.for_the_filter(whole)))
+        compact::encode(bare(self.for_the_filter(whole)))
     }
 
     /// Leaves out what is not carried out and concerns no host of the rules: the filter would read it in vain.
@@ -78,10 +77,10 @@ impl Rules {
             .flat_map(|(_, document)| into_ours(document.value.take()));
         let resources = self.for_the_filter(whole);
         self.documents = documents;
-        alike::briefly(bare(resources))
+        compact::encode(bare(resources))
     }
 
-    /// Returns the documents of our kinds as they were given, `List`s extracted apart, without what a cluster noted down
+    /// Returns the documents of our kinds as they were given, `List`s taken apart, without what a cluster noted down
     /// on them.
     pub fn given(&self) -> Vec<Value> {
         self.documents

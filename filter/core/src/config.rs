@@ -23,6 +23,8 @@ use egress_policy::{AllowPlaintext, ConnectTo, PortNumber, Role, words};
 use serde::Serialize;
 use serde_json::Value;
 
+pub mod compact;
+
 /// The version of the format. A filter refuses any other.
 pub const SCHEMA: u64 = 1;
 

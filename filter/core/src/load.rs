@@ -12,6 +12,7 @@ use egress_policy::{
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::config::compact;
 use crate::config::{
     ALWAYS, AuthorityMode, FORWARD_PROXY, FilterKind, MetadataFormat, SCHEMA, Variants,
 };
@@ -453,9 +454,9 @@ impl<'de> Visitor<'de> for ResourceList {
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Parser, A::Error> {
         let mut parser = Parser::new();
         let mut resource = Node::Null;
-        while let Some(told) = list.next_element::<Node<'de>>()? {
-            resource = match told {
-                Node::List(list) => resource.retold(list),
+        while let Some(next) = list.next_element::<Node<'de>>()? {
+            resource = match next {
+                Node::List(list) => compact::decode(resource, list),
                 whole => whole,
             };
             parser.node(&resource);

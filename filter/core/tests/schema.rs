@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use egress_filter::config::compact::decode;
 use egress_filter::{InvalidConfig, load};
 use egress_policy::node::Node;
 use egress_policy::{Parser, Problem, ProblemKind, Severity};
@@ -55,9 +56,9 @@ fn problems(config: &Value) -> Vec<Problem> {
     match config.get("resources") {
         Some(Value::Array(resources)) => {
             let mut resource = Node::Null;
-            for told in resources {
-                resource = match Node::from(told) {
-                    Node::List(list) => resource.retold(list),
+            for next in resources {
+                resource = match Node::from(next) {
+                    Node::List(list) => decode(resource, list),
                     whole => whole,
                 };
                 parser.node(&resource);

@@ -27,32 +27,8 @@ pub enum Node<'n> {
 }
 
 impl<'n> Node<'n> {
-    /// Makes a resource another one, which differs in name and hosts alone: a list of the name and each host tells it.
-    /// A list that does not fit leaves what is no resource.
-    #[must_use]
-    pub fn retold(mut self, list: Vec<Node<'n>>) -> Self {
-        match self.retell(list) {
-            Some(()) => self,
-            None => Node::List(Vec::new()),
-        }
-    }
-
-    fn retell(&mut self, mut hosts: Vec<Node<'n>>) -> Option<()> {
-        if hosts.is_empty() {
-            return None;
-        }
-        *self.field("metadata")?.field("name")? = hosts.remove(0);
-        let spec = self.field("spec")?;
-        if let Some(Node::List(list)) = spec.field("hosts") {
-            list.clear();
-            list.append(&mut hosts);
-            return Some(());
-        }
-        *spec.field("host")? = hosts.pop()?;
-        hosts.is_empty().then_some(())
-    }
-
-    fn field(&mut self, key: &str) -> Option<&mut Node<'n>> {
+    /// Returns a field of an object, to change it.
+    pub fn field_mut(&mut self, key: &str) -> Option<&mut Node<'n>> {
         match self {
             Node::Object(fields) => fields.get_mut(key),
             _ => None,
@@ -244,34 +220,6 @@ mod tests {
                 "c Number(Number(1))"
             ]
         );
-    }
-
-    #[test]
-    fn a_list_retells_a_resource_with_another_name_and_other_hosts() {
-        let rule = json!({"metadata": {"name": "a"}, "spec": {"host": "a.com", "subsets": []}});
-        let entry = json!({"metadata": {"name": "a"}, "spec": {"hosts": ["a.com"], "ports": [1]}});
-        let told = |resource: &Value, list: Value| {
-            let list = list.as_array().unwrap().clone();
-            let nodes = list.iter().map(Node::from).collect();
-            format!("{:?}", Node::from(resource).retold(nodes))
-        };
-        let is = |resource: Value| format!("{:?}", Node::from(&resource));
-        assert_eq!(
-            told(&rule, json!(["b", "b.com"])),
-            is(json!({"metadata": {"name": "b"}, "spec": {"host": "b.com", "subsets": []}}))
-        );
-        assert_eq!(
-            told(&entry, json!(["b", "b.com", "c.com"])),
-            is(
-                json!({"metadata": {"name": "b"}, "spec": {"hosts": ["b.com", "c.com"], "ports": [1]}})
-            )
-        );
-        for unfit in [json!([]), json!(["b"]), json!(["b", "b.com", "c.com"])] {
-            assert_eq!(told(&rule, unfit), "List([])");
-        }
-        for nothing in [json!(null), json!([]), json!({"kind": "List", "items": []})] {
-            assert_eq!(told(&nothing, json!(["b", "b.com"])), "List([])");
-        }
     }
 
     #[test]

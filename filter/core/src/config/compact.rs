@@ -1,17 +1,20 @@
-//! Resources that differ in name and hosts alone, told briefly.
+//! The compact form of many resources: those that differ in name and hosts alone.
 //!
-//! Of ten thousand hosts most are alike, and Envoy keeps what the filter is given three times.
+//! Of ten thousand hosts most are alike, and Envoy keeps what the filter is given three times. So of resources that
+//! are alike the first is written whole, and each other one as a list of its name and its hosts. Writer and reader
+//! stand together here; their test holds that both mean the same table.
 
 use std::collections::BTreeMap;
 
+use egress_policy::node::Node;
 use serde_json::Value;
 
-/// Fewer resources than this are told whole, as they were written: people read them.
+/// Fewer resources than this are written whole, as they were given: people read them.
 const MANY: usize = 100;
 
 /// Returns the same resources, those that are alike behind one another: the first whole, of each other a list of its
 /// name and its hosts. The order of resources decides nothing.
-pub(super) fn briefly(resources: Vec<Value>) -> Vec<Value> {
+pub fn encode(resources: Vec<Value>) -> Vec<Value> {
     if resources.len() < MANY {
         return resources;
     }
@@ -24,7 +27,7 @@ pub(super) fn briefly(resources: Vec<Value>) -> Vec<Value> {
         };
         let shape = resource.to_string();
         match known.get(&shape).and_then(|at| groups.get_mut(*at)) {
-            Some(group) => group.push(own.told()),
+            Some(group) => group.push(own.encoded()),
             None => {
                 known.insert(shape, groups.len());
                 own.put(&mut resource);
@@ -33,6 +36,31 @@ pub(super) fn briefly(resources: Vec<Value>) -> Vec<Value> {
         }
     }
     groups.into_iter().flatten().collect()
+}
+
+/// Makes a resource the next one, which differs from it in name and hosts alone: a list of the name and each host. A
+/// list that does not fit leaves what is no resource.
+#[must_use]
+pub fn decode<'n>(mut resource: Node<'n>, list: Vec<Node<'n>>) -> Node<'n> {
+    match replace(&mut resource, list) {
+        Some(()) => resource,
+        None => Node::List(Vec::new()),
+    }
+}
+
+fn replace<'n>(resource: &mut Node<'n>, mut hosts: Vec<Node<'n>>) -> Option<()> {
+    if hosts.is_empty() {
+        return None;
+    }
+    *resource.field_mut("metadata")?.field_mut("name")? = hosts.remove(0);
+    let spec = resource.field_mut("spec")?;
+    if let Some(Node::List(list)) = spec.field_mut("hosts") {
+        list.clear();
+        list.append(&mut hosts);
+        return Some(());
+    }
+    *spec.field_mut("host")? = hosts.pop()?;
+    hosts.is_empty().then_some(())
 }
 
 /// What alike resources do not share.
@@ -56,7 +84,7 @@ impl Own {
         }
     }
 
-    fn told(self) -> Value {
+    fn encoded(self) -> Value {
         let hosts = match self.hosts {
             Value::Array(hosts) => hosts,
             host => vec![host],
@@ -88,11 +116,11 @@ fn places(resource: &mut Value) -> Option<(&mut Value, &mut Value)> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use egress_filter::{Loaded, load};
     use egress_policy::Service;
     use serde_json::json;
 
     use super::*;
+    use crate::load::{Loaded, load};
 
     fn entry(name: &str, host: &str, port: u16) -> Value {
         json!({
@@ -143,25 +171,56 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_briefly_is_the_same_table() {
-        let (whole, brief) = (many(), briefly(many()));
-        assert_eq!(brief.len(), whole.len());
+    fn what_is_compact_is_the_same_table() {
+        let (whole, compact) = (many(), encode(many()));
+        assert_eq!(compact.len(), whole.len());
         assert_eq!(
-            brief.iter().filter(|resource| resource.is_object()).count(),
+            compact
+                .iter()
+                .filter(|resource| resource.is_object())
+                .count(),
             3
         );
         assert_eq!(
-            brief[1],
+            compact[1],
             json!(["host-10", "10.example.com", "www.10.example.com"])
         );
-        let (whole, brief) = (loaded(&whole), loaded(&brief));
-        assert_eq!(brief.digest, whole.digest);
-        assert_eq!(said(&brief), said(&whole));
+        let (whole, compact) = (loaded(&whole), loaded(&compact));
+        assert_eq!(compact.digest, whole.digest);
+        assert_eq!(said(&compact), said(&whole));
     }
 
     #[test]
     fn few_stay_as_they_were_written() {
         let few: Vec<Value> = many().into_iter().take(MANY - 1).collect();
-        assert_eq!(briefly(few.clone()), few);
+        assert_eq!(encode(few.clone()), few);
+    }
+
+    #[test]
+    fn a_list_stands_for_a_resource_with_another_name_and_other_hosts() {
+        let rule = json!({"metadata": {"name": "a"}, "spec": {"host": "a.com", "subsets": []}});
+        let entry = json!({"metadata": {"name": "a"}, "spec": {"hosts": ["a.com"], "ports": [1]}});
+        let decoded = |resource: &Value, list: Value| {
+            let list = list.as_array().unwrap().clone();
+            let nodes = list.iter().map(Node::from).collect();
+            format!("{:?}", decode(Node::from(resource), nodes))
+        };
+        let is = |resource: Value| format!("{:?}", Node::from(&resource));
+        assert_eq!(
+            decoded(&rule, json!(["b", "b.com"])),
+            is(json!({"metadata": {"name": "b"}, "spec": {"host": "b.com", "subsets": []}}))
+        );
+        assert_eq!(
+            decoded(&entry, json!(["b", "b.com", "c.com"])),
+            is(
+                json!({"metadata": {"name": "b"}, "spec": {"hosts": ["b.com", "c.com"], "ports": [1]}})
+            )
+        );
+        for unfit in [json!([]), json!(["b"]), json!(["b", "b.com", "c.com"])] {
+            assert_eq!(decoded(&rule, unfit), "List([])");
+        }
+        for nothing in [json!(null), json!([]), json!({"kind": "List", "items": []})] {
+            assert_eq!(decoded(&nothing, json!(["b", "b.com"])), "List([])");
+        }
     }
 }
