@@ -120,6 +120,22 @@ failures! {
 }
 
 impl Failure {
+    /// What tells a failure by the text that Envoy logs as `%UPSTREAM_TRANSPORT_FAILURE_REASON%`, for a log that can only
+    /// search it. The first of these texts that is in it tells; it knows less than [`Failure::of`] does.
+    pub const TRANSPORT_TEXTS: [(&'static str, Failure); 10] = [
+        // First, for names of the certificate stand behind these two, and they could read like the others.
+        ("verify SAN list", Failure::NameMismatch),
+        ("SAN matcher", Failure::NameMismatch),
+        ("tunnel_response:", Failure::TunnelRefused),
+        ("Secret is not supplied", Failure::SecretMissing),
+        ("Connection refused", Failure::Refused),
+        ("certificate has expired", Failure::Expired),
+        ("unable to get local issuer", Failure::UnknownCa),
+        ("CERTIFICATE_VERIFY_FAILED", Failure::NotVerified),
+        ("KEY_USAGE_BIT_INCORRECT", Failure::NotVerified),
+        ("WRONG_VERSION_NUMBER", Failure::NotTls),
+    ];
+
     /// Classifies an answer; `None` when it is the server's, or Envoy's for another reason.
     ///
     /// Source: envoyproxy/envoy `source/common/router/router.cc`, `Filter::onUpstreamReset`, and

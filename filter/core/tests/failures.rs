@@ -74,6 +74,30 @@ fn what_the_page_quotes_has_the_reason_of_its_row() {
     }
 }
 
+/// A log says nothing else than the page, unless it only knows that the certificate could not be verified.
+#[test]
+fn a_log_that_searches_the_text_says_what_the_page_says() {
+    let mut told = BTreeSet::new();
+    for (reason, texts) in rows() {
+        for quoted in texts {
+            // In the details that the page quotes, spaces are underscores.
+            let mut all = Failure::TRANSPORT_TEXTS.into_iter();
+            let first = all.find(|(text, _)| quoted.contains(&text.replace(' ', "_")));
+            let Some((text, failure)) = first else {
+                continue;
+            };
+            if failure.as_str() == reason {
+                told.insert(text);
+            } else {
+                assert_eq!(failure, Failure::NotVerified, "{quoted}");
+                assert!(text == "CERTIFICATE_VERIFY_FAILED", "{quoted}");
+            }
+        }
+    }
+    let all: BTreeSet<_> = Failure::TRANSPORT_TEXTS.map(|(text, _)| text).into();
+    assert_eq!(told, all);
+}
+
 #[test]
 fn the_page_shows_a_body_as_it_is() {
     let body = Failure::Expired.body();

@@ -31,25 +31,12 @@ pub(super) fn field(cluster: &Cluster) -> Option<(String, Value)> {
 /// Why a tunnel did not come about, in the words of [`Failure`] and by the same texts of Envoy. The filter, which
 /// knows all of them, does not see TLS that is passed through.
 pub(super) fn reason() -> String {
-    let says = |text: &str, failure: Failure| {
-        format!("upstream.transport_failure_reason.contains('{text}') ? '{failure}' : ")
-    };
-    let mut cases = String::new();
-    for (text, failure) in [
-        // First, for names of the certificate stand behind these two, and they could read like the others.
-        ("verify SAN list", Failure::NameMismatch),
-        ("SAN matcher", Failure::NameMismatch),
-        ("tunnel_response:", Failure::TunnelRefused),
-        ("Secret is not supplied", Failure::SecretMissing),
-        ("Connection refused", Failure::Refused),
-        ("certificate has expired", Failure::Expired),
-        ("unable to get local issuer", Failure::UnknownCa),
-        ("CERTIFICATE_VERIFY_FAILED", Failure::NotVerified),
-        ("KEY_USAGE_BIT_INCORRECT", Failure::NotVerified),
-        ("WRONG_VERSION_NUMBER", Failure::NotTls),
-    ] {
-        cases += &says(text, failure);
-    }
+    let cases: String = Failure::TRANSPORT_TEXTS
+        .into_iter()
+        .map(|(text, failure)| {
+            format!("upstream.transport_failure_reason.contains('{text}') ? '{failure}' : ")
+        })
+        .collect();
     // `UF`, and `UH`, in the bits of `CoreResponseFlag`.
     let (reset, dns) = (Failure::Reset, Failure::Dns);
     format!(
