@@ -93,12 +93,12 @@ fn targets(rules: &Rules) -> Vec<Target<'_>> {
         }
         let host = host.as_str().to_owned();
         let listed = match &service.cluster.endpoints {
-            Endpoints::Listed { places, .. } => places.first(),
+            Endpoints::Listed { endpoints, .. } => endpoints.first(),
             Endpoints::OfTheRequest => None,
         };
         let (address, port) = match (service.connect_to, listed) {
             (Some((address, port)), _) => (address.to_owned(), port),
-            (None, Some(place)) => (place.address.clone(), place.port),
+            (None, Some(endpoint)) => (endpoint.address.clone(), endpoint.port),
             (None, None) => (host.clone(), service.target),
         };
         if address.starts_with("unix://") {

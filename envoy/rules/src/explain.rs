@@ -226,7 +226,7 @@ fn answer(
 
 /// Returns the one host and port, or path, that the rules lead to; nothing where there are several.
 fn target_answer(decision: &Decision<'_, '_>) -> Option<Value> {
-    let (host, port) = match decision.places() {
+    let (host, port) = match decision.endpoints() {
         Some([place]) => (place.path().unwrap_or(&place.address), place.port),
         Some(_) => return None,
         None => decision.target.map(|target| (target.host, target.port))?,
@@ -239,8 +239,8 @@ fn endpoints_answer(decision: &Decision<'_, '_>) -> Option<Vec<String>> {
     if let Some((address, port)) = decision.connect_to {
         return Some(vec![format!("{address}:{port}")]);
     }
-    match decision.places() {
-        Some(places) => Some(places.iter().map(ToString::to_string).collect()),
+    match decision.endpoints() {
+        Some(endpoints) => Some(endpoints.iter().map(ToString::to_string).collect()),
         None => {
             let target = decision.target?;
             Some(vec![format!("{}:{}", target.host, target.port)])
@@ -270,10 +270,10 @@ fn authority(asked: &Asked, decision: &Decision<'_, '_>, mode: AuthorityMode) ->
 /// Returns what a proxy is asked for, and which.
 fn tunnel_answer(cluster: &Cluster) -> Option<Value> {
     let tunnel = cluster.tunnel.as_ref()?;
-    let Endpoints::Listed { places, .. } = &cluster.endpoints else {
+    let Endpoints::Listed { endpoints, .. } = &cluster.endpoints else {
         return None;
     };
-    let proxies = places.iter().map(|place| match &*place.address {
+    let proxies = endpoints.iter().map(|place| match &*place.address {
         path if path.starts_with("unix://") => path.to_owned(),
         address if address.contains(':') => format!("[{address}]:{}", place.port),
         address => format!("{address}:{}", place.port),

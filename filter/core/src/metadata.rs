@@ -91,22 +91,26 @@ impl<'o> Writer<'o> {
 
     /// Writes what is dialled: the target, or the endpoints that the entries list in its place.
     pub(crate) fn target(&mut self, decision: &Decision<'_, '_>) {
-        match decision.places() {
-            Some([place]) if place.path().is_none() => {
+        match decision.endpoints() {
+            Some([endpoint]) if endpoint.path().is_none() => {
                 return self.parts(
                     Entry::Target,
-                    &[&place.address, ":", itoa(place.port.get(), &mut [0; 5])],
+                    &[
+                        &endpoint.address,
+                        ":",
+                        itoa(endpoint.port.get(), &mut [0; 5]),
+                    ],
                 );
             }
             // Rare, so it may allocate. Of many the first few say enough.
-            Some(places) => {
+            Some(endpoints) => {
                 let mut shown = String::new();
-                for place in places.iter().take(SHOWN) {
+                for endpoint in endpoints.iter().take(SHOWN) {
                     let comma = if shown.is_empty() { "" } else { "," };
-                    let _ = write!(shown, "{comma}{place}");
+                    let _ = write!(shown, "{comma}{endpoint}");
                 }
-                if places.len() > SHOWN {
-                    let _ = write!(shown, ",+{}", places.len() - SHOWN);
+                if endpoints.len() > SHOWN {
+                    let _ = write!(shown, ",+{}", endpoints.len() - SHOWN);
                 }
                 return self.text(Entry::Target, Some(&shown));
             }

@@ -4,10 +4,10 @@
 pub(crate) fn itoa(number: u16, room: &mut [u8; 5]) -> &str {
     let mut rest = number;
     let mut at = room.len();
-    for (place, digit) in room.iter_mut().enumerate().rev() {
+    for (index, digit) in room.iter_mut().enumerate().rev() {
         *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
         rest /= 10;
-        at = place;
+        at = index;
         if rest == 0 {
             break;
         }

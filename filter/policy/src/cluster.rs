@@ -93,7 +93,7 @@ pub enum Endpoints {
     /// To these names or addresses.
     Listed {
         /// All of them.
-        places: Vec<Place>,
+        endpoints: Vec<LbEndpoint>,
         /// They are all addresses, so nothing needs to be looked up.
         fixed: bool,
         /// One address at a time: `DNS_ROUND_ROBIN`.
@@ -103,7 +103,7 @@ pub enum Endpoints {
 
 /// One place that a cluster's connections go to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct LbEndpoint {
     /// Host or address, or `unix://` and a path.
     pub address: String,
     /// The port; without meaning for a path.
@@ -114,14 +114,14 @@ pub struct Place {
     pub locality: String,
 }
 
-impl Place {
+impl LbEndpoint {
     /// Returns the path, where it is a socket of this machine.
     pub fn path(&self) -> Option<&str> {
         self.address.strip_prefix("unix://")
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for LbEndpoint {
     /// Writes `address:port`, without brackets around IPv6, or the path of a socket.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.path() {

@@ -95,13 +95,13 @@ impl Compiler<'_> {
         let mut order: Vec<usize> = self.names.values().copied().collect();
         // What only refused services would have used is not there.
         let used = self.hosts.clusters();
-        order.retain(|place| used.contains(&narrow(*place)));
-        let mut places = vec![usize::MAX; self.clusters.len()];
+        order.retain(|index| used.contains(&narrow(*index)));
+        let mut indexes = vec![usize::MAX; self.clusters.len()];
         for (to, from) in order.iter().enumerate() {
-            places
+            indexes
                 .get_mut(*from)
                 .into_iter()
-                .for_each(|place| *place = to);
+                .for_each(|index| *index = to);
         }
         let mut clusters: Vec<Option<Cluster>> = self.clusters.into_iter().map(Some).collect();
         let sorted = order
@@ -111,7 +111,7 @@ impl Compiler<'_> {
         let mut hosts = self.hosts;
         for way in hosts.ways_mut().filter(|way| way.refusal().is_none()) {
             way.cluster = narrow(
-                places
+                indexes
                     .get(way.cluster as usize)
                     .copied()
                     .unwrap_or(usize::MAX),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::cluster::{Cluster, Endpoints, Place};
+use crate::cluster::{Cluster, Endpoints, LbEndpoint};
 use crate::merge::PolicySource;
 use crate::port::PortNumber;
 use crate::resource::ResourceId;
@@ -143,9 +143,9 @@ impl<'t> Decision<'t, '_> {
     }
 
     /// Returns the endpoints that are dialled in place of the target, where the entries list any.
-    pub fn places(&self) -> Option<&'t [Place]> {
+    pub fn endpoints(&self) -> Option<&'t [LbEndpoint]> {
         match &self.cluster()?.endpoints {
-            Endpoints::Listed { places, .. } if self.connect_to.is_none() => Some(places),
+            Endpoints::Listed { endpoints, .. } if self.connect_to.is_none() => Some(endpoints),
             _ => None,
         }
     }

@@ -32,7 +32,7 @@ impl fmt::Display for Digest {
 #[derive(Default)]
 pub(crate) struct Lines {
     text: String,
-    places: Vec<Range<usize>>,
+    indexes: Vec<Range<usize>>,
 }
 
 impl Lines {
@@ -41,14 +41,14 @@ impl Lines {
         let begin = self.text.len();
         // Writing to a string does not fail.
         let _ = self.text.write_fmt(line);
-        self.places.push(begin..self.text.len());
+        self.indexes.push(begin..self.text.len());
     }
 
     /// Takes the fingerprint of the lines in their order as texts.
     pub(crate) fn digest(mut self) -> Digest {
-        let line = |place: &Range<usize>| self.text.get(place.clone()).unwrap_or_default();
-        sort_by(&mut self.places, |one, other| line(one).cmp(line(other)));
-        Digest::of(self.places.iter().map(line))
+        let line = |index: &Range<usize>| self.text.get(index.clone()).unwrap_or_default();
+        sort_by(&mut self.indexes, |one, other| line(one).cmp(line(other)));
+        Digest::of(self.indexes.iter().map(line))
     }
 }
 

@@ -13,7 +13,7 @@ pub(crate) struct HostIndex {
 }
 
 impl HostIndex {
-    /// Tries the places of all patterns that have `host`, the most specific first, until one gives something.
+    /// Tries the indexes of all patterns that have `host`, the most specific first, until one gives something.
     pub(crate) fn find_map<'i, T>(
         &self,
         host: &str,
@@ -30,7 +30,7 @@ impl HostIndex {
             .or_else(|| give(self.any?))
     }
 
-    /// Returns the place of the most specific pattern that has every name of `pattern`.
+    /// Returns the index of the most specific pattern that has every name of `pattern`.
     pub(crate) fn find_pattern<'i>(
         &self,
         pattern: &HostPattern,
@@ -45,15 +45,15 @@ impl HostIndex {
         }
     }
 
-    /// Gives the places of all patterns that have every name of `pattern`, the most specific first.
+    /// Gives the indexes of all patterns that have every name of `pattern`, the most specific first.
     pub(crate) fn covering<'i>(
         &self,
         pattern: &HostPattern,
         text: impl Fn(usize) -> &'i str,
         mut give: impl FnMut(usize),
     ) {
-        let mut give = |place| -> Option<()> {
-            give(place);
+        let mut give = |index| -> Option<()> {
+            give(index);
             None
         };
         match pattern {
@@ -71,11 +71,11 @@ impl HostIndex {
         }
     }
 
-    /// Returns the place of exactly this pattern, which is `place` from now on if it had none.
+    /// Returns the index of exactly this pattern, which is `index` from now on if it had none.
     pub(crate) fn entry<'i>(
         &mut self,
         pattern: &HostPattern,
-        place: usize,
+        index: usize,
         text: &dyn Fn(usize) -> &'i str,
     ) -> usize {
         let key = pattern.text();
@@ -85,14 +85,14 @@ impl HostIndex {
                 self.lengths.add(key.len());
                 &mut self.endings
             }
-            HostPattern::Any => return *self.any.get_or_insert(place),
+            HostPattern::Any => return *self.any.get_or_insert(index),
         };
-        slots.entry(Endings::of(key).hash(key.len()), place, |at| {
+        slots.entry(Endings::of(key).hash(key.len()), index, |at| {
             text(at) == key
         })
     }
 
-    /// Tries the places of wildcards by the endings of `host` that are shorter than `limit`, the longest first.
+    /// Tries the indexes of wildcards by the endings of `host` that are shorter than `limit`, the longest first.
     fn wider<'i, T>(
         &self,
         host: &str,
@@ -106,8 +106,8 @@ impl HostIndex {
             limit = length;
             let ending = host.get(host.len().checked_sub(length)?..)?;
             let is = |at: usize| text(at) == ending;
-            let place = self.endings.find(endings.hash(length), is);
-            if let Some(given) = place.and_then(&mut give) {
+            let index = self.endings.find(endings.hash(length), is);
+            if let Some(given) = index.and_then(&mut give) {
                 return Some(given);
             }
         }
@@ -164,17 +164,17 @@ struct Slots {
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     hash: u32,
-    place: u32,
+    index: u32,
 }
 
 impl Slot {
     const FREE: Slot = Slot {
         hash: 0,
-        place: u32::MAX,
+        index: u32::MAX,
     };
 
     fn is_free(self) -> bool {
-        self.place == Slot::FREE.place
+        self.index == Slot::FREE.index
     }
 }
 
@@ -184,14 +184,14 @@ impl Slots {
         let mut at = hash as usize & mask;
         loop {
             let slot = self.slots.get(at).filter(|slot| !slot.is_free())?;
-            if slot.hash == hash && is(slot.place as usize) {
-                return Some(slot.place as usize);
+            if slot.hash == hash && is(slot.index as usize) {
+                return Some(slot.index as usize);
             }
             at = (at + 1) & mask;
         }
     }
 
-    fn entry(&mut self, hash: u32, place: usize, is: impl Fn(usize) -> bool) -> usize {
+    fn entry(&mut self, hash: u32, index: usize, is: impl Fn(usize) -> bool) -> usize {
         if let Some(known) = self.find(hash, is) {
             return known;
         }
@@ -204,12 +204,12 @@ impl Slots {
         }
         self.taken += 1;
         // So many places do not fit into memory.
-        let narrow = u32::try_from(place).unwrap_or(u32::MAX);
+        let narrow = u32::try_from(index).unwrap_or(u32::MAX);
         self.put(Slot {
             hash,
-            place: narrow,
+            index: narrow,
         });
-        place
+        index
     }
 
     fn put(&mut self, slot: Slot) {
@@ -351,8 +351,8 @@ mod tests {
         fn find_pattern(&self, text: &str) -> Option<String> {
             let pattern = HostPattern::parse(text).unwrap();
             let text = |at: usize| self.patterns[at].text();
-            let place = self.index.find_pattern(&pattern, text)?;
-            Some(self.patterns[place].to_string())
+            let index = self.index.find_pattern(&pattern, text)?;
+            Some(self.patterns[index].to_string())
         }
     }
 
@@ -385,11 +385,11 @@ mod tests {
     #[test]
     fn a_pattern_keeps_its_first_place() {
         let mut patterns = Patterns::of(["a.com", "*.com", "*"]);
-        for (place, text) in ["a.com", "*.com", "*"].into_iter().enumerate() {
+        for (index, text) in ["a.com", "*.com", "*"].into_iter().enumerate() {
             let pattern = HostPattern::parse(text).unwrap();
             let known = &patterns.patterns;
             let found = patterns.index.entry(&pattern, 7, &|at| known[at].text());
-            assert_eq!(found, place, "{text}");
+            assert_eq!(found, index, "{text}");
         }
     }
 
@@ -451,11 +451,11 @@ mod tests {
     #[test]
     fn a_slot_with_the_same_hash_is_not_a_match() {
         let mut slots = Slots::default();
-        for place in 0..100 {
-            assert_eq!(slots.entry(7, place, |at| at == place), place);
+        for index in 0..100 {
+            assert_eq!(slots.entry(7, index, |at| at == index), index);
         }
-        for place in 0..100 {
-            assert_eq!(slots.find(7, |at| at == place), Some(place));
+        for index in 0..100 {
+            assert_eq!(slots.find(7, |at| at == index), Some(index));
         }
         assert_eq!(slots.find(7, |_| false), None);
         assert_eq!(slots.find(8, |_| true), None);

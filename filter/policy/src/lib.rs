@@ -77,7 +77,7 @@ mod tls;
 mod visible;
 mod words;
 
-pub use cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
+pub use cluster::{Cluster, ClusterName, Endpoints, LbEndpoint, Speaks};
 pub use compile::Compiled;
 pub use decision::{Action, Decision, Reason, Target};
 pub use digest::{Digest, fnv};

@@ -79,7 +79,7 @@ pub(crate) struct Merged<'r> {
     pub(crate) subsets: Vec<(Rule<'r>, &'r Subset)>,
     /// The others.
     pub(crate) others: Vec<Rule<'r>>,
-    /// The places of earlier ones of which this one is part too.
+    /// The indexes of earlier ones of which this one is part too.
     part_of: Vec<usize>,
     /// Istio would drop it: it counts only for callers who do not see what it is part of.
     dropped: bool,
@@ -142,11 +142,11 @@ pub(crate) struct ByHost<'r> {
 impl<'r> ByHost<'r> {
     pub(crate) fn add(&mut self, rule: Rule<'r>) {
         let next = self.hosts.len();
-        let place = self.index.entry(&rule.item.host, next, &text(&self.hosts));
-        if place == next {
+        let index = self.index.entry(&rule.item.host, next, &text(&self.hosts));
+        if index == next {
             self.hosts.push((&rule.item.host, Vec::with_capacity(1)));
         }
-        if let Some((_, rules)) = self.hosts.get_mut(place) {
+        if let Some((_, rules)) = self.hosts.get_mut(index) {
             rules.push(rule);
         }
     }
@@ -154,10 +154,10 @@ impl<'r> ByHost<'r> {
     /// Returns the rules of all hosts that have every name of `host`, the most specific first.
     pub(crate) fn covering(&self, host: &HostPattern) -> Vec<Rule<'r>> {
         let mut found = Vec::new();
-        self.index.covering(host, text(&self.hosts), |place| {
+        self.index.covering(host, text(&self.hosts), |index| {
             found.extend(
                 self.hosts
-                    .get(place)
+                    .get(index)
                     .into_iter()
                     .flat_map(|(_, rules)| rules),
             );
@@ -172,8 +172,8 @@ impl<'r> ByHost<'r> {
 
     /// Returns the rules of the most specific host that has every name of `host`.
     fn find(&self, host: &HostPattern) -> Option<&[Rule<'r>]> {
-        let place = self.index.find_pattern(host, text(&self.hosts))?;
-        self.hosts.get(place).map(|(_, rules)| &rules[..])
+        let index = self.index.find_pattern(host, text(&self.hosts))?;
+        self.hosts.get(index).map(|(_, rules)| &rules[..])
     }
 }
 

@@ -9,8 +9,8 @@ use crate::resource::Meta;
 
 /// Sorts; what compares as equal stays in the order it had.
 pub(crate) fn sort_by<T>(items: &mut Vec<T>, order: impl Fn(&T, &T) -> Ordering) {
-    let mut places: Vec<usize> = (0..items.len()).collect();
-    sort_places(&mut places, &|one, other| {
+    let mut indexes: Vec<usize> = (0..items.len()).collect();
+    sort_indexes(&mut indexes, &|one, other| {
         items
             .get(one)
             .zip(items.get(other))
@@ -18,18 +18,18 @@ pub(crate) fn sort_by<T>(items: &mut Vec<T>, order: impl Fn(&T, &T) -> Ordering)
     });
     let mut taken: Vec<Option<T>> = mem::take(items).into_iter().map(Some).collect();
     items.extend(
-        places
+        indexes
             .into_iter()
-            .filter_map(|place| taken.get_mut(place)?.take()),
+            .filter_map(|index| taken.get_mut(index)?.take()),
     );
 }
 
-/// Returns the places of resources in the order of [`Meta::order`].
+/// Returns the indexes of resources in the order of [`Meta::order`].
 pub(crate) fn sorted(metas: &[&Meta]) -> Vec<usize> {
     sorted_after(metas, |_, meta| (&*meta.created, 0), |meta| meta.order())
 }
 
-/// Returns the places of resources in the order of a key, and where that is equal, of another.
+/// Returns the indexes of resources in the order of a key, and where that is equal, of another.
 ///
 /// Names often begin alike and lie far apart in memory, so what they differ in is laid out between the two: the second
 /// key must begin with the name, once what the first one holds is equal.
@@ -52,16 +52,16 @@ fn sorted_after<'m, F: Ord, S: Ord>(
         .enumerate()
         .map(|(at, meta)| (first_key(at, meta), head(meta)))
         .collect();
-    let mut places: Vec<usize> = (0..metas.len()).collect();
-    sort_places(&mut places, &|one, other| {
+    let mut indexes: Vec<usize> = (0..metas.len()).collect();
+    sort_indexes(&mut indexes, &|one, other| {
         let order = |at: usize| metas.get(at).copied().map(&second_key);
         let heads = keys.get(one).cmp(&keys.get(other));
         heads.then_with(|| order(one).cmp(&order(other)))
     });
-    places
+    indexes
 }
 
-/// Returns the places of ServiceEntries in the order in which one host's are asked: of `rank`, the lowest first, then
+/// Returns the indexes of ServiceEntries in the order in which one host's are asked: of `rank`, the lowest first, then
 /// the oldest, then by namespace and name.
 ///
 /// Istio compares the host before the namespace, as that is the name of an entry's service. Of one host it is equal.
@@ -72,8 +72,8 @@ pub(crate) fn entries_sorted(metas: &[&Meta], rank: impl Fn(usize) -> u8) -> Vec
     for meta in metas {
         namespaces.insert(&meta.id.namespace, 0);
     }
-    for (number, place) in namespaces.values_mut().enumerate() {
-        *place = number;
+    for (number, index) in namespaces.values_mut().enumerate() {
+        *index = number;
     }
     let namespace = |meta: &Meta| namespaces.get(&*meta.id.namespace).copied();
     sorted_after(
@@ -84,8 +84,8 @@ pub(crate) fn entries_sorted(metas: &[&Meta], rank: impl Fn(usize) -> u8) -> Vec
 }
 
 #[inline(never)]
-fn sort_places(places: &mut [usize], order: &dyn Fn(usize, usize) -> Ordering) {
-    places.sort_by(|one, other| order(*one, *other));
+fn sort_indexes(indexes: &mut [usize], order: &dyn Fn(usize, usize) -> Ordering) {
+    indexes.sort_by(|one, other| order(*one, *other));
 }
 
 /// Fills a map one by one, where `collect` would sort first. Of two alike the later counts.

@@ -258,7 +258,7 @@ impl PolicyTable {
         self.hosts
             .iter()
             .enumerate()
-            .flat_map(move |(place, host)| {
+            .flat_map(move |(index, host)| {
                 let ports = self.hosts.ports(host);
                 let served = ports.filter(|port| port.way.refusal().is_none());
                 served.flat_map(move |port| {
@@ -268,7 +268,7 @@ impl PolicyTable {
                         .chain(subsets)
                         .filter_map(move |(subset, way)| {
                             let pinned = host.pattern.exact();
-                            let candidate = self.connections.of(place, port.number);
+                            let candidate = self.connections.of(index, port.number);
                             Some(Service {
                                 host: &host.pattern,
                                 port: port.number,
@@ -384,7 +384,7 @@ impl PolicyTable {
         for (alias, host) in self.hosts.aliases() {
             lines.add(format_args!("{alias} is {host}"));
         }
-        let pattern = |place: usize| self.hosts.get(place).map(|host| &host.pattern);
+        let pattern = |index: usize| self.hosts.get(index).map(|host| &host.pattern);
         for line in self.connections.lines(pattern) {
             lines.add(format_args!("{line}"));
         }

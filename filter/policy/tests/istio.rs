@@ -65,7 +65,7 @@ const NUMBERS: std::ops::RangeInclusive<u64> = 1..=73;
 const AUTHORITY: &str = "{authority}";
 
 /// Where we differ: story, case, question, field.
-type Place = [String; 4];
+type LbEndpoint = [String; 4];
 
 #[test]
 fn we_do_as_istio_does_but_for_what_the_ledger_lists() {
@@ -186,7 +186,7 @@ fn no_story_lies_beside_the_list() {
 }
 
 /// Runs one case and adds what differs.
-fn run(story: &str, whole: &Value, case: &Value, found: &mut BTreeMap<Place, String>) {
+fn run(story: &str, whole: &Value, case: &Value, found: &mut BTreeMap<LbEndpoint, String>) {
     let name = text_of(case, "case").unwrap();
     let mut differs = |question: &str, field: &str, istio: &Value, ours: &Value| {
         if istio != ours {
@@ -289,7 +289,7 @@ fn run(story: &str, whole: &Value, case: &Value, found: &mut BTreeMap<Place, Str
 }
 
 /// Puts each value in its field of a good document, and adds where our word is not Istio's.
-fn run_fields(found: &mut BTreeMap<Place, String>) {
+fn run_fields(found: &mut BTreeMap<LbEndpoint, String>) {
     let good = [
         (
             "ServiceEntry",
@@ -491,10 +491,10 @@ fn istio_name(
 }
 
 fn endpoints(cluster: &Cluster) -> Value {
-    let Endpoints::Listed { places, .. } = &cluster.endpoints else {
+    let Endpoints::Listed { endpoints, .. } = &cluster.endpoints else {
         return json!("of the request");
     };
-    places
+    endpoints
         .iter()
         .map(|place| match place.address.starts_with("unix://") {
             true => place.address.clone(),
@@ -596,7 +596,7 @@ fn document(short: &Value) -> Value {
     })
 }
 
-fn ledger() -> BTreeMap<Place, String> {
+fn ledger() -> BTreeMap<LbEndpoint, String> {
     let mut places = BTreeMap::new();
     for line in lines(LEDGER) {
         let parts: Vec<String> = line

@@ -81,8 +81,8 @@ impl Answer {
             answer.does = "refused".to_owned();
             return answer;
         }
-        answer.endpoints = match decision.places() {
-            Some(places) => Some(places.iter().map(ToString::to_string).collect()),
+        answer.endpoints = match decision.endpoints() {
+            Some(endpoints) => Some(endpoints.iter().map(ToString::to_string).collect()),
             None => decision
                 .target
                 .map(|target| BTreeSet::from([format!("{}:{}", target.host, target.port)])),

@@ -111,8 +111,8 @@ impl World {
         if let Some(reason) = decision.reason() {
             return vec![reason.to_string()];
         }
-        match decision.places() {
-            Some(places) => places.iter().map(ToString::to_string).collect(),
+        match decision.endpoints() {
+            Some(endpoints) => endpoints.iter().map(ToString::to_string).collect(),
             None => decision
                 .target
                 .iter()

@@ -7,8 +7,8 @@
 )]
 
 use egress_policy::{
-    Action, Arrival, Authority, ConnectTo, Connection, Decision, Endpoints, HostName, NameSource,
-    OutboundMode, Parser, Place, PolicyTable, PortNumber, Problem, Proxy, Query, Reason, Role,
+    Action, Arrival, Authority, ConnectTo, Connection, Decision, Endpoints, HostName, LbEndpoint,
+    NameSource, OutboundMode, Parser, PolicyTable, PortNumber, Problem, Proxy, Query, Reason, Role,
     Settling, Sni, Spoken, TlsIntent, Trust,
 };
 use serde_json::{Value, json};
@@ -399,20 +399,20 @@ fn every_decision_borrows_a_cluster_and_every_cluster_is_reached() {
         panic!()
     };
     let port = |number| PortNumber::new(number).unwrap();
-    let place = |address: &str, port, weight| Place {
+    let endpoint = |address: &str, port, weight| LbEndpoint {
         address: address.to_owned(),
         port,
         weight,
         locality: String::new(),
     };
-    let places = vec![
-        place("192.0.2.1", port(10), 1),
-        place("192.0.2.2", port(9), 3),
+    let endpoints = vec![
+        endpoint("192.0.2.1", port(10), 1),
+        endpoint("192.0.2.2", port(9), 3),
     ];
     assert_eq!(
         cluster.endpoints,
         Endpoints::Listed {
-            places,
+            endpoints,
             fixed: true,
             one_at_a_time: false
         }

@@ -80,16 +80,16 @@ fn the_proxy_may_be_an_endpoint_below_a_wildcard_too() {
         assert_eq!(warnings.to_string(), "");
         let cluster = at(&table, 443).cluster;
         let Endpoints::Listed {
-            places,
+            endpoints,
             fixed: true,
             ..
         } = &cluster.endpoints
         else {
             unreachable!("{cluster:?}")
         };
-        assert_eq!(places.len(), 1);
+        assert_eq!(endpoints.len(), 1);
         assert_eq!(
-            (places[0].address.as_str(), places[0].port.get()),
+            (endpoints[0].address.as_str(), endpoints[0].port.get()),
             ("192.0.2.1", 3128)
         );
     }

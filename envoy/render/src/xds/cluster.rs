@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use egress_filter::contract;
-use egress_policy::{Cluster, Endpoints, HashRing, LoadBalancer, Place, SimpleBalancer, Speaks};
+use egress_policy::{
+    Cluster, Endpoints, HashRing, LbEndpoint, LoadBalancer, SimpleBalancer, Speaks,
+};
 use serde_json::{Map, Value, json};
 
 use super::dns::{self, Cached};
@@ -57,11 +59,11 @@ fn with_filters(
         _ if options.upstream_proxy.is_some() => upstream_proxy::endpoints(&name),
         Endpoints::OfTheRequest => dynamic(Cached::of(cluster), rendering),
         Endpoints::Listed {
-            places,
+            endpoints,
             fixed,
             one_at_a_time,
         } => {
-            let mut fields = listed(&name, places);
+            let mut fields = listed(&name, endpoints);
             if *fixed {
                 set(&mut fields, "type", json!("STATIC"));
             } else {
@@ -193,21 +195,21 @@ fn dynamic(names: Cached, rendering: &Rendering<'_>) -> Map<String, Value> {
 }
 
 /// Renders endpoints, those of one locality together.
-fn listed(name: &str, places: &[Place]) -> Map<String, Value> {
+fn listed(name: &str, endpoints: &[LbEndpoint]) -> Map<String, Value> {
     let mut localities = BTreeMap::<&str, Vec<Value>>::new();
-    for place in places {
-        let address = match place.address.strip_prefix("unix://") {
+    for endpoint in endpoints {
+        let address = match endpoint.address.strip_prefix("unix://") {
             Some(path) => json!({"pipe": {"path": path}}),
             None => {
-                json!({"socket_address": {"address": place.address, "port_value": place.port.get()}})
+                json!({"socket_address": {"address": endpoint.address, "port_value": endpoint.port.get()}})
             }
         };
-        let endpoint =
-            json!({"endpoint": {"address": address}, "load_balancing_weight": place.weight});
+        let rendered =
+            json!({"endpoint": {"address": address}, "load_balancing_weight": endpoint.weight});
         localities
-            .entry(place.locality.as_str())
+            .entry(endpoint.locality.as_str())
             .or_default()
-            .push(endpoint);
+            .push(rendered);
     }
     let endpoints: Vec<Value> = localities
         .into_iter()

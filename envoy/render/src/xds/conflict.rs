@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use egress_policy::{
-    Arrival, Endpoints, HostName, OutboundMode, Place, PolicyTable, PortNumber, ResourceId, Service,
+    Arrival, Endpoints, HostName, LbEndpoint, OutboundMode, PolicyTable, PortNumber, ResourceId,
+    Service,
 };
 
 use super::options::Options;
@@ -72,7 +73,7 @@ impl Conflict {
             }
             Conflict::TwoProxies(_) => "remove one of the two".to_owned(),
             Conflict::AroundTheTunnel { .. } => {
-                "use `--upstream-proxy` in place of `tunnel`, or leave `--forward-proxy` out"
+                "use `--upstream-proxy` in endpoint of `tunnel`, or leave `--forward-proxy` out"
                     .to_owned()
             }
             Conflict::TunnelDiffers(_) => "leave `--labels-from-node` out".to_owned(),
@@ -240,14 +241,15 @@ impl Options {
 /// Finds a host whose endpoints are not the host itself: a proxy could not be told which of them to connect to.
 fn listed_elsewhere(table: &PolicyTable) -> Option<Conflict> {
     let service = table.services().find(|service| {
-        let Endpoints::Listed { places, .. } = &service.cluster.endpoints else {
+        let Endpoints::Listed { endpoints, .. } = &service.cluster.endpoints else {
             return false;
         };
         let host = service.host.exact().map(HostName::as_str);
         let dialled = host.map(|host| (host, service.target));
         let dialled = service.connect_to.or(dialled);
-        let itself = |place: &Place| dialled == Some((place.address.as_str(), place.port));
-        !places.iter().all(itself)
+        let itself =
+            |endpoint: &LbEndpoint| dialled == Some((endpoint.address.as_str(), endpoint.port));
+        !endpoints.iter().all(itself)
     })?;
     let entry = service.service_entry.map(ResourceId::qualified);
     Some(Conflict::EndpointsBehindProxy {

@@ -67,7 +67,7 @@ impl PlanCache {
         if self.plans.is_empty() {
             self.plans.resize_with(PLANS, || None);
         }
-        let Some(slot) = self.plans.get_mut(place(facts.authority)) else {
+        let Some(slot) = self.plans.get_mut(index(facts.authority)) else {
             return plan_http(config, facts, scratch, act);
         };
         if let Some(plan) = slot
@@ -163,7 +163,7 @@ impl Plan {
 
 /// Where the plan for an authority is kept. Those that share a place are planned anew each time, and decided no
 /// differently.
-fn place(authority: &str) -> usize {
+fn index(authority: &str) -> usize {
     let mix =
         |hash: u64, part: u64| (hash.rotate_left(5) ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let (chunks, rest) = authority.as_bytes().as_chunks::<8>();
@@ -181,7 +181,7 @@ fn place(authority: &str) -> usize {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{PLANS, place};
+    use super::{PLANS, index};
 
     #[test]
     fn authorities_that_differ_in_their_last_letters_have_places_of_their_own() {
@@ -190,11 +190,11 @@ mod tests {
             ("h", ".example.com"),
             ("cdn.example-", "xyz:80"),
         ] {
-            let places: BTreeSet<usize> = (100..400)
-                .map(|n| place(&format!("{begin}{n}{end}")))
+            let indexes: BTreeSet<usize> = (100..400)
+                .map(|n| index(&format!("{begin}{n}{end}")))
                 .collect();
-            assert!(places.len() > 150, "{begin}…{end}: {}", places.len());
-            assert!(places.iter().all(|place| *place < PLANS));
+            assert!(indexes.len() > 150, "{begin}…{end}: {}", indexes.len());
+            assert!(indexes.iter().all(|index| *index < PLANS));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The clusters of a table: what is spoken to a service, and where it leads.
 
-use crate::cluster::{Cluster, ClusterName, Endpoints, Place, Speaks};
+use crate::cluster::{Cluster, ClusterName, Endpoints, LbEndpoint, Speaks};
 use crate::compile::compiler::{Compiler, Wanted};
 use crate::compile::owners::{Leads, is_looked_up};
 use crate::merge::Settings;
@@ -71,16 +71,16 @@ impl<'r> Compiler<'r> {
         let any_name = host.exact().is_none() && !elsewhere;
         let public_only = any_name && !entry.internal;
         if !own {
-            let alike = |place: &usize| {
-                self.clusters.get(*place).is_some_and(|cluster| {
+            let alike = |index: &usize| {
+                self.clusters.get(*index).is_some_and(|cluster| {
                     cluster.tls == tls
                         && cluster.speaks == speaks
                         && cluster.any_name == any_name
                         && cluster.public_only == public_only
                 })
             };
-            if let Some(place) = self.shared.iter().copied().find(alike) {
-                return Some(place);
+            if let Some(index) = self.shared.iter().copied().find(alike) {
+                return Some(index);
             }
             self.shared.push(self.clusters.len());
         }
@@ -88,8 +88,8 @@ impl<'r> Compiler<'r> {
             true => ClusterName::own(port.number, subset.map_or("", |subset| &subset.name), host),
             false => ClusterName::shared(tls.as_ref(), speaks, any_name, public_only),
         };
-        if let Some(place) = self.names.get(&name) {
-            return Some(*place);
+        if let Some(index) = self.names.get(&name) {
+            return Some(*index);
         }
         let endpoints = if own {
             self.endpoints(service, subset)?
@@ -97,8 +97,8 @@ impl<'r> Compiler<'r> {
             Endpoints::OfTheRequest
         };
         let own = own.then(|| (host.clone(), port.number));
-        let place = self.clusters.len();
-        self.names.insert(name.clone(), place);
+        let index = self.clusters.len();
+        self.names.insert(name.clone(), index);
         self.clusters.push(Cluster {
             name,
             own,
@@ -114,7 +114,7 @@ impl<'r> Compiler<'r> {
             proxy_protocol,
             retry_budget,
         });
-        Some(place)
+        Some(index)
     }
 
     /// Returns where a service leads; `None` for a subset whose labels no endpoint has, which then has no
@@ -127,14 +127,14 @@ impl<'r> Compiler<'r> {
             leads,
             ..
         } = service;
-        let place = |address: &str, number: PortNumber, weight: u32, locality: &str| {
+        let at = |address: &str, number: PortNumber, weight: u32, locality: &str| {
             let to = self
                 .settling
                 .connect_to
                 .iter()
                 .find(|to| to.host.as_str() == address && to.port == number);
             let (address, port) = to.map_or((address, number), |to| (&to.address, to.address_port));
-            Place {
+            LbEndpoint {
                 address: address.to_owned(),
                 port,
                 weight,
@@ -145,12 +145,12 @@ impl<'r> Compiler<'r> {
         let labels = subset.map_or(&[][..], |subset| &subset.labels);
         // Envoy can go to the addresses of one name one at a time, not to those of several.
         let by_turns = entry.resolution == Resolution::DnsRoundRobin;
-        let listed = |places: Vec<Place>| {
-            let one_at_a_time = by_turns && places.len() == 1;
-            Some(listed(places, one_at_a_time))
+        let listed = |endpoints: Vec<LbEndpoint>| {
+            let one_at_a_time = by_turns && endpoints.len() == 1;
+            Some(listed(endpoints, one_at_a_time))
         };
         if let Some(name) = host.exact() {
-            let whole = place(name.as_str(), port.target, 1, "");
+            let whole = at(name.as_str(), port.target, 1, "");
             // What is dialled for the host as a whole may be replaced, whatever its endpoints are.
             if whole.address != name.as_str() || whole.port != port.target {
                 return listed(vec![whole]);
@@ -167,7 +167,7 @@ impl<'r> Compiler<'r> {
         }
         let Leads::To(led) = leads else { return None };
         let fixed_only = entry.resolution == Resolution::Static;
-        let mut places: Vec<Place> = Vec::new();
+        let mut endpoints: Vec<LbEndpoint> = Vec::new();
         for (entry, port) in led {
             let chosen = entry
                 .endpoints
@@ -177,35 +177,35 @@ impl<'r> Compiler<'r> {
             for endpoint in chosen {
                 let named = endpoint.ports.iter().find(|(name, _)| *name == port.name);
                 let number = named.map_or(port.target, |(_, port)| *port);
-                let place = place(
+                let endpoint = at(
                     &endpoint.address,
                     number,
                     endpoint.weight,
                     &endpoint.locality,
                 );
-                if !places.contains(&place) {
-                    places.push(place);
+                if !endpoints.contains(&endpoint) {
+                    endpoints.push(endpoint);
                 }
             }
             let by_name = labels.is_empty() && !fixed_only && is_looked_up(entry);
             if let Some(name) = host.exact().filter(|_| by_name) {
-                let place = place(name.as_str(), port.target, 1, "");
-                if !places.contains(&place) {
-                    places.push(place);
+                let endpoint = at(name.as_str(), port.target, 1, "");
+                if !endpoints.contains(&endpoint) {
+                    endpoints.push(endpoint);
                 }
             }
         }
-        if places.is_empty() && subset.is_some() {
+        if endpoints.is_empty() && subset.is_some() {
             return None;
         }
-        listed(places)
+        listed(endpoints)
     }
 }
 
-fn listed(places: Vec<Place>, one_at_a_time: bool) -> Endpoints {
-    let fixed = places.iter().all(|place| is_fixed(&place.address));
+fn listed(endpoints: Vec<LbEndpoint>, one_at_a_time: bool) -> Endpoints {
+    let fixed = endpoints.iter().all(|endpoint| is_fixed(&endpoint.address));
     Endpoints::Listed {
-        places,
+        endpoints,
         fixed,
         one_at_a_time,
     }
@@ -213,13 +213,13 @@ fn listed(places: Vec<Place>, one_at_a_time: bool) -> Endpoints {
 
 /// Returns the one place that an address given by hand is.
 pub(super) fn endpoints_of(to: &ConnectTo) -> Endpoints {
-    let place = Place {
+    let endpoint = LbEndpoint {
         address: to.address.clone(),
         port: to.address_port,
         weight: 1,
         locality: String::new(),
     };
-    listed(vec![place], false)
+    listed(vec![endpoint], false)
 }
 
 /// Says whether an address needs no lookup: it is an IP address or a path.

@@ -44,7 +44,7 @@ pub(super) struct Compiler<'r> {
 pub(super) struct Fault {
     pub(super) host: usize,
     pub(super) port: PortNumber,
-    /// The place of the error among all problems.
+    /// The index of the error among all problems.
     pub(super) problem: usize,
 }
 
@@ -142,7 +142,7 @@ impl<'r> Compiler<'r> {
         ));
     }
 
-    /// Returns the places of the problems that an entry has by itself.
+    /// Returns the indexes of the problems that an entry has by itself.
     pub(super) fn problems_of(&self, entry: Entry<'_>) -> Range<usize> {
         let found = self.entry_problems.get(&entry.index);
         found.cloned().unwrap_or_default()

@@ -20,11 +20,11 @@ impl<'r> Compiler<'r> {
         &mut self,
         entry: &'r ServiceEntry,
         host: &HostPattern,
-        place: usize,
-        index: usize,
+        host_index: usize,
+        port_index: usize,
         port: &Port,
     ) {
-        let protocol = entry.ports.iter().find(|other| other.index == index);
+        let protocol = entry.ports.iter().find(|other| other.index == port_index);
         // What Istio would sniff may be HTTP, where the host is read from the request.
         let sniffed = protocol.is_none_or(|port| port.protocol == Protocol::Unset);
         if port.arrival != Arrival::Tcp || sniffed || host.exact().is_none() {
@@ -32,10 +32,10 @@ impl<'r> Compiler<'r> {
         }
         self.connections.push(Candidate {
             entry,
-            index,
+            index: port_index,
             port: port.number,
             known: Known {
-                host: place,
+                host: host_index,
                 addresses: entry.addresses.clone(),
                 vip: None,
             },
@@ -169,18 +169,18 @@ impl<'r> Compiler<'r> {
     /// but for the rare two names that would have the same.
     fn vips(&self, candidates: &[Candidate<'_>]) -> BTreeMap<usize, Ipv4Addr> {
         let mut names = BTreeMap::new();
-        for place in candidates.iter().map(|candidate| candidate.known.host) {
-            let pattern = self.hosts.get(place).map(|host| &host.pattern);
-            names.extend(pattern.map(|pattern| (pattern.to_string(), place)));
+        for index in candidates.iter().map(|candidate| candidate.known.host) {
+            let pattern = self.hosts.get(index).map(|host| &host.pattern);
+            names.extend(pattern.map(|pattern| (pattern.to_string(), index)));
         }
         let mut taken = BTreeSet::new();
         let mut vips = BTreeMap::new();
-        for (name, place) in names {
+        for (name, index) in names {
             let mut number = first_vip(&name);
             while !taken.insert(number) {
                 number = (number + 1) % VIPS;
             }
-            vips.insert(place, vip(number));
+            vips.insert(index, vip(number));
         }
         vips
     }

@@ -520,14 +520,14 @@ impl<'r> Compiler<'r> {
                     Some(found.pattern == wild)
                 }),
                 None => {
-                    let own = self.hosts.place(host).and_then(|at| self.hosts.get(at));
+                    let own = self.hosts.index(host).and_then(|at| self.hosts.get(at));
                     Some(own.is_none_or(|own| self.hosts.port(own, number).is_none()))
                 }
             };
             if goes_there != Some(true) {
                 continue;
             }
-            let (place, new) = self.hosts.entry(host, service.entry.index);
+            let (index, new) = self.hosts.entry(host, service.entry.index);
             if new {
                 let entry = service.entry;
                 self.owners.push(Owner { entry, host });
@@ -537,7 +537,7 @@ impl<'r> Compiler<'r> {
                 Some((self.rule_index(rule), PolicySource::Rule)),
             );
             let port = Port::new(number, port.target, port.arrival, way);
-            self.hosts.add_port(place, port, Vec::new());
+            self.hosts.add_port(index, port, Vec::new());
             let text = format!(
                 "it asks for TLS to `{host}`, but requests on port {number} go by `{wild}`, which is plaintext: they are refused (`left_out`)"
             );
@@ -596,7 +596,7 @@ impl<'r> Compiler<'r> {
     }
 
     fn originates(&self, host: &HostPattern, port: PortNumber) -> bool {
-        let host = self.hosts.place(host).and_then(|at| self.hosts.get(at));
+        let host = self.hosts.index(host).and_then(|at| self.hosts.get(at));
         let port = host.and_then(|host| self.hosts.port(host, port));
         let cluster = port.and_then(|port| self.clusters.get(port.way.cluster as usize));
         cluster.is_some_and(|cluster| cluster.tls.is_some())
@@ -647,7 +647,7 @@ impl<'r> Compiler<'r> {
 
     /// Whether any ServiceEntry has a host of a rule, for this caller or another.
     fn is_known(&self, host: &HostPattern) -> bool {
-        if self.hosts.place(host).is_some() {
+        if self.hosts.index(host).is_some() {
             return true;
         }
         let mut entries = self.resources.service_entries.iter();
@@ -794,19 +794,19 @@ impl<'r> Compiler<'r> {
             let Some(entry) = self.owners.get(wide).map(|owner| owner.entry) else {
                 continue;
             };
-            let (place, new) = self.hosts.entry(name, entry.index);
+            let (index, new) = self.hosts.entry(name, entry.index);
             if new {
                 self.owners.push(Owner { entry, host: name });
             }
-            let known = self.hosts.port_mut(place, port.number).is_some();
+            let known = self.hosts.port_mut(index, port.number).is_some();
             let number = port.number;
             if !known {
                 self.hosts.add_port(
-                    place,
+                    index,
                     Port::new(number, port.target, port.arrival, port.way),
                     Vec::new(),
                 );
-                self.refuse_for(place, number, by);
+                self.refuse_for(index, number, by);
             }
         }
     }

@@ -38,7 +38,7 @@ pub(super) struct Siblings<'r> {
 /// The siblings of the few hosts that have any, by the host's place.
 pub(super) type Families<'r> = BTreeMap<usize, Siblings<'r>>;
 
-/// Returns the places of the entries that a namespace sees, in the order in which a host's are asked.
+/// Returns the indexes of the entries that a namespace sees, in the order in which a host's are asked.
 ///
 /// Source: istio/istio `pilot/pkg/model/push_context.go`, `servicesExportedToNamespace`, and
 /// `pilot/pkg/model/sidecar.go`, `selectServices`.

@@ -24,7 +24,7 @@ impl Below {
 }
 
 impl Compiler<'_> {
-    /// Gives each host of [`connect_to`](crate::Settling::connect_to) that is found below a wildcard a place of its own.
+    /// Gives each host of [`connect_to`](crate::Settling::connect_to) that is found below a wildcard an index of its own.
     ///
     /// The clusters of a wildcard refuse private addresses, and such an address may well be private. So the host gets
     /// a cluster that refuses none, for this host and port alone. Everything else below the wildcard stays guarded.
@@ -63,14 +63,14 @@ impl Compiler<'_> {
         for (name, way) in &mut subsets {
             way.cluster = self.pinned_cluster(to, &host, port, name, way.cluster);
         }
-        let (place, _) = self.hosts.entry(&host, below.entry);
-        if let Some(host) = self.hosts.get_mut(place) {
+        let (index, _) = self.hosts.entry(&host, below.entry);
+        if let Some(host) = self.hosts.get_mut(index) {
             // On its other ports the host is treated as the wildcard is.
             host.named |= below.named;
         }
         let mut pinned = Port::new(port.number, port.target, port.arrival, way);
         pinned.allowed = port.allowed;
-        self.hosts.add_port(place, pinned, subsets);
+        self.hosts.add_port(index, pinned, subsets);
     }
 
     /// Finds or makes what a wildcard's cluster is for one host whose address is known.
@@ -98,11 +98,11 @@ impl Compiler<'_> {
                 ClusterName::own(port.number, subset, host)
             }
         };
-        let place = self.clusters.len();
-        let place = *self.names.entry(pinned.name.clone()).or_insert(place);
-        if place == self.clusters.len() {
+        let index = self.clusters.len();
+        let index = *self.names.entry(pinned.name.clone()).or_insert(index);
+        if index == self.clusters.len() {
             self.clusters.push(pinned);
         }
-        narrow(place)
+        narrow(index)
     }
 }

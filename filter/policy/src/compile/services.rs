@@ -19,8 +19,8 @@ impl<'r> Compiler<'r> {
     /// Adds the hosts of all entries that the caller sees.
     pub(super) fn entries(&mut self) {
         let mut families = self.owners();
-        for place in 0..self.owners.len() {
-            self.host(place, families.remove(&place).as_ref());
+        for index in 0..self.owners.len() {
+            self.host(index, families.remove(&index).as_ref());
         }
     }
 
@@ -40,12 +40,12 @@ impl<'r> Compiler<'r> {
                 self.entry_problems.insert(entry.index, found);
             }
             for (at, host) in entry.item.hosts.iter().enumerate() {
-                let (place, new) = self.hosts.entry(host, entry.index);
+                let (index, new) = self.hosts.entry(host, entry.index);
                 if new {
                     self.owners.push(Owner { entry, host });
                     continue;
                 }
-                let Some(owner) = self.owners.get(place).map(|owner| owner.entry) else {
+                let Some(owner) = self.owners.get(index).map(|owner| owner.entry) else {
                     continue;
                 };
                 // It names the host twice.
@@ -54,7 +54,7 @@ impl<'r> Compiler<'r> {
                 }
                 let joins = joins(&owner, &entry);
                 if owner.meta.id.namespace == entry.meta.id.namespace {
-                    let family = families.entry(place).or_default();
+                    let family = families.entry(index).or_default();
                     family.all.push(entry);
                     let kind = match joins {
                         true => &mut family.joined,
@@ -70,19 +70,19 @@ impl<'r> Compiler<'r> {
         // What the caller does not see gives its endpoints all the same.
         for entry in Indexed::all(entries).filter(|entry| !mesh.shows(entry, namespace)) {
             for host in &entry.hosts {
-                let Some(place) = self.hosts.place(host) else {
+                let Some(index) = self.hosts.index(host) else {
                     continue;
                 };
-                let owner = self.owners.get(place).map(|owner| owner.entry);
+                let owner = self.owners.get(index).map(|owner| owner.entry);
                 if owner.is_some_and(|owner| owner.meta.id.namespace == entry.meta.id.namespace) {
-                    families.entry(place).or_default().all.push(entry);
+                    families.entry(index).or_default().all.push(entry);
                 }
             }
         }
-        for (place, family) in &mut families {
+        for (index, family) in &mut families {
             family
                 .all
-                .extend(self.owners.get(*place).map(|owner| owner.entry));
+                .extend(self.owners.get(*index).map(|owner| owner.entry));
             sort_by(&mut family.all, |one, other| {
                 let key = |entry: &ServiceEntry| {
                     let id = &entry.meta.id;
@@ -95,8 +95,8 @@ impl<'r> Compiler<'r> {
     }
 
     /// Adds the ports of a host.
-    fn host(&mut self, place: usize, siblings: Option<&Siblings<'r>>) {
-        let Some(&Owner { entry, host }) = self.owners.get(place) else {
+    fn host(&mut self, index: usize, siblings: Option<&Siblings<'r>>) {
+        let Some(&Owner { entry, host }) = self.owners.get(index) else {
             return;
         };
         let rule = self
@@ -106,22 +106,22 @@ impl<'r> Compiler<'r> {
         let joined = siblings.map_or(&[][..], |siblings| &siblings.joined);
         for from in [entry].into_iter().chain(joined.iter().copied()) {
             for port in from.item.ports.iter() {
-                let known = self.hosts.get(place);
+                let known = self.hosts.get(index);
                 if known.is_some_and(|host| self.hosts.port(host, port.number).is_some()) {
                     continue;
                 }
-                let (number, index) = (port.number, port.index);
+                let (number, port_index) = (port.number, port.index);
                 let found = self.problems.len();
                 let leads = Leads::of(entry.item, siblings, (from.item, port));
                 let wanted = (from.item, port, &leads, &names[..]);
                 if let Some((port, subsets)) = self.port(entry.item, host, wanted, rule.as_ref()) {
-                    self.note_plain(place, (from, wanted.1), wanted.2, &port, rule.as_ref());
-                    self.candidate(from.item, host, place, index, &port);
-                    self.hosts.add_port(place, port, subsets);
+                    self.note_plain(index, (from, wanted.1), wanted.2, &port, rule.as_ref());
+                    self.candidate(from.item, host, index, port_index, &port);
+                    self.hosts.add_port(index, port, subsets);
                     for entry in siblings.map_or(&[entry][..], |siblings| &siblings.all) {
-                        self.blame(place, number, self.problems_of(*entry));
+                        self.blame(index, number, self.problems_of(*entry));
                     }
-                    self.blame(place, number, found..self.problems.len());
+                    self.blame(index, number, found..self.problems.len());
                 }
             }
             // As in Istio, whoever names an address of the service in `Host` names the service.
@@ -131,19 +131,19 @@ impl<'r> Compiler<'r> {
                     .iter()
                     .filter(|address| address.prefix.is_none())
                 {
-                    self.hosts.alias(HostName::address(address.ip), place);
+                    self.hosts.alias(HostName::address(address.ip), index);
                 }
             }
         }
         // In Istio the ports of entries that did not join have listeners and no clusters: no wider host has them.
         for lost in siblings.iter().flat_map(|siblings| &siblings.lost) {
             for port in lost.ports.iter() {
-                let known = self.hosts.get(place);
+                let known = self.hosts.get(index);
                 let taken = known.is_some_and(|host| self.hosts.port(host, port.number).is_some());
                 if let Some(arrival) = arrival(port).filter(|_| !taken) {
                     let way = Way::refused(Reason::UnknownPort, None);
                     let port = Port::new(port.number, port.target, arrival, way);
-                    self.hosts.add_port(place, port, Subsets::new());
+                    self.hosts.add_port(index, port, Subsets::new());
                 }
             }
         }

@@ -32,7 +32,7 @@ pub struct DestinationRule {
 pub struct Subset {
     /// Its name.
     pub name: String,
-    /// Its place in `subsets`.
+    /// Its index in `subsets`.
     pub index: usize,
     /// The labels of its endpoints; empty means all.
     pub labels: Vec<(String, String)>,

@@ -99,7 +99,7 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The port really dialled: `targetPort`, or the number.
     pub target: PortNumber,
-    /// Its place in `ports`.
+    /// Its index in `ports`.
     pub index: usize,
 }
 

@@ -39,7 +39,7 @@ pub struct TrafficPolicy {
 pub struct PortPolicy {
     /// The service port, never the target port.
     pub port: PortNumber,
-    /// Its place in `portLevelSettings`.
+    /// Its index in `portLevelSettings`.
     pub index: usize,
     /// Its settings: load balancer, connection pool, outlier detection and TLS.
     pub policy: TrafficPolicy,

@@ -68,8 +68,8 @@ impl Connections {
     /// Returns what is known of a host's port.
     pub(crate) fn of(&self, host: usize, port: PortNumber) -> Option<&Known> {
         let all = self.0.get(&port)?;
-        let place = all.binary_search_by_key(&host, |known| known.host).ok()?;
-        all.get(place)
+        let index = all.binary_search_by_key(&host, |known| known.host).ok()?;
+        all.get(index)
     }
 
     /// Returns all that decides, for fingerprints.

@@ -26,7 +26,7 @@ pub(crate) struct Hosts {
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
     pub(crate) pattern: HostPattern,
-    /// The place of its ServiceEntry among all resources.
+    /// The index of its ServiceEntry among all resources.
     pub(crate) entry: u32,
     /// A rule asks for TLS to the host, so its other ports are not left alone either.
     pub(crate) named: bool,
@@ -42,9 +42,9 @@ pub(crate) struct Port {
     /// Plaintext would be refused, and somebody allowed it.
     pub(crate) allowed: bool,
     pub(crate) way: Way,
-    /// The place of its subsets, if it has any.
+    /// The index of its subsets, if it has any.
     subsets: u32,
-    /// The place of the next one of its host.
+    /// The index of the next one of its host.
     next: u32,
 }
 
@@ -54,9 +54,9 @@ pub(crate) type Subsets = Vec<(Box<str>, Way)>;
 /// A cluster, and who said so.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Way {
-    /// The place of the cluster.
+    /// The index of the cluster.
     pub(crate) cluster: u32,
-    /// The place of the rule among all resources.
+    /// The index of the rule among all resources.
     rule: u32,
     subset: u32,
     port_level: u32,
@@ -65,14 +65,14 @@ pub(crate) struct Way {
 /// No place. So many do not fit into memory.
 const NONE: u32 = u32::MAX;
 
-/// Ways that lead nowhere have the place of their reason, counted from here, for that of a cluster.
+/// Ways that lead nowhere have the index of their reason, counted from here, for that of a cluster.
 const REFUSED: u32 = NONE - Reason::OF_THE_TABLE.len() as u32;
 
 /// Places of aliases are counted from here.
 const ALIASES: usize = 1 << 31;
 
-pub(crate) fn narrow(place: usize) -> u32 {
-    u32::try_from(place).unwrap_or(NONE)
+pub(crate) fn narrow(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(NONE)
 }
 
 impl Way {
@@ -105,16 +105,16 @@ impl Way {
         Reason::OF_THE_TABLE.get(at as usize).copied()
     }
 
-    /// Returns the place of the rule among all resources, and which part of it counts.
+    /// Returns the index of the rule among all resources, and which part of it counts.
     pub(crate) fn rule(&self) -> Option<(usize, PolicySource)> {
-        let place = |place: u32| (place != NONE).then_some(place as usize);
-        let source = match (place(self.subset), place(self.port_level)) {
+        let index = |index: u32| (index != NONE).then_some(index as usize);
+        let source = match (index(self.subset), index(self.port_level)) {
             (None, None) => PolicySource::Rule,
             (None, Some(port)) => PolicySource::Port(port),
             (Some(subset), None) => PolicySource::Subset(subset),
             (Some(subset), Some(port)) => PolicySource::SubsetPort(subset, port),
         };
-        Some((place(self.rule)?, source))
+        Some((index(self.rule)?, source))
     }
 }
 
@@ -139,18 +139,18 @@ impl Hosts {
         name: &str,
         mut give: impl FnMut(&'h Host) -> Option<T>,
     ) -> Option<T> {
-        let text = |place| text(&self.hosts, &self.aliases, place);
-        self.index.find_map(name, text, |place| {
-            give(self.hosts.get(self.host_at(place))?)
+        let text = |index| text(&self.hosts, &self.aliases, index);
+        self.index.find_map(name, text, |index| {
+            give(self.hosts.get(self.host_at(index))?)
         })
     }
 
-    /// Returns the place of a pattern's host, and whether it has been made just now.
+    /// Returns the index of a pattern's host, and whether it has been made just now.
     pub(crate) fn entry(&mut self, pattern: &HostPattern, entry: usize) -> (usize, bool) {
         let next = self.hosts.len();
-        let place = self.place_of(pattern, next);
-        if place != next {
-            return (self.host_at(place), false);
+        let index = self.index_of(pattern, next);
+        if index != next {
+            return (self.host_at(index), false);
         }
         self.hosts.push(Host {
             pattern: pattern.clone(),
@@ -158,30 +158,30 @@ impl Hosts {
             named: false,
             first: None,
         });
-        (place, true)
+        (index, true)
     }
 
-    /// Returns the place of a pattern's own host.
-    pub(crate) fn place(&self, pattern: &HostPattern) -> Option<usize> {
-        let text = |place| text(&self.hosts, &self.aliases, place);
-        let place = self.host_at(self.index.find_pattern(pattern, text)?);
-        let host = self.hosts.get(place)?;
-        (host.pattern == *pattern).then_some(place)
+    /// Returns the index of a pattern's own host.
+    pub(crate) fn index(&self, pattern: &HostPattern) -> Option<usize> {
+        let text = |index| text(&self.hosts, &self.aliases, index);
+        let index = self.host_at(self.index.find_pattern(pattern, text)?);
+        let host = self.hosts.get(index)?;
+        (host.pattern == *pattern).then_some(index)
     }
 
     /// Notes that a rule asks for TLS to a pattern, and to all hosts that it has.
     pub(crate) fn name(&mut self, pattern: &HostPattern, rule: usize) {
-        let (place, _) = self.entry(pattern, rule);
+        let (index, _) = self.entry(pattern, rule);
         for (at, host) in self.hosts.iter_mut().enumerate() {
-            host.named |= at == place || pattern.covers(&host.pattern);
+            host.named |= at == index || pattern.covers(&host.pattern);
         }
     }
 
     /// Lets an address stand for a host, unless it stands for another already.
     pub(crate) fn alias(&mut self, alias: HostName, host: usize) {
         let next = ALIASES + self.aliases.len();
-        let place = self.place_of(&HostPattern::Exact(alias.clone()), next);
-        if place == next || self.host_at(place) == host {
+        let index = self.index_of(&HostPattern::Exact(alias.clone()), next);
+        if index == next || self.host_at(index) == host {
             self.aliases.push((alias, host));
         }
     }
@@ -213,12 +213,12 @@ impl Hosts {
         self.more.push(port);
     }
 
-    pub(crate) fn get(&self, place: usize) -> Option<&Host> {
-        self.hosts.get(place)
+    pub(crate) fn get(&self, index: usize) -> Option<&Host> {
+        self.hosts.get(index)
     }
 
-    pub(crate) fn get_mut(&mut self, place: usize) -> Option<&mut Host> {
-        self.hosts.get_mut(place)
+    pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut Host> {
+        self.hosts.get_mut(index)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Host> {
@@ -261,7 +261,7 @@ impl Hosts {
         }
     }
 
-    /// Returns the places of the clusters that ports and subsets lead to; those of refused ports lead nowhere.
+    /// Returns the indexes of the clusters that ports and subsets lead to; those of refused ports lead nowhere.
     pub(crate) fn clusters(&self) -> BTreeSet<u32> {
         let ports = self.hosts.iter().flat_map(|host| self.ports(host));
         let served = ports.filter(|port| port.way.refusal().is_none());
@@ -286,24 +286,24 @@ impl Hosts {
         named.filter_map(|(alias, host)| Some((alias, &self.hosts.get(*host)?.pattern)))
     }
 
-    fn place_of(&mut self, pattern: &HostPattern, next: usize) -> usize {
-        let text = |place| text(&self.hosts, &self.aliases, place);
+    fn index_of(&mut self, pattern: &HostPattern, next: usize) -> usize {
+        let text = |index| text(&self.hosts, &self.aliases, index);
         self.index.entry(pattern, next, &text)
     }
 
-    /// Returns the place of the host that a place of the index means.
-    fn host_at(&self, place: usize) -> usize {
-        let alias = place.checked_sub(ALIASES);
-        alias.map_or(place, |alias| {
-            self.aliases.get(alias).map_or(place, |(_, host)| *host)
+    /// Returns the index of the host that an entry of the host index means.
+    fn host_at(&self, index: usize) -> usize {
+        let alias = index.checked_sub(ALIASES);
+        alias.map_or(index, |alias| {
+            self.aliases.get(alias).map_or(index, |(_, host)| *host)
         })
     }
 }
 
-/// Says what text stands at a place of the index.
-fn text<'h>(hosts: &'h [Host], aliases: &'h [(HostName, usize)], place: usize) -> &'h str {
-    match place.checked_sub(ALIASES) {
+/// Returns the text of an entry of the host index.
+fn text<'h>(hosts: &'h [Host], aliases: &'h [(HostName, usize)], index: usize) -> &'h str {
+    match index.checked_sub(ALIASES) {
         Some(alias) => aliases.get(alias).map_or("", |(alias, _)| alias.as_str()),
-        None => hosts.get(place).map_or("", |host| host.pattern.text()),
+        None => hosts.get(index).map_or("", |host| host.pattern.text()),
     }
 }
