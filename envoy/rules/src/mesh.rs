@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use egress_policy::fields::{Field, Fields, Report as Problems, Way};
+use egress_policy::fields::{Cursor, Field, Fields, Report as Problems};
 use egress_policy::node::Node;
 use egress_policy::{
     FieldPath, MESH_FIELDS, Mesh, Origin, OutboundMode, Problem, ProblemKind, Segment, Severity,
@@ -283,7 +283,7 @@ pub(crate) fn read(given: &[Given], outbound: OutboundMode) -> (MeshConfig, Vec<
     let node = Node::from(&first.value);
     let whole = Field {
         report: &report,
-        way: Way::Root,
+        cursor: Cursor::Root,
         value: &node,
     };
     if let Some(fields) = whole.fields() {
@@ -301,7 +301,7 @@ pub(crate) fn read(given: &[Given], outbound: OutboundMode) -> (MeshConfig, Vec<
         let node = Node::from(&told);
         let part = Field {
             report: &report,
-            way: Way::Root,
+            cursor: Cursor::Root,
             value: &node,
         };
         config.decides = Mesh::read(part).unwrap_or_default();

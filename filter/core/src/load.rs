@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use egress_policy::fields::{Field, Report, Way};
+use egress_policy::fields::{Cursor, Field, Report};
 use egress_policy::node::{Key, Node, Object};
 use egress_policy::{
     AllowPlaintext, Arrival, Cluster, ConnectTo, Digest, FieldPath, HostName, Mesh, Origin,
@@ -396,7 +396,7 @@ fn read(json: &[u8]) -> Result<(Option<Settings>, Resources, Problems), InvalidC
     let report = Report::new(Origin::default());
     let settings = read_settings(Field {
         report: &report,
-        way: Way::Root,
+        cursor: Cursor::Root,
         value: &Node::Object(settings),
     });
     let mut own = report.into_problems();

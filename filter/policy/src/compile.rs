@@ -19,7 +19,7 @@ use crate::port::PortNumber;
 use crate::problem::{Problem, Problems};
 use crate::resource::Resources;
 use crate::table::PolicyTable;
-use crate::table::hosts::{Way, narrow};
+use crate::table::hosts::{Verdict, narrow};
 
 impl PolicyTable {
     /// Compiles resources for one proxy, or tells everything that prevents it.
@@ -85,9 +85,9 @@ impl Compiler<'_> {
         let connections = self.connections();
         for fault in &self.faults {
             if let Some(port) = self.hosts.port_mut(fault.host, fault.port)
-                && port.way.refusal().is_none()
+                && port.verdict.refusal().is_none()
             {
-                port.way = Way::refused(Reason::InvalidRule, port.way.rule());
+                port.verdict = Verdict::refused(Reason::InvalidRule, port.verdict.rule());
             }
         }
         self.pin();
@@ -109,10 +109,13 @@ impl Compiler<'_> {
             .filter_map(|from| clusters.get_mut(from).and_then(Option::take))
             .collect();
         let mut hosts = self.hosts;
-        for way in hosts.ways_mut().filter(|way| way.refusal().is_none()) {
-            way.cluster = narrow(
+        for verdict in hosts
+            .verdicts_mut()
+            .filter(|verdict| verdict.refusal().is_none())
+        {
+            verdict.cluster = narrow(
                 indexes
-                    .get(way.cluster as usize)
+                    .get(verdict.cluster as usize)
                     .copied()
                     .unwrap_or(usize::MAX),
             );

@@ -1,7 +1,7 @@
 //! Reads JSON objects field by field and reports everything that is wrong with them, not the first thing.
 //!
 //! Serde's derive stops at the first error and knows no place; people who mend a file want all of
-//! them, each with its way. So the wire format is read here by hand, from one [`Node`] a document.
+//! them, each with its path. So the wire format is read here by hand, from one [`Node`] a document.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
@@ -78,32 +78,32 @@ impl Report {
     }
 }
 
-/// The way to a value, as a list that lives on the stack.
+/// The path to a value, as a list that lives on the stack.
 #[derive(Clone, Copy)]
-pub enum Way<'a> {
+pub enum Cursor<'a> {
     /// The document itself.
     Root,
-    /// A key of what the way leads to.
-    Key(&'a Way<'a>, &'a str),
-    /// A place in the list that the way leads to.
-    Index(&'a Way<'a>, usize),
+    /// A key of what the cursor leads to.
+    Key(&'a Cursor<'a>, &'a str),
+    /// An index of the list that the cursor leads to.
+    Index(&'a Cursor<'a>, usize),
 }
 
-impl Way<'_> {
-    /// Returns the way as a path.
+impl Cursor<'_> {
+    /// Returns it as a path.
     pub fn path(&self) -> FieldPath {
         let mut segments = Vec::new();
-        let mut way = *self;
+        let mut cursor = *self;
         loop {
-            match way {
-                Way::Root => break,
-                Way::Key(before, key) => {
+            match cursor {
+                Cursor::Root => break,
+                Cursor::Key(before, key) => {
                     segments.push(Segment::Key(key.to_owned()));
-                    way = *before;
+                    cursor = *before;
                 }
-                Way::Index(before, index) => {
+                Cursor::Index(before, index) => {
                     segments.push(Segment::Index(index));
-                    way = *before;
+                    cursor = *before;
                 }
             }
         }
@@ -112,13 +112,13 @@ impl Way<'_> {
     }
 }
 
-/// One value and the way to it.
+/// One value and the path to it.
 #[derive(Clone, Copy)]
 pub struct Field<'a> {
     /// Where problems go.
     pub report: &'a Report,
     /// How to get there.
-    pub way: Way<'a>,
+    pub cursor: Cursor<'a>,
     /// What stands there.
     pub value: &'a Node<'a>,
 }
@@ -128,20 +128,24 @@ impl<'a> Field<'a> {
     #[inline(never)]
     pub fn error(&self, kind: ProblemKind) {
         self.report
-            .add(Severity::Error, self.way.path(), kind, None);
+            .add(Severity::Error, self.cursor.path(), kind, None);
     }
 
     /// Reports an error here, and how to mend it.
     #[inline(never)]
     pub fn error_with_hint(&self, kind: ProblemKind, hint: impl Into<String>) {
         self.report
-            .add(Severity::Error, self.way.path(), kind, Some(hint.into()));
+            .add(Severity::Error, self.cursor.path(), kind, Some(hint.into()));
     }
 
     /// Reports a warning here, and how to mend it.
     pub fn warning(&self, kind: ProblemKind, hint: impl Into<String>) {
-        self.report
-            .add(Severity::Warning, self.way.path(), kind, Some(hint.into()));
+        self.report.add(
+            Severity::Warning,
+            self.cursor.path(),
+            kind,
+            Some(hint.into()),
+        );
     }
 
     #[inline(never)]
@@ -179,7 +183,7 @@ impl<'a> Field<'a> {
         };
         let kind = ProblemKind::WrongType { expected, found };
         self.report
-            .add(Severity::Error, self.way.path(), kind, hint);
+            .add(Severity::Error, self.cursor.path(), kind, hint);
     }
 
     /// Reads a string.
@@ -292,7 +296,7 @@ impl<'a> Field<'a> {
                 let kind = ProblemKind::Invalid(problem.to_string());
                 self.report.add(
                     Severity::Error,
-                    self.way.path(),
+                    self.cursor.path(),
                     kind,
                     hint.map(str::to_owned),
                 );
@@ -348,7 +352,7 @@ impl<'a> Field<'a> {
         match self.value {
             Node::Object(map) => Some(Fields {
                 report: self.report,
-                way: self.way,
+                cursor: self.cursor,
                 map,
                 // As many as most objects are asked for.
                 known: RefCell::new(Vec::with_capacity(12)),
@@ -378,7 +382,7 @@ impl<'a> Field<'a> {
         for (index, value) in items.iter().enumerate() {
             each(Field {
                 report: self.report,
-                way: Way::Index(&self.way, index),
+                cursor: Cursor::Index(&self.cursor, index),
                 value,
             });
         }
@@ -395,7 +399,7 @@ impl<'a> Field<'a> {
                 key,
                 Field {
                     report: self.report,
-                    way: Way::Key(&self.way, key),
+                    cursor: Cursor::Key(&self.cursor, key),
                     value,
                 },
             );
@@ -424,7 +428,7 @@ impl<'a> Field<'a> {
 /// The fields of one object. What nobody asked for by the end is unknown, and so a problem.
 pub struct Fields<'a> {
     report: &'a Report,
-    way: Way<'a>,
+    cursor: Cursor<'a>,
     map: &'a Object<'a>,
     known: RefCell<Vec<&'static str>>,
     open: Cell<bool>,
@@ -440,7 +444,7 @@ impl<'a> Fields<'a> {
         let value = self.find(name)?;
         read(Field {
             report: self.report,
-            way: Way::Key(&self.way, name),
+            cursor: Cursor::Key(&self.cursor, name),
             value,
         })
     }
@@ -493,7 +497,7 @@ impl<'a> Fields<'a> {
     pub fn error_at(&self, name: &str, kind: ProblemKind, hint: Option<&str>) {
         self.report.add(
             Severity::Error,
-            Way::Key(&self.way, name).path(),
+            Cursor::Key(&self.cursor, name).path(),
             kind,
             hint.map(str::to_owned),
         );
@@ -501,7 +505,7 @@ impl<'a> Fields<'a> {
 
     /// Reports a warning about one of the fields.
     pub fn warning_at(&self, name: &str, kind: ProblemKind, hint: &str) {
-        let path = Way::Key(&self.way, name).path();
+        let path = Cursor::Key(&self.cursor, name).path();
         self.report
             .add(Severity::Warning, path, kind, Some(hint.to_owned()));
     }
@@ -514,7 +518,7 @@ impl<'a> Fields<'a> {
         kind: ProblemKind,
         hint: Option<String>,
     ) {
-        let mut path = Way::Key(&self.way, name).path();
+        let mut path = Cursor::Key(&self.cursor, name).path();
         path.0.extend_from_slice(below);
         self.report.add(Severity::Error, path, kind, hint);
     }
@@ -523,7 +527,7 @@ impl<'a> Fields<'a> {
     pub fn error(&self, kind: ProblemKind, hint: Option<&str>) {
         self.report.add(
             Severity::Error,
-            self.way.path(),
+            self.cursor.path(),
             kind,
             hint.map(str::to_owned),
         );
@@ -537,7 +541,7 @@ impl<'a> Fields<'a> {
                 let kind = ProblemKind::NotSupported(format!("`{name}`"));
                 self.report.add(
                     severity,
-                    Way::Key(&self.way, name).path(),
+                    Cursor::Key(&self.cursor, name).path(),
                     kind,
                     Some(hint.to_owned()),
                 );
@@ -570,7 +574,7 @@ impl Drop for Fields<'_> {
                     did_you_mean(key, &known).map(|meant| format!("did you mean `{meant}`?"));
                 let hint = hint.unwrap_or_else(|| format!("known here: {}", listed(&known)));
                 let shown: String = key.chars().take(60).collect();
-                let path = Way::Key(&self.way, key).path();
+                let path = Cursor::Key(&self.cursor, key).path();
                 self.report.add(
                     Severity::Error,
                     path,

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::fields::{Field, Fields, Report, Way, listed};
+use crate::fields::{Cursor, Field, Fields, Report, listed};
 use crate::node::Node;
 use crate::order::sort_by;
 use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Severity, did_you_mean};
@@ -65,14 +65,14 @@ impl Parser {
         let is_list = matches!(map.get("kind"), Some(Node::Text(kind)) if is_list(kind));
         match map.get("items") {
             Some(Node::List(items)) if is_list => {
-                let list = Way::Key(&Way::Root, "items");
+                let list = Cursor::Key(&Cursor::Root, "items");
                 for (index, item) in items.iter().enumerate() {
                     self.resource(
                         Origin {
                             document,
                             item: Some(index),
                         },
-                        Way::Index(&list, index),
+                        Cursor::Index(&list, index),
                         item,
                     );
                 }
@@ -82,7 +82,7 @@ impl Parser {
                     document,
                     item: None,
                 },
-                Way::Root,
+                Cursor::Root,
                 value,
             ),
         }
@@ -146,11 +146,11 @@ impl Parser {
         });
     }
 
-    fn resource(&mut self, origin: Origin, way: Way<'_>, value: &Node<'_>) {
+    fn resource(&mut self, origin: Origin, cursor: Cursor<'_>, value: &Node<'_>) {
         let report = Report::new(origin);
         let field = Field {
             report: &report,
-            way,
+            cursor,
             value,
         };
         let read = field

@@ -206,24 +206,24 @@ impl PolicyTable {
         if port.arrival != query.arrival {
             return refused(Reason::OtherProtocol);
         }
-        if let Some(reason) = port.way.refusal() {
+        if let Some(reason) = port.verdict.refusal() {
             return Decision {
-                rule: (port.way.rule()).and_then(|(rule, _)| self.resources.get(rule)),
-                policy_source: port.way.rule().map(|(_, source)| source),
+                rule: (port.verdict.rule()).and_then(|(rule, _)| self.resources.get(rule)),
+                policy_source: port.verdict.rule().map(|(_, source)| source),
                 ..refused(reason)
             };
         }
-        let way = match query.subset {
-            None => Some(&port.way),
+        let verdict = match query.subset {
+            None => Some(&port.verdict),
             Some(wanted) => self
                 .hosts
                 .subsets(port)
                 .iter()
                 .find(|(name, _)| **name == *wanted)
-                .map(|(_, way)| way),
+                .map(|(_, verdict)| verdict),
         };
-        let Some((way, cluster)) =
-            way.and_then(|way| Some((way, self.clusters.get(way.cluster as usize)?)))
+        let Some((verdict, cluster)) = verdict
+            .and_then(|verdict| Some((verdict, self.clusters.get(verdict.cluster as usize)?)))
         else {
             return refused(Reason::UnknownSubset);
         };
@@ -233,7 +233,7 @@ impl PolicyTable {
             (Arrival::Http | Arrival::Tcp, None) => Action::Forward(cluster),
         };
         let name = host.pattern.exact().map_or(query.host, HostName::as_str);
-        let rule = way.rule();
+        let rule = verdict.rule();
         Decision {
             action,
             target: Some(Target {
@@ -260,13 +260,13 @@ impl PolicyTable {
             .enumerate()
             .flat_map(move |(index, host)| {
                 let ports = self.hosts.ports(host);
-                let served = ports.filter(|port| port.way.refusal().is_none());
+                let served = ports.filter(|port| port.verdict.refusal().is_none());
                 served.flat_map(move |port| {
                     let subsets = self.hosts.subsets(port).iter();
-                    let subsets = subsets.map(|(name, way)| (Some(&**name), way));
-                    std::iter::once((None, &port.way))
+                    let subsets = subsets.map(|(name, verdict)| (Some(&**name), verdict));
+                    std::iter::once((None, &port.verdict))
                         .chain(subsets)
-                        .filter_map(move |(subset, way)| {
+                        .filter_map(move |(subset, verdict)| {
                             let pinned = host.pattern.exact();
                             let candidate = self.connections.of(index, port.number);
                             Some(Service {
@@ -275,14 +275,16 @@ impl PolicyTable {
                                 target: port.target,
                                 arrival: port.arrival,
                                 subset,
-                                cluster: self.clusters.get(way.cluster as usize)?,
+                                cluster: self.clusters.get(verdict.cluster as usize)?,
                                 connect_to: pinned
                                     .and_then(|name| self.connect_to(name.as_str(), port.target)),
                                 addresses: candidate.map_or(&[], |candidate| &candidate.addresses),
                                 vip: candidate.and_then(|candidate| candidate.vip),
                                 connectable: candidate.is_some(),
                                 service_entry: self.entry_of(host),
-                                rule: way.rule().and_then(|(rule, _)| self.resources.get(rule)),
+                                rule: verdict
+                                    .rule()
+                                    .and_then(|(rule, _)| self.resources.get(rule)),
                             })
                         })
                 })
@@ -294,7 +296,7 @@ impl PolicyTable {
         self.hosts.iter().enumerate().flat_map(move |(at, host)| {
             let ports = self.hosts.ports(host);
             ports.filter_map(move |port| {
-                let reason = port.way.refusal()?;
+                let reason = port.verdict.refusal()?;
                 let candidate = self.connections.of(at, port.number);
                 Some(Refused {
                     host: &host.pattern,

@@ -5,7 +5,7 @@
     reason = "a test that meets what it did not expect should stop"
 )]
 
-use egress_policy::fields::{Field, Report, Way};
+use egress_policy::fields::{Cursor, Field, Report};
 use egress_policy::node::Node;
 use egress_policy::{
     Action, Arrival, Mesh, Origin, Parser, PolicyTable, PortNumber, Problem, Proxy, Query,
@@ -544,7 +544,7 @@ fn read_mesh(value: &Value) -> (Mesh, Vec<String>) {
     let report = Report::new(Origin::default());
     let mesh = Mesh::read(Field {
         report: &report,
-        way: Way::Root,
+        cursor: Cursor::Root,
         value: &Node::from(value),
     });
     let problems = report.into_problems();

@@ -28,7 +28,7 @@ use crate::resource::{
     TrafficPolicy, Unread, hidden_by,
 };
 use crate::source::problem_of;
-use crate::table::hosts::{Port, Way};
+use crate::table::hosts::{Port, Verdict};
 
 /// A `tls` block that asks for TLS.
 #[derive(Clone, Copy)]
@@ -132,7 +132,7 @@ impl<'r> Compiler<'r> {
         found: &Port,
         merged: Option<&Merged<'r>>,
     ) {
-        let cluster = self.clusters.get(found.way.cluster as usize);
+        let cluster = self.clusters.get(found.verdict.cluster as usize);
         let plain = cluster.is_some_and(|cluster: &Cluster| cluster.tls.is_none());
         let exact = self
             .hosts
@@ -192,7 +192,7 @@ impl<'r> Compiler<'r> {
                 continue;
             };
             let port = self.hosts.port_mut(service.host, service.port.number);
-            if told || port.is_none_or(|port| port.way.refusal().is_some()) {
+            if told || port.is_none_or(|port| port.verdict.refusal().is_some()) {
                 continue;
             }
             if service.disabled || self.passes(&host, service, &asking, &mut suspects) {
@@ -441,7 +441,7 @@ impl<'r> Compiler<'r> {
         } = suspect;
         let number = service.port.number;
         if let Some(port) = self.hosts.port_mut(service.host, number) {
-            port.way = Way::refused(Reason::LeftOut, port.way.rule());
+            port.verdict = Verdict::refused(Reason::LeftOut, port.verdict.rule());
         }
         let Some(block) = naming.first() else { return };
         let why = self.why_not(host, service, &block.rule);
@@ -498,7 +498,7 @@ impl<'r> Compiler<'r> {
             return;
         };
         let port = self.hosts.port_mut(service.host, number).cloned();
-        let Some(port) = port.filter(|port| port.way.refusal().is_none()) else {
+        let Some(port) = port.filter(|port| port.verdict.refusal().is_none()) else {
             return;
         };
         // A host goes by the wildcard until one between them is refused, so the most specific are asked first.
@@ -532,11 +532,11 @@ impl<'r> Compiler<'r> {
                 let entry = service.entry;
                 self.owners.push(Owner { entry, host });
             }
-            let way = Way::refused(
+            let verdict = Verdict::refused(
                 Reason::LeftOut,
                 Some((self.rule_index(rule), PolicySource::Rule)),
             );
-            let port = Port::new(number, port.target, port.arrival, way);
+            let port = Port::new(number, port.target, port.arrival, verdict);
             self.hosts.add_port(index, port, Vec::new());
             let text = format!(
                 "it asks for TLS to `{host}`, but requests on port {number} go by `{wild}`, which is plaintext: they are refused (`left_out`)"
@@ -598,7 +598,7 @@ impl<'r> Compiler<'r> {
     fn originates(&self, host: &HostPattern, port: PortNumber) -> bool {
         let host = self.hosts.index(host).and_then(|at| self.hosts.get(at));
         let port = host.and_then(|host| self.hosts.port(host, port));
-        let cluster = port.and_then(|port| self.clusters.get(port.way.cluster as usize));
+        let cluster = port.and_then(|port| self.clusters.get(port.verdict.cluster as usize));
         cluster.is_some_and(|cluster| cluster.tls.is_some())
     }
 
@@ -803,7 +803,7 @@ impl<'r> Compiler<'r> {
             if !known {
                 self.hosts.add_port(
                     index,
-                    Port::new(number, port.target, port.arrival, port.way),
+                    Port::new(number, port.target, port.arrival, port.verdict),
                     Vec::new(),
                 );
                 self.refuse_for(index, number, by);
@@ -819,7 +819,7 @@ impl<'r> Compiler<'r> {
         if let Some(port) = self.hosts.port_mut(host, number) {
             match allowed {
                 true => port.allowed = port.arrival != Arrival::Tls,
-                false => port.way = Way::refused(Reason::NotRead, port.way.rule()),
+                false => port.verdict = Verdict::refused(Reason::NotRead, port.verdict.rule()),
             }
         }
         let so = match allowed {

@@ -39,7 +39,7 @@ impl Compiler<'_> {
                         continue;
                     }
                     known.push(port.number);
-                    let cluster = self.clusters.get(port.way.cluster as usize);
+                    let cluster = self.clusters.get(port.verdict.cluster as usize);
                     if port.target == to.port
                         && port.arrival != Arrival::Tcp
                         && cluster.is_some_and(|cluster| cluster.any_name)
@@ -58,17 +58,17 @@ impl Compiler<'_> {
 
     fn pin_port(&mut self, to: &ConnectTo, below: &Below, port: &Port, mut subsets: Subsets) {
         let host = HostPattern::Exact(to.host.clone());
-        let mut way = port.way;
-        way.cluster = self.pinned_cluster(to, &host, port, "", way.cluster);
-        for (name, way) in &mut subsets {
-            way.cluster = self.pinned_cluster(to, &host, port, name, way.cluster);
+        let mut verdict = port.verdict;
+        verdict.cluster = self.pinned_cluster(to, &host, port, "", verdict.cluster);
+        for (name, verdict) in &mut subsets {
+            verdict.cluster = self.pinned_cluster(to, &host, port, name, verdict.cluster);
         }
         let (index, _) = self.hosts.entry(&host, below.entry);
         if let Some(host) = self.hosts.get_mut(index) {
             // On its other ports the host is treated as the wildcard is.
             host.named |= below.named;
         }
-        let mut pinned = Port::new(port.number, port.target, port.arrival, way);
+        let mut pinned = Port::new(port.number, port.target, port.arrival, verdict);
         pinned.allowed = port.allowed;
         self.hosts.add_port(index, pinned, subsets);
     }

@@ -12,7 +12,7 @@ use crate::port::ProtocolClass;
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity};
 use crate::query::Arrival;
 use crate::resource::{ServiceEntry, ServicePort, SimpleBalancer, Subset};
-use crate::table::hosts::{Port, Subsets, Way};
+use crate::table::hosts::{Port, Subsets, Verdict};
 use crate::tls::{TlsIntent, Trust};
 
 impl<'r> Compiler<'r> {
@@ -141,8 +141,8 @@ impl<'r> Compiler<'r> {
                 let known = self.hosts.get(index);
                 let taken = known.is_some_and(|host| self.hosts.port(host, port.number).is_some());
                 if let Some(arrival) = arrival(port).filter(|_| !taken) {
-                    let way = Way::refused(Reason::UnknownPort, None);
-                    let port = Port::new(port.number, port.target, arrival, way);
+                    let verdict = Verdict::refused(Reason::UnknownPort, None);
+                    let port = Port::new(port.number, port.target, arrival, verdict);
                     self.hosts.add_port(index, port, Subsets::new());
                 }
             }
@@ -169,13 +169,13 @@ impl<'r> Compiler<'r> {
                 kind,
                 hint,
             );
-            let way = Way::refused(Reason::InvalidRule, None);
-            let port = Port::new(port.number, port.target, arrival, way);
+            let verdict = Verdict::refused(Reason::InvalidRule, None);
+            let port = Port::new(port.number, port.target, arrival, verdict);
             return Some((port, Subsets::new()));
         }
         if entry.workload_selector.is_some() {
-            let way = Way::refused(Reason::NotRead, None);
-            let port = Port::new(port.number, port.target, arrival, way);
+            let verdict = Verdict::refused(Reason::NotRead, None);
+            let port = Port::new(port.number, port.target, arrival, verdict);
             return Some((port, Subsets::new()));
         }
         let service = Wanted {
@@ -190,22 +190,22 @@ impl<'r> Compiler<'r> {
         if let (Some(merged), Some(settings)) = (merged, settings) {
             self.check_dropped_tunnel(&service, merged, settings);
         }
-        let way = self.way(&service, settings, None).unwrap_or_else(|| {
+        let verdict = self.verdict(&service, settings, None).unwrap_or_else(|| {
             let rule = settings.map(|settings| (self.rule_index(settings.rule), settings.source));
             let led = arrival == Arrival::Tls && self.led_to(host, port.number);
             let reason = match led {
                 true => Reason::NotRead,
                 false => Reason::InvalidRule,
             };
-            Way::refused(reason, rule)
+            Verdict::refused(reason, rule)
         });
         let mut subsets = Vec::new();
         if let (Some(merged), Some(parent)) = (merged, settings) {
             for (rule, subset) in &merged.subsets {
                 let settings = for_subset(parent, *rule, subset, port.number);
                 let found = self.problems.len();
-                if let Some(way) = self.way(&service, Some(settings), Some(subset)) {
-                    subsets.push((subset.name.as_str().into(), way));
+                if let Some(verdict) = self.verdict(&service, Some(settings), Some(subset)) {
+                    subsets.push((subset.name.as_str().into(), verdict));
                 }
                 // No request names a subset, so what is wrong with one refuses no request.
                 for problem in self.problems.iter_mut().skip(found) {
@@ -213,18 +213,18 @@ impl<'r> Compiler<'r> {
                 }
             }
         }
-        let port = Port::new(port.number, port.target, arrival, way);
+        let port = Port::new(port.number, port.target, arrival, verdict);
         Some((port, subsets))
     }
 
     /// Settles where a service, or a subset of it, goes. `None` when that cannot be honoured, which has been
     /// told, and for a subset that has no endpoint.
-    fn way(
+    fn verdict(
         &mut self,
         service: &Wanted<'_>,
         settings: Option<Settings<'r>>,
         subset: Option<&Subset>,
-    ) -> Option<Way> {
+    ) -> Option<Verdict> {
         let mut tls = None;
         if let Some(settings) = settings {
             let under = |field: &str| {
@@ -320,7 +320,7 @@ impl<'r> Compiler<'r> {
         }
         let cluster = self.cluster(service, tls, settings, subset)?;
         let rule = settings.map(|settings| (self.rule_index(settings.rule), settings.source));
-        Some(Way::new(cluster, rule))
+        Some(Verdict::new(cluster, rule))
     }
 }
 

@@ -41,19 +41,19 @@ pub(crate) struct Port {
     pub(crate) arrival: Arrival,
     /// Plaintext would be refused, and somebody allowed it.
     pub(crate) allowed: bool,
-    pub(crate) way: Way,
+    pub(crate) verdict: Verdict,
     /// The index of its subsets, if it has any.
     subsets: u32,
     /// The index of the next one of its host.
     next: u32,
 }
 
-/// The ways of subsets, by their names.
-pub(crate) type Subsets = Vec<(Box<str>, Way)>;
+/// The verdicts about subsets, by their names.
+pub(crate) type Subsets = Vec<(Box<str>, Verdict)>;
 
-/// A cluster, and who said so.
+/// Where connections to a port or subset go: a cluster, or why nowhere; and which rule said so.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Way {
+pub(crate) struct Verdict {
     /// The index of the cluster.
     pub(crate) cluster: u32,
     /// The index of the rule among all resources.
@@ -62,20 +62,20 @@ pub(crate) struct Way {
     port_level: u32,
 }
 
-/// No place. So many do not fit into memory.
+/// No index. So many do not fit into memory.
 const NONE: u32 = u32::MAX;
 
-/// Ways that lead nowhere have the index of their reason, counted from here, for that of a cluster.
+/// Verdicts that lead nowhere have the index of their reason, counted from here, for that of a cluster.
 const REFUSED: u32 = NONE - Reason::OF_THE_TABLE.len() as u32;
 
-/// Places of aliases are counted from here.
+/// Indexes of aliases are counted from here.
 const ALIASES: usize = 1 << 31;
 
 pub(crate) fn narrow(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(NONE)
 }
 
-impl Way {
+impl Verdict {
     pub(crate) fn new(cluster: usize, rule: Option<(usize, PolicySource)>) -> Self {
         let (subset, port_level) = match rule.map(|(_, source)| source) {
             None | Some(PolicySource::Rule) => (NONE, NONE),
@@ -83,7 +83,7 @@ impl Way {
             Some(PolicySource::Subset(subset)) => (narrow(subset), NONE),
             Some(PolicySource::SubsetPort(subset, port)) => (narrow(subset), narrow(port)),
         };
-        Way {
+        Verdict {
             cluster: narrow(cluster),
             rule: rule.map_or(NONE, |(rule, _)| narrow(rule)),
             subset,
@@ -94,9 +94,9 @@ impl Way {
     /// Makes a way that leads nowhere, for this reason.
     pub(crate) fn refused(reason: Reason, rule: Option<(usize, PolicySource)>) -> Self {
         let known = Reason::OF_THE_TABLE.iter().position(|&one| one == reason);
-        let mut way = Way::new(0, rule);
-        way.cluster = known.map_or(NONE, |at| REFUSED + narrow(at));
-        way
+        let mut verdict = Verdict::new(0, rule);
+        verdict.cluster = known.map_or(NONE, |at| REFUSED + narrow(at));
+        verdict
     }
 
     /// Returns why the way leads nowhere, if it does not.
@@ -119,13 +119,18 @@ impl Way {
 }
 
 impl Port {
-    pub(crate) fn new(number: PortNumber, target: PortNumber, arrival: Arrival, way: Way) -> Self {
+    pub(crate) fn new(
+        number: PortNumber,
+        target: PortNumber,
+        arrival: Arrival,
+        verdict: Verdict,
+    ) -> Self {
         Port {
             number,
             target,
             arrival,
             allowed: false,
-            way,
+            verdict,
             subsets: NONE,
             next: NONE,
         }
@@ -236,7 +241,7 @@ impl Hosts {
     }
 
     /// Returns the subsets of a port by name.
-    pub(crate) fn subsets(&self, port: &Port) -> &[(Box<str>, Way)] {
+    pub(crate) fn subsets(&self, port: &Port) -> &[(Box<str>, Verdict)] {
         let subsets = self.subsets.get(port.subsets as usize);
         subsets.map_or(&[], Vec::as_slice)
     }
@@ -264,20 +269,20 @@ impl Hosts {
     /// Returns the indexes of the clusters that ports and subsets lead to; those of refused ports lead nowhere.
     pub(crate) fn clusters(&self) -> BTreeSet<u32> {
         let ports = self.hosts.iter().flat_map(|host| self.ports(host));
-        let served = ports.filter(|port| port.way.refusal().is_none());
-        let ways = served.flat_map(|port| {
-            let subsets = self.subsets(port).iter().map(|(_, way)| way);
-            std::iter::once(&port.way).chain(subsets)
+        let served = ports.filter(|port| port.verdict.refusal().is_none());
+        let verdicts = served.flat_map(|port| {
+            let subsets = self.subsets(port).iter().map(|(_, verdict)| verdict);
+            std::iter::once(&port.verdict).chain(subsets)
         });
-        ways.map(|way| way.cluster).collect()
+        verdicts.map(|verdict| verdict.cluster).collect()
     }
 
     /// Returns the ways of all ports and subsets.
-    pub(crate) fn ways_mut(&mut self) -> impl Iterator<Item = &mut Way> {
+    pub(crate) fn verdicts_mut(&mut self) -> impl Iterator<Item = &mut Verdict> {
         let first = self.hosts.iter_mut().filter_map(|host| host.first.as_mut());
-        let ports = first.chain(&mut self.more).map(|port| &mut port.way);
+        let ports = first.chain(&mut self.more).map(|port| &mut port.verdict);
         let subsets = self.subsets.iter_mut().flatten();
-        ports.chain(subsets.map(|(_, way)| way))
+        ports.chain(subsets.map(|(_, verdict)| verdict))
     }
 
     /// Returns the addresses that stand for hosts.
