@@ -24,7 +24,7 @@ use super::inspect::{Inspection, day, name, parsed, signed};
 use super::judge::{Decoded, judge};
 use super::store::Store;
 use egress_render::xds::SecretRequest;
-use egress_rules::{Finding, Rules};
+use egress_rules::{Diagnostic, Rules};
 
 /// How long a server may take for each step.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
@@ -53,7 +53,7 @@ enum Shown {
 ///
 /// Hosts below a wildcard have no server to ask. A server that cannot be reached from here is a warning: Envoy may
 /// run elsewhere.
-pub fn connect(rules: &Rules, store: &Store, now: SystemTime) -> Vec<Finding> {
+pub fn connect(rules: &Rules, store: &Store, now: SystemTime) -> Vec<Diagnostic> {
     let targets = targets(rules);
     let (next, answers) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     thread::scope(|scope| {

@@ -23,7 +23,7 @@ use super::part::{At, Missing, Part, PartOrigin, Parts, Role};
 use super::store::Store;
 use egress_render::xds::SecretRequest;
 use egress_rules::yaml::Location;
-use egress_rules::{Finding, Rules};
+use egress_rules::{Diagnostic, Rules};
 use egress_rules::{Reference, names_of};
 
 /// How long before a certificate expires that is told.
@@ -42,7 +42,12 @@ const OTHERS_WRITE: u32 = 0o002;
 /// the field that asks for it; in a Secret among the rules, at the Secret's.
 ///
 /// What `credentialName` names cannot be looked at when no place for it was given: then that is one warning.
-pub fn inspect(rules: &Rules, store: &Store, settling: &Settling, now: SystemTime) -> Vec<Finding> {
+pub fn inspect(
+    rules: &Rules,
+    store: &Store,
+    settling: &Settling,
+    now: SystemTime,
+) -> Vec<Diagnostic> {
     let mut inspection = Inspection::new(rules, now);
     let needs = of_all_workloads(rules, settling);
     let mut unknown = None;
@@ -105,7 +110,7 @@ pub(super) struct Inspection<'r> {
     blocks: Vec<Block<'r>>,
     /// In seconds, as certificates have it.
     pub(super) now: i64,
-    found: Vec<Finding>,
+    found: Vec<Diagnostic>,
 }
 
 impl<'r> Inspection<'r> {
@@ -122,12 +127,18 @@ impl<'r> Inspection<'r> {
     }
 
     /// Returns what was found, in the order of the places, each once.
-    pub(super) fn told(self) -> Vec<Finding> {
+    pub(super) fn told(self) -> Vec<Diagnostic> {
         let mut found = self.found;
         found.sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
         let mut told = BTreeSet::new();
-        let key = |finding: &Finding| (finding.file.clone(), finding.place, finding.what.clone());
-        found.retain(|finding| told.insert(key(finding)));
+        let key = |diagnostic: &Diagnostic| {
+            (
+                diagnostic.file.clone(),
+                diagnostic.place,
+                diagnostic.what.clone(),
+            )
+        };
+        found.retain(|diagnostic| told.insert(key(diagnostic)));
         found
     }
 
@@ -141,7 +152,7 @@ impl<'r> Inspection<'r> {
         hint: &str,
     ) {
         let (file, place, path, resource) = self.field(need, Role::Authorities, rule);
-        self.found.push(Finding {
+        self.found.push(Diagnostic {
             severity,
             id: None,
             file,
@@ -450,7 +461,7 @@ impl<'r> Inspection<'r> {
                     store.namespace
                 )
             };
-            self.found.push(Finding {
+            self.found.push(Diagnostic {
                 severity: Severity::Warning,
                 id: None,
                 file: held.file.clone(),
@@ -508,7 +519,7 @@ impl<'r> Inspection<'r> {
             ),
             None => self.field(need, role, None),
         };
-        self.found.push(Finding {
+        self.found.push(Diagnostic {
             severity,
             id: None,
             file,

@@ -11,10 +11,10 @@ use egress_policy::{
 };
 use serde_json::Value;
 
+use crate::diagnostic::{Diagnostic, Report, diagnostic, located};
 use crate::document::{
     self, as_given, bare, into_ours, is_ours, is_unread, kind, name_generated, ours,
 };
-use crate::finding::{Finding, Report, finding, located};
 use crate::mesh::{self, MeshConfig};
 use crate::reference::Reference;
 use crate::secrets::{Documents, Extracted};
@@ -153,7 +153,7 @@ pub enum Nothing {
     Part,
 }
 
-/// The id of the finding that there is no ServiceEntry.
+/// The id of the diagnostic that there is no ServiceEntry.
 const NO_SERVICE_ENTRY: &str = "no-service-entry";
 
 /// How rules are read and compiled, where it is not as [`compile`] does.
@@ -206,23 +206,23 @@ fn compile_parsed(
         extracted,
         mesh,
         notes,
-        mut findings,
+        mut diagnostics,
     } = parsed;
-    let unreadable = !findings.is_empty();
+    let unreadable = !diagnostics.is_empty();
     let failed = unreadable || problems.has_errors();
     if failed {
-        findings.extend(located(&problems, &documents));
-        return Err(Report(findings));
+        diagnostics.extend(located(&problems, &documents));
+        return Err(Report(diagnostics));
     }
     if resources.service_entries.is_empty() {
-        let mut finding = no_entry(sources);
+        let mut diagnostic = no_entry(sources);
         if nothing != Nothing::Refused {
-            finding.severity = Severity::Warning;
+            diagnostic.severity = Severity::Warning;
         }
-        findings.push(finding);
+        diagnostics.push(diagnostic);
         if nothing == Nothing::Refused {
-            findings.splice(0..0, located(&problems, &documents));
-            return Err(Report(findings));
+            diagnostics.splice(0..0, located(&problems, &documents));
+            return Err(Report(diagnostics));
         }
     }
     let settling = Settling {
@@ -252,19 +252,19 @@ fn compile_parsed(
         origins.any(|origin| origin == problem.origin)
     };
     problems.0.retain(|problem| !is_told(problem));
-    findings.extend(notes);
-    findings.extend(ignored(&mut problems, unconcerned, &documents));
-    findings.extend(located(&problems, &documents));
-    findings.extend(located(&warnings, &documents));
-    findings.extend(services.into_iter().map(|(_, finding)| finding));
+    diagnostics.extend(notes);
+    diagnostics.extend(ignored(&mut problems, unconcerned, &documents));
+    diagnostics.extend(located(&problems, &documents));
+    diagnostics.extend(located(&warnings, &documents));
+    diagnostics.extend(services.into_iter().map(|(_, diagnostic)| diagnostic));
     if warnings.has_errors() {
-        return Err(Report(findings));
+        return Err(Report(diagnostics));
     }
     Ok(Rules {
         table,
         mesh,
         parsed: resources,
-        warnings: Report(findings),
+        warnings: Report(diagnostics),
         credentials: extracted.documents,
         documents,
     })
@@ -286,7 +286,7 @@ pub struct Answers {
     /// The rules. A host and port whose rules have an error are refused.
     pub rules: Rules,
     /// What was wrong with resources as they were read, each with the hosts that the resource may be for.
-    unread: Vec<(Concerns, Finding)>,
+    unread: Vec<(Concerns, Diagnostic)>,
     compiled: Compiled,
 }
 
@@ -314,16 +314,18 @@ impl Answers {
                     value.get("items").and_then(|items| items.get(item))
                 }))
             });
-            (concerns, finding(problem, &parsed.documents))
+            (concerns, diagnostic(problem, &parsed.documents))
         });
-        let mut unread: Vec<(Concerns, Finding)> = unread.collect();
-        unread.extend((parsed.findings.iter().cloned()).map(|finding| (Concerns::All, finding)));
+        let mut unread: Vec<(Concerns, Diagnostic)> = unread.collect();
+        unread.extend(
+            (parsed.diagnostics.iter().cloned()).map(|diagnostic| (Concerns::All, diagnostic)),
+        );
         if parsed.resources.service_entries.is_empty() {
-            let mut findings: Vec<Finding> = unread.into_iter().map(|(_, it)| it).collect();
-            if findings.is_empty() {
-                findings.push(no_entry(sources));
+            let mut diagnostics: Vec<Diagnostic> = unread.into_iter().map(|(_, it)| it).collect();
+            if diagnostics.is_empty() {
+                diagnostics.push(no_entry(sources));
             }
-            return Err(Report(findings));
+            return Err(Report(diagnostics));
         }
         let settling = Settling {
             mesh: parsed.mesh.decides.clone(),
@@ -351,22 +353,24 @@ impl Answers {
             Concerns::All => true,
             Concerns::Hosts(hosts) => hosts.iter().any(|pattern| pattern.matches(host)),
         });
-        let mut findings: Vec<Finding> = read.map(|(_, finding)| finding.clone()).collect();
+        let mut diagnostics: Vec<Diagnostic> =
+            read.map(|(_, diagnostic)| diagnostic.clone()).collect();
         // A rule that could not be read may be the one that the gate misses.
-        let unread = !findings.is_empty();
+        let unread = !diagnostics.is_empty();
         let mut compiled = self.compiled.errors_of(&self.rules.table, host, port);
         compiled.retain(|problem| !unread || problem.id.is_none());
-        findings
-            .extend((compiled.into_iter()).map(|problem| finding(problem, &self.rules.documents)));
-        Report(findings)
+        diagnostics.extend(
+            (compiled.into_iter()).map(|problem| diagnostic(problem, &self.rules.documents)),
+        );
+        Report(diagnostics)
     }
 }
 
 /// Tells of Kubernetes Services that have the host of an entry.
 ///
 /// Source: istio/istio `pilot/pkg/model/sidecar.go`, `selectServices` and `appendSidecarServices`.
-fn services(documents: &Documented, resources: &Resources) -> Vec<(Origin, Finding)> {
-    let mut findings = Vec::new();
+fn services(documents: &Documented, resources: &Resources) -> Vec<(Origin, Diagnostic)> {
+    let mut diagnostics = Vec::new();
     for (index, (file, document)) in documents.iter().enumerate() {
         for (item, service) in document::resources(&document.value) {
             let text = |pointer: &str| service.pointer(pointer).and_then(Value::as_str);
@@ -393,7 +397,7 @@ fn services(documents: &Documented, resources: &Resources) -> Vec<(Origin, Findi
                 let list = [Segment::Key("items".to_owned()), Segment::Index(item)];
                 path.0.splice(0..0, list);
             }
-            let finding = Finding {
+            let diagnostic = Diagnostic {
                 id: None,
                 severity: Severity::Warning,
                 file: file.to_string(),
@@ -406,10 +410,10 @@ fn services(documents: &Documented, resources: &Resources) -> Vec<(Origin, Findi
                     entry.meta.id.namespace
                 )),
             };
-            findings.push((origin, finding));
+            diagnostics.push((origin, diagnostic));
         }
     }
-    findings
+    diagnostics
 }
 
 /// Says which hosts a resource is for, as far as its text tells.
@@ -433,7 +437,7 @@ fn ignored<'k>(
     problems: &mut Problems,
     unconcerned: impl Iterator<Item = (&'k str, Origin)>,
     documents: &[(Arc<str>, Document)],
-) -> Option<Finding> {
+) -> Option<Diagnostic> {
     let mut kinds = BTreeMap::<String, usize>::new();
     let mut first: Option<Origin> = None;
     let mut count = |kind: &str, origin: Origin| {
@@ -472,7 +476,7 @@ fn ignored<'k>(
         hint: None,
         id: None,
     };
-    Some(finding(&problem, documents))
+    Some(diagnostic(&problem, documents))
 }
 
 /// What was read, and everything that is wrong with it so far.
@@ -483,17 +487,17 @@ struct Parsed {
     extracted: Extracted,
     mesh: MeshConfig,
     /// What is to be said of the configuration of the mesh and prevents nothing.
-    notes: Vec<Finding>,
+    notes: Vec<Diagnostic>,
     /// What cannot be read, and what is wrong with Secrets and with the configuration of the mesh.
-    findings: Vec<Finding>,
+    diagnostics: Vec<Diagnostic>,
 }
 
-fn no_entry(sources: &[Source]) -> Finding {
+fn no_entry(sources: &[Source]) -> Diagnostic {
     let file = sources
         .first()
         .map(|source| source.name.clone())
         .unwrap_or_default();
-    Finding {
+    Diagnostic {
         severity: Severity::Error,
  id: Some(NO_SERVICE_ENTRY),
         file,
@@ -514,7 +518,7 @@ fn parse(
     known: Option<&mut AlreadyRead>,
     each: Each,
 ) -> Parsed {
-    let mut findings = Vec::new();
+    let mut diagnostics = Vec::new();
     let mut given = Vec::new();
     let mut documents = Documented::new();
     let texts: Vec<&str> = sources.iter().map(|source| source.text.as_str()).collect();
@@ -531,7 +535,7 @@ fn parse(
                 }
                 documents.extend(read.into_iter().map(|document| (file.clone(), document)));
             }
-            Err(error) => findings.push(Finding {
+            Err(error) => diagnostics.push(Diagnostic {
                 severity: Severity::Error,
                 id: None,
                 file: source.name.clone(),
@@ -564,11 +568,11 @@ fn parse(
     problems
         .0
         .retain(|problem| !is_secret(problem) && !is_mesh(problem));
-    findings.append(&mut extracted.findings);
+    diagnostics.append(&mut extracted.diagnostics);
     let (mesh, told) = mesh::read(&given, outbound);
-    let error = |finding: &Finding| finding.severity == Severity::Error;
+    let error = |diagnostic: &Diagnostic| diagnostic.severity == Severity::Error;
     let (errors, notes) = told.into_iter().partition(error);
-    findings.extend::<Vec<Finding>>(errors);
+    diagnostics.extend::<Vec<Diagnostic>>(errors);
     Parsed {
         documents,
         resources,
@@ -576,7 +580,7 @@ fn parse(
         extracted,
         mesh,
         notes,
-        findings,
+        diagnostics,
     }
 }
 

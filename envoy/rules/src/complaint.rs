@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::finding::Report;
+use crate::diagnostic::Report;
 
 /// Whose fault something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

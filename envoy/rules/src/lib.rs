@@ -24,9 +24,9 @@
 
 mod compile;
 mod complaint;
+mod diagnostic;
 mod document;
 mod explain;
-mod finding;
 mod mesh;
 mod reference;
 mod secrets;
@@ -35,9 +35,9 @@ pub mod yaml;
 
 pub use compile::{Answers, How, Nothing, Rules, compile, compile_as};
 pub use complaint::{Blame, Complaint, Refusal};
+pub use diagnostic::{Diagnostic, Notice, Report, told};
 pub use document::{is_ours, resources};
 pub use explain::{Explanation, Question};
-pub use finding::{Finding, Notice, Report, told};
 pub use mesh::{ClusterDefaults, MeshConfig};
 pub use reference::{InvalidReference, Reference, names_of};
 pub use secrets::{Documents, PAIR_KEYS, SecretDocument, SecretPart, TRUST_KEYS};

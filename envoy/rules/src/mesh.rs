@@ -14,8 +14,8 @@ use egress_policy::{
 };
 use serde_json::{Map, Value};
 
+use crate::diagnostic::Diagnostic;
 use crate::document::is_ours;
-use crate::finding::Finding;
 use crate::yaml::{self, Document, Location};
 
 /// The mesh's configuration, as far as it is honoured.
@@ -227,7 +227,7 @@ fn path(dotted: &str) -> FieldPath {
 }
 
 impl Given {
-    fn finding(&self, problem: &Problem) -> Finding {
+    fn diagnostic(&self, problem: &Problem) -> Diagnostic {
         let mut full = path(&self.within);
         full.0.extend(problem.path.0.iter().cloned());
         let by_key = matches!(
@@ -242,7 +242,7 @@ impl Given {
             ("", inner) => inner,
             (within, inner) => format!("{within}.{inner}"),
         };
-        Finding {
+        Diagnostic {
             id: None,
             severity: problem.severity,
             file: self.file.to_string(),
@@ -256,13 +256,13 @@ impl Given {
 }
 
 /// Reads what was given, and tells what is wrong with it. `outbound` is what the command line says of unknown hosts.
-pub(crate) fn read(given: &[Given], outbound: OutboundMode) -> (MeshConfig, Vec<Finding>) {
-    let mut findings = Vec::new();
+pub(crate) fn read(given: &[Given], outbound: OutboundMode) -> (MeshConfig, Vec<Diagnostic>) {
+    let mut diagnostics = Vec::new();
     let Some((first, others)) = given.split_first() else {
-        return (MeshConfig::default(), findings);
+        return (MeshConfig::default(), diagnostics);
     };
     for other in others {
-        findings.push(Finding {
+        diagnostics.push(Diagnostic {
             id: None,
             severity: Severity::Error,
             file: other.file.to_string(),
@@ -307,13 +307,13 @@ pub(crate) fn read(given: &[Given], outbound: OutboundMode) -> (MeshConfig, Vec<
         config.decides = Mesh::read(part).unwrap_or_default();
         config.told = Some(told);
     }
-    findings.extend(
+    diagnostics.extend(
         report
             .into_problems()
             .iter()
-            .map(|problem| first.finding(problem)),
+            .map(|problem| first.diagnostic(problem)),
     );
-    (config, findings)
+    (config, diagnostics)
 }
 
 /// Reads what clusters need, and names what is not honoured.
@@ -431,14 +431,14 @@ mod tests {
     fn of(text: &str, outbound: OutboundMode) -> (MeshConfig, Vec<String>) {
         let file: Arc<str> = "mesh.yaml".into();
         let given = of_file(&file, yaml::read(text, is_ours).unwrap());
-        let (config, findings) = read(&given, outbound);
-        let findings = findings.iter().map(ToString::to_string).collect();
-        (config, findings)
+        let (config, diagnostics) = read(&given, outbound);
+        let diagnostics = diagnostics.iter().map(ToString::to_string).collect();
+        (config, diagnostics)
     }
 
     fn quiet(text: &str) -> MeshConfig {
-        let (config, findings) = of(text, OutboundMode::RegistryOnly);
-        assert_eq!(findings, [""; 0], "{text}");
+        let (config, diagnostics) = of(text, OutboundMode::RegistryOnly);
+        assert_eq!(diagnostics, [""; 0], "{text}");
         config
     }
 
@@ -495,8 +495,8 @@ defaultVirtualServiceExportTo: [\".\"]
 dnsRefreshRate: 5s
 somethingNew: {a: b}
 ";
-        let (_, findings) = of(text, OutboundMode::RegistryOnly);
-        assert_eq!(findings.len(), 6, "{findings:?}");
+        let (_, diagnostics) = of(text, OutboundMode::RegistryOnly);
+        assert_eq!(diagnostics.len(), 6, "{diagnostics:?}");
         for (line, name) in [
             (1, "outboundTrafficPolicy"),
             (2, "h2UpgradePolicy"),
@@ -507,15 +507,21 @@ somethingNew: {a: b}
         ] {
             let begin = format!("warning: {name}: ");
             let place = format!("mesh.yaml:{line}:");
-            let told = |finding: &&String| finding.starts_with(&begin) && finding.contains(&place);
-            assert_eq!(findings.iter().filter(told).count(), 1, "{findings:?}");
+            let told = |diagnostic: &&String| {
+                diagnostic.starts_with(&begin) && diagnostic.contains(&place)
+            };
+            assert_eq!(
+                diagnostics.iter().filter(told).count(),
+                1,
+                "{diagnostics:?}"
+            );
         }
         // The flag says the same.
-        let (_, findings) = of(
+        let (_, diagnostics) = of(
             "outboundTrafficPolicy: {mode: ALLOW_ANY}",
             OutboundMode::AllowAny,
         );
-        assert_eq!(findings, [""; 0]);
+        assert_eq!(diagnostics, [""; 0]);
     }
 
     #[test]
@@ -536,9 +542,11 @@ somethingNew: {a: b}
                 "error: the configuration of the mesh is given twice",
             ),
         ] {
-            let (_, findings) = of(text, OutboundMode::RegistryOnly);
-            let told = findings.iter().any(|finding| finding.starts_with(begin));
-            assert!(told, "{text}: {findings:?}");
+            let (_, diagnostics) = of(text, OutboundMode::RegistryOnly);
+            let told = diagnostics
+                .iter()
+                .any(|diagnostic| diagnostic.starts_with(begin));
+            assert!(told, "{text}: {diagnostics:?}");
         }
     }
 
@@ -546,15 +554,15 @@ somethingNew: {a: b}
     #[test]
     fn hosts_that_the_mesh_looks_up_with_tls_are_not_let_pass_in_plaintext() {
         let text = "outboundTrafficPolicy: {mode: ALLOW_ANY_DYNAMIC_DNS, tls: {mode: SIMPLE}}";
-        let (_, findings) = of(text, OutboundMode::AllowAny);
+        let (_, diagnostics) = of(text, OutboundMode::AllowAny);
         assert!(
-            findings[0].starts_with("error: outboundTrafficPolicy: "),
-            "{findings:?}"
+            diagnostics[0].starts_with("error: outboundTrafficPolicy: "),
+            "{diagnostics:?}"
         );
-        let (_, findings) = of(text, OutboundMode::RegistryOnly);
+        let (_, diagnostics) = of(text, OutboundMode::RegistryOnly);
         assert!(
-            findings[0].starts_with("warning: outboundTrafficPolicy: "),
-            "{findings:?}"
+            diagnostics[0].starts_with("warning: outboundTrafficPolicy: "),
+            "{diagnostics:?}"
         );
     }
 }

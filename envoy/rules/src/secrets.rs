@@ -12,8 +12,8 @@ use egress_policy::{DEFAULT_NAMESPACE, FieldPath, Origin, Segment, Severity};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
+use crate::diagnostic::Diagnostic;
 use crate::document::resources;
-use crate::finding::Finding;
 use crate::reference::Reference;
 use crate::yaml::{Document, Location};
 
@@ -99,7 +99,7 @@ impl fmt::Debug for SecretDocument {
 #[derive(Debug, Default)]
 pub(crate) struct Extracted {
     pub(crate) documents: Documents,
-    pub(crate) findings: Vec<Finding>,
+    pub(crate) diagnostics: Vec<Diagnostic>,
     /// All Secrets of version `v1`, broken ones too.
     pub(crate) secrets: Vec<Origin>,
 }
@@ -154,13 +154,13 @@ impl Extracted {
             file,
             document,
             resource: None,
-            findings: Vec::new(),
+            diagnostics: Vec::new(),
         };
         let held = reader.read(&whole, origin);
-        let findings = reader.findings;
+        let diagnostics = reader.diagnostics;
         if kind == "Secret" {
             // A ConfigMap may be about anything; what is wrong with it is its reader's business.
-            self.findings.extend(findings);
+            self.diagnostics.extend(diagnostics);
             self.documents.secrets.extend(held);
         } else {
             self.documents.config_maps.extend(held);
@@ -175,7 +175,7 @@ impl Extracted {
                 .rev()
                 .find(|held| held.namespace == later.namespace && held.name == later.name);
             if let Some(first) = first {
-                self.findings.push(Finding {
+                self.diagnostics.push(Diagnostic {
                     severity: Severity::Error,
                     id: None,
                     file: later.file.clone(),
@@ -204,7 +204,7 @@ struct Reader<'d> {
     file: &'d str,
     document: &'d Document,
     resource: Option<String>,
-    findings: Vec<Finding>,
+    diagnostics: Vec<Diagnostic>,
 }
 
 impl Reader<'_> {
@@ -310,7 +310,7 @@ impl Reader<'_> {
 
     fn error(&mut self, keys: &[&str], what: &str, hint: &str) {
         let (path, place) = self.place(keys);
-        self.findings.push(Finding {
+        self.diagnostics.push(Diagnostic {
             severity: Severity::Error,
             id: None,
             file: self.file.to_owned(),

@@ -11,7 +11,7 @@ use super::settings;
 use super::threads::at_once;
 use egress_credentials as credentials;
 use egress_rules::Complaint;
-use egress_rules::{Finding, How, Nothing, Report, compile_as};
+use egress_rules::{Diagnostic, How, Nothing, Report, compile_as};
 
 /// Reads, parses and compiles, and prints what was found.
 pub(super) fn main(args: &Check) -> Done {
@@ -55,12 +55,12 @@ pub(super) fn main(args: &Check) -> Done {
         report
             .0
             .iter()
-            .filter(|finding| finding.severity == severity)
+            .filter(|diagnostic| diagnostic.severity == severity)
             .count()
     };
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
     let text = match args.output {
-        Format::Json => serde_json::to_string_pretty(&findings(&report))
+        Format::Json => serde_json::to_string_pretty(&diagnostics(&report))
             .map(|text| format!("{text}\n"))
             .map_err(|error| Complaint::us(format!("cannot write the report: {error}")))?,
         Format::Text => {
@@ -79,8 +79,8 @@ pub(super) fn main(args: &Check) -> Done {
     Ok(Output::lines(text).bad_if(errors > 0))
 }
 
-fn findings(report: &Report) -> Value {
-    json!(report.0.iter().map(Finding::to_json).collect::<Vec<_>>())
+fn diagnostics(report: &Report) -> Value {
+    json!(report.0.iter().map(Diagnostic::to_json).collect::<Vec<_>>())
 }
 
 /// Says what the gate let pass, where it let anything pass.

@@ -81,10 +81,10 @@ impl Stage {
     }
 
     fn report(&self) -> Vec<String> {
-        self.findings().iter().map(ToString::to_string).collect()
+        self.diagnostics().iter().map(ToString::to_string).collect()
     }
 
-    fn findings(&self) -> Vec<Finding> {
+    fn diagnostics(&self) -> Vec<Diagnostic> {
         let folder = self.folder.path().display().to_string();
         let text = format!("{RULES}{}{}", self.fields, self.more).replace("[DIR]", &folder);
         let source = Source {
@@ -101,9 +101,9 @@ impl Stage {
         };
         let store = Store::new(folders, documents, "default");
         let mut found = inspect(&rules, &store, &Settling::default(), today());
-        for finding in &mut found {
-            finding.what = finding.what.replace(&folder, "[DIR]");
-            if let Some(hint) = &mut finding.hint {
+        for diagnostic in &mut found {
+            diagnostic.what = diagnostic.what.replace(&folder, "[DIR]");
+            if let Some(hint) = &mut diagnostic.hint {
                 *hint = hint.replace(&folder, "[DIR]");
             }
         }
@@ -177,8 +177,9 @@ hint: were both replaced, and are the two files the right way round?
 
 /// Returns the severities and messages, without where and how.
 fn told(stage: &Stage) -> Vec<String> {
-    let line = |finding: Finding| format!("{}: {}", finding.severity.as_str(), finding.what);
-    stage.findings().into_iter().map(line).collect()
+    let line =
+        |diagnostic: Diagnostic| format!("{}: {}", diagnostic.severity.as_str(), diagnostic.what);
+    stage.diagnostics().into_iter().map(line).collect()
 }
 
 #[test]
@@ -459,8 +460,11 @@ fn nothing_of_a_key_gets_into_what_is_said() {
                     let store = Store::new(vec![folder], documents.clone(), "default");
                     texts.push(format!("{store:?}"));
                     for store in [&store, &Store::new(Vec::new(), documents, "default")] {
-                        for finding in inspect(&rules, store, &Settling::default(), today()) {
-                            texts.push(format!("{finding} {finding:?} {}", finding.to_json()));
+                        for diagnostic in inspect(&rules, store, &Settling::default(), today()) {
+                            texts.push(format!(
+                                "{diagnostic} {diagnostic:?} {}",
+                                diagnostic.to_json()
+                            ));
                         }
                         for need in SecretRequest::of(&rules.table) {
                             let loaded = store.load(&need);

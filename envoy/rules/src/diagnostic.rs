@@ -10,7 +10,7 @@ use crate::yaml::{Document, Location};
 
 /// Problems with the places where they stand.
 #[derive(Debug, Default, Clone)]
-pub struct Report(pub Vec<Finding>);
+pub struct Report(pub Vec<Diagnostic>);
 
 impl Report {
     /// Returns what people are told, if there is anything.
@@ -26,16 +26,16 @@ impl Report {
         errors.peek().is_some() && errors.all(|error| error.id.is_some())
     }
 
-    fn errors(&self) -> impl Iterator<Item = &Finding> {
+    fn errors(&self) -> impl Iterator<Item = &Diagnostic> {
         let all = self.0.iter();
-        all.filter(|finding| finding.severity == Severity::Error)
+        all.filter(|diagnostic| diagnostic.severity == Severity::Error)
     }
 }
 
 /// One problem, ready to be shown.
 #[derive(Debug, Clone)]
-pub struct Finding {
-    /// Which kind of finding it is, where it has an id; the linter has the same for the same.
+pub struct Diagnostic {
+    /// Which kind of diagnostic it is, where it has an id; the linter has the same for the same.
     pub id: Option<&'static str>,
     /// Whether it prevents anything.
     pub severity: Severity,
@@ -53,8 +53,8 @@ pub struct Finding {
     pub hint: Option<String>,
 }
 
-impl Finding {
-    /// Returns the finding for programs.
+impl Diagnostic {
+    /// Returns it for programs.
     pub fn to_json(&self) -> Value {
         json!({
             "severity": self.severity.as_str(),
@@ -70,7 +70,7 @@ impl Finding {
     }
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let notice = Notice {
             label: match self.id {
@@ -88,7 +88,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The look that every finding has for people, those of the linter too.
+/// The look that every diagnostic has for people, and every finding of the linter.
 pub struct Notice<'n> {
     /// What it begins with: the severity, a colon, and from the linter the rule.
     pub label: String,
@@ -127,25 +127,25 @@ impl fmt::Display for Notice<'_> {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, finding) in self.0.iter().enumerate() {
+        for (at, diagnostic) in self.0.iter().enumerate() {
             if at > 0 {
                 writeln!(f)?;
             }
-            finding.fmt(f)?;
+            diagnostic.fmt(f)?;
         }
         Ok(())
     }
 }
 
-pub(crate) fn located(problems: &Problems, documents: &[(Arc<str>, Document)]) -> Vec<Finding> {
+pub(crate) fn located(problems: &Problems, documents: &[(Arc<str>, Document)]) -> Vec<Diagnostic> {
     problems
         .0
         .iter()
-        .map(|problem| finding(problem, documents))
+        .map(|problem| diagnostic(problem, documents))
         .collect()
 }
 
-pub(crate) fn finding(problem: &Problem, documents: &[(Arc<str>, Document)]) -> Finding {
+pub(crate) fn diagnostic(problem: &Problem, documents: &[(Arc<str>, Document)]) -> Diagnostic {
     let by_key = matches!(
         problem.kind,
         ProblemKind::UnknownField(_) | ProblemKind::NotSupported(_)
@@ -156,7 +156,7 @@ pub(crate) fn finding(problem: &Problem, documents: &[(Arc<str>, Document)]) -> 
         None => (String::new(), Location::START),
     };
     let (what, hint) = told(problem, found.map(|(_, document)| document));
-    Finding {
+    Diagnostic {
         severity: problem.severity,
         id: problem.id,
         file,
