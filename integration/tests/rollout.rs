@@ -54,7 +54,7 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(4);
 const CRASHED: u16 = 503;
 /// How long a filter that has crashed stays down after its last start; Envoy's second is too short for slow machines.
 const BACKOFF: &str = "5s";
-const STILL: &str = "the rules of before";
+const STILL: &str = "the previous rules";
 
 /// A row of the page's table.
 struct Fact {
@@ -140,7 +140,7 @@ fn module(watched: &Watched) -> Result<PathBuf> {
     Ok(path.and_then(Value::as_str).context("no module")?.into())
 }
 
-/// The filter for the rules of before, with other code.
+/// The filter for the previous rules, with other code.
 async fn with_code(watched: &Watched, code: Value) -> Result<Value> {
     let mut wasm = watched.configured(&watched.plugin(&[]).await?)?;
     *wasm.pointer_mut(CODE).context("no code")? = code;
@@ -505,7 +505,7 @@ async fn a_good_update() -> Result<()> {
     crashing::at_a_request(&module(&watched)?, &path)?;
     let wasm = with_code(&watched, local(&path)).await?;
     watched.write_filter(&wasm)?;
-    eventually("the rules of before", async || {
+    eventually("the previous rules", async || {
         Ok(probe::get(http, ADDED, "/").await?.status == 502)
     })
     .await?;
