@@ -188,7 +188,7 @@ fn every_page_tells_what_the_linter_does() {
         for section in [
             "\n## What happens\n",
             "\n## Example\n",
-            "\n## How to mend it\n",
+            "\n## How to fix it\n",
             "\nSource: ",
         ] {
             assert!(
@@ -228,7 +228,7 @@ fn every_page_tells_what_the_linter_does() {
 fn rules_are_in_order_and_have_a_page_each() {
     let names: Vec<&str> = RULES.iter().map(|rule| rule.id).collect();
     assert!(names.is_sorted(), "{names:?}");
-    let pages = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("lint")).unwrap();
+    let pages = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("lint/pages")).unwrap();
     let mut pages: Vec<String> = pages
         .map(|page| {
             page.unwrap()

@@ -57,9 +57,9 @@ rules! {
     CLIENT_CERTIFICATE_IGNORED: "client-certificate-ignored", Warning, ALL, TLS,
         "SIMPLE never shows a client certificate";
     CREDENTIAL_WITHOUT_SELECTOR: "credential-without-selector", Error, ALL, TLS,
-        "Sidecars send plaintext where `credentialName` stands in a rule without `workloadSelector`";
+        "Sidecars send plaintext if a rule has `credentialName` and no `workloadSelector`";
     CRL_WITHOUT_CA: "crl-without-ca", Warning, "versions that have `caCrl`", TLS,
-        "A list of revoked certificates without the authorities that it speaks for";
+        "A revocation list is given without the authorities that it is for";
     DOUBLE_TLS: "double-tls", Error, ALL, POLICY,
         "TLS is originated on a port where the application speaks TLS itself";
     DUPLICATE_PORT_SETTINGS: "duplicate-port-settings", Warning, ALL, POLICY,
@@ -69,35 +69,35 @@ rules! {
     HOST_NEVER_MATCHES: "host-never-matches", Warning, ALL, DESTINATION_RULE,
         "A DestinationRule is for a host that no ServiceEntry has";
     INSECURE_SKIP_VERIFY: "insecure-skip-verify", Error, ALL, TLS,
-        "Any certificate is taken, an attacker's too";
+        "Any certificate is accepted, even an attacker's";
     INVALID: "invalid", Error, ALL, SERVICE_ENTRY,
-        "Istio refuses the resource, or reads it otherwise than it is written";
+        "Istio refuses the resource, or reads it differently from what is written";
     ISTIO_MUTUAL_EXTERNAL: "istio-mutual-external", Warning, ALL, TLS,
-        "A server outside of the mesh is expected to have a certificate of the mesh";
-    MERGED_RULE_LOST: "merged-rule-lost", Error, "versions that merge by `exportTo`, so with ENABLE_ENHANCED_DESTINATIONRULE_MERGE, which is on unless turned off", DESTINATION_RULE,
+        "A server outside the mesh is expected to have a certificate of the mesh";
+    MERGED_RULE_LOST: "merged-rule-lost", Error, "versions that merge by `exportTo` (ENABLE_ENHANCED_DESTINATIONRULE_MERGE, on by default)", DESTINATION_RULE,
         "Istio merges rules of one host, and some workloads get none";
     MODE_MISSING_IS_DISABLE: "mode-missing-is-disable", Error, ALL, TLS,
         "`tls` without `mode` sends plaintext";
     MUTUAL_WITHOUT_CREDENTIALS: "mutual-without-credentials", Error, ALL, TLS,
-        "MUTUAL without certificate and key is plaintext";
+        "MUTUAL without certificate and key sends plaintext";
     NO_HTTPS_PASSTHROUGH: "no-https-passthrough", Info, ALL, SERVICE_ENTRY,
-        "Applications that speak HTTPS to the host themselves find no port";
+        "Applications that speak HTTPS to the host have no port for it";
     PLAINTEXT_TO_443: "plaintext-to-443", Warning, ALL, SERVICE_ENTRY,
         "HTTP is sent to port 443, and no rule originates TLS";
     PORT_NEVER_MATCHES: "port-never-matches", Warning, ALL, POLICY,
-        "`portLevelSettings` are for a port that the host has not";
+        "`portLevelSettings` name a port that the host does not have";
     PORT_SETTINGS_DROP_TLS: "port-settings-drop-tls", Error, ALL, POLICY,
-        "An entry of `portLevelSettings` without `tls` turns the rule's TLS off";
+        "An entry of `portLevelSettings` without `tls` turns off the rule's TLS";
     SHADOWED_RULE: "shadowed-rule", Warning, ALL, DESTINATION_RULE,
         "Another resource for the same host always wins";
     SNI_WITHOUT_SAN: "sni-without-san", Error, ALL, TLS,
-        "With `sni` and without `subjectAltNames` the server's name is not verified";
+        "With `sni` and without `subjectAltNames`, the server's name is not verified";
     TCP_WITHOUT_SNI: "tcp-without-sni", Error, ALL, TLS,
-        "On a TCP port no SNI is sent and no name is verified unless both are written out";
+        "On a TCP port, no SNI is sent and no name is verified unless the rule gives both";
     TLS_TO_PORT_80: "tls-to-port-80", Error, ALL, SERVICE_ENTRY,
-        "TLS is originated towards port 80, where servers speak plaintext";
+        "TLS is originated to port 80, where servers speak plaintext";
     WILDCARD_NEEDS_DYNAMIC_DNS: "wildcard-needs-dynamic-dns", Warning, "all supported versions; DYNAMIC_DNS, the remedy, came for waypoints in October 2025 and for sidecars in March 2026", SERVICE_ENTRY,
-        "TLS for a wildcard host whose addresses Istio does not look up";
+        "A wildcard host has TLS, but Istio does not look up its addresses";
     WILDCARD_SAN: "wildcard-san", Warning, ALL, TLS,
         "A `*` in `subjectAltNames` matches only a certificate with the same `*`";
 }
