@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plays Istio's task "Egress TLS Origination" across the containers of integration/compose.yaml.
+"""Runs Istio's task "Egress TLS Origination" across the containers of integration/compose.yaml.
 
 It is the page's operator, and the application's curl runs in the application's container. What it prints is what
 happened: what the application got, what the servers saw, what Envoy logged, and what went over the wire between Envoy

@@ -1,4 +1,4 @@
-//! A proxy that tells what it was asked: for CONNECT or POST, in the clear or by TLS.
+//! A proxy that tells what it was asked: for CONNECT or POST, in plaintext or over TLS.
 
 use std::{
     collections::BTreeMap,

@@ -662,7 +662,7 @@ fn what_iptables_refuses_half_way_is_taken_back() -> Result<()> {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         assert_eq!(
             String::from_utf8(output.stderr)?,
-            "error: `ip6tables-restore` refused: out of memory; the rules are those of before\n"
+            "error: `ip6tables-restore` refused: out of memory; the previous rules stay\n"
         );
         assert_eq!(saved().await?, before);
         Ok(())

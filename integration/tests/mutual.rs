@@ -1,4 +1,4 @@
-//! The second half of the page: a server that wants to know its clients, on a real nginx.
+//! The second half of the Istio task (mutual TLS), on a real nginx.
 
 mod common;
 

@@ -20,7 +20,7 @@ const FRESH: Duration = Duration::from_millis(200);
 pub struct Missing {
     /// What is wrong.
     pub what: String,
-    /// How to mend it.
+    /// How to fix it.
     pub hint: Option<String>,
     /// Where it stands, for a Secret among the rules.
     pub(crate) at: Option<Box<At>>,

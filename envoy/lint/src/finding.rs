@@ -28,7 +28,7 @@ pub struct Finding {
     pub message: String,
     /// The resource, as far as that could be read.
     pub resource: Option<String>,
-    /// How to mend it, as a sentence without a full stop.
+    /// How to fix it, as a sentence without a full stop.
     pub hint: Option<String>,
     pub(crate) origin: Origin,
     pub(crate) fix: Option<Change>,

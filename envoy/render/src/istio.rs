@@ -7,10 +7,10 @@
 //! ServiceEntries as they were          ┘
 //! ```
 //!
-//! Istio makes a plain cluster of a ServiceEntry's port unless a DestinationRule says `tls`. Were that left so, whatever
-//! keeps our filter or our patches from a proxy would send requests in plaintext. So the rules that the filter
-//! carries out stay in the cluster, asking for a certificate that nobody can have: see `closed`. What Istio leads
-//! requests to without us ends in 503; what we lead them to has a cluster with a name that Istio gives to none.
+//! Istio makes a plain cluster of a ServiceEntry's port unless a DestinationRule says `tls`. Then a proxy without our
+//! filter or our patches would send requests in plaintext. So the rules that the filter originates stay in the
+//! cluster, but ask for a certificate that nobody can have: see `closed`. Requests that Istio routes without us end in
+//! 503. Requests that we route go to a cluster with a name that Istio gives to none.
 //!
 //! | missing or not matching | what becomes of a request |
 //! |---|---|

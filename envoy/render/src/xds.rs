@@ -3,7 +3,7 @@
 //! The shape is meant for speed and for ten thousand hosts:
 //!
 //! - one listener for each service port, one HTTP connection manager in it, one filter;
-//! - hosts that differ in nothing but their name share one dynamic forward proxy cluster, which takes
+//! - hosts with identical rules apart from the name share one dynamic forward proxy cluster, which takes
 //!   SNI and verified name from the authority; only a host whose rules ask for something of its own has
 //!   a cluster of its own;
 //! - the request's route is fixed for what most hosts need, so that the filter has nothing to change;

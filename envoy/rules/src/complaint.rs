@@ -16,12 +16,12 @@ pub enum Blame {
     Us,
 }
 
-/// Something that is wrong, with whose fault it is and how to mend it.
+/// Something that is wrong, with whose fault it is and how to fix it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint {
     /// What is wrong.
     pub message: String,
-    /// How to mend it.
+    /// How to fix it.
     pub hint: Option<String>,
     /// Whose fault it is.
     pub blame: Blame,

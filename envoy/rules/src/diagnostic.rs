@@ -49,7 +49,7 @@ pub struct Diagnostic {
     pub what: String,
     /// Which resource it is about.
     pub resource: Option<String>,
-    /// How to mend it.
+    /// How to fix it.
     pub hint: Option<String>,
 }
 
@@ -102,7 +102,7 @@ pub struct Notice<'n> {
     pub place: Location,
     /// Which resource it is about.
     pub resource: Option<&'n str>,
-    /// How to mend it.
+    /// How to fix it.
     pub hint: Option<&'n str>,
 }
 
@@ -168,7 +168,7 @@ pub(crate) fn diagnostic(problem: &Problem, documents: &[(Arc<str>, Document)]) 
     }
 }
 
-/// Says what is wrong and how to mend it. The engine knows values only, and of `host: no` would speak of `false`.
+/// Says what is wrong and how to fix it. The engine knows values only, and of `host: no` would speak of `false`.
 pub fn told(problem: &Problem, document: Option<&Document>) -> (String, Option<String>) {
     let as_it_is = (problem.kind.to_string(), problem.hint.clone());
     let (ProblemKind::WrongType { expected, .. }, Some(document)) = (&problem.kind, document)

@@ -48,7 +48,7 @@ pub enum InvalidReference {
 }
 
 impl InvalidReference {
-    /// Returns how to mend it.
+    /// Returns how to fix it.
     pub fn hint(&self) -> String {
         match self {
             InvalidReference::Name(_) => {

@@ -44,7 +44,7 @@ pub enum Command {
         after_help = "Example:\n  egressctl check -f rules/ --credentials secrets/ --connect"
     )]
     Check(Check),
-    /// Tell what Istio does with rules that their author did not mean: 0 nothing, 1 something
+    /// Find rules whose effect in Istio differs from what the author meant: 0 none, 1 some
     #[command(
         after_help = "Examples:\n  egressctl lint -f rules/\n  egressctl lint --explain sni-without-san"
     )]

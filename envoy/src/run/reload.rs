@@ -8,7 +8,7 @@
 //! new ones; when it has them, the filter and the listeners. The clusters that are not needed any more go when nothing
 //! can name them. Whatever Envoy refuses on the way, it is given back what it had.
 //!
-//! Requests that have begun keep the filter that they began with. Connections keep their listener's filter chain
+//! In-flight requests keep the filter that they began with. Connections keep their listener's filter chain
 //! where a listener changes shape; see [`Dynamic`].
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -638,7 +638,7 @@ async fn read(args: &Arc<Run>) -> Result<Vec<Source>, String> {
     }
 }
 
-/// Returns what Envoy's log says that it refused; it comes about when the counter goes up.
+/// Returns why Envoy refused an update, from its log. Envoy writes the line when the counter goes up.
 async fn reason(mut refusals: watch::Receiver<String>) -> String {
     let _ = timeout(Duration::from_secs(1), refusals.changed()).await;
     refusals.borrow_and_update().clone()

@@ -178,7 +178,7 @@ impl SecretWatcher {
 }
 
 /// Refuses authorities that have lost their revocation list. While a list is replaced by writing into it, or by
-/// removing it first, there is none for a moment; and a list that is taken away by mistake revokes nobody.
+/// removing it first, there is none for a moment; and without a list nobody is revoked, even if it was removed by mistake.
 fn keeps_its_list(name: &str, held: Option<&Material>, now: Material) -> Result<Material, String> {
     match (held, &now) {
         (

@@ -58,7 +58,7 @@ pub const DESTINATION_ADDRESS: [&str; 2] = ["destination", "address"];
 /// The property with the SNI of the application's own TLS.
 pub const SERVER_NAME: [&str; 2] = ["connection", "requested_server_name"];
 
-/// The property that says why a connection to a server did not come about.
+/// The property that says why Envoy could not connect to a server.
 pub const TRANSPORT_FAILURE: [&str; 2] = ["upstream", "transport_failure_reason"];
 
 /// The property with Envoy's response flags, as bits.

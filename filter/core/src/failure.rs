@@ -174,7 +174,7 @@ impl Failure {
         }
     }
 
-    /// Classifies how a connection of bytes ended; `None` when the server's connection had come about, or when a
+    /// Classifies how a connection of bytes ended; `None` when the server's connection was established, or when a
     /// limit of ours refused it. Where a proxy is asked first, Envoy has one empty text for a proxy that did not
     /// answer in time and one that hung up.
     ///

@@ -131,14 +131,14 @@ impl<'a> Field<'a> {
             .add(Severity::Error, self.cursor.path(), kind, None);
     }
 
-    /// Reports an error here, and how to mend it.
+    /// Reports an error here, and how to fix it.
     #[inline(never)]
     pub fn error_with_hint(&self, kind: ProblemKind, hint: impl Into<String>) {
         self.report
             .add(Severity::Error, self.cursor.path(), kind, Some(hint.into()));
     }
 
-    /// Reports a warning here, and how to mend it.
+    /// Reports a warning here, and how to fix it.
     pub fn warning(&self, kind: ProblemKind, hint: impl Into<String>) {
         self.report.add(
             Severity::Warning,

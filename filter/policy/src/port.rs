@@ -8,7 +8,7 @@ use std::num::NonZeroU16;
 pub struct PortNumber(NonZeroU16);
 
 impl PortNumber {
-    /// The port of HTTP in the clear.
+    /// The port of plaintext HTTP.
     pub const HTTP: PortNumber = PortNumber(NonZeroU16::MIN.saturating_add(79));
     /// The port of HTTP over TLS, which an authority leaves out.
     pub const HTTPS: PortNumber = PortNumber(NonZeroU16::MIN.saturating_add(442));
@@ -40,7 +40,7 @@ impl fmt::Display for PortNumber {
 pub enum Protocol {
     /// HTTP/1.1.
     Http,
-    /// HTTP/2 in the clear.
+    /// Plaintext HTTP/2.
     Http2,
     /// gRPC, which is HTTP/2.
     Grpc,

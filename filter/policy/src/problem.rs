@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: which document, which field, what kind, and how to mend it.
+//! What is wrong with a configuration: which document, which field, what kind, and how to fix it.
 
 use std::fmt;
 
@@ -155,7 +155,7 @@ pub struct Problem {
     pub path: FieldPath,
     /// What is wrong.
     pub kind: ProblemKind,
-    /// How to mend it, as a sentence without a full stop.
+    /// How to fix it, as a sentence without a full stop.
     pub hint: Option<String>,
     /// The id of the finding, where it has one: that of the linter's rule for the same finding.
     pub id: Option<&'static str>,

@@ -7,7 +7,7 @@ use crate::port::PortNumber;
 /// How a connection came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arrival {
-    /// As HTTP in the clear.
+    /// As plaintext HTTP.
     Http,
     /// As the application's own TLS.
     Tls,

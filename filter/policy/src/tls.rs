@@ -127,7 +127,7 @@ pub enum InvalidTls {
 }
 
 impl InvalidTls {
-    /// Returns how to mend it.
+    /// Returns how to fix it.
     pub fn hint(self) -> &'static str {
         match self {
             InvalidTls::IstioMutual => {

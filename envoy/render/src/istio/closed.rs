@@ -18,8 +18,8 @@ use egress_rules::Rules;
 /// The name that no certificate has.
 const NOBODY: &str = "originated-by-the-egress-filter.invalid";
 
-/// Renders the DestinationRules as they were given, those that the filter carries out without a way out, and a closed
-/// one for other workloads where such a rule is for some only.
+/// Renders the DestinationRules as they were given, but replaces each originated `tls` block with one that always
+/// fails. If such a rule is for some workloads only, there is a closed rule for the others too.
 pub(super) fn destination_rules(
     rules: &Rules,
     services: &[Service<'_>],

@@ -52,7 +52,7 @@ pub enum Unsupported {
 }
 
 impl Unsupported {
-    /// Returns how to mend it.
+    /// Returns how to fix it.
     pub fn hint(&self) -> &'static str {
         match self {
             Unsupported::Nothing => {

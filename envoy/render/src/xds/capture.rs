@@ -4,8 +4,8 @@
 //! listener of that port, which is not bound: it has the wildcard address and the real service port, so that each
 //! port is read as without capture, and only those that speak TLS wait for the application's first bytes.
 //!
-//! What remains on the bound listener is for ports that no rule has, or came without a redirect. The latter's
-//! destination is the listener itself, and it is closed, so that nothing goes round in circles.
+//! What remains on the bound listener is for ports without a rule, or came without a redirect. A connection without a
+//! redirect has the listener itself as its destination. It is closed, so that nothing goes round in circles.
 //!
 //! With `ALLOW_ANY` the rest is passed on to where it was meant to go, but for the addresses of [`guard`]. They are
 //! matched as ranges, before anything is dialled. Of all chains only those are looked at that have the

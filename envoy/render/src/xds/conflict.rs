@@ -51,7 +51,7 @@ pub enum Conflict {
 }
 
 impl Conflict {
-    /// How to mend it.
+    /// How to fix it.
     pub fn hint(&self) -> String {
         match self {
             Conflict::OpenProxy | Conflict::AroundTheProxy => {

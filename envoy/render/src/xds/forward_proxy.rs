@@ -5,10 +5,10 @@
 //! there is no way: the table decides, and neither a route nor a cluster leads anywhere without a word of the
 //! filter, or to a host that the table does not have.
 //!
-//! Of a URL and a `Host` that differ the URL counts, and the header is replaced by it before anything is decided
-//! (RFC 9112, 3.2.2). A request without a URL, which a server would get, is decided by its `Host` alike.
+//! If the URL and `Host` differ, the URL wins: it replaces the header before anything is decided (RFC 9112, 3.2.2). A
+//! request without a URL, as a server would get it, is decided by its `Host`.
 //!
-//! Only HTTP/1 is spoken: no client asks a proxy in the clear for anything else.
+//! Only HTTP/1 is spoken: no client asks a plaintext proxy for anything else.
 //!
 //! Source: envoyproxy/envoy `source/common/http/http1/codec_impl.cc`, `ServerConnectionImpl::handlePath`.
 

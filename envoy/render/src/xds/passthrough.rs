@@ -18,7 +18,7 @@ use super::{guard, tunnel, upstream_proxy, variants};
 /// What hosts that share a chain have in common: target port, cluster, and the address dialled in its place.
 type Alike<'t> = (u16, &'t str, Option<(&'t str, u16)>);
 
-/// Renders the application's own TLS: a chain for all hosts that differ in nothing but their name.
+/// Renders the application's own TLS: one chain for all hosts with identical rules apart from the name.
 pub(super) fn chains(port: PortNumber, rendering: &Rendering<'_>) -> Vec<Chain> {
     let (table, options) = (rendering.table, rendering.options);
     let mut groups = BTreeMap::<Alike<'_>, Vec<Service<'_>>>::new();

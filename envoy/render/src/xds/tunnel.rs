@@ -28,7 +28,7 @@ pub(super) fn field(cluster: &Cluster) -> Option<(String, Value)> {
     Some(("tunneling_config".to_owned(), config))
 }
 
-/// Why a tunnel did not come about, in the words of [`Failure`] and by the same texts of Envoy. The filter, which
+/// Why a tunnel could not be opened, in the words of [`Failure`] and by the same texts of Envoy. The filter, which
 /// knows all of them, does not see TLS that is passed through.
 pub(super) fn reason() -> String {
     let cases: String = Failure::TRANSPORT_TEXTS

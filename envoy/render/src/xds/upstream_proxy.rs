@@ -146,7 +146,7 @@ pub(super) fn listener(options: &Options) -> Option<Listener> {
     })
 }
 
-/// Renders the log of tunnels that did not come about: to the connection of a cluster they are all alike.
+/// Renders the log of tunnels that could not be opened: to the connection of a cluster they are all alike.
 fn failures(options: &Options) -> Value {
     let state = contract::UPSTREAM_TUNNEL_STATE;
     let entries = [

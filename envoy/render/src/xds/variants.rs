@@ -99,7 +99,7 @@ pub(super) fn reached<'t>(table: &'t PolicyTable, options: &'t Options) -> Reach
     }
 }
 
-/// Says whether clusters of one name differ in nothing that is not the transport socket's.
+/// Whether clusters of one name differ only in the transport socket.
 fn differ_in_tls(group: &[&Cluster]) -> bool {
     let rest = |cluster: &Cluster| {
         let tls = cluster.tls.as_ref();

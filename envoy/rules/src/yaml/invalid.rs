@@ -10,6 +10,6 @@ pub struct InvalidYaml {
     pub what: String,
     /// Where.
     pub at: Location,
-    /// How to mend it.
+    /// How to fix it.
     pub hint: Option<String>,
 }

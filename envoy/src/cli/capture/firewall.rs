@@ -13,7 +13,7 @@ pub(super) const NO_RIGHTS: &str = "the firewall's rules are changed by root, or
 /// Installs the rules in the place of those that are there, in either form.
 ///
 /// # Errors
-/// With what went wrong, and what became of the rules of before.
+/// With what went wrong, and what became of the previous rules.
 pub(super) fn install(redirect: &Redirect, iptables: bool) -> Result<(), String> {
     // What replaces the others comes first, so that nothing goes around Envoy between the two.
     let others = match iptables {
@@ -31,7 +31,7 @@ pub(super) fn install(redirect: &Redirect, iptables: bool) -> Result<(), String>
         false => ("nftables", "iptables"),
     };
     others.map(|_| ()).map_err(|why| {
-        format!("the rules of {form} are installed, and those of {other} of before are still there too: {why}")
+        format!("the rules of {form} are installed, and the previous ones of {other} are still there too: {why}")
     })
 }
 
@@ -111,7 +111,7 @@ fn install_with_iptables(redirect: &Redirect) -> Result<(), String> {
         return Err(match failed.is_empty() {
             true => unchanged(why),
             false => format!(
-                "{why}\nand the rules of before could not all be brought back: {}\nhint: `egressctl capture down` takes away what is there; until then some connections may not be captured",
+                "{why}\nand the previous rules could not all be brought back: {}\nhint: `egressctl capture down` takes away what is there; until then some connections may not be captured",
                 failed.join("; ")
             ),
         });
@@ -121,8 +121,8 @@ fn install_with_iptables(redirect: &Redirect) -> Result<(), String> {
 
 fn unchanged(why: String) -> String {
     match why.split_once('\n') {
-        Some((why, hint)) => format!("{why}; the rules are those of before\n{hint}"),
-        None => format!("{why}; the rules are those of before"),
+        Some((why, hint)) => format!("{why}; the previous rules stay\n{hint}"),
+        None => format!("{why}; the previous rules stay"),
     }
 }
 

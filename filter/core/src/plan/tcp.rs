@@ -80,7 +80,7 @@ pub fn plan_tcp(
     act(Effect::FilterState(contract::TCP_CLUSTER_STATE, name))
 }
 
-/// Says why the connection to the server did not come about; `None` when it did, as far as Envoy tells.
+/// Returns why Envoy could not connect to the server; `None` if it could, as far as Envoy tells.
 ///
 /// `facts` are those that the connection was planned by.
 pub fn connection_failed(

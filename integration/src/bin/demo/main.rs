@@ -179,7 +179,7 @@ async fn first_half(keep: bool, signals: &mut Signals) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Plays the three steps, and returns the proxy with the page's last rules.
+/// Runs the three steps, and returns the proxy with the page's last rules.
 async fn play(stage: &Stage) -> Result<Running> {
     // First, so that what is missing is told without a story around it.
     let proxy = stage.start(&ACCESS, stage.site.plain_addr()).await?;

@@ -125,7 +125,7 @@ const UNNAMED: Scene = Scene {
     ],
 };
 
-/// Plays it, and with `keep` leaves Envoy and nginx up.
+/// Runs it, and with `keep` leaves Envoy and nginx up.
 pub(crate) async fn demo(keep: bool, signals: &mut Signals) -> Result<ExitCode> {
     let interrupted = ExitCode::from(130); // as shells report SIGINT
     // Nothing that was started outlives the future that is dropped.
@@ -189,7 +189,7 @@ async fn play() -> Result<(Stage, Running)> {
     Ok((stage, proxy))
 }
 
-/// Plays the last scene, with a certificate that names nobody, on an nginx and an Envoy of its own.
+/// Runs the last step, with a certificate that names nobody, on an nginx and an Envoy of its own.
 async fn unnamed(main: &Stage) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("egress-demo-").tempdir()?;
     let copy = format!(
