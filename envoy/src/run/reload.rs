@@ -25,10 +25,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::discovery::{Acks, Resource, Resources};
+use super::ports::{Known, check_ports, places, reserve};
 use super::secrets::SecretsHandle;
+use super::supervise::{place, settle, vip_lines};
 use super::watch::Watch;
-use super::{Known, admin, check_ports, places};
-use super::{atomic, folder};
+use super::{admin, atomic, folder};
 use crate::cli::args::Run;
 use crate::cli::settings::{self, Settled};
 use crate::cli::sources;
@@ -247,9 +248,9 @@ impl Reloader {
         let (args, envoy, folder) = (args.clone(), envoy.to_owned(), self.folder.clone());
         let (listened_on, guarded_dns) = (self.places.clone(), self.guarded_dns);
         let mut known = std::mem::take(&mut self.known);
-        let settle = move |known: &mut AlreadyRead| {
+        let compile = move |known: &mut AlreadyRead| {
             let settling = settings::settling(&args.rules.input);
-            let mut settled = super::settle(
+            let mut settled = settle(
                 &args,
                 || Ok(envoy),
                 &sources,
@@ -257,11 +258,11 @@ impl Reloader {
                 Some(known),
                 nothing,
             )?;
-            super::place(&mut settled.options, &folder, true, guarded_dns);
+            place(&mut settled.options, &folder, true, guarded_dns);
             check_ports(&settled, Some(&listened_on))?;
             Ok(settled)
         };
-        let compiled = tokio::task::spawn_blocking(move || (settle(&mut known), known)).await;
+        let compiled = tokio::task::spawn_blocking(move || (compile(&mut known), known)).await;
         let (settled, known) = compiled.unwrap_or_else(|error| {
             let failed = Complaint::us(format!("cannot compile the rules: {error}"));
             (Err(Refusal::from(failed)), AlreadyRead::default())
@@ -277,7 +278,7 @@ impl Reloader {
             }
         };
         settled.rules.warned().iter().for_each(|note| tell(note));
-        let _reserved = match super::reserve(&mut settled, &mut self.ports) {
+        let _reserved = match reserve(&mut settled, &mut self.ports) {
             Ok(reserved) => reserved,
             Err(error) => {
                 keeps(&format!("cannot choose a port: {error}"));
@@ -319,7 +320,7 @@ impl Reloader {
             for (service, address) in &addresses.listeners {
                 let _ = write!(line, " {service}={address}");
             }
-            vips = super::vip_lines(&addresses);
+            vips = vip_lines(&addresses);
         }
         for (word, ports) in [("added", added), ("removed", removed)] {
             if !ports.is_empty() {
