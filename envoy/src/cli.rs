@@ -3,13 +3,11 @@
 //! A command returns what it has to say as an [`Output`], or why it does nothing as a [`Refusal`]. What is printed, and
 //! with which exit code the program ends, is settled here alone.
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
-use egress_policy::visible_lines;
-
-use egress_rules::{Blame, Complaint, Refusal};
+use egress_rules::{Blame, Refusal};
 
 pub mod args;
 mod capture;
@@ -21,6 +19,7 @@ pub(crate) mod locate;
 mod manual;
 mod output;
 mod render;
+mod run;
 mod secrets;
 pub mod settings;
 pub(crate) mod sources;
@@ -28,7 +27,7 @@ pub(crate) mod threads;
 mod usage;
 
 use args::{Args, Command, RenderTarget};
-use output::{Output, Text};
+use output::{Output, Text, print, print_to, tell};
 
 /// How a command ended, for the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +57,7 @@ pub fn main() -> ExitStatus {
         Err(error) => return usage(&error),
     };
     let done = match args.command {
-        Command::Run(run) => return crate::run::main(&run),
+        Command::Run(run) => run::main(&run),
         Command::Check(check) => check::main(&check),
         Command::Lint(lint) => lint::main(&lint),
         Command::Explain(explain) => explain::main(&explain),
@@ -115,29 +114,8 @@ fn show(output: &Output) -> ExitStatus {
     }
 }
 
-/// Prints to the standard output what people or programs read; a reader that has gone is not an error.
-///
-/// Control characters of texts that others wrote are escaped, as JSON escapes them.
-pub(crate) fn print(text: &str) -> Result<(), Complaint> {
-    print_to(io::stdout().lock(), &visible_lines(text))
-}
-
-fn print_to(mut out: impl Write, text: &str) -> Result<(), Complaint> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Complaint::us(format!("cannot write: {error}")))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Tells people something, beside the output. Control characters of texts that others wrote are escaped.
-pub(crate) fn tell(text: &str) {
-    let _ = writeln!(anstream::stderr(), "{}", visible_lines(text));
-}
-
 /// Tells why nothing is done, and returns the status to exit with.
-pub(crate) fn refuse(refusal: &Refusal) -> ExitStatus {
+fn refuse(refusal: &Refusal) -> ExitStatus {
     tell(&refusal.to_string());
     match refusal.blame() {
         Blame::Input => ExitStatus::Input,

@@ -1,10 +1,22 @@
 //! Start Envoy with what was rendered, say when it is ready, and stop it again.
+//!
+//! ```text
+//! Deployment ──supervise──► Envoy     files ──Recompile──► Deployment ──reload──► Envoy
+//!                 └──► Events                                            └──► Events
+//! ```
+//!
+//! [`supervise()`] starts an Envoy, hands it its secrets and its filter, and stays with it until it ends. When the rules
+//! change, they are read and compiled as [`Recompile`] does it, and Envoy is given them.
+//!
+//! What it does not do: it prints nothing and knows no arguments. What happens, it says as an [`Event`].
 
-pub(crate) mod admin;
-pub(crate) mod atomic;
+pub mod admin;
+pub mod atomic;
+mod deployment;
 mod discovery;
-pub(crate) mod envoy_log;
-pub(crate) mod folder;
+pub mod envoy_log;
+mod event;
+pub mod folder;
 mod ports;
 mod process;
 mod reload;
@@ -13,5 +25,7 @@ mod secrets;
 mod supervise;
 mod watch;
 
-pub(crate) use process::version_of;
-pub(crate) use supervise::main;
+pub use deployment::{Deployment, Recompile};
+pub use event::{Event, Events, Reloaded};
+pub use process::version_of;
+pub use supervise::{Reload, Start, supervise};

@@ -307,7 +307,7 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
         mesh: false,
     };
     let settling = settings::settling(&args.input);
-    let settled = settings::settle_read(
+    let deployment = settings::settle_read(
         &args,
         || Ok(version.to_owned()),
         &[source],
@@ -316,9 +316,9 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
     )
     .map_err(|_| "cannot render a bootstrap")?;
     let bootstrap = xds::bootstrap(
-        &settled.rules.table,
-        &settled.rules.resources(),
-        &settled.options,
+        &deployment.rules.table,
+        &deployment.rules.resources(),
+        &deployment.options,
     );
     let folder = tempfile::Builder::new()
         .prefix("egressctl-doctor-")

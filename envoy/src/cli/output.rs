@@ -1,5 +1,8 @@
 //! What a command has to say.
 
+use std::io::{self, Write};
+
+use egress_policy::visible_lines;
 use egress_rules::{Complaint, Refusal};
 
 /// How a command ends: with an output, or with why it does nothing.
@@ -58,4 +61,25 @@ impl Output {
     pub(super) fn bad_if(self, is_bad: bool) -> Self {
         Output { is_bad, ..self }
     }
+}
+
+/// Prints to the standard output what people or programs read; a reader that has gone is not an error.
+///
+/// Control characters of texts that others wrote are escaped, as JSON escapes them.
+pub(super) fn print(text: &str) -> Result<(), Complaint> {
+    print_to(io::stdout().lock(), &visible_lines(text))
+}
+
+pub(super) fn print_to(mut out: impl Write, text: &str) -> Result<(), Complaint> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Complaint::us(format!("cannot write: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tells people something, beside the output. Control characters of texts that others wrote are escaped.
+pub(super) fn tell(text: &str) {
+    let _ = writeln!(anstream::stderr(), "{}", visible_lines(text));
 }

@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::args::{Format, RenderEnvoy};
 use super::locate;
 use super::output::{Done, Output};
-use super::settings::{self, Settled};
-use crate::run::atomic;
+use super::settings;
+use crate::run::{Deployment, atomic};
 use egress_credentials::{Material, Missing};
 use egress_render::xds::watched_documents;
 use egress_render::xds::{self, SecretFiles, SecretRequest, Secrets, Vip};
@@ -25,24 +25,24 @@ const CREDENTIALS: &str = "credentials";
 
 /// Returns the bootstrap that `run` would use, or writes it with the secrets that it refers to.
 pub(super) fn envoy(args: &RenderEnvoy) -> Done {
-    let mut settled = settings::settle(&args.rules, args.envoy_version.as_deref())?;
-    let mut notes = settled.rules.warned();
-    for vip in xds::vips(&settled.rules.table) {
+    let mut deployment = settings::settle(&args.rules, args.envoy_version.as_deref())?;
+    let mut notes = deployment.rules.warned();
+    for vip in xds::vips(&deployment.rules.table) {
         let Vip { host, address, .. } = &vip;
         notes.push(format!("note: for /etc/hosts: {address} {host}"));
     }
-    if xds::looks_at_one_address(&settled.rules.table, &settled.options) {
-        notes.push(one_address(&settled.version));
+    if xds::looks_at_one_address(&deployment.rules.table, &deployment.options) {
+        notes.push(one_address(&deployment.version));
     }
     let output = match &args.output_folder {
-        Some(folder) => Output::lines(written(folder, &mut settled, args.output)?),
+        Some(folder) => Output::lines(written(folder, &mut deployment, args.output)?),
         None => {
-            let files = files(&settled)?;
+            let files = files(&deployment)?;
             if !files.is_empty() {
                 notes.push("note: Envoy reads these certificates when it starts and not again; with `--output-folder DIR` it watches them".to_owned());
             }
-            settled.options.secrets = Secrets::AtStart(files);
-            Output::verbatim(text(&settled, args.output)?)
+            deployment.options.secrets = Secrets::AtStart(files);
+            Output::verbatim(text(&deployment, args.output)?)
         }
     };
     Ok(output.with_notes(notes))
@@ -70,10 +70,10 @@ fn one_address(version: &str) -> String {
 }
 
 /// Finds the files of all secrets, for a bootstrap that stands alone.
-fn files(settled: &Settled) -> Result<BTreeMap<String, SecretFiles>, Complaint> {
+fn files(deployment: &Deployment) -> Result<BTreeMap<String, SecretFiles>, Complaint> {
     let mut all = BTreeMap::new();
-    for need in settled.needs() {
-        match settled.store.files(&need).map_err(told)? {
+    for need in deployment.needs() {
+        match deployment.store.files(&need).map_err(told)? {
             Some(files) => all.insert(need.name(), files),
             None => {
                 return Err(Complaint::input(format!(
@@ -96,20 +96,25 @@ fn told(missing: Missing) -> Complaint {
 
 /// Writes the bootstrap, what it refers to, and the keys that stand among the rules, to a folder. Returns the line that
 /// says where it is.
-fn written(folder: &Path, settled: &mut Settled, format: Format) -> Result<String, Complaint> {
+fn written(
+    folder: &Path,
+    deployment: &mut Deployment,
+    format: Format,
+) -> Result<String, Complaint> {
     let failed = |path: &Path, error: std::io::Error| {
         Complaint::us(format!("cannot write `{}`: {error}", path.display()))
     };
     let folder = locate::absolute(folder).map_err(Complaint::input)?;
     let mut all = BTreeMap::new();
     let mut keys = Vec::new();
-    for need in settled.needs() {
-        let found = settled.store.files(&need);
+    for need in deployment.needs() {
+        let found = deployment.store.files(&need);
         let files = match found.map_err(told)? {
             Some(files) => files,
             None => {
                 let name = xds::file_name(&need.name());
-                let (files, parts) = copied(settled, &need, &folder.join(CREDENTIALS).join(name))?;
+                let (files, parts) =
+                    copied(deployment, &need, &folder.join(CREDENTIALS).join(name))?;
                 keys.extend(parts);
                 files
             }
@@ -118,8 +123,8 @@ fn written(folder: &Path, settled: &mut Settled, format: Format) -> Result<Strin
         all.insert(need.name(), files);
     }
     let secrets = folder.join(SECRETS);
-    settled.options.secrets = Secrets::Watched(secrets.display().to_string());
-    let bootstrap = text(settled, format)?;
+    deployment.options.secrets = Secrets::Watched(secrets.display().to_string());
+    let bootstrap = text(deployment, format)?;
 
     // Nothing is written before all of it is known to be right.
     atomic::make_private_folder(&folder).map_err(|error| failed(&folder, error))?;
@@ -145,11 +150,11 @@ type Parts = Vec<(std::path::PathBuf, Vec<u8>)>;
 
 /// Lays out a secret that stands among the rules as Kubernetes would mount it.
 fn copied(
-    settled: &Settled,
+    deployment: &Deployment,
     need: &SecretRequest,
     folder: &Path,
 ) -> Result<(SecretFiles, Parts), Complaint> {
-    let material = settled.store.load(need);
+    let material = deployment.store.load(need);
     Ok(match material.map_err(told)? {
         Material::Certificate { chain, key } => {
             let files = (folder.join("tls.crt"), folder.join("tls.key"));
@@ -184,11 +189,11 @@ fn rooted(files: SecretFiles) -> Result<SecretFiles, locate::NotFound> {
     })
 }
 
-fn text(settled: &Settled, format: Format) -> Result<String, Complaint> {
+fn text(deployment: &Deployment, format: Format) -> Result<String, Complaint> {
     let bootstrap: Value = xds::bootstrap(
-        &settled.rules.table,
-        &settled.rules.resources(),
-        &settled.options,
+        &deployment.rules.table,
+        &deployment.rules.resources(),
+        &deployment.options,
     );
     let text = match format {
         Format::Json => serde_json::to_string_pretty(&bootstrap).map_err(|error| error.to_string()),
@@ -199,8 +204,8 @@ fn text(settled: &Settled, format: Format) -> Result<String, Complaint> {
         Format::Yaml => format!(
             "# Rendered by egressctl {} for Envoy {}; rules digest {}\n",
             env!("CARGO_PKG_VERSION"),
-            settled.version,
-            settled.rules.table.digest()
+            deployment.version,
+            deployment.rules.table.digest()
         ),
     };
     text.map(|text| format!("{comment}{}\n", text.trim_end()))

@@ -1,6 +1,5 @@
 //! The settings as meant: files read, rules compiled, places found.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use egress_filter::{AuthorityMode, MetadataFormat};
@@ -9,40 +8,15 @@ use egress_policy::{Mesh, OutboundMode, PolicyTable, Proxy, Role, Settling};
 use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as Args};
 use super::threads::at_once;
 use super::{locate, sources};
+use crate::run::Deployment;
 use egress_credentials::Store;
 use egress_render::pinned_envoy;
 use egress_render::xds::{
-    AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, SecretRequest, UpstreamProxy,
-    Version,
+    AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, UpstreamProxy, Version,
 };
 use egress_rules::Source;
 use egress_rules::{Complaint, Refusal};
 use egress_rules::{How, Report, Rules, compile_as};
-
-/// All that rendering needs.
-#[derive(Debug)]
-pub struct Settled {
-    /// The rules, compiled.
-    pub rules: Rules,
-    /// How to render them.
-    pub options: Options,
-    /// The version of Envoy they are rendered for, for people.
-    pub version: String,
-    /// Where the certificates come from that they need.
-    pub store: Store,
-}
-
-impl Settled {
-    /// Returns all secrets that Envoy will ask for, one for each name, in the order of the names.
-    pub fn needs(&self) -> Vec<SecretRequest> {
-        let tables = std::iter::once(&self.rules.table).chain(&self.options.workloads);
-        let needs: BTreeMap<String, SecretRequest> = tables
-            .flat_map(SecretRequest::of)
-            .map(|need| (need.name(), need))
-            .collect();
-        needs.into_values().collect()
-    }
-}
 
 /// Says where credentials come from; the Secrets among the rules move to the store.
 ///
@@ -121,7 +95,7 @@ pub fn authority(input: &Input) -> AuthorityMode {
 ///
 /// # Errors
 /// With everything that is wrong.
-pub fn settle(args: &Args, version: Option<&str>) -> Result<Settled, Refusal> {
+pub fn settle(args: &Args, version: Option<&str>) -> Result<Deployment, Refusal> {
     let (sources, settling) = read(&args.input)?;
     let version = || Ok(version.unwrap_or(pinned_envoy()).to_owned());
     settle_read(
@@ -144,7 +118,7 @@ pub(crate) fn settle_read(
     sources: &[Source],
     settling: Settling,
     how: How<'_>,
-) -> Result<Settled, Refusal> {
+) -> Result<Deployment, Refusal> {
     check_admin(args)?;
     // Read here, because the command line's own reader would repeat the text, password and all.
     let upstream_proxy: Option<UpstreamProxy> = match args.upstream_proxy.as_deref().map(str::parse)
@@ -176,7 +150,7 @@ pub(crate) fn settle_read(
         let complaint = Complaint::input(format!("{conflict}\nhint: {}", conflict.hint()));
         return Err(Refusal::Around(rules.warnings, complaint));
     }
-    Ok(Settled {
+    Ok(Deployment {
         rules,
         options,
         version,

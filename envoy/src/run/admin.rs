@@ -20,17 +20,17 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// Where an Envoy listens.
 #[derive(Debug)]
-pub(super) struct Addresses {
+pub struct Addresses {
     /// Service port and address, in the order of the ports.
-    pub(super) listeners: Vec<(u16, String)>,
+    pub listeners: Vec<(u16, String)>,
     /// Host, service port and address of each TCP service that has an address of its own.
-    pub(super) vips: Vec<(String, u16, SocketAddr)>,
+    pub vips: Vec<(String, u16, SocketAddr)>,
     /// Where the forward proxy is, if there is one.
-    pub(super) forward_proxy: Option<String>,
+    pub forward_proxy: Option<String>,
     /// Where redirected connections come in, if they do.
-    pub(super) capture: Option<String>,
+    pub capture: Option<String>,
     /// The admin interface: an address, or the path of a socket.
-    pub(super) admin: String,
+    pub admin: String,
 }
 
 /// Returns where Envoy listens, once it is ready to take requests. `written` is the file into which
@@ -138,7 +138,7 @@ pub(super) async fn taken(admin: &Admin, written: &Path) -> Option<(Taken, Taken
 }
 
 /// Asks once, for commands that do nothing else meanwhile; `None` when there is no good answer.
-pub(crate) fn get_once(admin: &Admin, path: &str) -> Option<Bytes> {
+pub fn get_once(admin: &Admin, path: &str) -> Option<Bytes> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -9,7 +9,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// When it cannot be written.
-pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
+pub fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -23,7 +23,7 @@ pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// When it cannot be made.
-pub(crate) fn make_private_folder(path: &Path) -> io::Result<()> {
+pub fn make_private_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -35,7 +35,7 @@ pub(crate) fn make_private_folder(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// When it cannot be written.
-pub(crate) fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     make_private_folder(folder)?;
     let mut new = tempfile::NamedTempFile::new_in(folder)?;
@@ -49,7 +49,7 @@ pub(crate) fn replace_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// When it cannot be written.
-pub(crate) fn write_shared(folder: &Path, name: &str, text: &str) -> io::Result<()> {
+pub fn write_shared(folder: &Path, name: &str, text: &str) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let mut file = tempfile::Builder::new()
         .permissions(fs::Permissions::from_mode(0o644))
@@ -64,7 +64,7 @@ pub(crate) fn write_shared(folder: &Path, name: &str, text: &str) -> io::Result<
 ///
 /// # Errors
 /// When it cannot be written, or is marked read-only; then it is as it was.
-pub(crate) fn replace(path: &Path, text: &str) -> io::Result<()> {
+pub fn replace(path: &Path, text: &str) -> io::Result<()> {
     let path = fs::canonicalize(path)?;
     let permissions = fs::metadata(&path)?.permissions();
     if permissions.readonly() {

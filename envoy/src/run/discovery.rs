@@ -24,11 +24,10 @@ use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use crate::cli::tell;
-
 mod proto;
 mod subscription;
 
+use super::event::{Event, Events, send};
 use proto::{DiscoveryRequest, DiscoveryResponse};
 pub(super) use subscription::Resource;
 use subscription::{Kind, Subscription};
@@ -54,6 +53,8 @@ pub(super) struct Served {
     pub(super) plugins: watch::Receiver<Resources>,
     /// What Envoy says of it.
     pub(super) acks: Arc<watch::Sender<Acks>>,
+    /// Where people are told of secrets that Envoy refuses.
+    pub(super) events: Events,
 }
 
 /// Serves what is offered, now and whenever it changes, until the runtime ends.
@@ -131,7 +132,8 @@ async fn converse(
                 Ok(Some(request)) => {
                     match (subscription.on_request(request), subscription.kind) {
                         (Some((name, _, Err(why))), Kind::Secrets) => {
-                            tell(&format!("warning: Envoy did not take the secret `{name}`: {why}"));
+                            let text = format!("Envoy did not take the secret `{name}`: {why}");
+                            send(&served.events, Event::Warning(text));
                         }
                         (Some((name, version, taken)), Kind::Plugins) => {
                             served.acks.send_modify(|all| {

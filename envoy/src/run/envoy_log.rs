@@ -13,7 +13,7 @@ pub(super) fn refusal(line: &str) -> Option<String> {
 }
 
 /// Finds the reason among the lines that Envoy wrote before it ended with `status`.
-pub(crate) fn reason<'l>(lines: impl Iterator<Item = &'l str>, status: &str) -> String {
+pub fn reason<'l>(lines: impl Iterator<Item = &'l str>, status: &str) -> String {
     let lines: Vec<&str> = lines.collect();
     let with = |word: &str| lines.iter().rev().find(|line| line.contains(word));
     // The last critical line is the reason; errors of the filter say more than Envoy's summary of them.
@@ -69,7 +69,7 @@ pub(crate) fn reason<'l>(lines: impl Iterator<Item = &'l str>, status: &str) -> 
 }
 
 /// Cuts a line that is too long for people.
-pub(super) fn shortened(line: &str) -> String {
+pub fn shortened(line: &str) -> String {
     match line.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", line.get(..end).unwrap_or(line)),
         None => line.to_owned(),

@@ -16,7 +16,7 @@ const RUN_PREFIX: &str = "egressctl-";
 ///
 /// # Errors
 /// When it cannot be made.
-pub(crate) fn run_folder() -> io::Result<tempfile::TempDir> {
+pub(super) fn run_folder() -> io::Result<tempfile::TempDir> {
     tempfile::Builder::new()
         .prefix(RUN_PREFIX)
         .permissions(fs::Permissions::from_mode(0o700))
@@ -24,10 +24,13 @@ pub(crate) fn run_folder() -> io::Result<tempfile::TempDir> {
 }
 
 /// The socket of Envoy's admin interface in the folder of a run.
-pub(crate) const ADMIN_SOCKET: &str = "admin.sock";
+pub(super) const ADMIN_SOCKET: &str = "admin.sock";
+
+/// The socket of the discovery server in the folder of a run.
+pub(super) const DISCOVERY_SOCKET: &str = "discovery.sock";
 
 /// The file of a run into which Envoy writes where its admin interface is.
-pub(crate) const ADMIN_ADDRESS: &str = "admin.txt";
+pub(super) const ADMIN_ADDRESS: &str = "admin.txt";
 
 /// Says whether a path is a folder that we own and nobody else can look into: others can make folders of any name
 /// where temporary ones are.
@@ -40,7 +43,7 @@ fn is_ours_alone(folder: &Path) -> bool {
 }
 
 /// Returns the admin interfaces of our runs on this machine, those that were killed among them.
-pub(crate) fn runs() -> Vec<Admin> {
+pub fn runs() -> Vec<Admin> {
     let Ok(entries) = fs::read_dir(env::temp_dir()) else {
         return Vec::new();
     };

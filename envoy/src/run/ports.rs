@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use egress_policy::PortNumber;
 use tokio::net::TcpSocket;
 
-use crate::cli::settings::Settled;
+use super::deployment::Deployment;
 use egress_render::xds;
 use egress_rules::Complaint;
 
@@ -19,13 +19,13 @@ pub(super) type Known = BTreeSet<(String, PortNumber)>;
 /// Envoy would choose too, but it takes two listeners whose port is open for one at the same address: a new one gets
 /// the socket of one that was replaced. A port stays the service's for as long as we run.
 pub(super) fn reserve(
-    settled: &mut Settled,
+    deployment: &mut Deployment,
     chosen: &mut BTreeMap<PortNumber, u16>,
 ) -> io::Result<Vec<TcpSocket>> {
-    let options = &mut settled.options;
+    let options = &mut deployment.options;
     let address: IpAddr = options.listen.parse().map_err(io::Error::other)?;
     let mut reserved = Vec::new();
-    for (service, _) in xds::service_ports(&settled.rules.table) {
+    for (service, _) in xds::service_ports(&deployment.rules.table) {
         if options.listening_port(service) != 0 {
             continue;
         }
@@ -52,8 +52,8 @@ pub(super) fn reserve(
 }
 
 /// Returns where these rules are listened for, but for the forward proxy and capture.
-pub(super) fn places(settled: &Settled) -> Known {
-    let (options, table) = (&settled.options, &settled.rules.table);
+pub(super) fn places(deployment: &Deployment) -> Known {
+    let (options, table) = (&deployment.options, &deployment.rules.table);
     let here = xds::service_ports(table)
         .into_iter()
         .filter(|(service, _)| options.listens_on(*service))
@@ -65,8 +65,8 @@ pub(super) fn places(settled: &Settled) -> Known {
 
 /// Finds out which ports cannot be listened on, before Envoy does and says so less plainly.
 /// Those of `known` services are listened on already.
-pub(super) fn check_ports(settled: &Settled, known: Option<&Known>) -> Result<(), Complaint> {
-    let options = &settled.options;
+pub(super) fn check_ports(deployment: &Deployment, known: Option<&Known>) -> Result<(), Complaint> {
+    let options = &deployment.options;
     // What is listened on already is ours.
     let is_known = |at: &(String, PortNumber)| known.is_some_and(|known| known.contains(at));
     if let Some(address) = options.forward_proxy.filter(|_| known.is_none())
@@ -95,7 +95,7 @@ pub(super) fn check_ports(settled: &Settled, known: Option<&Known>) -> Result<()
             )));
         }
     }
-    for (listen, service) in places(settled).into_iter().filter(|at| !is_known(at)) {
+    for (listen, service) in places(deployment).into_iter().filter(|at| !is_known(at)) {
         let port = options.listening_port(service);
         if let Err(error) = TcpListener::bind((listen.as_str(), port)) {
             let flag = format!(

@@ -11,10 +11,9 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::event::{Event, Events, send};
 use super::reload::Reloader;
-use super::supervise::{ready_line, repeat};
 use super::{admin, envoy_log};
-use crate::cli::tell;
 use egress_render::xds::{self, Options};
 
 /// How long Envoy may take to stop once asked.
@@ -22,6 +21,27 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long Envoy may take to start. Loading a module takes a second or two on a slow machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// Asks an Envoy for its version, such as `1.40.0`.
+pub fn version_of(envoy: &Path) -> Result<String, String> {
+    let output = std::process::Command::new(envoy)
+        .arg("--version")
+        .output()
+        .map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    // `/opt/envoy-1.36/envoy  version: 9e55…/1.40.0/Clean/RELEASE/BoringSSL`: where it is says nothing.
+    let told = text.rsplit_once("version: ").map_or("", |(_, told)| told);
+    told.split(['/', ' ', '\n'])
+        .find(|word| xds::Version::find(word).is_some())
+        .map(str::to_owned)
+        .ok_or_else(|| {
+            let said = text
+                .lines()
+                .chain(std::str::from_utf8(&output.stderr).unwrap_or("").lines())
+                .next();
+            format!("`--version` printed `{}`", said.unwrap_or("nothing"))
+        })
+}
 
 pub(super) fn start(
     envoy: &Path,
@@ -77,14 +97,15 @@ fn die_with_us(command: &mut std::process::Command) {
     let _ = command;
 }
 
-/// Waits until everything listens; returns the line to print.
+/// Waits until everything listens; returns where.
 pub(super) async fn ready(
     child: &mut Child,
     lines: &mut mpsc::UnboundedReceiver<String>,
     options: &Options,
     admin_address: &Path,
     reloader: Option<&Reloader>,
-) -> Result<String, String> {
+    events: &Events,
+) -> Result<admin::Addresses, String> {
     let mut said = VecDeque::new();
     let deadline = Instant::now() + START_LIMIT;
     let mut told = false;
@@ -118,8 +139,8 @@ pub(super) async fn ready(
                     return Err(envoy_log::reason(said.iter().map(String::as_str), "it is stopped"));
                 }
                 if started == Ok(true) && let Some(addresses) = admin::listening(&options.admin, admin_address).await {
-                    said.drain(..).for_each(|line| repeat(&line));
-                    return Ok(ready_line(&addresses));
+                    said.drain(..).for_each(|line| send(events, Event::EnvoySaid(line)));
+                    return Ok(addresses);
                 }
                 if Instant::now() > deadline {
                     return Err(format!("Envoy did not become ready within {} s", START_LIMIT.as_secs()));
@@ -130,7 +151,7 @@ pub(super) async fn ready(
 }
 
 /// Asks Envoy to end, and makes it if it does not.
-pub(super) async fn stop(child: &mut Child) {
+pub(super) async fn stop(child: &mut Child, events: &Events) {
     if let Some(pid) = child
         .id()
         .and_then(|pid| i32::try_from(pid).ok())
@@ -140,28 +161,8 @@ pub(super) async fn stop(child: &mut Child) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
     if timeout(STOP_LIMIT, child.wait()).await.is_err() {
-        tell("warning: Envoy did not stop when asked; it was killed");
+        let text = "Envoy did not stop when asked; it was killed";
+        send(events, Event::Warning(text.to_owned()));
         let _ = child.kill().await;
     }
-}
-
-/// Asks an Envoy for its version, such as `1.40.0`.
-pub(crate) fn version_of(envoy: &Path) -> Result<String, String> {
-    let output = std::process::Command::new(envoy)
-        .arg("--version")
-        .output()
-        .map_err(|error| error.to_string())?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    // `/opt/envoy-1.36/envoy  version: 9e55…/1.40.0/Clean/RELEASE/BoringSSL`: where it is says nothing.
-    let told = text.rsplit_once("version: ").map_or("", |(_, told)| told);
-    told.split(['/', ' ', '\n'])
-        .find(|word| xds::Version::find(word).is_some())
-        .map(str::to_owned)
-        .ok_or_else(|| {
-            let said = text
-                .lines()
-                .chain(std::str::from_utf8(&output.stderr).unwrap_or("").lines())
-                .next();
-            format!("`--version` printed `{}`", said.unwrap_or("nothing"))
-        })
 }

@@ -12,7 +12,6 @@
 //! where a listener changes shape; see [`Dynamic`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,16 +23,13 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::deployment::{Deployment, Recompile};
 use super::discovery::{Acks, Resource, Resources};
+use super::event::{Event, Events, Reloaded, send};
 use super::ports::{Known, check_ports, places, reserve};
 use super::secrets::SecretsHandle;
-use super::supervise::{place, settle, vip_lines};
 use super::watch::Watch;
 use super::{admin, atomic, folder};
-use crate::cli::args::Run;
-use crate::cli::settings::{self, Settled};
-use crate::cli::sources;
-use crate::cli::{print, refuse, tell};
 use egress_credentials::Store;
 use egress_render::xds::{self, Admin, Dynamic, Options, Plugin, SecretRequest};
 use egress_rules::Source;
@@ -89,8 +85,10 @@ pub(super) struct Reloader {
     /// Whether own clusters are called by what they are; once that was needed it stays so.
     by_content: bool,
     ports: BTreeMap<PortNumber, u16>,
+    recompile: Arc<dyn Recompile>,
     /// What was read last.
     known: AlreadyRead,
+    events: Events,
     now: Dynamic,
     /// The clusters that Envoy has, and until when those that are not needed any more.
     clusters: BTreeMap<String, (Value, Option<Instant>)>,
@@ -113,8 +111,12 @@ pub(super) struct Ways {
     pub(super) secrets: SecretsHandle,
     /// The ports that were chosen for services whose port was left open.
     pub(super) ports: BTreeMap<PortNumber, u16>,
+    /// How the rules are read and compiled again.
+    pub(super) recompile: Arc<dyn Recompile>,
     /// What was read.
     pub(super) known: AlreadyRead,
+    /// Where people are told of it.
+    pub(super) events: Events,
 }
 
 /// Returns the files from which Envoy reads listeners and clusters.
@@ -127,24 +129,30 @@ impl Reloader {
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub(super) fn new(ways: Ways, settled: &Settled, resources: &[Value]) -> io::Result<Self> {
+    pub(super) fn new(
+        ways: Ways,
+        deployment: &Deployment,
+        resources: &[Value],
+    ) -> io::Result<Self> {
         let mut reloader = Reloader {
             folder: ways.folder,
-            admin: settled.options.admin.clone(),
-            guarded_dns: settled.options.guarded_dns,
+            admin: deployment.options.admin.clone(),
+            guarded_dns: deployment.options.guarded_dns,
             plugins: ways.plugins,
             acks: ways.acks,
             refusals: ways.refusals,
             secrets: ways.secrets,
-            needs: settled.needs(),
-            store: settled.store.clone(),
-            services: services(settled),
-            secure: originated(settled),
-            places: places(settled),
+            needs: deployment.needs(),
+            store: deployment.store.clone(),
+            services: services(deployment),
+            secure: originated(deployment),
+            places: places(deployment),
             by_content: false,
             ports: ways.ports,
+            recompile: ways.recompile,
             known: ways.known,
-            now: rendered(settled, resources),
+            events: ways.events,
+            now: rendered(deployment, resources),
             clusters: BTreeMap::new(),
             draining: None,
             version: 1,
@@ -173,29 +181,15 @@ impl Reloader {
     }
 
     /// Applies rules whenever their files change, and at once when `forced`.
-    pub(super) async fn follow(
-        mut self,
-        args: Run,
-        envoy: String,
-        start: Vec<Source>,
-        mut forced: mpsc::Receiver<()>,
-    ) {
-        let mut watch = Watch::new("rules");
-        let args = Arc::new(args);
-        let mut tried: Result<Vec<Source>, String> = Ok(start);
+    pub(super) async fn follow(mut self, start: Vec<Source>, mut forced: mpsc::Receiver<()>) {
+        let mut watch = Watch::new("rules", self.events.clone());
+        let mut tried: Result<Vec<Source>, Complaint> = Ok(start);
         let mut at_once = false;
         let mut lacking: Option<Lacking> = None;
         loop {
             // Between the reading and the watching a file may have changed; so the first look is at once.
-            let input = &args.rules.input;
-            let files = input.files.iter().chain(&input.mesh_config);
-            let files = files.filter(|name| *name != "-");
-            watch.follow(
-                files
-                    .flat_map(|name| sources::watched_sources(name))
-                    .collect(),
-            );
-            let read = read(&args).await;
+            watch.follow(self.recompile.folders());
+            let read = read(&self.recompile).await;
             let due = lacking
                 .as_ref()
                 .is_some_and(|lacking| lacking.next <= Instant::now());
@@ -208,14 +202,20 @@ impl Reloader {
                 let report = match &read {
                     Ok(sources) => {
                         let sources = sources.clone();
-                        self.try_out(&args, &envoy, sources, nothing).await
+                        self.try_out(sources, nothing).await
                     }
-                    Err(error) => {
-                        keeps(error);
+                    Err(complaint) => {
+                        self.keeps(complaint.clone());
                         None
                     }
                 };
-                lacking = report.map(|report| Lacking::after(lacking, report, at_once));
+                lacking = report.map(|report| {
+                    let (lacking, due) = Lacking::after(lacking, at_once);
+                    if due {
+                        send(&self.events, Event::Refused(report.into()));
+                    }
+                    lacking
+                });
                 tried = read;
                 at_once = false;
             }
@@ -238,111 +238,84 @@ impl Reloader {
 
     /// Compiles what was read and applies it, or says what is wrong with it. Returns what is wrong with rules that may
     /// only lack something, and says nothing of it.
-    async fn try_out(
-        &mut self,
-        args: &Arc<Run>,
-        envoy: &str,
-        sources: Vec<Source>,
-        nothing: Nothing,
-    ) -> Option<Report> {
-        let (args, envoy, folder) = (args.clone(), envoy.to_owned(), self.folder.clone());
+    async fn try_out(&mut self, sources: Vec<Source>, nothing: Nothing) -> Option<Report> {
+        let (recompile, folder) = (self.recompile.clone(), self.folder.clone());
         let (listened_on, guarded_dns) = (self.places.clone(), self.guarded_dns);
         let mut known = std::mem::take(&mut self.known);
         let compile = move |known: &mut AlreadyRead| {
-            let settling = settings::settling(&args.rules.input);
-            let mut settled = settle(
-                &args,
-                || Ok(envoy),
-                &sources,
-                settling,
-                Some(known),
-                nothing,
-            )?;
-            place(&mut settled.options, &folder, true, guarded_dns);
-            check_ports(&settled, Some(&listened_on))?;
-            Ok(settled)
+            let mut deployment = recompile.compile(&sources, nothing, known)?;
+            deployment.place(&folder, true, guarded_dns);
+            check_ports(&deployment, Some(&listened_on))?;
+            Ok(deployment)
         };
         let compiled = tokio::task::spawn_blocking(move || (compile(&mut known), known)).await;
-        let (settled, known) = compiled.unwrap_or_else(|error| {
+        let (deployment, known) = compiled.unwrap_or_else(|error| {
             let failed = Complaint::us(format!("cannot compile the rules: {error}"));
             (Err(Refusal::from(failed)), AlreadyRead::default())
         });
         self.known = known;
-        let mut settled = match settled {
-            Ok(settled) => settled,
+        let mut deployment = match deployment {
+            Ok(deployment) => deployment,
             Err(Refusal::Rules(report)) if report.may_be_incomplete() => return Some(report),
             Err(refusal) => {
-                refuse(&refusal);
-                tell("the rules before them stay in use");
+                send(&self.events, Event::Refused(refusal));
                 return None;
             }
         };
-        settled.rules.warned().iter().for_each(|note| tell(note));
-        let _reserved = match reserve(&mut settled, &mut self.ports) {
+        for note in deployment.rules.warned() {
+            send(&self.events, Event::Note(note));
+        }
+        let _reserved = match reserve(&mut deployment, &mut self.ports) {
             Ok(reserved) => reserved,
             Err(error) => {
-                keeps(&format!("cannot choose a port: {error}"));
+                self.keeps(Complaint::us(format!("cannot choose a port: {error}")));
                 return None;
             }
         };
-        let (secure, plain) = (originated(&settled), forwarded(&settled));
-        match self.apply(&mut settled).await {
+        let (secure, plain) = (originated(&deployment), forwarded(&deployment));
+        match self.apply(&mut deployment).await {
             Ok(()) => {
                 for (host, port) in plain.intersection(&self.secure) {
-                    tell(&format!(
-                        "warning: port {port} of `{host}` is plaintext now: no rule asks for TLS any more"
-                    ));
+                    let text = format!(
+                        "port {port} of `{host}` is plaintext now: no rule asks for TLS any more"
+                    );
+                    send(&self.events, Event::Warning(text));
                 }
                 self.secure = secure;
-                let listening = services(&settled);
-                let added: Vec<_> = listening.difference(&self.services).copied().collect();
-                let removed: Vec<_> = self.services.difference(&listening).copied().collect();
+                let listening = services(&deployment);
+                let added = listening.difference(&self.services).copied().collect();
+                let removed = self.services.difference(&listening).copied().collect();
                 self.services = listening;
-                self.places = places(&settled);
-                let line = self.line(&settled, &added, &removed).await;
-                // Nobody reads it; that is no reason to stop.
-                let _ = print(&line);
+                self.places = places(&deployment);
+                let reloaded = Reloaded {
+                    addresses: admin::listening(&self.admin, &self.admin_file()).await,
+                    added,
+                    removed,
+                    digest: deployment.rules.table.digest().to_string(),
+                };
+                send(&self.events, Event::Reloaded(reloaded));
             }
-            Err(why) => keeps(&format!("Envoy refused the new rules: {why}")),
+            Err(why) => self.keeps(Complaint::us(format!("Envoy refused the new rules: {why}"))),
         }
         None
     }
 
-    async fn line(
-        &self,
-        settled: &Settled,
-        added: &[PortNumber],
-        removed: &[PortNumber],
-    ) -> String {
-        let mut line = String::from("reloaded");
-        let mut vips = String::new();
-        if let Some(addresses) = admin::listening(&self.admin, &self.admin_file()).await {
-            for (service, address) in &addresses.listeners {
-                let _ = write!(line, " {service}={address}");
-            }
-            vips = vip_lines(&addresses);
-        }
-        for (word, ports) in [("added", added), ("removed", removed)] {
-            if !ports.is_empty() {
-                let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
-                let _ = write!(line, " {word}={}", ports.join(","));
-            }
-        }
-        let _ = writeln!(line, " digest={}", settled.rules.table.digest());
-        line + &vips
+    /// Says that rules were not applied, and why.
+    fn keeps(&self, why: Complaint) {
+        send(&self.events, Event::Refused(why.into()));
     }
 
     /// Gives Envoy other rules, or back what it had.
-    async fn apply(&mut self, settled: &mut Settled) -> Result<(), String> {
-        settled.options.by_content = self.by_content;
-        let resources = settled.rules.take_resources();
-        let mut next = rendered(settled, &resources);
+    async fn apply(&mut self, deployment: &mut Deployment) -> Result<(), String> {
+        deployment.options.by_content = self.by_content;
+        let resources = deployment.rules.take_resources();
+        let mut next = rendered(deployment, &resources);
         if !self.by_content && self.replaces(&next, |now, had| now != had) {
             // Envoy goes on with the old cluster of a name until the new one is ready, and a filter that went by the
             // name alone would send what it originates to one that was made for plaintext.
             self.by_content = true;
-            settled.options.by_content = true;
-            next = rendered(settled, &resources);
+            deployment.options.by_content = true;
+            next = rendered(deployment, &resources);
         }
         let sockets = |cluster: &Value| {
             ["transport_socket", "transport_socket_matches"]
@@ -354,16 +327,16 @@ impl Reloader {
                     .to_owned(),
             );
         }
-        let needs = settled.needs();
+        let needs = deployment.needs();
         self.secrets
-            .keep(settled.store.clone(), needs.clone(), false)
+            .keep(deployment.store.clone(), needs.clone(), false)
             .await;
         let before = self.clusters.clone();
         match self.give(&next).await {
             Ok(()) => {
                 self.now = next;
                 self.needs = needs;
-                self.store = settled.store.clone();
+                self.store = deployment.store.clone();
                 Ok(())
             }
             Err(why) => {
@@ -526,9 +499,8 @@ impl Reloader {
             .retain(|_, (_, until)| until.is_none_or(|until| until > now));
         self.version += 1;
         if let Err(error) = self.write_clusters() {
-            tell(&format!(
-                "warning: clusters that are not needed stay: {error}"
-            ));
+            let text = format!("clusters that are not needed stay: {error}");
+            send(&self.events, Event::Warning(text));
         }
         if self.clusters.values().all(|(_, until)| until.is_none()) {
             self.secrets
@@ -590,20 +562,17 @@ struct Lacking {
 }
 
 impl Lacking {
-    /// Waits for the rest of the rules, up to a limit; from then on tells what is missing, again and again.
-    fn after(before: Option<Lacking>, report: Report, at_once: bool) -> Self {
+    /// Waits for the rest of the rules, up to a limit; from then on what is missing is told, again and again: whether
+    /// that is due is returned, too.
+    fn after(before: Option<Lacking>, at_once: bool) -> (Self, bool) {
         let now = Instant::now();
         let since = before.map_or(now, |before| before.since);
         let limit = since + INCOMPLETE;
         if !at_once && now < limit {
-            return Lacking { since, next: limit };
+            return (Lacking { since, next: limit }, false);
         }
-        refuse(&report.into());
-        tell("the rules before them stay in use");
-        Lacking {
-            since,
-            next: now + REPEATED,
-        }
+        let next = now + REPEATED;
+        (Lacking { since, next }, true)
     }
 }
 
@@ -613,22 +582,13 @@ async fn pause(asked: Instant) {
     sleep(INTERVAL.max(asked.elapsed() * 2)).await;
 }
 
-/// Says that rules were not applied, and why.
-fn keeps(why: &str) {
-    tell(&format!("error: {why}\nthe rules before them stay in use"));
-}
-
 /// Reads the rules; what cannot be read is tried once more.
-async fn read(args: &Arc<Run>) -> Result<Vec<Source>, String> {
-    let once = || {
-        let args = args.clone();
-        async move {
-            let read =
-                move || settings::sources(&args.rules.input).map_err(|error| error.to_string());
-            tokio::task::spawn_blocking(read)
-                .await
-                .unwrap_or_else(|error| Err(error.to_string()))
-        }
+async fn read(rules: &Arc<dyn Recompile>) -> Result<Vec<Source>, Complaint> {
+    let once = || async {
+        let rules = rules.clone();
+        tokio::task::spawn_blocking(move || rules.read())
+            .await
+            .unwrap_or_else(|error| Err(Complaint::us(error)))
     };
     match once().await {
         Ok(sources) => Ok(sources),
@@ -645,23 +605,26 @@ async fn reason(mut refusals: watch::Receiver<String>) -> String {
     refusals.borrow_and_update().clone()
 }
 
-fn rendered(settled: &Settled, resources: &[Value]) -> Dynamic {
-    let options: &Options = &settled.options;
-    xds::dynamic(&settled.rules.table, resources, options)
+fn rendered(deployment: &Deployment, resources: &[Value]) -> Dynamic {
+    let options: &Options = &deployment.options;
+    xds::dynamic(&deployment.rules.table, resources, options)
 }
 
 /// Returns the hosts and ports whose plaintext becomes TLS.
-fn originated(settled: &Settled) -> BTreeSet<(String, PortNumber)> {
-    called(settled, |cluster| cluster.tls.is_some())
+fn originated(deployment: &Deployment) -> BTreeSet<(String, PortNumber)> {
+    called(deployment, |cluster| cluster.tls.is_some())
 }
 
 /// Returns the hosts and ports whose plaintext stays plaintext.
-fn forwarded(settled: &Settled) -> BTreeSet<(String, PortNumber)> {
-    called(settled, |cluster| cluster.tls.is_none())
+fn forwarded(deployment: &Deployment) -> BTreeSet<(String, PortNumber)> {
+    called(deployment, |cluster| cluster.tls.is_none())
 }
 
-fn called(settled: &Settled, are: impl Fn(&Cluster) -> bool) -> BTreeSet<(String, PortNumber)> {
-    let services = settled.rules.table.services().filter(|service| {
+fn called(
+    deployment: &Deployment,
+    are: impl Fn(&Cluster) -> bool,
+) -> BTreeSet<(String, PortNumber)> {
+    let services = deployment.rules.table.services().filter(|service| {
         service.subset.is_none() && service.arrival != Arrival::Tls && are(service.cluster)
     });
     services
@@ -669,7 +632,7 @@ fn called(settled: &Settled, are: impl Fn(&Cluster) -> bool) -> BTreeSet<(String
         .collect()
 }
 
-fn services(settled: &Settled) -> BTreeSet<PortNumber> {
-    let ports = xds::service_ports(&settled.rules.table);
+fn services(deployment: &Deployment) -> BTreeSet<PortNumber> {
+    let ports = xds::service_ports(&deployment.rules.table);
     ports.into_iter().map(|(port, _)| port).collect()
 }

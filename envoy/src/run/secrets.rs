@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::discovery::{Resource, Resources};
+use super::event::{Event, Events, send};
 use super::watch::Watch;
-use crate::cli::tell;
 use egress_credentials::{Material, Store};
 use egress_render::xds::SecretRequest;
 
@@ -18,6 +18,7 @@ use egress_render::xds::SecretRequest;
 pub(super) fn keep(
     store: Store,
     needs: Vec<SecretRequest>,
+    events: Events,
 ) -> (SecretsHandle, watch::Receiver<Resources>) {
     let mut watcher = SecretWatcher {
         store,
@@ -25,9 +26,10 @@ pub(super) fn keep(
         held: BTreeMap::new(),
         missing: BTreeMap::new(),
         version: 0,
+        events: events.clone(),
     };
     // Watched before it is read: what changes in between is heard of.
-    let mut watch = Watch::new("certificates");
+    let mut watch = Watch::new("certificates", events);
     watch.follow(watcher.folders());
     let resources = watcher.read().unwrap_or_default();
     let (sender, receiver) = watch::channel(resources);
@@ -108,6 +110,7 @@ struct SecretWatcher {
     held: BTreeMap<String, (Material, Resource)>,
     missing: BTreeMap<String, String>,
     version: u64,
+    events: Events,
 }
 
 impl SecretWatcher {
@@ -135,7 +138,7 @@ impl SecretWatcher {
             match loaded.and_then(|material| keeps_its_list(&name, held, material)) {
                 Ok(material) => {
                     if self.missing.remove(&name).is_some() {
-                        tell(&format!("the secret `{name}` is there now"));
+                        send(&self.events, Event::SecretBack(name.clone()));
                     }
                     if self
                         .held
@@ -153,14 +156,10 @@ impl SecretWatcher {
                     if self.missing.get(&name) == Some(&text) {
                         continue;
                     }
-                    let meanwhile = if self.held.contains_key(&name) {
-                        "the one before it stays in use"
-                    } else {
-                        "requests that need it are answered 503 until it is there"
-                    };
                     // A credential of which all is missing is told once, though certificate and authorities both are.
                     if !self.missing.values().any(|told| *told == text) {
-                        tell(&format!("warning: {text}; {meanwhile}"));
+                        let (why, stays) = (text.clone(), self.held.contains_key(&name));
+                        send(&self.events, Event::SecretMissing { why, stays });
                     }
                     self.missing.insert(name, text);
                 }

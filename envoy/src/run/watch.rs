@@ -8,7 +8,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::cli::tell;
+use super::event::{Event, Events, send};
 
 /// How long files must have been left alone before they are read.
 const QUIET: Duration = Duration::from_millis(50);
@@ -26,15 +26,16 @@ pub(super) struct Watch {
     /// Those that could not be watched, which was told.
     unwatched: BTreeSet<PathBuf>,
     what: String,
-    events: mpsc::Receiver<()>,
+    changes: mpsc::Receiver<()>,
+    events: Events,
     // Without a watcher nobody would hold it, and there would be no end of hearing that.
     _sender: mpsc::Sender<()>,
 }
 
 impl Watch {
     /// Watches nothing yet. `what` is what people are told of when it cannot be watched.
-    pub(super) fn new(what: &str) -> Self {
-        let (sender, events) = mpsc::channel(1);
+    pub(super) fn new(what: &str, events: Events) -> Self {
+        let (sender, changes) = mpsc::channel(1);
         let heard = sender.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Reading is no change; it is what we do ourselves. One message that waits is enough.
@@ -45,10 +46,11 @@ impl Watch {
         let watcher = match watcher {
             Ok(watcher) => Some(watcher),
             Err(error) => {
-                tell(&format!(
-                    "warning: changed {what} are seen every {} s only: {error}",
+                let text = format!(
+                    "changed {what} are seen every {} s only: {error}",
                     ANYWAY.as_secs()
-                ));
+                );
+                send(&events, Event::Warning(text));
                 None
             }
         };
@@ -57,6 +59,7 @@ impl Watch {
             folders: BTreeSet::new(),
             unwatched: BTreeSet::new(),
             what: what.to_owned(),
+            changes,
             events,
             _sender: sender,
         }
@@ -81,12 +84,13 @@ impl Watch {
                 }
                 Err(error) => {
                     if self.unwatched.insert(folder.clone()) {
-                        tell(&format!(
-                            "warning: changed {} in `{}` are seen every {} s only: {error}",
+                        let text = format!(
+                            "changed {} in `{}` are seen every {} s only: {error}",
                             self.what,
                             folder.display(),
                             ANYWAY.as_secs()
-                        ));
+                        );
+                        send(&self.events, Event::Warning(text));
                     }
                 }
             }
@@ -95,9 +99,9 @@ impl Watch {
 
     /// Waits until something may have changed. Between the watching and this, a change is not lost.
     pub(super) async fn changed(&mut self) {
-        let heard = timeout(ANYWAY, self.events.recv()).await;
+        let heard = timeout(ANYWAY, self.changes.recv()).await;
         if matches!(heard, Ok(Some(()))) {
-            let rest = async { while timeout(QUIET, self.events.recv()).await.is_ok() {} };
+            let rest = async { while timeout(QUIET, self.changes.recv()).await.is_ok() {} };
             let _ = timeout(RESTLESS, rest).await;
         }
     }
