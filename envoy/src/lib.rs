@@ -12,6 +12,5 @@
 //! What it does not do: it decides nothing. That is `egress-policy`, here as in the filter.
 #![deny(unsafe_code)]
 
-mod capture;
 pub mod cli;
 pub mod run;

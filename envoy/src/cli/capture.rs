@@ -1,4 +1,8 @@
 //! `egressctl capture`: the firewall's rules that lead connections to `egressctl run --capture`.
+//!
+//! All of it is in a table, or in chains, of our own: putting it there again replaces it, and taking it away touches
+//! nothing else. Only what programs of this machine send is looked at. What is redirected and finds nobody listening
+//! is refused by the kernel, and never goes around Envoy; but whoever may take the port then gets it.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -8,12 +12,17 @@ use nix::unistd::User;
 
 use super::args::{CaptureCommand, CaptureUp, Redirection};
 use super::output::{Done, Output};
-use crate::capture::iptables::Ip;
-use crate::capture::listening::{self, Listening};
-use crate::capture::{Redirect, Who};
 use egress_rules::Complaint;
 
 mod firewall;
+mod iptables;
+mod listening;
+mod nft;
+mod redirect;
+
+use iptables::Rules;
+use listening::Listening;
+use redirect::{Ip, Redirect, Who, listed};
 
 /// Where cgroups of version 2 are, for nftables as for us.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -29,14 +38,14 @@ pub(super) fn main(command: &CaptureCommand) -> Done {
         CaptureCommand::Up(up_args) => up(up_args),
         CaptureCommand::Down => down(),
         CaptureCommand::Print(args) => {
-            let redirect = redirect(args)?;
-            Ok(Output::lines(redirect.printed(args.iptables)))
+            let redirect = redirection(args)?;
+            Ok(Output::lines(printed(&redirect, args.iptables)))
         }
     }
 }
 
 fn up(args: &CaptureUp) -> Done {
-    let mut redirect = redirect(&args.redirection)?;
+    let mut redirect = redirection(&args.redirection)?;
     let envoy = args.envoy_uid.as_deref();
     let envoy = envoy.map(|user| uid("--envoy-uid", user)).transpose()?;
     if let Some(envoy) = envoy {
@@ -88,6 +97,31 @@ fn up(args: &CaptureUp) -> Done {
     let (what, to) = (redirect.what(), redirect.to);
     let output = Output::lines(format!("captured by port {to}: {what}\n"));
     Ok(output.with_notes(notes))
+}
+
+/// Writes what `up` would apply, for people to read and run.
+fn printed(redirect: &Redirect, iptables: bool) -> String {
+    let envoy = match &redirect.who {
+        Who::Users(users) => format!("as another user than uid {}", listed(users)),
+        Who::Cgroup(path) => format!("outside of the cgroup {path}"),
+    };
+    let head = format!(
+        "# Redirects to port {}: {}.\n# Envoy itself must not be captured: run it {envoy}.\n",
+        redirect.to,
+        redirect.what()
+    );
+    if !iptables {
+        return head + &nft::ruleset(redirect);
+    }
+    let script = [Ip::V4, Ip::V6].map(|ip| {
+        format!(
+            "{} --noflush --wait <<'RULES'\n{}RULES\n",
+            ip.restore(),
+            Rules::default().turned_into(&Rules::of(redirect, ip))
+        )
+    });
+    let once = "# For a machine without these rules: run again, it would lead to the chain twice. `capture up --iptables` replaces them.\n";
+    format!("#!/bin/sh -e\n{head}{once}{}", script.concat())
 }
 
 fn down() -> Done {
@@ -142,7 +176,7 @@ fn needs_one_owner(
 }
 
 /// Says what is meant; users by name become numbers.
-fn redirect(args: &Redirection) -> Result<Redirect, Complaint> {
+fn redirection(args: &Redirection) -> Result<Redirect, Complaint> {
     let who = match &args.cgroup {
         Some(path) => Who::Cgroup(cgroup(path)?),
         None => {

@@ -4,8 +4,9 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use crate::capture::iptables::{Ip, Rules};
-use crate::capture::{Redirect, TABLE};
+use super::iptables::Rules;
+use super::nft::{self, TABLE};
+use super::redirect::{Ip, Redirect};
 
 /// Who may change the firewall's rules.
 pub(super) const NO_RIGHTS: &str = "the firewall's rules are changed by root, or with CAP_NET_ADMIN\nhint: use sudo; `egressctl capture print` needs no rights";
@@ -22,7 +23,7 @@ pub(super) fn install(redirect: &Redirect, iptables: bool) -> Result<(), String>
             remove_with_nft()
         }
         false => {
-            run("nft", &["-f", "-"], &redirect.nft()).map_err(unchanged)?;
+            run("nft", &["-f", "-"], &nft::ruleset(redirect)).map_err(unchanged)?;
             remove_with_iptables()
         }
     };

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use egress_policy::PortNumber;
 
-use super::{Redirect, Who};
+use super::redirect::{Ip, Redirect, Who};
 
 /// The chain that is ours, in each table that we need.
-pub(crate) const CHAIN: &str = "EGRESSCTL";
+pub(super) const CHAIN: &str = "EGRESSCTL";
 
 /// How iptables comes to our chain: before all other rules.
 const LINK: (&str, &str) = ("OUTPUT", "-p tcp -j EGRESSCTL");
@@ -20,18 +20,10 @@ const TABLES: [&str; 2] = ["nat", "filter"];
 /// Source: linux `include/uapi/linux/netfilter/xt_multiport.h`, `XT_MULTI_PORTS`.
 const MULTIPORT: usize = 15;
 
-/// A version of IP; iptables has programs for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ip {
-    /// 4.
-    V4,
-    /// 6.
-    V6,
-}
-
+/// The programs of a version of IP.
 impl Ip {
     /// Returns the program that prints the rules.
-    pub(crate) fn save(self) -> &'static str {
+    pub(super) fn save(self) -> &'static str {
         match self {
             Ip::V4 => "iptables-save",
             Ip::V6 => "ip6tables-save",
@@ -39,7 +31,7 @@ impl Ip {
     }
 
     /// Returns the program that changes rules.
-    pub(crate) fn restore(self) -> &'static str {
+    pub(super) fn restore(self) -> &'static str {
         match self {
             Ip::V4 => "iptables-restore",
             Ip::V6 => "ip6tables-restore",
@@ -56,7 +48,7 @@ impl Ip {
 
 /// What is ours among the rules of one version of IP, table by table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Rules([Table; 2]);
+pub(super) struct Rules([Table; 2]);
 
 /// What is ours in one table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -78,7 +70,7 @@ struct Link {
 
 impl Rules {
     /// Finds ours in what `iptables-save` prints.
-    pub(crate) fn read(saved: &str) -> Self {
+    pub(super) fn read(saved: &str) -> Self {
         Rules(TABLES.map(|name| {
             let head = format!("*{name}");
             let lines = saved.lines().skip_while(|line| *line != head);
@@ -87,7 +79,7 @@ impl Rules {
     }
 
     /// Returns those that do what is asked for.
-    pub(crate) fn of(redirect: &Redirect, ip: Ip) -> Self {
+    pub(super) fn of(redirect: &Redirect, ip: Ip) -> Self {
         let place = usize::from(!redirect.hears(ip));
         let mut rules = Rules::default();
         if let Some(table) = rules.0.get_mut(place) {
@@ -104,13 +96,13 @@ impl Rules {
     }
 
     /// Says whether nothing is ours.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         *self == Rules::default()
     }
 
     /// Writes what `iptables-restore --noflush` takes so that these become the others. Each table is changed as a whole
     /// or not at all; one that has nothing of ours and gets nothing is left out.
-    pub(crate) fn turned_into(&self, wanted: &Rules) -> String {
+    pub(super) fn turned_into(&self, wanted: &Rules) -> String {
         let all = TABLES.iter().zip(self.0.iter().zip(&wanted.0));
         all.map(|(name, (now, wanted))| now.turned_into(name, wanted))
             .collect()

@@ -8,17 +8,17 @@ use egress_policy::PortNumber;
 
 /// A socket that redirected connections could reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Listening {
+pub(super) struct Listening {
     /// Its address: loopback or the wildcard.
-    pub(crate) address: IpAddr,
+    pub(super) address: IpAddr,
     /// The user that opened it.
-    pub(crate) uid: u32,
+    pub(super) uid: u32,
     /// Its number, by which processes that have it open can be found.
     inode: u64,
 }
 
 /// Finds the sockets that connections of this machine reach when they are redirected to the port.
-pub(crate) fn on(port: PortNumber) -> Vec<Listening> {
+pub(super) fn on(port: PortNumber) -> Vec<Listening> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"];
     let texts = tables
         .iter()
@@ -27,7 +27,7 @@ pub(crate) fn on(port: PortNumber) -> Vec<Listening> {
 }
 
 /// Returns the cgroup (v2) of the process that has the socket open; `None` when there is none to be seen.
-pub(crate) fn cgroup(socket: &Listening) -> Option<String> {
+pub(super) fn cgroup(socket: &Listening) -> Option<String> {
     let link = format!("socket:[{}]", socket.inode);
     let holds = |process: &Path| {
         let files = fs::read_dir(process.join("fd")).ok();
