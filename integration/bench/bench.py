@@ -38,13 +38,11 @@ def calls(compared, name, bare):
     """What stands in the way of a request's budgets, in numbers of the same run."""
     low = {variant: one.low for variant, one in compared.items()}
     more = low[name] - low[bare]
-    ours = (
-        f"{more:+.2f} are ours" if more > NOISE else f"ours is within the machine's noise of {NOISE} of them or below"
-    )
+    ours = f"{more:+.2f} is our code" if more > NOISE else f"at most the machine's noise of {NOISE} above that"
     return (
-        f"A wasm filter that does nothing takes {ratio(low[kept.EMPTY])} of the limit, one that makes the calls of ours with "
-        f"constants and does nothing else {ratio(low[bare])}, ours {ratio(low[name])}: {ours}, the rest is Envoy's own, "
-        "for the callbacks and calls without which nothing is decided, led or logged."
+        f"An empty wasm filter takes {ratio(low[kept.EMPTY])} of the limit. A filter that makes our calls with constants, and "
+        f"does nothing else, takes {ratio(low[bare])}. Ours takes {ratio(low[name])}: {ours}. The rest is Envoy's own, "
+        "for the callbacks and calls that every decision, route and log line needs."
     )
 
 
@@ -65,8 +63,9 @@ def held(few, most):
     """What Envoy's memory of many hosts consists of, above that of one."""
     more = {name: size - few[name] for name, size in most.items()}
     return (
-        f"Of what is above one host, {more['vms']:.0f} MB are in the memories of the filter's two VMs, {more['allocated']:.0f} MB are what Envoy has "
-        f"allocated (one copy of the filter's configuration has {most['configuration']:.1f} MB), {more['free']:.0f} MB are what its allocator keeps for later."
+        f"Above one host, {more['vms']:.0f} MB are in the memories of the filter's two VMs. Envoy has allocated "
+        f"{more['allocated']:.0f} MB; one copy of the filter's configuration has {most['configuration']:.1f} MB. Its allocator keeps "
+        f"{more['free']:.0f} MB for later."
     )
 
 
@@ -138,13 +137,16 @@ def preface():
     envoy = pinned[0].split("==")[1]
     return f"""# What originating TLS costs
 
-Written by `make bench{" QUICK=1" if QUICK else ""}`; read ratios, and compare none with those of another run.
-Envoy {envoy}, {", ".join(versions)}; {os.cpu_count()} processors, {platform.machine()}. All variants verify chain and name; in part 1 each is tried with a wrong name and a wrong authority
-first. The server's log has a line for each connection: nothing came but TLS of the version, protocol and cipher meant
-({CIPHERS["TLSv1.3"]} where nothing else is said) and with the right SNI, and no request failed. CPU time is that of
-Envoy's one worker thread, of NGINX's worker, of HAProxy's one thread, and of all of stunnel's. Variants take turns, in an order
-that is shuffled each round. The 10th percentile is the quiet machine. Logs go to /dev/null; stunnel has none for requests, and
-NGINX and stunnel speak no HTTP/2 to servers.
+Written by `make bench{" QUICK=1" if QUICK else ""}`. Read the ratios, and do not compare them with those of another run.
+Envoy {envoy}, {", ".join(versions)}; {os.cpu_count()} processors, {platform.machine()}.
+
+All variants verify chain and name. In part 1 each is first tried with a wrong name and with a wrong authority. The server's
+log has a line for each connection. Every connection had TLS of the intended version, protocol and cipher
+({CIPHERS["TLSv1.3"]} unless stated), and the right SNI. No request failed.
+
+CPU time is that of Envoy's one worker thread, of NGINX's worker, of HAProxy's one thread, and of all of stunnel's threads.
+Variants take turns, in an order that is shuffled each round. The 10th percentile is the quiet machine. Logs go to /dev/null.
+stunnel has no log of requests; NGINX and stunnel speak no HTTP/2 to servers.
 """
 
 

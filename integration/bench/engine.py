@@ -103,8 +103,8 @@ def inside_v8(note):
         times = [f"{one[key]:.0f} ns" for key in ("configure", "several", "one")]
         rows.append([f"{one['hosts']:,} hosts", *times, f"{one['memory']:.0f} bytes"])
     told = (
-        "That is `egress-filter.wasm` in the V8 of Node, where each call to the host is answered at once by JavaScript, which is in these times. "
-        "Configured is the JSON read and compiled; memory is above that for one host, and comes in pages of 64 KiB.\n"
+        "That is `egress-filter.wasm` in the V8 of Node. JavaScript answers each call to the host at once, and these times include "
+        "it. Configured is the time to read and compile the JSON. Memory is what is above one host, and comes in pages of 64 KiB.\n"
     )
     return table(head, rows) + "\n" + told
 

@@ -100,9 +100,9 @@ def measure(note):
     for variant in [OURS, NGINX, HAPROXY]:
         head += [f"{variant}, to the limit", "quartiles"]
     told = (
-        f"10th percentiles of {len(base)} samples, quartiles of paired differences. The limit is Envoy without a filter; "
-        f"a full TLSv1.3 handshake with SIMPLE and one request took it {figures.tenth(base) / 1000:.0f} µs of the worker's CPU. "
-        f"`max_session_keys` is {SESSIONS} here. Where the table says resumed the origin saw at least 90 % of the connections "
-        "resume, else none.\n"
+        f"10th percentiles of {len(base)} samples, quartiles of paired differences. The limit is Envoy without a filter: "
+        f"it took, for a full TLSv1.3 handshake with SIMPLE and one request, {figures.tenth(base) / 1000:.0f} µs of the worker's CPU. "
+        f"`max_session_keys` is {SESSIONS} here. In rows with resumed, the origin saw at least 90 % of the connections "
+        "resume; in the others, none.\n"
     )
     return table(head, rows) + "\n" + told

@@ -158,8 +158,8 @@ def latency_table(measured, speeds, rate):
         ])  # fmt: skip
     head = ["", "p50", "from–to", "p99", "from–to", "throughput", "from–to"]
     told = (
-        f"Latency at {rate} requests a second, half of what the slowest variant can do; 1.00 is {base50} µs (p50) and "
-        f"{base99} µs (p99). Throughput of 16 connections in a closed loop; 1.00 is {base_speed:.0f} requests a second.\n"
+        f"Latency is at {rate} requests a second, half of what the slowest variant can do. 1.00 is {base50} µs (p50) and "
+        f"{base99} µs (p99). Throughput is that of 16 connections in a closed loop. 1.00 is {base_speed:.0f} requests a second.\n"
     )
     return table(head, rows) + "\n" + told
 

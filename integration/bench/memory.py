@@ -127,8 +127,9 @@ def told(samples):
         "",
     ]
     words = (
-        "Half of the requests go to a host with a cluster of its own, half to one of a shared cluster; all are logged to /dev/null. "
-        f"From then on: from the second tenth of the requests to the last, medians of each; the budget is that it is flat, up to {FLAT_MB:.0f} MB.\n"
+        "Half of the requests go to a host with a cluster of its own, half to a host of a shared cluster. All are logged to "
+        "/dev/null. From then on is the difference between the medians of the second and the last tenth of the requests. The "
+        f"budget is that memory is flat, up to {FLAT_MB:.0f} MB.\n"
     )
     return table(head, rows) + "\n" + words
 

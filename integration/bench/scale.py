@@ -248,10 +248,11 @@ def measure(note):
         "DNS queries a minute",
     ]
     told = (
-        "Ready is from the start of `egressctl run` (of Envoy, for Istio's shape, whose configuration is generated before) to the "
-        "first answer; memory is resident, when it has come to rest; applied is from the rename of the changed file to the first answer from a server that "
-        f"saw the changed host's new SNI, under load on another host. DNS answers have a TTL of {TTL} s, {IN_USE} hosts (or all) "
-        f"are in use, counted for {WINDOW} s. Istio's shape is read from a file as a whole, where istiod would send the one "
-        "cluster that changed.\n"
+        "Ready is the time from the start of `egressctl run` to the first answer. For Istio's shape it starts with Envoy, "
+        "because its configuration is generated before. Memory is resident memory, when it no longer changes. Applied is the "
+        "time from the rename of the changed file to the first answer from a server that saw the changed host's new SNI. "
+        f"There is load on another host meanwhile. DNS answers have a TTL of {TTL} s. {IN_USE} hosts (or all) are in use, and "
+        f"queries are counted for {WINDOW} s. Istio's shape is read from a file as a whole; istiod would send only the cluster "
+        "that changed.\n"
     )
     return table(head, rows) + "\n" + told, facts
