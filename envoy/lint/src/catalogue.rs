@@ -66,6 +66,8 @@ rules! {
         "A second entry of `portLevelSettings` for a port is ignored";
     DUPLICATE_RESOURCE: "duplicate-resource", Warning, ALL, DESTINATION_RULE,
         "Two resources have the same kind, namespace and name";
+    EXPORTED_TO_NOBODY: "exported-to-nobody", Warning, ALL, SERVICE_ENTRY,
+        "A rule asks for TLS to a host that no namespace sees";
     HOST_NEVER_MATCHES: "host-never-matches", Warning, ALL, DESTINATION_RULE,
         "A DestinationRule is for a host that no ServiceEntry has";
     INSECURE_SKIP_VERIFY: "insecure-skip-verify", Error, ALL, TLS,

@@ -9,20 +9,22 @@ use egress_policy::{
 use serde_json::Value;
 
 use crate::catalogue::{
-    DUPLICATE_PORT_SETTINGS, HOST_NEVER_MATCHES, NO_HTTPS_PASSTHROUGH, PLAINTEXT_TO_443,
-    PORT_NEVER_MATCHES, WILDCARD_NEEDS_DYNAMIC_DNS,
+    DUPLICATE_PORT_SETTINGS, EXPORTED_TO_NOBODY, HOST_NEVER_MATCHES, NO_HTTPS_PASSTHROUGH,
+    PLAINTEXT_TO_443, PORT_NEVER_MATCHES, WILDCARD_NEEDS_DYNAMIC_DNS,
 };
 use crate::edit::Change;
 use crate::findings::Findings;
 use crate::input::Subject;
 use crate::severity::Severity;
-use crate::world::World;
+use crate::world::{World, originates};
 
 pub(crate) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
     for (at, entry) in world.entries().iter().enumerate() {
-        if !world.input.partial {
+        // Nobody goes by an entry that nobody sees.
+        if !world.input.partial && !is_hidden(entry) {
             plaintext_to_443(world, at, entry, findings);
         }
+        exported_to_nobody(world, entry, findings);
         no_https_passthrough(world, at, entry, findings);
         wildcard(world, at, entry, findings);
     }
@@ -88,6 +90,45 @@ fn plaintext_to_443(
             port.number
         ));
     }
+}
+
+/// Whether no namespace sees an entry.
+fn is_hidden(entry: &ServiceEntry) -> bool {
+    !entry.export_to.is_empty() && entry.export_to.iter().all(|to| to == "~")
+}
+
+fn exported_to_nobody(world: &World<'_>, entry: &ServiceEntry, findings: &mut Findings<'_>) {
+    if !is_hidden(entry) {
+        return;
+    }
+    // Another entry may have the host, and be seen.
+    let seen = |host: &HostPattern| {
+        let mut entries = world.entries().iter();
+        entries.any(|other| other.hosts.contains(host) && !is_hidden(other))
+    };
+    let asks = |policy: &TrafficPolicy| {
+        let ports = policy.port_level.iter().map(|port| &port.policy.tls);
+        let mut all = ports.chain([&policy.tls]).flatten();
+        all.any(|tls| originates(tls))
+    };
+    let found = entry.hosts.iter().find_map(|host| {
+        let mut rules = world.rules().iter().filter(|rule| rule.host.covers(host));
+        let rule = rules.find(|rule| policies(rule).any(|(_, policy)| asks(policy)))?;
+        (!seen(host)).then_some((host, rule))
+    });
+    let Some((host, rule)) = found else { return };
+    let message = format!(
+        "`~` hides `{host}` from every namespace, so nobody gets the TLS of {}: requests go out as to an unknown host",
+        rule.meta.id
+    );
+    findings
+        .add(
+            &EXPORTED_TO_NOBODY,
+            &Subject::of(&entry.meta),
+            "spec.exportTo",
+            message,
+        )
+        .hint("name the namespaces that call the host, or leave `exportTo` out");
 }
 
 fn no_https_passthrough(
@@ -236,6 +277,11 @@ fn host_never_matches(
     let host = &rule.host;
     let covered = world.covered(rule);
     if fate.covers || !covered.is_empty() {
+        // Of an entry that nobody sees it is said there.
+        let mut entries = world.entries().iter();
+        if !entries.any(|entry| entry.hosts.iter().any(|it| host.covers(it)) && !is_hidden(entry)) {
+            return;
+        }
         let message = format!(
             "no namespace sees both this rule and a ServiceEntry of `{host}`: look at `exportTo` of both"
         );
