@@ -59,7 +59,7 @@ check: ## Format, lints, dependencies, docs, each crate alone; and the tree is l
 
 .PHONY: bless
 bless: host ## Rewrite the golden files; read the difference like code
-	UPDATE_GOLDENS=1 cargo test -p egress-envoy
+	UPDATE_GOLDENS=1 cargo test -p egressctl
 
 .PHONY: bench
 bench: build nginx ## What it costs, against other proxies; ten minutes or more, QUICK=1 one; PARTS=kept,scale some of it

@@ -458,7 +458,7 @@ async fn envoy_accepts_what_is_rendered_of_every_field() -> Result<()> {
     let key = trusted.file("client.key", client.key_pem())?;
     let golden = concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/../envoy/tests/cli/everything.yaml"
+        "/../envoy/ctl/tests/cli/everything.yaml"
     );
     let rules = std::fs::read_to_string(golden)?
         // The test authority revokes nothing.

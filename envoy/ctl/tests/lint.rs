@@ -228,7 +228,7 @@ fn every_page_tells_what_the_linter_does() {
 fn rules_are_in_order_and_have_a_page_each() {
     let names: Vec<&str> = RULES.iter().map(|rule| rule.id).collect();
     assert!(names.is_sorted(), "{names:?}");
-    let pages = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("lint/pages")).unwrap();
+    let pages = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../lint/pages")).unwrap();
     let mut pages: Vec<String> = pages
         .map(|page| {
             page.unwrap()

@@ -8,10 +8,10 @@ use serde_json::Value;
 use super::args::{Lint, LintOutput};
 use super::output::{Done, Output};
 use super::sources::{self, STDIN};
-use crate::run::atomic;
 use egress_lint::{self as lint, Report, Rule, Severity};
 use egress_rules::Complaint;
 use egress_rules::Source;
+use egress_run::atomic;
 
 /// Lints, mends if told to, and prints what was found.
 pub(super) fn main(args: &Lint) -> Done {

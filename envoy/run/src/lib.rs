@@ -10,6 +10,8 @@
 //!
 //! What it does not do: it prints nothing and knows no arguments. What happens, it says as an [`Event`].
 
+#![deny(unsafe_code)]
+
 pub mod admin;
 pub mod atomic;
 mod deployment;

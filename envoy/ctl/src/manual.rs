@@ -8,8 +8,8 @@ use clap_mangen::Man as Page;
 
 use super::args::{Args, Completions, Man, Shell};
 use super::output::{Done, Output};
-use crate::run::atomic;
 use egress_rules::Complaint;
+use egress_run::atomic;
 
 /// Prints a shell's completions.
 pub(super) fn completions(args: &Completions) -> Output {

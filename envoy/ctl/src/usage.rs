@@ -121,7 +121,7 @@ mod tests {
     use clap::{Command, CommandFactory as _, Parser as _};
 
     use super::*;
-    use crate::cli::args::Args;
+    use crate::args::Args;
 
     /// Calls `look` with each command that has none below it, and the words that name it.
     fn each(command: &Command, words: &[&str], look: &mut impl FnMut(&Command, &[&str])) {

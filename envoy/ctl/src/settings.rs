@@ -8,7 +8,6 @@ use egress_policy::{Mesh, OutboundMode, PolicyTable, Proxy, Role, Settling};
 use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as Args};
 use super::threads::at_once;
 use super::{locate, sources};
-use crate::run::Deployment;
 use egress_credentials::Store;
 use egress_render::pinned_envoy;
 use egress_render::xds::{
@@ -17,12 +16,17 @@ use egress_render::xds::{
 use egress_rules::Source;
 use egress_rules::{Complaint, Refusal};
 use egress_rules::{How, Report, Rules, compile_as};
+use egress_run::Deployment;
 
 /// Says where credentials come from; the Secrets among the rules move to the store.
 ///
 /// # Errors
 /// When a folder that was named is none.
-pub fn store(args: &Credentials, rules: &mut Rules, namespace: &str) -> Result<Store, Complaint> {
+pub(crate) fn store(
+    args: &Credentials,
+    rules: &mut Rules,
+    namespace: &str,
+) -> Result<Store, Complaint> {
     for folder in &args.folders {
         if !folder.is_dir() {
             let text = format!("`{}` is not a folder", folder.display());
@@ -37,7 +41,7 @@ pub fn store(args: &Credentials, rules: &mut Rules, namespace: &str) -> Result<S
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn read(input: &Input) -> Result<(Vec<Source>, Settling), Complaint> {
+pub(crate) fn read(input: &Input) -> Result<(Vec<Source>, Settling), Complaint> {
     let sources = sources(input).map_err(Complaint::input)?;
     Ok((sources, settling(input)))
 }
@@ -82,7 +86,7 @@ pub(crate) fn settling(input: &Input) -> Settling {
 }
 
 /// Returns what upstream is to be told.
-pub fn authority(input: &Input) -> AuthorityMode {
+pub(crate) fn authority(input: &Input) -> AuthorityMode {
     match input.authority {
         Authority::Rewrite => AuthorityMode::Rewrite,
         Authority::Preserve => AuthorityMode::Preserve,
@@ -95,7 +99,7 @@ pub fn authority(input: &Input) -> AuthorityMode {
 ///
 /// # Errors
 /// With everything that is wrong.
-pub fn settle(args: &Args, version: Option<&str>) -> Result<Deployment, Refusal> {
+pub(crate) fn settle(args: &Args, version: Option<&str>) -> Result<Deployment, Refusal> {
     let (sources, settling) = read(&args.input)?;
     let version = || Ok(version.unwrap_or(pinned_envoy()).to_owned());
     settle_read(

@@ -12,10 +12,10 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
 use super::args::{Report as Format, Secrets};
 use super::output::{Done, Output};
-use crate::run::admin;
-use crate::run::folder;
 use egress_render::xds::Admin;
 use egress_rules::Complaint;
+use egress_run::admin;
+use egress_run::folder;
 
 /// What the columns are called, as `istioctl proxy-config secret` has them.
 ///

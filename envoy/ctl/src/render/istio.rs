@@ -11,11 +11,11 @@ use super::super::args::{
 };
 use super::super::output::{Done, Output};
 use super::super::{locate, settings, sources};
-use crate::run::atomic;
 use egress_render::istio::{self, Api, MARK, Manifest, Module, ProxyKind, PullPolicy, Wanted};
 use egress_render::xds::{OLDEST, Options, Secrets};
 use egress_rules::{self as rules, Rules};
 use egress_rules::{Complaint, Refusal};
+use egress_run::atomic;
 
 /// What a stream of resources begins with, below the line of every file.
 const EXPLANATION: &str = "\

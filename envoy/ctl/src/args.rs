@@ -19,15 +19,15 @@ use egress_render::xds::{Admin, Version};
     disable_help_subcommand = true,
     after_help = "Examples:\n  egressctl check -f rules.yaml\n  egressctl run -f rules.yaml --port 80=10080"
 )]
-pub struct Args {
+pub(crate) struct Args {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Start Envoy with the rules, and stop it on Ctrl-C
     #[command(
         after_help = "Example:\n  egressctl run -f rules.yaml --port 80=10080 --port 443=10443\n  \
@@ -81,15 +81,15 @@ pub enum Command {
 
 /// `egressctl render`.
 #[derive(Debug, ClapArgs)]
-pub struct Render {
+pub(crate) struct Render {
     /// For what.
     #[command(subcommand)]
-    pub target: RenderTarget,
+    pub(crate) target: RenderTarget,
 }
 
 /// What configuration can be rendered for.
 #[derive(Debug, Subcommand)]
-pub enum RenderTarget {
+pub(crate) enum RenderTarget {
     /// The bootstrap that `egressctl run` would start Envoy with
     #[command(
         after_help = "Example:\n  egressctl render envoy -f rules.yaml > bootstrap.yaml && envoy -c bootstrap.yaml"
@@ -104,24 +104,24 @@ pub enum RenderTarget {
 
 /// `egressctl render envoy`.
 #[derive(Debug, ClapArgs)]
-pub struct RenderEnvoy {
+pub(crate) struct RenderEnvoy {
     /// What every command with rules takes.
     #[command(flatten)]
-    pub rules: Rules,
+    pub(crate) rules: Rules,
     /// The language to print
     #[arg(short, long, value_enum, default_value_t = Format::Yaml)]
-    pub output: Format,
+    pub(crate) output: Format,
     /// The Envoy that is to read it; what that version lacks is refused [default: the one that this was made with]
     #[arg(long, value_name = "VERSION", value_parser = envoy_version)]
-    pub envoy_version: Option<String>,
+    pub(crate) envoy_version: Option<String>,
     /// Write the bootstrap to this folder, with secrets that Envoy watches: it then sees certificates change
     #[arg(long, value_name = "DIR")]
-    pub output_folder: Option<PathBuf>,
+    pub(crate) output_folder: Option<PathBuf>,
 }
 
 /// Which proxies of a mesh get the filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum IstioPlace {
+pub(crate) enum IstioPlace {
     /// The sidecars of workloads.
     Sidecar,
     /// An egress gateway.
@@ -130,7 +130,7 @@ pub enum IstioPlace {
 
 /// The kind of resource that names the filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum IstioApi {
+pub(crate) enum IstioApi {
     /// WasmPlugin.
     WasmPlugin,
     /// TrafficExtension, which takes its place from Istio 1.32 on.
@@ -139,7 +139,7 @@ pub enum IstioApi {
 
 /// When an image is pulled again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ImagePullPolicy {
+pub(crate) enum ImagePullPolicy {
     /// When it is not there.
     #[value(name = "IfNotPresent")]
     IfNotPresent,
@@ -150,7 +150,7 @@ pub enum ImagePullPolicy {
 
 /// Where the filter stands among the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// Before Istio's authentication.
     #[value(name = "AUTHN")]
     Authn,
@@ -164,13 +164,13 @@ pub enum Phase {
 
 /// `egressctl render istio`.
 #[derive(Debug, ClapArgs)]
-pub struct RenderIstio {
+pub(crate) struct RenderIstio {
     /// Rules: a YAML or JSON file, a folder of them, or `-` for the standard input; may be repeated
     #[arg(short, long = "filename", value_name = "FILE", required = true)]
-    pub files: Vec<String>,
+    pub(crate) files: Vec<String>,
     /// The namespace of the proxies, and of what is rendered
     #[arg(short, long, value_name = "NAME", default_value = egress_policy::DEFAULT_NAMESPACE)]
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// A label of the pods that get the filter, for rules with a workloadSelector too; may be repeated
     #[arg(
         short,
@@ -179,84 +179,84 @@ pub struct RenderIstio {
         value_name = "KEY=VALUE",
         value_parser = label
     )]
-    pub labels: Vec<(String, String)>,
+    pub(crate) labels: Vec<(String, String)>,
     /// The Gateway of the Kubernetes Gateway API whose pods get the filter
     #[arg(long, value_name = "Gateway/NAME", value_parser = gateway, conflicts_with = "labels")]
-    pub target_ref: Option<String>,
+    pub(crate) target_ref: Option<String>,
     /// The configuration of the mesh, as `istiod --meshConfig`, Helm's values or the ConfigMap `istio` have it
     #[arg(long, value_name = "FILE")]
-    pub mesh_config: Option<String>,
+    pub(crate) mesh_config: Option<String>,
     /// Which proxies get the filter
     #[arg(long = "for", value_enum, value_name = "PROXIES", default_value_t = IstioPlace::Sidecar)]
-    pub place: IstioPlace,
+    pub(crate) place: IstioPlace,
     /// Where Istio gets the filter: oci://, https://, http:// or file://
     #[arg(long, value_name = "URL")]
-    pub url: Url,
+    pub(crate) url: Url,
     /// What must come from there: the image's digest, or the module's sum [default: for a module, that of --wasm]
     #[arg(long, value_name = "HEX", value_parser = sha256)]
     pub sha256: Option<String>,
     /// The Secret to pull the image with
     #[arg(long, value_name = "NAME")]
-    pub image_pull_secret: Option<String>,
+    pub(crate) image_pull_secret: Option<String>,
     /// When to pull the image again
     #[arg(long, value_enum, value_name = "POLICY", ignore_case = true)]
-    pub image_pull_policy: Option<ImagePullPolicy>,
+    pub(crate) image_pull_policy: Option<ImagePullPolicy>,
     /// The kind of resource that names the filter
     #[arg(long, value_enum, value_name = "KIND", default_value_t = IstioApi::WasmPlugin)]
-    pub api: IstioApi,
+    pub(crate) api: IstioApi,
     /// Where the filter stands among the others [default: before the router]
     #[arg(long, value_enum, value_name = "PHASE", ignore_case = true)]
-    pub phase: Option<Phase>,
+    pub(crate) phase: Option<Phase>,
     /// A service account that may read the credentials that rules name; may be repeated
     #[arg(long = "service-account", value_name = "NAME")]
-    pub service_accounts: Vec<String>,
+    pub(crate) service_accounts: Vec<String>,
     /// What our resources are called
     #[arg(long, value_name = "NAME", default_value = "egress", value_parser = resource_name)]
-    pub name: String,
+    pub(crate) name: String,
     /// Connect to ADDRESS:PORT where HOST:PORT would be dialled; names stay those of HOST; may be repeated
     #[arg(long, value_name = "HOST:PORT:ADDRESS:PORT", value_parser = connect_to)]
-    pub connect_to: Vec<ConnectTo>,
+    pub(crate) connect_to: Vec<ConnectTo>,
     /// Let a host be reached in plaintext where the rules ask for TLS, or seem to: as applications call it, `*` for
     /// all; may be repeated
     #[arg(long, value_name = "HOST[:PORT]", value_parser = allow_plaintext)]
-    pub allow_plaintext: Vec<AllowPlaintext>,
+    pub(crate) allow_plaintext: Vec<AllowPlaintext>,
     /// What originated requests tell the server in `Host`
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
-    pub authority: Authority,
+    pub(crate) authority: Authority,
     /// The filter, for its sum [default: egress-filter.wasm beside this program]
     #[arg(long, value_name = "PATH")]
-    pub wasm: Option<PathBuf>,
+    pub(crate) wasm: Option<PathBuf>,
     /// The language to print; JSON is one `List`
     #[arg(short, long, value_enum, default_value_t = Format::Yaml, conflicts_with_all = ["output_folder", "diff"])]
-    pub output: Format,
+    pub(crate) output: Format,
     /// Write a YAML file for each resource to this folder
     #[arg(long, value_name = "DIR")]
-    pub output_folder: Option<PathBuf>,
+    pub(crate) output_folder: Option<PathBuf>,
     /// Show how such a folder differs from what would be written: 0 not at all, 1 it does
     #[arg(long, value_name = "DIR", conflicts_with = "output_folder")]
-    pub diff: Option<PathBuf>,
+    pub(crate) diff: Option<PathBuf>,
 }
 
 /// `egressctl run`.
 #[derive(Debug, Clone, ClapArgs)]
-pub struct Run {
+pub(crate) struct Run {
     /// What every command with rules takes.
     #[command(flatten)]
-    pub rules: Rules,
+    pub(crate) rules: Rules,
     /// The Envoy to start [default: `envoy` on PATH, or the one that `make envoy` installed]
     #[arg(long, value_name = "PATH")]
-    pub envoy: Option<PathBuf>,
+    pub(crate) envoy: Option<PathBuf>,
     /// Envoy's worker threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub concurrency: Option<u32>,
+    pub(crate) concurrency: Option<u32>,
     /// Keep the rules that it starts with, whatever becomes of their files
     #[arg(long)]
-    pub once: bool,
+    pub(crate) once: bool,
 }
 
 /// Languages for structured output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     /// For people.
     Yaml,
     /// For programs.
@@ -265,7 +265,7 @@ pub enum Format {
 
 /// How requests are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// Istio's default text, then `key=value`.
     Text,
     /// Istio's JSON keys, then an `egress` object.
@@ -274,7 +274,7 @@ pub enum LogFormat {
 
 /// `outboundTrafficPolicy.mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Outbound {
+pub(crate) enum Outbound {
     /// Hosts without a ServiceEntry are answered 502.
     #[value(name = "REGISTRY_ONLY")]
     RegistryOnly,
@@ -285,7 +285,7 @@ pub enum Outbound {
 
 /// What originated requests carry in `:authority`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Authority {
+pub(crate) enum Authority {
     /// The host and port really dialled; 443 is left out.
     #[value(name = "REWRITE")]
     Rewrite,
@@ -296,97 +296,97 @@ pub enum Authority {
 
 /// The arguments of every command that reads rules.
 #[derive(Debug, Clone, ClapArgs)]
-pub struct Input {
+pub(crate) struct Input {
     /// Rules: a YAML or JSON file, a folder of them, or `-` for the standard input; may be repeated
     #[arg(short, long = "filename", value_name = "FILE", required = true)]
-    pub files: Vec<String>,
+    pub(crate) files: Vec<String>,
     /// The namespace of the application, which decides what rules it sees
     #[arg(short, long, value_name = "NAME", default_value = egress_policy::DEFAULT_NAMESPACE)]
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// A label of the application, for rules with a workloadSelector; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = label)]
-    pub labels: Vec<(String, String)>,
+    pub(crate) labels: Vec<(String, String)>,
     /// What becomes of hosts that no ServiceEntry names
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Outbound::RegistryOnly, ignore_case = true)]
-    pub outbound_traffic_policy: Outbound,
+    pub(crate) outbound_traffic_policy: Outbound,
     /// Connect to ADDRESS:PORT where HOST:PORT would be dialled; names stay those of HOST; may be repeated
     #[arg(long, value_name = "HOST:PORT:ADDRESS:PORT", value_parser = connect_to)]
-    pub connect_to: Vec<ConnectTo>,
+    pub(crate) connect_to: Vec<ConnectTo>,
     /// Give each TCP service a loopback address of its own, so that many can have one port number
     #[arg(long)]
-    pub loopback_vips: bool,
+    pub(crate) loopback_vips: bool,
     /// Let a host be reached in plaintext where the rules ask for TLS, or seem to: as applications call it, `*` for
     /// all; may be repeated
     #[arg(long, value_name = "HOST[:PORT]", value_parser = allow_plaintext)]
-    pub allow_plaintext: Vec<AllowPlaintext>,
+    pub(crate) allow_plaintext: Vec<AllowPlaintext>,
     /// What originated requests tell the server in `Host`
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
-    pub authority: Authority,
+    pub(crate) authority: Authority,
     /// The configuration of the mesh, as `istiod --meshConfig`, Helm's values or the ConfigMap `istio` have it
     #[arg(long, value_name = "FILE")]
-    pub mesh_config: Option<String>,
+    pub(crate) mesh_config: Option<String>,
 }
 
 /// Where credentials come from, beside the Secrets among the rules.
 #[derive(Debug, Clone, ClapArgs)]
-pub struct Credentials {
+pub(crate) struct Credentials {
     /// A folder that has a folder for each credentialName, with tls.crt, tls.key and ca.crt; may be repeated
     #[arg(long = "credentials", value_name = "DIR")]
-    pub folders: Vec<PathBuf>,
+    pub(crate) folders: Vec<PathBuf>,
 }
 
 /// The arguments of every command that makes configuration of rules.
 #[derive(Debug, Clone, ClapArgs)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// What every command with rules takes.
     #[command(flatten)]
-    pub input: Input,
+    pub(crate) input: Input,
     /// Where certificates come from.
     #[command(flatten)]
-    pub credentials: Credentials,
+    pub(crate) credentials: Credentials,
     /// The address to listen on
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    pub listen: IpAddr,
+    pub(crate) listen: IpAddr,
     /// Listen on another port than the service's: SERVICE=PORT, 0 for any free one; may be repeated
     #[arg(long = "port", value_name = "SERVICE=PORT", value_parser = port_mapping)]
-    pub ports: Vec<(PortNumber, u16)>,
+    pub(crate) ports: Vec<(PortNumber, u16)>,
     /// Be a proxy for http_proxy and https_proxy here; service ports are then listened on only where --port names
     /// them
     #[arg(long, value_name = "ADDRESS:PORT")]
-    pub forward_proxy: Option<SocketAddr>,
+    pub(crate) forward_proxy: Option<SocketAddr>,
     /// Take connections that the kernel redirects here, see `egressctl capture`; service ports are then listened on
     /// only where --port names them. A port alone listens on 127.0.0.1 and ::1
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = capture_at)]
-    pub capture: Option<CaptureAt>,
+    pub(crate) capture: Option<CaptureAt>,
     /// Reach all servers through this proxy: http://HOST:PORT, https:// for TLS to the proxy too, USER:PASSWORD@ before HOST
     #[arg(long, value_name = "URL")]
-    pub upstream_proxy: Option<String>,
+    pub(crate) upstream_proxy: Option<String>,
     /// Ask this DNS server instead of the system's; may be repeated
     #[arg(long = "resolver", value_name = "ADDRESS:PORT")]
-    pub resolvers: Vec<SocketAddr>,
+    pub(crate) resolvers: Vec<SocketAddr>,
     /// Let Envoy's admin interface listen here, on a loopback address [default: a socket that only you can open]
     #[arg(long, value_name = "ADDRESS:PORT")]
-    pub admin: Option<SocketAddr>,
+    pub(crate) admin: Option<SocketAddr>,
     /// Let `--admin` be any address: whoever reaches it can read all configuration and stop Envoy
     #[arg(long, requires = "admin")]
-    pub admin_anywhere: bool,
+    pub(crate) admin_anywhere: bool,
     /// Log requests to a file, or with `-` to the standard output
     #[arg(long, value_name = "PATH", default_value = "-")]
-    pub access_log: String,
+    pub(crate) access_log: String,
     /// How requests are logged
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
-    pub access_log_format: LogFormat,
+    pub(crate) access_log_format: LogFormat,
     /// Let the filter take the labels from Envoy's node (`metadata.LABELS`): one configuration for all workloads
     #[arg(long)]
-    pub labels_from_node: bool,
+    pub(crate) labels_from_node: bool,
     /// The filter [default: egress-filter.wasm beside this program]
     #[arg(long, value_name = "PATH")]
-    pub wasm: Option<PathBuf>,
+    pub(crate) wasm: Option<PathBuf>,
 }
 
 /// How a report is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Report {
+pub(crate) enum Report {
     /// For people.
     Text,
     /// For programs.
@@ -395,27 +395,27 @@ pub enum Report {
 
 /// `egressctl check`.
 #[derive(Debug, ClapArgs)]
-pub struct Check {
+pub(crate) struct Check {
     /// What every command with rules takes.
     #[command(flatten)]
-    pub input: Input,
+    pub(crate) input: Input,
     /// Where certificates come from.
     #[command(flatten)]
-    pub credentials: Credentials,
+    pub(crate) credentials: Credentials,
     /// Take the files for a part of the rules: that there is no host to reach is a warning
     #[arg(long)]
-    pub partial: bool,
+    pub(crate) partial: bool,
     /// Begin TLS with each server too, and tell whose certificates would be refused; no request is sent
     #[arg(long)]
-    pub connect: bool,
+    pub(crate) connect: bool,
     /// How to print what is found
     #[arg(short, long, value_enum, default_value_t = Report::Text)]
-    pub output: Report,
+    pub(crate) output: Report,
 }
 
 /// How findings are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LintOutput {
+pub(crate) enum LintOutput {
     /// For people.
     Text,
     /// For programs.
@@ -426,7 +426,7 @@ pub enum LintOutput {
 
 /// `egressctl lint`.
 #[derive(Debug, ClapArgs)]
-pub struct Lint {
+pub(crate) struct Lint {
     /// Rules: a YAML or JSON file, a folder of them, or `-` for the standard input; may be repeated
     #[arg(
         short,
@@ -434,16 +434,16 @@ pub struct Lint {
         value_name = "FILE",
         required_unless_present = "explain"
     )]
-    pub files: Vec<String>,
+    pub(crate) files: Vec<String>,
     /// How to print what is found
     #[arg(short, long, value_enum, default_value_t = LintOutput::Text)]
-    pub output: LintOutput,
+    pub(crate) output: LintOutput,
     /// Mend in the files what can be mended safely; the standard input is printed mended
     #[arg(long)]
-    pub fix: bool,
+    pub(crate) fix: bool,
     /// Print the page of a rule
     #[arg(long, value_name = "RULE", value_parser = lint_rules(), conflicts_with_all = ["files", "fix"])]
-    pub explain: Option<String>,
+    pub(crate) explain: Option<String>,
 }
 
 fn lint_rules() -> clap::builder::PossibleValuesParser {
@@ -452,49 +452,49 @@ fn lint_rules() -> clap::builder::PossibleValuesParser {
 
 /// `egressctl explain`.
 #[derive(Debug, ClapArgs)]
-pub struct Explain {
+pub(crate) struct Explain {
     /// What every command with rules takes.
     #[command(flatten)]
-    pub input: Input,
+    pub(crate) input: Input,
     /// What the application calls: http://HOST/, https://HOST/, tcp://HOST:PORT or HOST:PORT
     #[arg(value_name = "URL")]
-    pub url: String,
+    pub(crate) url: String,
     /// The name in the application's own ClientHello, when it is not the host
     #[arg(long, value_name = "NAME")]
-    pub sni: Option<String>,
+    pub(crate) sni: Option<String>,
     /// A subset of the host, as a VirtualService might choose it
     #[arg(long, value_name = "NAME")]
-    pub subset: Option<String>,
+    pub(crate) subset: Option<String>,
     /// How to print the answer
     #[arg(short, long, value_enum, default_value_t = Report::Text)]
-    pub output: Report,
+    pub(crate) output: Report,
 }
 
 /// `egressctl secrets`.
 #[derive(Debug, ClapArgs)]
-pub struct Secrets {
+pub(crate) struct Secrets {
     /// Envoy's admin interface, as `egressctl run` prints it [default: that of the one run on this machine]
     #[arg(long, value_name = "SOCKET|ADDRESS:PORT", value_parser = admin)]
-    pub admin: Option<Admin>,
+    pub(crate) admin: Option<Admin>,
     /// Also exit with 1 when a certificate expires within this time, for example 30d
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub within: Option<Duration>,
+    pub(crate) within: Option<Duration>,
     /// How to print them
     #[arg(short, long, value_enum, default_value_t = Report::Text)]
-    pub output: Report,
+    pub(crate) output: Report,
 }
 
 /// `egressctl capture`.
 #[derive(Debug, ClapArgs)]
-pub struct Capture {
+pub(crate) struct Capture {
     /// What to do.
     #[command(subcommand)]
-    pub command: CaptureCommand,
+    pub(crate) command: CaptureCommand,
 }
 
 /// What can be done about the rules of the firewall that capture connections.
 #[derive(Debug, Subcommand)]
-pub enum CaptureCommand {
+pub(crate) enum CaptureCommand {
     /// Install them, in the place of those that are there; needs root
     #[command(after_help = "Example:\n  egressctl capture up --to 15001 --uid app")]
     Up(CaptureUp),
@@ -510,38 +510,38 @@ pub enum CaptureCommand {
 
 /// `egressctl capture up`.
 #[derive(Debug, ClapArgs)]
-pub struct CaptureUp {
+pub(crate) struct CaptureUp {
     /// What is redirected where.
     #[command(flatten)]
-    pub redirection: Redirection,
+    pub(crate) redirection: Redirection,
     /// The user that Envoy will run as; then it need not run yet, and until it does connections are refused
     #[arg(long, value_name = "USER|UID", conflicts_with = "cgroup")]
-    pub envoy_uid: Option<String>,
+    pub(crate) envoy_uid: Option<String>,
 }
 
 /// What is redirected where.
 #[derive(Debug, ClapArgs)]
 #[group(skip)]
 #[command(group = ArgGroup::new("who").required(true).multiple(true).args(["users", "cgroup"]))]
-pub struct Redirection {
+pub(crate) struct Redirection {
     /// The port of `egressctl run --capture`
     #[arg(long, value_name = "PORT", value_parser = port)]
-    pub to: PortNumber,
+    pub(crate) to: PortNumber,
     /// Capture the connections of this user; may be repeated
     #[arg(long = "uid", value_name = "USER|UID", conflicts_with = "cgroup")]
-    pub users: Vec<String>,
+    pub(crate) users: Vec<String>,
     /// Capture the connections of this cgroup (v2) and those below it; one that is made anew needs another `up`
     #[arg(long, value_name = "PATH")]
-    pub cgroup: Option<String>,
+    pub(crate) cgroup: Option<String>,
     /// Capture only connections to this port; may be repeated
     #[arg(long = "port", value_name = "PORT", value_parser = port)]
-    pub ports: Vec<PortNumber>,
+    pub(crate) ports: Vec<PortNumber>,
     /// Leave connections to these addresses alone, beside 127.0.0.0/8 and ::1; may be repeated
     #[arg(long = "exclude-cidr", value_name = "CIDR", value_parser = excluded)]
-    pub excluded: Vec<Address>,
+    pub(crate) excluded: Vec<Address>,
     /// With iptables and ip6tables in the place of nftables
     #[arg(long)]
-    pub iptables: bool,
+    pub(crate) iptables: bool,
 }
 
 fn port(text: &str) -> Result<PortNumber, String> {
@@ -562,11 +562,11 @@ fn excluded(text: &str) -> Result<Address, String> {
 
 /// Where redirected connections come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CaptureAt {
+pub(crate) struct CaptureAt {
     /// The address, where it was named.
-    pub address: Option<IpAddr>,
+    pub(crate) address: Option<IpAddr>,
     /// The port.
-    pub port: PortNumber,
+    pub(crate) port: PortNumber,
 }
 
 fn capture_at(text: &str) -> Result<CaptureAt, String> {
@@ -581,41 +581,41 @@ fn capture_at(text: &str) -> Result<CaptureAt, String> {
 
 /// `egressctl doctor`.
 #[derive(Debug, ClapArgs)]
-pub struct Doctor {
+pub(crate) struct Doctor {
     /// The Envoy to look at [default: the one that `run` would start]
     #[arg(long, value_name = "PATH")]
-    pub envoy: Option<PathBuf>,
+    pub(crate) envoy: Option<PathBuf>,
     /// The filter [default: egress-filter.wasm beside this program]
     #[arg(long, value_name = "PATH")]
-    pub wasm: Option<PathBuf>,
+    pub(crate) wasm: Option<PathBuf>,
     /// Rules to look at too: a YAML or JSON file, a folder of them, or `-` for the standard input; may be repeated
     #[arg(short, long = "filename", value_name = "FILE")]
-    pub files: Vec<String>,
+    pub(crate) files: Vec<String>,
     /// The namespace of the application, which decides what rules it sees
     #[arg(short, long, value_name = "NAME", default_value = egress_policy::DEFAULT_NAMESPACE)]
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// A label of the application, for rules with a workloadSelector; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = label)]
-    pub labels: Vec<(String, String)>,
+    pub(crate) labels: Vec<(String, String)>,
     /// Where certificates come from.
     #[command(flatten)]
-    pub credentials: Credentials,
+    pub(crate) credentials: Credentials,
     /// How to print what is found
     #[arg(short, long, value_enum, default_value_t = Report::Text)]
-    pub output: Report,
+    pub(crate) output: Report,
 }
 
 /// `egressctl completions`.
 #[derive(Debug, ClapArgs)]
-pub struct Completions {
+pub(crate) struct Completions {
     /// The shell to complete in
     #[arg(value_enum, value_name = "SHELL")]
-    pub shell: Shell,
+    pub(crate) shell: Shell,
 }
 
 /// The shells that completions are printed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Shell {
+pub(crate) enum Shell {
     /// GNU Bash.
     Bash,
     /// The Z shell.
@@ -626,13 +626,13 @@ pub enum Shell {
 
 /// `egressctl man`.
 #[derive(Debug, ClapArgs)]
-pub struct Man {
+pub(crate) struct Man {
     /// The command, for example `render envoy` [default: egressctl itself]
     #[arg(value_name = "COMMAND")]
-    pub command: Vec<String>,
+    pub(crate) command: Vec<String>,
     /// Write the pages of all commands to this folder
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
-    pub output_folder: Option<PathBuf>,
+    pub(crate) output_folder: Option<PathBuf>,
 }
 
 fn envoy_version(text: &str) -> Result<String, String> {

@@ -9,11 +9,11 @@ use super::args::{Format, RenderEnvoy};
 use super::locate;
 use super::output::{Done, Output};
 use super::settings;
-use crate::run::{Deployment, atomic};
 use egress_credentials::{Material, Missing};
 use egress_render::xds::watched_documents;
 use egress_render::xds::{self, SecretFiles, SecretRequest, Secrets, Vip};
 use egress_rules::{Blame, Complaint};
+use egress_run::{Deployment, atomic};
 
 mod istio;
 

@@ -19,14 +19,14 @@ use super::locate;
 use super::output::{Done, Output, Text};
 use super::settings;
 use super::sources::STDIN;
-use crate::run::atomic;
-use crate::run::{envoy_log, version_of};
 use egress_credentials::{self as credentials, Store};
 use egress_render::pinned_envoy;
 use egress_render::xds::{self, OLDEST, OLDEST_WITH_PROXY, SecretRequest, Version};
 use egress_rules::Complaint;
 use egress_rules::Source;
 use egress_rules::{self as rules, How, Report};
+use egress_run::atomic;
+use egress_run::{envoy_log, version_of};
 
 /// How long Envoy may take to load the filter, on a machine that does other things too.
 const LOAD_LIMIT: Duration = Duration::from_secs(60);

@@ -1,7 +1,8 @@
-//! The command line: arguments as typed, settings as meant, and the commands.
+//! `egressctl`, the command line: arguments as typed, settings as meant, and the commands.
 //!
 //! A command returns what it has to say as an [`Output`], or why it does nothing as a [`Refusal`]. What is printed, and
 //! with which exit code the program ends, is settled here alone.
+#![deny(unsafe_code)]
 
 use std::io;
 use std::process::ExitCode;
@@ -9,21 +10,21 @@ use std::process::ExitCode;
 use clap::Parser;
 use egress_rules::{Blame, Refusal};
 
-pub mod args;
+mod args;
 mod capture;
 mod check;
 mod doctor;
 mod explain;
 mod lint;
-pub(crate) mod locate;
+mod locate;
 mod manual;
 mod output;
 mod render;
 mod run;
 mod secrets;
-pub mod settings;
-pub(crate) mod sources;
-pub(crate) mod threads;
+mod settings;
+mod sources;
+mod threads;
 mod usage;
 
 use args::{Args, Command, RenderTarget};
@@ -31,7 +32,7 @@ use output::{Output, Text, print, print_to, tell};
 
 /// How a command ended, for the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExitStatus {
+pub(crate) enum ExitStatus {
     /// Well.
     Success,
     /// The input is wrong.
@@ -50,8 +51,12 @@ impl From<ExitStatus> for ExitCode {
     }
 }
 
+fn main() -> ExitCode {
+    run_command().into()
+}
+
 /// Runs the command that the arguments name.
-pub fn main() -> ExitStatus {
+fn run_command() -> ExitStatus {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => return usage(&error),

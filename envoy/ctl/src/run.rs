@@ -18,8 +18,8 @@ use super::args::Run;
 use super::output::{Done, Output, print, tell};
 use super::threads::at_once;
 use super::{locate, settings, sources};
-use crate::run::admin::Addresses;
-use crate::run::{
+use egress_run::admin::Addresses;
+use egress_run::{
     Deployment, Event, Recompile, Reload, Reloaded, Start, envoy_log, supervise, version_of,
 };
 

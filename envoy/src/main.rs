@@ -1,7 +1,0 @@
-//! `egressctl`: see `egressctl --help`.
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    egress_envoy::cli::main().into()
-}
