@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 
 use egress_render::xds::{self, Options};
@@ -179,12 +180,21 @@ async fn follow(
             }
         });
     }
+    let asked_to_end = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            () = events.closed() => {}
+        }
+    };
+    let mut asked_to_end = pin!(asked_to_end);
     let reloader = reloading.as_ref().map(|(reloader, _)| reloader);
     let started = tokio::select! {
         started = ready(&mut child, &mut lines, options, &admin_address, reloader, events) => started,
-        _ = interrupt.recv() => return Ok(stop(&mut child, events).await),
-        _ = terminate.recv() => return Ok(stop(&mut child, events).await),
-        () = events.closed() => return Ok(stop(&mut child, events).await),
+        () = &mut asked_to_end => {
+            stop(&mut child, events).await;
+            return Ok(());
+        }
     };
     match started {
         Ok(addresses) => send(events, Event::Ready(addresses)),
@@ -206,13 +216,15 @@ async fn follow(
             }
         };
         tokio::select! {
-            _ = interrupt.recv() => return Ok(stop(&mut child, events).await),
-            _ = terminate.recv() => return Ok(stop(&mut child, events).await),
-            () = events.closed() => return Ok(stop(&mut child, events).await),
+            () = &mut asked_to_end => {
+                stop(&mut child, events).await;
+                return Ok(());
+            }
             _ = hung_up => {
                 // The signal is also how a terminal says that it goes.
                 if in_terminal && !io::stderr().is_terminal() {
-                    return Ok(stop(&mut child, events).await);
+                    stop(&mut child, events).await;
+                    return Ok(());
                 }
                 // One that waits is enough.
                 let _ = forced.try_send(());
