@@ -121,7 +121,7 @@ pub enum InvalidTls {
     NoName,
     /// Envoy takes names that must be there beside the host's as a list, with commas between them.
     #[error(
-        "a name of `subjectAltNames` has a comma, and Envoy would verify its parts in its index"
+        "a name of `subjectAltNames` has a comma, and Envoy would verify its parts in its place"
     )]
     NameWithComma,
 }
@@ -138,7 +138,7 @@ impl InvalidTls {
             }
             InvalidTls::NoName => "give `sni`, or a ServiceEntry for each host",
             InvalidTls::NameWithComma => {
-                "give the names in the DestinationRule's `tls.subjectAltNames`, where they take the host's index"
+                "give the names in the DestinationRule's `tls.subjectAltNames`, where they take the host's place"
             }
         }
     }

@@ -73,7 +73,7 @@ impl Conflict {
             }
             Conflict::TwoProxies(_) => "remove one of the two".to_owned(),
             Conflict::AroundTheTunnel { .. } => {
-                "use `--upstream-proxy` in endpoint of `tunnel`, or leave `--forward-proxy` out"
+                "use `--upstream-proxy` in place of `tunnel`, or leave `--forward-proxy` out"
                     .to_owned()
             }
             Conflict::TunnelDiffers(_) => "leave `--labels-from-node` out".to_owned(),
