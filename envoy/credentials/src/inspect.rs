@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use egress_policy::{
-    ClientTls, FieldPath, Identity, Origin, PolicyTable, Segment, Settling, Severity, TlsMode,
-    TrafficPolicy, Trust,
+    ClientTls, CompileOptions, FieldPath, Identity, Origin, PolicyTable, Segment, Severity,
+    TlsMode, TrafficPolicy, Trust,
 };
 use x509_parser::prelude::{
     ASN1Time, CertificateRevocationList, FromDer as _, X509Certificate, X509Error, X509Version,
@@ -45,11 +45,11 @@ const OTHERS_WRITE: u32 = 0o002;
 pub fn inspect(
     rules: &Rules,
     store: &Store,
-    settling: &Settling,
+    options: &CompileOptions,
     now: SystemTime,
 ) -> Vec<Diagnostic> {
     let mut inspection = Inspection::new(rules, now);
-    let needs = of_all_workloads(rules, settling);
+    let needs = of_all_workloads(rules, options);
     let mut unknown = None;
     for need in &needs {
         match store.read(need) {
@@ -76,7 +76,7 @@ pub fn inspect(
 }
 
 /// Returns what the rules need for any workload of the namespace, whatever labels it has.
-fn of_all_workloads(rules: &Rules, settling: &Settling) -> Vec<SecretRequest> {
+fn of_all_workloads(rules: &Rules, options: &CompileOptions) -> Vec<SecretRequest> {
     let mut needs: BTreeMap<String, SecretRequest> = BTreeMap::new();
     let mut add = |table: &PolicyTable| {
         needs.extend(
@@ -86,9 +86,9 @@ fn of_all_workloads(rules: &Rules, settling: &Settling) -> Vec<SecretRequest> {
         );
     };
     add(&rules.table);
-    for proxy in rules.workloads(&settling.proxy.namespace) {
+    for proxy in rules.workloads(&options.proxy.namespace) {
         // What is wrong with rules for others is theirs to check.
-        if let Ok(table) = rules.compile_for(proxy, settling) {
+        if let Ok(table) = rules.compile_for(proxy, options) {
             add(&table);
         }
     }

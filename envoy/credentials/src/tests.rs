@@ -7,7 +7,7 @@ use std::thread;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use egress_policy::{Identity, Proxy, Settling, Trust};
+use egress_policy::{CompileOptions, Identity, Proxy, Trust};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
     KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SerialNumber,
@@ -138,14 +138,14 @@ fn documents(text: &str) -> Documents {
         text: format!("{text}\n{entry}"),
         mesh: false,
     };
-    let settling = Settling {
+    let options = CompileOptions {
         proxy: Proxy {
             namespace: "default".to_owned(),
             ..Proxy::default()
         },
-        ..Settling::default()
+        ..CompileOptions::default()
     };
-    rules::compile(&[source], &settling).unwrap().credentials
+    rules::compile(&[source], &options).unwrap().credentials
 }
 
 #[test]

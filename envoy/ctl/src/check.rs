@@ -15,7 +15,7 @@ use egress_rules::{Diagnostic, How, Nothing, Report, compile_as};
 
 /// Reads, parses and compiles, and prints what was found.
 pub(super) fn main(args: &Check) -> Done {
-    let (sources, settling) = settings::read(&args.input)?;
+    let (sources, options) = settings::read(&args.input)?;
     let how = How {
         each: at_once,
         nothing: match args.partial {
@@ -24,13 +24,13 @@ pub(super) fn main(args: &Check) -> Done {
         },
         ..How::default()
     };
-    let compiled = compile_as(&sources, &settling, how);
+    let compiled = compile_as(&sources, &options, how);
     let (report, summary) = match compiled {
         Ok(mut rules) => {
-            let namespace = &settling.proxy.namespace;
+            let namespace = &options.proxy.namespace;
             let store = settings::store(&args.credentials, &mut rules, namespace)?;
             let now = SystemTime::now();
-            let mut found = credentials::inspect(&rules, &store, &settling, now);
+            let mut found = credentials::inspect(&rules, &store, &options, now);
             if args.connect {
                 found.extend(credentials::connect(&rules, &store, now));
             }

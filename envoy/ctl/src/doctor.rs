@@ -306,12 +306,12 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
         text: SAMPLE.to_owned(),
         mesh: false,
     };
-    let settling = settings::settling(&args.input);
+    let compile_options = settings::compile_options(&args.input);
     let deployment = settings::settle_read(
         &args,
         || Ok(version.to_owned()),
         &[source],
-        settling,
+        compile_options,
         How::default(),
     )
     .map_err(|_| "cannot render a bootstrap")?;
@@ -463,15 +463,15 @@ fn rules_and_credentials(args: &Doctor, found: &mut Vec<Found>) {
         Ok(sources) => sources,
         Err(error) => return found.push(Found::error("rules", &error.to_string())),
     };
-    let settling = settings::settling(&defaults.input);
-    match rules::compile(&sources, &settling) {
+    let compile_options = settings::compile_options(&defaults.input);
+    match rules::compile(&sources, &compile_options) {
         Err(report) => found.push(summary("rules", &report, String::new())),
         Ok(mut rules) => {
             let all = rules.table.services().count();
             found.push(summary("rules", &rules.warnings, format!("{all} services")));
             let documents = std::mem::take(&mut rules.credentials);
             let store = Store::new(args.credentials.folders.clone(), documents, &args.namespace);
-            let looked = credentials::inspect(&rules, &store, &settling, SystemTime::now());
+            let looked = credentials::inspect(&rules, &store, &compile_options, SystemTime::now());
             let all = SecretRequest::of(&rules.table).len();
             let good = format!("{all} needed");
             found.push(summary("credentials", &Report(looked), good));

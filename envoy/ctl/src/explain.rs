@@ -8,15 +8,15 @@ use super::settings;
 
 /// Compiles the rules and asks them.
 pub(super) fn main(args: &Explain) -> Done {
-    let (sources, settling) = settings::read(&args.input)?;
-    let answers = Answers::compile(&sources, &settling)?;
+    let (sources, options) = settings::read(&args.input)?;
+    let answers = Answers::compile(&sources, &options)?;
     let question = Question {
         url: &args.url,
         sni: args.sni.as_deref(),
         subset: args.subset.as_deref(),
         authority: settings::authority(&args.input),
     };
-    let explanation = answers.explain(&question, &settling)?;
+    let explanation = answers.explain(&question, &options)?;
     Ok(Output::lines(match args.output {
         Format::Json => {
             let text = serde_json::to_string_pretty(explanation.to_json())

@@ -32,11 +32,18 @@ pub(super) fn main(args: &Run) -> Done {
         move || version_of(&envoy)
     });
     let version = || supported(&envoy, asked);
-    let (sources, settling) = settings::read(&args.rules.input)?;
+    let (sources, compile_options) = settings::read(&args.rules.input)?;
     let mut known = AlreadyRead::default();
     let worth_knowing = (!args.once).then_some(&mut known);
     let nothing = Nothing::Refused;
-    let deployment = settle(args, version, &sources, settling, worth_knowing, nothing)?;
+    let deployment = settle(
+        args,
+        version,
+        &sources,
+        compile_options,
+        worth_knowing,
+        nothing,
+    )?;
     deployment.rules.warned().iter().for_each(|note| tell(note));
     let reload = (!args.once).then(|| Reload {
         recompile: Arc::new(Again {
@@ -69,7 +76,7 @@ fn settle(
     args: &Run,
     version: impl FnOnce() -> Result<String, Complaint>,
     sources: &[Source],
-    settling: egress_policy::Settling,
+    compile_options: egress_policy::CompileOptions,
     known: Option<&mut AlreadyRead>,
     nothing: Nothing,
 ) -> Result<Deployment, Refusal> {
@@ -78,7 +85,8 @@ fn settle(
         each: at_once,
         nothing,
     };
-    let mut deployment = settings::settle_read(&args.rules, version, sources, settling, how)?;
+    let mut deployment =
+        settings::settle_read(&args.rules, version, sources, compile_options, how)?;
     if let Some(capture) = &mut deployment.options.capture
         && args.rules.capture.is_some_and(|at| at.address.is_none())
         && TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err()
@@ -117,8 +125,15 @@ impl Recompile for Again {
         known: &mut AlreadyRead,
     ) -> Result<Deployment, Refusal> {
         let version = || Ok(self.version.clone());
-        let settling = settings::settling(&self.args.rules.input);
-        settle(&self.args, version, sources, settling, Some(known), nothing)
+        let compile_options = settings::compile_options(&self.args.rules.input);
+        settle(
+            &self.args,
+            version,
+            sources,
+            compile_options,
+            Some(known),
+            nothing,
+        )
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use egress_filter::{AuthorityMode, MetadataFormat};
-use egress_policy::{Mesh, OutboundMode, PolicyTable, Proxy, Role, Settling};
+use egress_policy::{CompileOptions, Mesh, OutboundMode, PolicyTable, Proxy, Role};
 
 use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as Args};
 use super::threads::at_once;
@@ -41,9 +41,9 @@ pub(crate) fn store(
 ///
 /// # Errors
 /// When a file cannot be read.
-pub(crate) fn read(input: &Input) -> Result<(Vec<Source>, Settling), Complaint> {
+pub(crate) fn read(input: &Input) -> Result<(Vec<Source>, CompileOptions), Complaint> {
     let sources = sources(input).map_err(Complaint::input)?;
-    Ok((sources, settling(input)))
+    Ok((sources, compile_options(input)))
 }
 
 /// Reads the files.
@@ -63,7 +63,7 @@ pub(crate) fn sources(input: &Input) -> Result<Vec<Source>, sources::UnreadableS
 }
 
 /// Says how to compile what is in them.
-pub(crate) fn settling(input: &Input) -> Settling {
+pub(crate) fn compile_options(input: &Input) -> CompileOptions {
     let proxy = Proxy {
         namespace: input.namespace.clone(),
         labels: input.labels.iter().cloned().collect(),
@@ -73,7 +73,7 @@ pub(crate) fn settling(input: &Input) -> Settling {
         Outbound::RegistryOnly => OutboundMode::RegistryOnly,
         Outbound::AllowAny => OutboundMode::AllowAny,
     };
-    Settling {
+    CompileOptions {
         proxy,
         outbound,
         connect_to: input.connect_to.clone(),
@@ -100,13 +100,13 @@ pub(crate) fn authority(input: &Input) -> AuthorityMode {
 /// # Errors
 /// With everything that is wrong.
 pub(crate) fn settle(args: &Args, version: Option<&str>) -> Result<Deployment, Refusal> {
-    let (sources, settling) = read(&args.input)?;
+    let (sources, compile_options) = read(&args.input)?;
     let version = || Ok(version.unwrap_or(pinned_envoy()).to_owned());
     settle_read(
         args,
         version,
         &sources,
-        settling,
+        compile_options,
         How {
             each: at_once,
             ..How::default()
@@ -120,7 +120,7 @@ pub(crate) fn settle_read(
     args: &Args,
     version: impl FnOnce() -> Result<String, Complaint>,
     sources: &[Source],
-    settling: Settling,
+    compile_options: CompileOptions,
     how: How<'_>,
 ) -> Result<Deployment, Refusal> {
     check_admin(args)?;
@@ -133,7 +133,7 @@ pub(crate) fn settle_read(
             return Err(Complaint::input(format!("`--upstream-proxy`: {error}")).into());
         }
     };
-    let mut compiled = settling.clone();
+    let mut compiled = compile_options.clone();
     if args.labels_from_node {
         compiled.proxy.labels.clear();
     }
@@ -142,9 +142,13 @@ pub(crate) fn settle_read(
         true => other_workloads(&rules, &compiled)?,
         false => Vec::new(),
     };
-    let store = store(&args.credentials, &mut rules, &settling.proxy.namespace)?;
+    let store = store(
+        &args.credentials,
+        &mut rules,
+        &compile_options.proxy.namespace,
+    )?;
     let version = version()?;
-    let options = options(args, settling.proxy, upstream_proxy, &version)?;
+    let options = options(args, compile_options.proxy, upstream_proxy, &version)?;
     let options = Options {
         workloads,
         mesh: rules.mesh.clone(),
@@ -239,11 +243,14 @@ pub(crate) fn another_envoy() -> String {
 }
 
 /// Compiles the rules for every workload that they may select: which one it is, Envoy's node tells the filter.
-fn other_workloads(rules: &Rules, settling: &Settling) -> Result<Vec<PolicyTable>, Report> {
+fn other_workloads(
+    rules: &Rules,
+    compile_options: &CompileOptions,
+) -> Result<Vec<PolicyTable>, Report> {
     let labelled = |proxy: &Proxy| !proxy.labels.is_empty();
-    let kinds = rules.workloads(&settling.proxy.namespace);
+    let kinds = rules.workloads(&compile_options.proxy.namespace);
     let kinds = kinds.into_iter().filter(labelled);
     kinds
-        .map(|proxy| rules.compile_for(proxy, settling))
+        .map(|proxy| rules.compile_for(proxy, compile_options))
         .collect()
 }

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 
 use egress_lint as lint;
 use egress_policy::{
-    Action, Arrival, ClientTls, Cluster, DestinationRule, HostPattern, Parser, PolicyTable,
-    PortNumber, Proxy, Query, Resources, Settling, TlsIntent, Trust,
+    Action, Arrival, ClientTls, Cluster, CompileOptions, DestinationRule, HostPattern, Parser,
+    PolicyTable, PortNumber, Proxy, Query, Resources, TlsIntent, Trust,
 };
 use egress_rules::Source;
 use serde_json::{Map, Value, json};
@@ -245,17 +245,17 @@ fn led(resources: &Resources, to: &Led) -> (BTreeMap<String, Option<ClientTls>>,
 fn worse(before: &Resources, after: &Resources) -> Option<String> {
     for namespace in ["default", "other", "third"] {
         for labels in [None, Some(("app".to_owned(), "a".to_owned()))] {
-            let settling = Settling {
+            let options = CompileOptions {
                 proxy: Proxy {
                     namespace: namespace.to_owned(),
                     labels: labels.clone().into_iter().collect(),
                     ..Proxy::default()
                 },
                 loopback_vips: true,
-                ..Settling::default()
+                ..CompileOptions::default()
             };
             let [before, after] = [before, after]
-                .map(|resources| PolicyTable::compile_with_errors(resources, &settling).table);
+                .map(|resources| PolicyTable::compile_with_errors(resources, &options).table);
             for host in HOSTS {
                 for port in PORTS {
                     for arrival in [Arrival::Http, Arrival::Tls, Arrival::Tcp] {

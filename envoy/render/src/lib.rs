@@ -1,7 +1,7 @@
 //! Configuration out of rules that are compiled: for an Envoy, and for a cluster with Istio.
 //!
 //! ```
-//! use egress_policy::Settling;
+//! use egress_policy::CompileOptions;
 //! use egress_render::xds::{self, Options};
 //! use egress_rules::{Source, compile};
 //!
@@ -15,7 +15,7 @@
 //!   resolution: DNS
 //! ";
 //! let source = Source { name: "rules.yaml".to_owned(), text: text.to_owned(), mesh: false };
-//! let rules = compile(&[source], &Settling::default()).unwrap();
+//! let rules = compile(&[source], &CompileOptions::default()).unwrap();
 //! let bootstrap = xds::bootstrap(&rules.table, &rules.resources(), &Options::default());
 //! assert!(bootstrap["static_resources"]["listeners"].is_array());
 //! ```

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use egress_filter::load;
 use egress_policy::{
-    Action, AllowPlaintext, Arrival, Connection, OutboundMode, PortNumber, Proxy, Query, Settling,
-    Spoken,
+    Action, AllowPlaintext, Arrival, CompileOptions, Connection, OutboundMode, PortNumber, Proxy,
+    Query, Spoken,
 };
 use egress_render::xds::{self, Options, Version};
 use egress_rules as rules;
@@ -321,17 +321,17 @@ fn cluster(bootstrap: &Value, name: &str) -> (bool, Vec<u64>) {
 }
 
 /// Returns what leaves in plaintext against somebody's word; `None` where the rules are refused.
-fn leaks(documents: &[Value], settling: &Settling) -> Option<Vec<String>> {
+fn leaks(documents: &[Value], compile_options: &CompileOptions) -> Option<Vec<String>> {
     let source = Source {
         name: "rules.json".to_owned(),
         text: json!({"apiVersion": "v1", "kind": "List", "items": documents}).to_string(),
         mesh: false,
     };
-    let rules = rules::compile(&[source], settling).ok()?;
+    let rules = rules::compile(&[source], compile_options).ok()?;
     let bootstrap = xds::bootstrap(
         &rules.table,
         &rules.resources(),
-        &options(settling.proxy.clone()),
+        &options(compile_options.proxy.clone()),
     );
     let mut configurations = Vec::new();
     plugins(&bootstrap, &mut configurations);
@@ -403,7 +403,7 @@ fn no_rule_set_leads_to_plaintext_unless_allowed() {
             true => [("app".to_owned(), "sleep".to_owned())].into(),
             false => std::collections::BTreeMap::new(),
         };
-        let settling = Settling {
+        let compile_options = CompileOptions {
             proxy: Proxy {
                 namespace: draw.one(&["default", "default", "shop"]).to_owned(),
                 labels,
@@ -413,10 +413,10 @@ fn no_rule_set_leads_to_plaintext_unless_allowed() {
                 true => OutboundMode::AllowAny,
                 false => OutboundMode::RegistryOnly,
             },
-            ..Settling::default()
+            ..CompileOptions::default()
         };
         tried += 1;
-        let Some(leaks) = leaks(&documents, &settling) else {
+        let Some(leaks) = leaks(&documents, &compile_options) else {
             continue;
         };
         passed += 1;
@@ -426,7 +426,7 @@ fn no_rule_set_leads_to_plaintext_unless_allowed() {
             .collect::<String>();
         assert!(
             leaks.is_empty(),
-            "{leaks:#?}\nfor {settling:?}\nby\n{rules}"
+            "{leaks:#?}\nfor {compile_options:?}\nby\n{rules}"
         );
     }
     println!("{tried} rule sets, {passed} of them pass the gate, and none leaks");
@@ -439,13 +439,13 @@ fn no_rule_set_leads_to_plaintext_unless_allowed() {
 #[test]
 fn without_the_gate_plaintext_is_seen_to_leave() {
     let mut draw = Draw(0x5eed_1234_abcd_0001);
-    let settling = Settling {
+    let compile_options = CompileOptions {
         allow_plaintext: vec![AllowPlaintext::everywhere()],
-        ..Settling::default()
+        ..CompileOptions::default()
     };
     let mut seen = 0;
     for _ in 0..300 {
-        let leaks = leaks(&set(&mut draw), &settling);
+        let leaks = leaks(&set(&mut draw), &compile_options);
         seen += usize::from(leaks.is_some_and(|leaks| !leaks.is_empty()));
     }
     assert!(seen >= 20, "{seen} of 300 leak");

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use egress_filter::config::compact;
 use egress_policy::{
-    Compiled, DEFAULT_NAMESPACE, FieldPath, HostPattern, Origin, OutboundMode, Parser, PolicyTable,
-    PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Segment, Settling, Severity,
-    Trust,
+    CompileOptions, Compiled, DEFAULT_NAMESPACE, FieldPath, HostPattern, Origin, OutboundMode,
+    Parser, PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Segment,
+    Severity, Trust,
 };
 use serde_json::Value;
 
@@ -102,10 +102,10 @@ impl Rules {
     }
 
     /// Returns how the rules were compiled: with the configuration of the mesh that was given with them.
-    pub fn settling(&self, settling: &Settling) -> Settling {
-        Settling {
+    pub fn options(&self, options: &CompileOptions) -> CompileOptions {
+        CompileOptions {
             mesh: self.mesh.decides.clone(),
-            ..settling.clone()
+            ..options.clone()
         }
     }
 
@@ -113,12 +113,16 @@ impl Rules {
     ///
     /// # Errors
     /// With every problem that this workload has with them.
-    pub fn compile_for(&self, proxy: Proxy, settling: &Settling) -> Result<PolicyTable, Report> {
-        let settling = Settling {
+    pub fn compile_for(
+        &self,
+        proxy: Proxy,
+        options: &CompileOptions,
+    ) -> Result<PolicyTable, Report> {
+        let options = CompileOptions {
             proxy,
-            ..self.settling(settling)
+            ..self.options(options)
         };
-        PolicyTable::compile(&self.parsed, &settling)
+        PolicyTable::compile(&self.parsed, &options)
             .map(|(table, _)| table)
             .map_err(|problems| Report(located(&problems, &self.documents)))
     }
@@ -180,23 +184,27 @@ impl Default for How<'_> {
 ///
 /// # Errors
 /// With every problem of every document, each at its place, in the order of the files.
-pub fn compile(sources: &[Source], settling: &Settling) -> Result<Rules, Report> {
-    compile_as(sources, settling, How::default())
+pub fn compile(sources: &[Source], options: &CompileOptions) -> Result<Rules, Report> {
+    compile_as(sources, options, How::default())
 }
 
 /// As [`compile`], with a say in how it is done.
 ///
 /// # Errors
 /// As [`compile`].
-pub fn compile_as(sources: &[Source], settling: &Settling, how: How<'_>) -> Result<Rules, Report> {
-    let parsed = parse(sources, settling.outbound, how.known, how.each);
-    compile_parsed(parsed, sources, settling, how.nothing)
+pub fn compile_as(
+    sources: &[Source],
+    options: &CompileOptions,
+    how: How<'_>,
+) -> Result<Rules, Report> {
+    let parsed = parse(sources, options.outbound, how.known, how.each);
+    compile_parsed(parsed, sources, options, how.nothing)
 }
 
 fn compile_parsed(
     parsed: Parsed,
     sources: &[Source],
-    settling: &Settling,
+    options: &CompileOptions,
     nothing: Nothing,
 ) -> Result<Rules, Report> {
     let Parsed {
@@ -225,11 +233,11 @@ fn compile_parsed(
             return Err(Report(diagnostics));
         }
     }
-    let settling = Settling {
+    let options = CompileOptions {
         mesh: mesh.decides.clone(),
-        ..settling.clone()
+        ..options.clone()
     };
-    let mut compiled = PolicyTable::compile_with_errors(&resources, &settling);
+    let mut compiled = PolicyTable::compile_with_errors(&resources, &options);
     if nothing == Nothing::Part {
         // What the gate says of these files, another one may put right.
         let gate = (compiled.problems.0.iter_mut()).filter(|problem| problem.id.is_some());
@@ -303,8 +311,8 @@ impl Answers {
     ///
     /// # Errors
     /// When no host can be asked for.
-    pub fn compile(sources: &[Source], settling: &Settling) -> Result<Answers, Report> {
-        let parsed = parse(sources, settling.outbound, None, yaml::in_turn);
+    pub fn compile(sources: &[Source], options: &CompileOptions) -> Result<Answers, Report> {
+        let parsed = parse(sources, options.outbound, None, yaml::in_turn);
         let errors = parsed.problems.errors();
         let unread = errors.map(|problem| {
             let document = parsed.documents.get(problem.origin.document);
@@ -327,11 +335,11 @@ impl Answers {
             }
             return Err(Report(diagnostics));
         }
-        let settling = Settling {
+        let options = CompileOptions {
             mesh: parsed.mesh.decides.clone(),
-            ..settling.clone()
+            ..options.clone()
         };
-        let mut compiled = PolicyTable::compile_with_errors(&parsed.resources, &settling);
+        let mut compiled = PolicyTable::compile_with_errors(&parsed.resources, &options);
         let table = std::mem::take(&mut compiled.table);
         Ok(Answers {
             rules: Rules {
@@ -607,7 +615,7 @@ spec:
             text: text.to_owned(),
             mesh: false,
         };
-        let report = compile(&[source], &Settling::default()).unwrap_err();
+        let report = compile(&[source], &CompileOptions::default()).unwrap_err();
         assert_eq!(
             report.to_string(),
             "\

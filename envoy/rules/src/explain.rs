@@ -4,9 +4,9 @@ use std::fmt::{self, Write as _};
 
 use egress_filter::{AuthorityMode, contract};
 use egress_policy::{
-    Action, Arrival, Authority, Candidate, Cluster, Connection, Decision, Endpoints, Identity,
-    NameSource, PolicyTable, PortNumber, Proxy, Query, Settling, Sni, Speaks, Spoken, TlsIntent,
-    Trust, candidates,
+    Action, Arrival, Authority, Candidate, Cluster, CompileOptions, Connection, Decision,
+    Endpoints, Identity, NameSource, PolicyTable, PortNumber, Proxy, Query, Sni, Speaks, Spoken,
+    TlsIntent, Trust, candidates,
 };
 use serde_json::{Value, json};
 
@@ -55,7 +55,7 @@ impl Answers {
     pub fn explain(
         &self,
         question: &Question<'_>,
-        settling: &Settling,
+        options: &CompileOptions,
     ) -> Result<Explanation, Refusal> {
         let rules = &self.rules;
         let asked = asked(question.url, question.sni, &rules.table).map_err(Complaint::input)?;
@@ -70,8 +70,8 @@ impl Answers {
             return Err(errors.into());
         }
         let decision = rules.table.decide(&query);
-        let settling = rules.settling(settling);
-        let found = candidates(&rules.parsed, &settling, &rules.table, &query);
+        let options = rules.options(options);
+        let found = candidates(&rules.parsed, &options, &rules.table, &query);
         let reason = decision.reason();
         Ok(Explanation {
             answer: answer(
@@ -79,7 +79,7 @@ impl Answers {
                 &decision,
                 &found,
                 rules,
-                &settling.proxy,
+                &options.proxy,
                 question.authority,
             ),
             reason: reason.map(|it| format!("{}: {}", it.as_str(), it.explanation())),

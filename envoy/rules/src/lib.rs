@@ -1,7 +1,7 @@
 //! Rules from texts: read, parsed and compiled, with every problem at its line.
 //!
 //! ```
-//! use egress_policy::Settling;
+//! use egress_policy::CompileOptions;
 //! use egress_rules::{Source, compile};
 //!
 //! let text = "
@@ -14,7 +14,7 @@
 //!   resolution: DNS
 //! ";
 //! let source = Source { name: "rules.yaml".to_owned(), text: text.to_owned(), mesh: false };
-//! let report = compile(&[source], &Settling::default()).unwrap_err();
+//! let report = compile(&[source], &CompileOptions::default()).unwrap_err();
 //! assert!(report.to_string().contains("rules.yaml:7:11"), "{report}");
 //! ```
 //!

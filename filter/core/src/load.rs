@@ -6,9 +6,9 @@ use std::fmt;
 use egress_policy::fields::{Cursor, Field, Report};
 use egress_policy::node::{Key, Node, Object};
 use egress_policy::{
-    AllowPlaintext, Arrival, Cluster, ConnectTo, Digest, FieldPath, HostName, Mesh, Origin,
-    OutboundMode, Parser, PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy,
-    Resources, Role, Segment, Settling, Severity, map_of,
+    AllowPlaintext, Arrival, Cluster, CompileOptions, ConnectTo, Digest, FieldPath, HostName, Mesh,
+    Origin, OutboundMode, Parser, PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy,
+    Resources, Role, Segment, Severity, map_of,
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -103,13 +103,13 @@ pub fn load_for(
         return Err(InvalidConfig::Problems(problems));
     };
 
-    let compile = |resources: &Resources, settling: &Settling| {
-        PolicyTable::compile(resources, settling).map_err(|mut more| {
+    let compile = |resources: &Resources, options: &CompileOptions| {
+        PolicyTable::compile(resources, options).map_err(|mut more| {
             more.0.splice(0..0, problems.0.iter().cloned());
             InvalidConfig::Problems(more)
         })
     };
-    let (mut table, mut warnings) = compile(&resources, &settings.settling)?;
+    let (mut table, mut warnings) = compile(&resources, &settings.options)?;
     let again = settings.labels_of_the_node.then_some(resources);
     let mut digest = table.digest();
     if let Some(wanted) = settings
@@ -121,10 +121,10 @@ pub fn load_for(
     }
     if let Some(resources) = again {
         // The renderer knew of no labels, so the digest is that of none.
-        let mut settling = settings.settling;
-        settling.proxy.labels = node_labels.ok_or(InvalidConfig::NodeLabels)?;
-        if !settling.proxy.labels.is_empty() {
-            (table, warnings) = compile(&resources, &settling)?;
+        let mut options = settings.options;
+        options.proxy.labels = node_labels.ok_or(InvalidConfig::NodeLabels)?;
+        if !options.proxy.labels.is_empty() {
+            (table, warnings) = compile(&resources, &options)?;
             digest = table.digest();
         } else if resources
             .destination_rules
@@ -200,7 +200,7 @@ struct Settings {
     variants: Variants,
     labels_of_the_node: bool,
     digest: Option<String>,
-    settling: Settling,
+    options: CompileOptions,
     listener_port: Option<PortNumber>,
     forward_proxy: bool,
     upstream_proxy: bool,
@@ -326,7 +326,7 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         list.items(|item| allow_plaintext.extend(read_allowed(item)));
         Some(())
     });
-    let settling = Settling {
+    let options = CompileOptions {
         proxy,
         outbound: outbound.unwrap_or_default(),
         connect_to,
@@ -339,7 +339,7 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         variants: variants.unwrap_or_default(),
         labels_of_the_node,
         digest,
-        settling,
+        options,
         listener_port,
         forward_proxy,
         upstream_proxy,

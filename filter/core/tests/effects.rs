@@ -12,8 +12,8 @@ use egress_filter::{
     plan_failure, plan_http,
 };
 use egress_policy::{
-    ConnectTo, HostName, Identity, Mesh, NameSource, OutboundMode, Parser, PolicyTable, PortNumber,
-    Proxy, Settling, Sni, TlsIntent, TlsMode, Trust, VerifiedNames,
+    CompileOptions, ConnectTo, HostName, Identity, Mesh, NameSource, OutboundMode, Parser,
+    PolicyTable, PortNumber, Proxy, Sni, TlsIntent, TlsMode, Trust, VerifiedNames,
 };
 use serde_json::{Value, json};
 
@@ -138,7 +138,7 @@ fn loaded(with: &With) -> Loaded {
         .iter()
         .for_each(|resource| parser.document(resource));
     let connect_to = with.connect_to.clone();
-    let settling = Settling {
+    let options = CompileOptions {
         proxy: proxy.clone(),
         outbound: with.outbound,
         connect_to,
@@ -147,7 +147,7 @@ fn loaded(with: &With) -> Loaded {
         foreign: with.untrusted,
         mesh: Mesh::default(),
     };
-    let (table, _) = PolicyTable::compile(&parser.finish().0, &settling).unwrap();
+    let (table, _) = PolicyTable::compile(&parser.finish().0, &options).unwrap();
     let config = PluginConfig {
         digest: table.digest().to_string(),
         namespace: &proxy.namespace,

@@ -25,7 +25,7 @@ mod native {
 
     use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
     use egress_policy::{
-        Arrival, Authority, Parser, PolicyTable, PortNumber, Query, Resources, Settling,
+        Arrival, Authority, CompileOptions, Parser, PolicyTable, PortNumber, Query, Resources,
     };
     use serde_json::{Value, json};
 
@@ -129,7 +129,8 @@ mod native {
             .map(|size| {
                 let documents = documents(size);
                 let resources = parse(&documents);
-                let (table, _) = PolicyTable::compile(&resources, &Settling::default()).unwrap();
+                let (table, _) =
+                    PolicyTable::compile(&resources, &CompileOptions::default()).unwrap();
                 assert_eq!(table.len(), size);
                 (size, documents, resources, table)
             })
@@ -161,7 +162,9 @@ mod native {
                 BenchmarkId::from_parameter(size),
                 resources,
                 |b, resources| {
-                    b.iter(|| PolicyTable::compile(black_box(resources), &Settling::default()));
+                    b.iter(|| {
+                        PolicyTable::compile(black_box(resources), &CompileOptions::default())
+                    });
                 },
             );
         }

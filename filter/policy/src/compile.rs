@@ -14,7 +14,7 @@ mod tunnels;
 use crate::cluster::Cluster;
 use crate::compile::compiler::{Compiler, Fault};
 use crate::decision::Reason;
-use crate::options::Settling;
+use crate::options::CompileOptions;
 use crate::port::PortNumber;
 use crate::problem::{Problem, Problems};
 use crate::resource::Resources;
@@ -30,9 +30,9 @@ impl PolicyTable {
     /// When any part of any rule cannot be honoured; then nothing of the table exists.
     pub fn compile(
         resources: &Resources,
-        settling: &Settling,
+        options: &CompileOptions,
     ) -> Result<(PolicyTable, Problems), Problems> {
-        let compiled = PolicyTable::compile_with_errors(resources, settling);
+        let compiled = PolicyTable::compile_with_errors(resources, options);
         match compiled.problems.has_errors() {
             true => Err(compiled.problems),
             false => Ok((compiled.table, compiled.problems)),
@@ -41,8 +41,8 @@ impl PolicyTable {
 
     /// Compiles resources for one proxy, whatever is wrong with them: a host and port whose rules have an error is
     /// refused with [`Reason::InvalidRule`]. For people who ask about another host; such a table decides nothing.
-    pub fn compile_with_errors(resources: &Resources, settling: &Settling) -> Compiled {
-        let mut compiler = Compiler::new(resources, settling);
+    pub fn compile_with_errors(resources: &Resources, options: &CompileOptions) -> Compiled {
+        let mut compiler = Compiler::new(resources, options);
         compiler.entries();
         compiler.gate();
         compiler.finish()
@@ -135,10 +135,10 @@ impl Compiler<'_> {
             hosts,
             clusters: sorted,
             resources: ids,
-            outbound: self.settling.outbound,
-            connect_to: self.settling.connect_to.clone(),
+            outbound: self.options.outbound,
+            connect_to: self.options.connect_to.clone(),
             connections,
-            allow_plaintext: self.settling.allow_plaintext.clone(),
+            allow_plaintext: self.options.allow_plaintext.clone(),
             summary: self.summary,
         };
         Compiled {

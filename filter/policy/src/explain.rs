@@ -6,7 +6,7 @@ use crate::compile::owners::{in_order, is_looked_up, joins};
 use crate::host::HostPattern;
 use crate::merge::RuleIndex;
 use crate::mesh::Mesh;
-use crate::options::Settling;
+use crate::options::CompileOptions;
 use crate::problem::Origin;
 use crate::proxy::{Proxy, Role};
 use crate::query::Query;
@@ -103,7 +103,7 @@ impl Outcome {
 /// [`PolicyTable::decide`] names.
 pub fn candidates<'r>(
     resources: &'r Resources,
-    settling: &Settling,
+    options: &CompileOptions,
     table: &PolicyTable,
     query: &Query<'_>,
 ) -> Vec<Candidate<'r>> {
@@ -113,7 +113,7 @@ pub fn candidates<'r>(
     let owner = entries
         .iter()
         .find(|entry| Some(&entry.meta.id) == decision.service_entry);
-    let order = in_order(entries, &settling.proxy, &settling.mesh);
+    let order = in_order(entries, &options.proxy, &options.mesh);
     for entry in entries {
         let Some(host) = most_specific(entry, query.host) else {
             continue;
@@ -123,8 +123,8 @@ pub fn candidates<'r>(
         let asked = Asked {
             owner,
             first,
-            proxy: &settling.proxy,
-            mesh: &settling.mesh,
+            proxy: &options.proxy,
+            mesh: &options.mesh,
             host: query.host,
         };
         found.push(Candidate {
@@ -137,8 +137,8 @@ pub fn candidates<'r>(
     if let Some((owner, host)) =
         owner.and_then(|owner| Some((owner, most_specific(owner, query.host)?)))
     {
-        let rules = RuleIndex::of(&resources.destination_rules, &settling.mesh);
-        let merged = rules.rule(&settling.proxy, &owner.meta.id.namespace, host);
+        let rules = RuleIndex::of(&resources.destination_rules, &options.mesh);
+        let merged = rules.rule(&options.proxy, &owner.meta.id.namespace, host);
         let others = merged.iter().flat_map(|merged| {
             merged
                 .others
@@ -159,10 +159,10 @@ pub fn candidates<'r>(
                 Outcome::Merged
             } else {
                 let local = resources.destination_rules.iter().any(|other| {
-                    *other.meta.id.namespace == *settling.proxy.namespace && other.host.covers(host)
+                    *other.meta.id.namespace == *options.proxy.namespace && other.host.covers(host)
                 });
                 let chosen = merged.as_ref().map(|merged| merged.first.item);
-                destination_rule(rule, chosen, &owner.meta.id.namespace, local, settling)
+                destination_rule(rule, chosen, &owner.meta.id.namespace, local, options)
             };
             found.push(Candidate {
                 id: &rule.meta.id,
@@ -271,18 +271,18 @@ fn destination_rule(
     chosen: Option<&DestinationRule>,
     owner: &str,
     local: bool,
-    settling: &Settling,
+    options: &CompileOptions,
 ) -> Outcome {
     let namespace = &*rule.meta.id.namespace;
-    let root = settling.mesh.root_namespace.as_str();
-    let asked = [settling.proxy.namespace.as_str(), owner, root];
+    let root = options.mesh.root_namespace.as_str();
+    let asked = [options.proxy.namespace.as_str(), owner, root];
     if !asked.contains(&namespace) {
         return Outcome::ThirdNamespace;
     }
-    if !rule.seen_from(&settling.proxy.namespace, &settling.mesh) {
+    if !rule.seen_from(&options.proxy.namespace, &options.mesh) {
         return Outcome::NotExported;
     }
-    if !rule.selects(&settling.proxy) {
+    if !rule.selects(&options.proxy) {
         return Outcome::OtherWorkload;
     }
     match chosen {
@@ -292,7 +292,7 @@ fn destination_rule(
         }
         Some(_) => Outcome::Shadowed,
         // The caller's namespace has rules for the host, for other workloads, and so no other is asked.
-        None if local && namespace != settling.proxy.namespace => Outcome::OtherNamespace,
+        None if local && namespace != options.proxy.namespace => Outcome::OtherNamespace,
         // Its namespace has a rule that names the host more exactly, and is for other workloads.
         None => Outcome::LessSpecific,
     }

@@ -17,7 +17,7 @@
 //! # Example
 //!
 //! ```
-//! use egress_policy::{Action, Arrival, Authority, Parser, PolicyTable, PortNumber, Query, Settling};
+//! use egress_policy::{Action, Arrival, Authority, Parser, PolicyTable, PortNumber, Query, CompileOptions};
 //! use serde_json::json;
 //!
 //! let mut parser = Parser::new();
@@ -41,7 +41,7 @@
 //! let (resources, problems) = parser.finish();
 //! assert!(!problems.has_errors());
 //!
-//! let (table, _) = PolicyTable::compile(&resources, &Settling::default()).unwrap();
+//! let (table, _) = PolicyTable::compile(&resources, &CompileOptions::default()).unwrap();
 //! let authority = Authority::parse("Edition.CNN.com:80").unwrap();
 //! let query = Query { host: &authority.host, port: PortNumber::HTTP, arrival: Arrival::Http, subset: None };
 //! let decision = table.decide(&query);
@@ -85,7 +85,7 @@ pub use explain::{Candidate, Outcome, candidates};
 pub use host::{Authority, HostName, HostPattern, InvalidAuthority, InvalidHost, MAX_HOST_BYTES};
 pub use merge::PolicySource;
 pub use mesh::{MESH_FIELDS, Mesh, Visibility};
-pub use options::{AllowPlaintext, ConnectTo, OutboundMode, Settling};
+pub use options::{AllowPlaintext, CompileOptions, ConnectTo, OutboundMode};
 pub use order::map_of;
 pub use port::{PortNumber, Protocol, ProtocolClass};
 pub use problem::{

@@ -40,7 +40,7 @@ pub struct ConnectTo {
 
 /// What compiling takes besides the resources.
 #[derive(Debug, Clone, Default)]
-pub struct Settling {
+pub struct CompileOptions {
     /// For whom the table is.
     pub proxy: Proxy,
     /// What becomes of other hosts.

@@ -76,7 +76,7 @@ pub struct Service<'t> {
     /// The addresses that applications dial, where its connections are bytes; none for all that no other
     /// service of the port has.
     pub addresses: &'t [Address],
-    /// The loopback address that is its own: [`Settling::loopback_vips`](crate::Settling::loopback_vips).
+    /// The loopback address that is its own: [`CompileOptions::loopback_vips`](crate::CompileOptions::loopback_vips).
     pub vip: Option<Ipv4Addr>,
     /// Connections without a host can be led to it: see [`PolicyTable::decide_connection`].
     pub connectable: bool,

@@ -8,7 +8,8 @@
 mod counting;
 
 use egress_policy::{
-    Action, Arrival, Authority, OutboundMode, Parser, PolicyTable, PortNumber, Query, Settling,
+    Action, Arrival, Authority, CompileOptions, OutboundMode, Parser, PolicyTable, PortNumber,
+    Query,
 };
 use serde_json::{Value, json};
 
@@ -47,12 +48,12 @@ fn table(outbound: OutboundMode) -> PolicyTable {
     }
     let (resources, problems) = parser.finish();
     assert!(!problems.has_errors(), "{problems}");
-    let settling = Settling {
+    let options = CompileOptions {
         outbound,
         loopback_vips: true,
-        ..Settling::default()
+        ..CompileOptions::default()
     };
-    PolicyTable::compile(&resources, &settling).unwrap().0
+    PolicyTable::compile(&resources, &options).unwrap().0
 }
 
 #[test]

@@ -6,8 +6,8 @@
 )]
 
 use egress_policy::{
-    Action, AllowPlaintext, Arrival, Compiled, ConnectTo, HostName, HostPattern, OutboundMode,
-    Parser, PolicyTable, PortNumber, Proxy, Query, Reason, Settling, Severity,
+    Action, AllowPlaintext, Arrival, CompileOptions, Compiled, ConnectTo, HostName, HostPattern,
+    OutboundMode, Parser, PolicyTable, PortNumber, Proxy, Query, Reason, Severity,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -53,26 +53,26 @@ fn with(mut spec: Value, field: &str, value: Value) -> Value {
     spec
 }
 
-fn caller(namespace: &str, labels: &[(&str, &str)]) -> Settling {
+fn caller(namespace: &str, labels: &[(&str, &str)]) -> CompileOptions {
     let labels = labels
         .iter()
         .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-    Settling {
+    CompileOptions {
         proxy: Proxy {
             namespace: namespace.to_owned(),
             labels: labels.collect(),
             ..Proxy::default()
         },
-        ..Settling::default()
+        ..CompileOptions::default()
     }
 }
 
-fn compile(documents: &[Value], settling: &Settling) -> Compiled {
+fn compile(documents: &[Value], options: &CompileOptions) -> Compiled {
     let mut parser = Parser::new();
     documents.iter().for_each(|it| parser.document(it));
     let (resources, problems) = parser.finish();
     assert!(!problems.has_errors(), "{problems}");
-    PolicyTable::compile_with_errors(&resources, settling)
+    PolicyTable::compile_with_errors(&resources, options)
 }
 
 fn decide(compiled: &Compiled, host: &str, port: u16, arrival: Arrival) -> String {
@@ -100,15 +100,15 @@ fn ids(compiled: &Compiled, severity: Severity) -> Vec<&'static str> {
     found.filter_map(|problem| problem.id).collect()
 }
 
-fn allowing(host: &str) -> Settling {
-    Settling {
+fn allowing(host: &str) -> CompileOptions {
+    CompileOptions {
         allow_plaintext: vec![AllowPlaintext {
             host: HostPattern::parse(host).unwrap(),
             port: None,
             reason: Some("until the end of the year".to_owned()),
             date: None,
         }],
-        ..Settling::default()
+        ..CompileOptions::default()
     }
 }
 
@@ -118,7 +118,7 @@ fn is_mistake(id: &str, documents: &[Value]) {
 }
 
 fn is_mistake_of(id: &str, documents: &[Value], host: &str, port: u16, arrival: Arrival) {
-    let compiled = compile(documents, &Settling::default());
+    let compiled = compile(documents, &CompileOptions::default());
     assert_eq!(
         ids(&compiled, Severity::Error),
         [id],
@@ -171,13 +171,13 @@ fn a_rule_for_a_host_that_goes_by_a_wildcard_is_a_mistake() {
     let spec = json!({"hosts": ["*.example.com"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP"}],
                       "resolution": "DYNAMIC_DNS"});
     let documents = [document("ServiceEntry", "a", spec), rule("r", simple(HOST))];
-    let compiled = compile(&documents, &Settling::default());
+    let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(ids(&compiled, Severity::Error), ["host-never-matches"]);
     assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "invalid_rule");
     // With TLS of its own for all of them, nobody is plaintext.
     let mut secure = documents.to_vec();
     secure.push(rule("all", simple("*.example.com")));
-    let compiled = compile(&secure, &Settling::default());
+    let compiled = compile(&secure, &CompileOptions::default());
     assert_eq!(ids(&compiled, Severity::Error), [""; 0]);
     assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
 }
@@ -195,7 +195,7 @@ fn what_goes_by_a_plaintext_wildcard_though_a_rule_asks_for_tls_is_refused() {
         entry("a", HOST, http(443)),
         rule("r", simple(HOST)),
     ];
-    let compiled = compile(&documents, &Settling::default());
+    let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(
         ids(&compiled, Severity::Error),
         [""; 0],
@@ -215,7 +215,7 @@ fn what_goes_by_a_plaintext_wildcard_though_a_rule_asks_for_tls_is_refused() {
         entry("a", "a.sub.example.com", http(443)),
         rule("r", simple("*.sub.example.com")),
     ];
-    let compiled = compile(&documents, &Settling::default());
+    let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(
         decide(&compiled, "a.sub.example.com", 80, Arrival::Http),
         "originate"
@@ -243,13 +243,13 @@ fn the_order_of_rules_below_a_plaintext_wildcard_changes_nothing() {
         rule("other", simple("*.b.a.example")),
         entry("a", "c.b.a.example", http(443)),
     ];
-    let compiled = compile(&documents, &Settling::default());
+    let compiled = compile(&documents, &CompileOptions::default());
     let query = |host| decide(&compiled, host, 8080, Arrival::Http);
     assert_eq!(query("c.b.a.example"), "left_out");
     assert_eq!(query("d.b.a.example"), "left_out");
     assert_eq!(query("d.a.example"), "forward");
     documents.swap(1, 2);
-    let swapped = compile(&documents, &Settling::default());
+    let swapped = compile(&documents, &CompileOptions::default());
     assert_eq!(compiled.table.digest(), swapped.table.digest());
 }
 
@@ -257,7 +257,7 @@ fn the_order_of_rules_below_a_plaintext_wildcard_changes_nothing() {
 fn a_short_name_is_the_namespaces() {
     for host in ["intranet", "intranet.corp.example"] {
         let documents = [entry("a", host, http(80)), rule("r", simple("intranet"))];
-        let compiled = compile(&documents, &Settling::default());
+        let compiled = compile(&documents, &CompileOptions::default());
         assert_eq!(
             ids(&compiled, Severity::Error),
             ["host-never-matches"],
@@ -274,14 +274,14 @@ fn a_short_name_is_the_namespaces() {
         entry("a", "intranet", http(80)),
         rule("r", simple("intranet.")),
     ];
-    let compiled = compile(&documents, &Settling::default());
+    let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(
         decide(&compiled, "intranet", 80, Arrival::Http),
         "originate"
     );
     // The rules of a mesh's own services are not for ServiceEntries.
     let documents = [entry("a", HOST, http(80)), rule("r", simple("reviews"))];
-    let compiled = compile(&documents, &Settling::default());
+    let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(compiled.problems.0, []);
     assert_eq!(compiled.table.gate().elsewhere, 1);
 }
@@ -309,7 +309,7 @@ fn a_port_that_no_entry_has_is_a_mistake() {
         json!([{"port": {"number": 9}, "tls": {"mode": "SIMPLE"}}]);
     let compiled = compile(
         &[entry("a", HOST, http(443)), rule("r", spec)],
-        &Settling::default(),
+        &CompileOptions::default(),
     );
     assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
     assert_eq!(ids(&compiled, Severity::Error), [""; 0]);
@@ -331,7 +331,7 @@ fn settings_of_a_port_that_drop_tls_are_a_mistake() {
     spec["trafficPolicy"]["tls"] = json!({"mode": "SIMPLE"});
     let compiled = compile(
         &[entry("a", HOST, http(80)), rule("r", spec)],
-        &Settling::default(),
+        &CompileOptions::default(),
     );
     assert_eq!(compiled.problems.0, []);
     assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
@@ -354,7 +354,7 @@ fn tls_of_a_subset_that_nothing_leads_to_is_a_mistake() {
     both["trafficPolicy"] = json!({"tls": {"mode": "SIMPLE"}});
     let compiled = compile(
         &[entry("a", HOST, http(443)), rule("r", both)],
-        &Settling::default(),
+        &CompileOptions::default(),
     );
     assert_eq!(compiled.problems.0, []);
 }
@@ -415,7 +415,10 @@ fn plaintext_to_a_tls_port_is_a_mistake() {
     let endpoints = json!([{"address": "server.example.com", "ports": {"http": 8080}}]);
     let spec =
         json!({"hosts": [HOST], "ports": http(443), "resolution": "DNS", "endpoints": endpoints});
-    let compiled = compile(&[document("ServiceEntry", "a", spec)], &Settling::default());
+    let compiled = compile(
+        &[document("ServiceEntry", "a", spec)],
+        &CompileOptions::default(),
+    );
     assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
 }
 
@@ -424,7 +427,7 @@ fn an_entry_that_nobody_sees_is_a_mistake() {
     let spec = json!({"hosts": [HOST], "ports": http(443), "resolution": "DNS", "exportTo": ["~"]});
     let compiled = compile(
         &[document("ServiceEntry", "a", spec), rule("r", simple(HOST))],
-        &Settling::default(),
+        &CompileOptions::default(),
     );
     assert_eq!(ids(&compiled, Severity::Error), ["exported-to-nobody"]);
     // Neither of the two is seen where the other is.
@@ -446,7 +449,7 @@ fn a_caller_that_the_rule_is_not_for_is_refused() {
     );
     for target in [80, 443] {
         let documents = [entry("a", HOST, http(target)), rule("r", selected.clone())];
-        let compiled = compile(&documents, &Settling::default());
+        let compiled = compile(&documents, &CompileOptions::default());
         assert_eq!(ids(&compiled, Severity::Error), [""; 0]);
         assert_eq!(ids(&compiled, Severity::Warning), ["tls-for-other-callers"]);
         assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "left_out");
@@ -498,7 +501,7 @@ fn other_peoples_rules_are_no_mistake() {
         ),
         rule("theirs/elsewhere", simple("other.example.net")),
     ];
-    let compiled = compile(&documents, &Settling::default());
+    let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(compiled.problems.0, []);
     assert_eq!(compiled.table.gate().elsewhere, 1);
     assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
@@ -522,7 +525,7 @@ fn is_not_read(with: &Value) {
             rule("r", simple(HOST)),
             with.clone(),
         ];
-        let compiled = compile(&documents, &Settling::default());
+        let compiled = compile(&documents, &CompileOptions::default());
         assert_eq!(
             ids(&compiled, Severity::Error),
             [""; 0],
@@ -545,7 +548,7 @@ fn is_silent(with: &Value) {
         rule("r", simple(HOST)),
         with.clone(),
     ];
-    let compiled = compile(&documents, &Settling::default());
+    let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(compiled.problems.0, [], "{with}");
     assert_eq!(
         decide(&compiled, HOST, 80, Arrival::Http),
@@ -618,13 +621,13 @@ fn what_is_led_to_a_tls_port_is_no_tls_inside_tls() {
         leads(HOST, HOST, 443),
         rule("r", on_port(HOST, 443, json!({"tls": {"mode": "SIMPLE"}}))),
     ];
-    let compiled = compile(&documents, &Settling::default());
+    let compiled = compile(&documents, &CompileOptions::default());
     assert!(!compiled.problems.has_errors(), "{}", compiled.problems);
     assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "not_read");
     assert_eq!(decide(&compiled, HOST, 443, Arrival::Tls), "not_read");
     let without = compile(
         &[documents[0].clone(), documents[2].clone()],
-        &Settling::default(),
+        &CompileOptions::default(),
     );
     assert!(without.problems.has_errors());
 }
@@ -638,7 +641,7 @@ fn a_virtual_service_below_a_wildcard_refuses_its_host_alone() {
         rule("r", simple("*.example.com")),
         leads(HOST, "x.example.net", 80),
     ];
-    let compiled = compile(&documents, &Settling::default());
+    let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "not_read");
     assert_eq!(
         decide(&compiled, "b.example.com", 80, Arrival::Http),
@@ -720,11 +723,11 @@ fn unknown_hosts_that_a_rule_names_are_not_left_alone() {
         entry("a", "b.example.org", http(80)),
         rule("r", simple("api.example.net")),
     ];
-    let settling = Settling {
+    let options = CompileOptions {
         outbound: OutboundMode::AllowAny,
-        ..Settling::default()
+        ..CompileOptions::default()
     };
-    let compiled = compile(&documents, &settling);
+    let compiled = compile(&documents, &options);
     assert_eq!(
         decide(&compiled, "api.example.net", 80, Arrival::Http),
         "left_out"
@@ -738,7 +741,7 @@ fn unknown_hosts_that_a_rule_names_are_not_left_alone() {
         "forward"
     );
     let secure = [entry("a", HOST, http(443)), rule("r", simple(HOST))];
-    let compiled = compile(&secure, &settling);
+    let compiled = compile(&secure, &options);
     assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
     assert_eq!(decide(&compiled, HOST, 8080, Arrival::Http), "left_out");
 }
@@ -750,7 +753,7 @@ fn what_is_meant_is_counted_and_passes() {
         entry("b", "b.example.org", http(8080)),
         rule("r", json!({"host": HOST})),
     ];
-    let compiled = compile(&documents, &Settling::default());
+    let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(compiled.problems.0, []);
     assert_eq!(compiled.table.gate().forwarded, 2);
     assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
@@ -758,7 +761,7 @@ fn what_is_meant_is_counted_and_passes() {
     let disabled = json!({"host": HOST, "trafficPolicy": {"tls": {"mode": "DISABLE"}}});
     let compiled = compile(
         &[entry("a", HOST, http(443)), rule("r", disabled)],
-        &Settling::default(),
+        &CompileOptions::default(),
     );
     assert_eq!(compiled.problems.0, []);
     assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
@@ -775,7 +778,7 @@ fn an_address_given_by_hand_changes_no_verdict() {
     let wildcard = document("ServiceEntry", "wild", spec);
     let elsewhere = with(simple("*.example.com"), "exportTo", json!(["other"]));
     let mut verdicts = Vec::new();
-    for (documents, settling) in [
+    for (documents, options) in [
         (vec![wildcard.clone()], allowing("*.example.com")),
         (
             vec![wildcard.clone(), rule("hidden", elsewhere)],
@@ -784,7 +787,7 @@ fn an_address_given_by_hand_changes_no_verdict() {
         (vec![wildcard], caller("default", &[])),
     ] {
         let port = |number| PortNumber::new(number).unwrap();
-        let settling = Settling {
+        let options = CompileOptions {
             outbound: OutboundMode::AllowAny,
             connect_to: vec![ConnectTo {
                 host: HostName::dns("x.example.com").unwrap(),
@@ -792,9 +795,9 @@ fn an_address_given_by_hand_changes_no_verdict() {
                 address: "127.0.0.1".to_owned(),
                 address_port: port(8443),
             }],
-            ..settling
+            ..options
         };
-        let compiled = compile(&documents, &settling);
+        let compiled = compile(&documents, &options);
         for (number, arrival) in [
             (80, Arrival::Http),
             (99, Arrival::Http),

@@ -20,9 +20,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use egress_policy::{
-    Action, AllowPlaintext, Arrival, Authority, Cluster, Decision, Endpoints, HashRing, Identity,
-    LoadBalancer, Parser, PolicyTable, PortNumber, Proxy, ProxyProtocol, Query, Service, Settling,
-    SimpleBalancer, Speaks, Trust,
+    Action, AllowPlaintext, Arrival, Authority, Cluster, CompileOptions, Decision, Endpoints,
+    HashRing, Identity, LoadBalancer, Parser, PolicyTable, PortNumber, Proxy, ProxyProtocol, Query,
+    Service, SimpleBalancer, Speaks, Trust,
 };
 use serde_json::{Map, Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -210,11 +210,11 @@ fn run(story: &str, whole: &Value, case: &Value, found: &mut BTreeMap<LbEndpoint
             .collect(),
         ..Proxy::default()
     };
-    let settling = Settling {
+    let options = CompileOptions {
         proxy,
         // Istio has no gate against plaintext.
         allow_plaintext: vec![AllowPlaintext::everywhere()],
-        ..Settling::default()
+        ..CompileOptions::default()
     };
     let mut parser = Parser::new();
     documents
@@ -223,7 +223,7 @@ fn run(story: &str, whole: &Value, case: &Value, found: &mut BTreeMap<LbEndpoint
     let (resources, mut problems) = parser.finish();
     let mut table = None;
     if !problems.has_errors() {
-        match PolicyTable::compile(&resources, &settling) {
+        match PolicyTable::compile(&resources, &options) {
             Ok((compiled, warnings)) => {
                 table = Some(compiled);
                 problems.0.extend(warnings.0);
@@ -308,7 +308,7 @@ fn run_fields(found: &mut BTreeMap<LbEndpoint, String>) {
             return Err(problems.to_string());
         }
         // A selector needs a caller that it may select, and a rule a service to be looked at.
-        let compiled = PolicyTable::compile_with_errors(&resources, &Settling::default());
+        let compiled = PolicyTable::compile_with_errors(&resources, &CompileOptions::default());
         match compiled.problems.has_errors() {
             true => Err(compiled.problems.to_string()),
             false => Ok(()),

@@ -1,8 +1,8 @@
 //! Input that nobody writes on purpose, or only on purpose: an error or an answer, never a panic.
 
 use egress_policy::{
-    Action, Arrival, Authority, HostPattern, InvalidAuthority, MAX_HOST_BYTES, Parser, PolicyTable,
-    PortNumber, Problems, Query, Settling,
+    Action, Arrival, Authority, CompileOptions, HostPattern, InvalidAuthority, MAX_HOST_BYTES,
+    Parser, PolicyTable, PortNumber, Problems, Query,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -38,7 +38,7 @@ fn compile(documents: &[Value]) -> Result<PolicyTable, Problems> {
     if problems.has_errors() {
         return Err(problems);
     }
-    PolicyTable::compile(&resources, &Settling::default()).map(|(table, _)| table)
+    PolicyTable::compile(&resources, &CompileOptions::default()).map(|(table, _)| table)
 }
 
 fn is_forwarded(table: &PolicyTable, authority: &str) -> bool {

@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use egress_policy::{
-    Action, AllowPlaintext, Arrival, Authority, Decision, Identity, Parser, PolicyTable, Proxy,
-    Query, Reason, Settling, Sni, Trust,
+    Action, AllowPlaintext, Arrival, Authority, CompileOptions, Decision, Identity, Parser,
+    PolicyTable, Proxy, Query, Reason, Sni, Trust,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -232,13 +232,13 @@ fn compare(fits: impl Fn(&str) -> bool, mut each: impl FnMut(&str, &str, &Answer
         let (resources, problems) = parser.finish();
         assert!(!problems.has_errors(), "{}: {problems}", set["set"]);
         for (at, from) in set["from"].as_array().unwrap().iter().enumerate() {
-            let settling = Settling {
+            let options = CompileOptions {
                 proxy: proxy(from.as_str().unwrap()),
                 // Istio has no gate against plaintext.
                 allow_plaintext: vec![AllowPlaintext::everywhere()],
-                ..Settling::default()
+                ..CompileOptions::default()
             };
-            let table = PolicyTable::compile_with_errors(&resources, &settling).table;
+            let table = PolicyTable::compile_with_errors(&resources, &options).table;
             for asked in set["asks"].as_array().unwrap() {
                 let mut words = asked.as_str().unwrap().splitn(3, ' ');
                 let (url, places) = (words.next().unwrap(), words.next().unwrap());

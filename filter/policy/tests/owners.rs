@@ -8,8 +8,8 @@
 use egress_policy::fields::{Cursor, Field, Report};
 use egress_policy::node::Node;
 use egress_policy::{
-    Action, Arrival, Mesh, Origin, Parser, PolicyTable, PortNumber, Problem, Proxy, Query,
-    Resources, Role, Settling, candidates,
+    Action, Arrival, CompileOptions, Mesh, Origin, Parser, PolicyTable, PortNumber, Problem, Proxy,
+    Query, Resources, Role, candidates,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -65,7 +65,7 @@ fn tls(sni: &str) -> Value {
 /// The rules as one caller sees them.
 struct World {
     resources: Resources,
-    settling: Settling,
+    options: CompileOptions,
     table: PolicyTable,
     warnings: Vec<String>,
 }
@@ -82,15 +82,15 @@ impl World {
             namespace: namespace.to_owned(),
             ..Proxy::default()
         };
-        let settling = Settling {
+        let options = CompileOptions {
             proxy,
-            ..Settling::default()
+            ..CompileOptions::default()
         };
-        let (table, warnings) = PolicyTable::compile(&resources, &settling).unwrap();
+        let (table, warnings) = PolicyTable::compile(&resources, &options).unwrap();
         let warnings = warnings.0.iter().map(Problem::to_string).collect();
         World {
             resources,
-            settling,
+            options,
             table,
             warnings,
         }
@@ -124,7 +124,7 @@ impl World {
     /// Returns `namespace/name outcome` of each candidate.
     fn outcomes(&self, port: u16) -> Vec<String> {
         let query = Self::query("api.example.com", port);
-        let found = candidates(&self.resources, &self.settling, &self.table, &query);
+        let found = candidates(&self.resources, &self.options, &self.table, &query);
         found
             .iter()
             .map(|found| format!("{} {}", found.id.qualified(), found.outcome.as_str()))
@@ -164,7 +164,7 @@ fn an_entry_for_nobody_beside_one_for_all_is_no_mistake() {
         .concat()
         .iter()
         .for_each(|one| parser.document(one));
-    let alone = PolicyTable::compile(&parser.finish().0, &Settling::default());
+    let alone = PolicyTable::compile(&parser.finish().0, &CompileOptions::default());
     assert!(alone.unwrap_err().to_string().contains("nobody sees"));
 }
 
@@ -177,15 +177,15 @@ fn at_a_gateway_the_oldest_entry_has_the_host() {
     ];
     let World {
         resources,
-        mut settling,
+        mut options,
         warnings,
         ..
     } = World::seen_from("mine", &documents);
-    settling.proxy.role = Role::Gateway;
-    let (table, _) = PolicyTable::compile(&resources, &settling).unwrap();
+    options.proxy.role = Role::Gateway;
+    let (table, _) = PolicyTable::compile(&resources, &options).unwrap();
     let world = World {
         resources,
-        settling,
+        options,
         table,
         warnings,
     };
@@ -522,19 +522,19 @@ fn with_mesh(namespace: &str, mesh: &Mesh, documents: &[Value]) -> World {
     documents
         .iter()
         .for_each(|document| parser.document(document));
-    let settling = Settling {
+    let options = CompileOptions {
         proxy: Proxy {
             namespace: namespace.to_owned(),
             ..Proxy::default()
         },
         mesh: mesh.clone(),
-        ..Settling::default()
+        ..CompileOptions::default()
     };
     let resources = parser.finish().0;
-    let (table, _) = PolicyTable::compile(&resources, &settling).unwrap();
+    let (table, _) = PolicyTable::compile(&resources, &options).unwrap();
     World {
         resources,
-        settling,
+        options,
         table,
         warnings: Vec::new(),
     }

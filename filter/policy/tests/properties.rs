@@ -8,9 +8,9 @@
 )]
 
 use egress_policy::{
-    Action, AllowPlaintext, Arrival, Authority, Connection, Decision, Endpoints, HostPattern,
-    OutboundMode, Parser, PolicySource, PolicyTable, PortNumber, Problems, Proxy, Query, Settling,
-    Spoken, Trust, Tunnel,
+    Action, AllowPlaintext, Arrival, Authority, CompileOptions, Connection, Decision, Endpoints,
+    HostPattern, OutboundMode, Parser, PolicySource, PolicyTable, PortNumber, Problems, Proxy,
+    Query, Spoken, Trust, Tunnel,
 };
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -46,7 +46,7 @@ fn compile(documents: &[Value], outbound: OutboundMode) -> Result<PolicyTable, P
         labels: [("app".to_owned(), "sleep".to_owned())].into(),
         ..Proxy::default()
     };
-    let settling = Settling {
+    let options = CompileOptions {
         proxy,
         outbound,
         // Else most of what is made up would be refused for TCP services that cannot be told apart.
@@ -56,9 +56,9 @@ fn compile(documents: &[Value], outbound: OutboundMode) -> Result<PolicyTable, P
             0 => Vec::new(),
             _ => vec![AllowPlaintext::everywhere()],
         },
-        ..Settling::default()
+        ..CompileOptions::default()
     };
-    PolicyTable::compile(&resources, &settling).map(|(table, _)| table)
+    PolicyTable::compile(&resources, &options).map(|(table, _)| table)
 }
 
 fn document(kind: &str, namespace: &str, name: &str, created: u8, spec: Value) -> Value {

@@ -7,9 +7,9 @@
 )]
 
 use egress_policy::{
-    Action, Arrival, Authority, ConnectTo, Connection, Decision, Endpoints, HostName, LbEndpoint,
-    NameSource, OutboundMode, Parser, PolicyTable, PortNumber, Problem, Proxy, Query, Reason, Role,
-    Settling, Sni, Spoken, TlsIntent, Trust,
+    Action, Arrival, Authority, CompileOptions, ConnectTo, Connection, Decision, Endpoints,
+    HostName, LbEndpoint, NameSource, OutboundMode, Parser, PolicyTable, PortNumber, Problem,
+    Proxy, Query, Reason, Role, Sni, Spoken, TlsIntent, Trust,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -69,7 +69,7 @@ fn simple(host: &str) -> Value {
 
 fn compile(
     documents: &[Value],
-    settling: &Settling,
+    options: &CompileOptions,
 ) -> Result<(PolicyTable, Vec<String>), Vec<String>> {
     let mut parser = Parser::new();
     documents
@@ -81,7 +81,7 @@ fn compile(
     if problems.has_errors() {
         return Err(lines(problems.0));
     }
-    match PolicyTable::compile(&resources, settling) {
+    match PolicyTable::compile(&resources, options) {
         Ok((table, warnings)) => Ok((
             table,
             lines(problems.0.into_iter().chain(warnings.0).collect()),
@@ -91,7 +91,7 @@ fn compile(
 }
 
 fn table(documents: &[Value]) -> PolicyTable {
-    let (table, warnings) = compile(documents, &Settling::default()).unwrap();
+    let (table, warnings) = compile(documents, &CompileOptions::default()).unwrap();
     assert_eq!(warnings, Vec::<String>::new());
     table
 }
@@ -176,9 +176,9 @@ fn every_spelling_of_a_host_is_that_host() {
 fn what_no_entry_names_is_refused_or_left_alone() {
     let documents = [plain_cnn()];
     let closed = table(&documents);
-    let open = Settling {
+    let open = CompileOptions {
         outbound: OutboundMode::AllowAny,
-        ..Settling::default()
+        ..CompileOptions::default()
     };
     let (open, _) = compile(&documents, &open).unwrap();
     for (host, port, reason) in [
@@ -422,7 +422,7 @@ fn every_decision_borrows_a_cluster_and_every_cluster_is_reached() {
 #[test]
 fn tls_inside_tls_is_refused() {
     let policy = json!({"host": "edition.cnn.com", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}});
-    let problems = compile(&[cnn(), rule("cnn", policy)], &Settling::default()).unwrap_err();
+    let problems = compile(&[cnn(), rule("cnn", policy)], &CompileOptions::default()).unwrap_err();
     assert_eq!(problems.len(), 1);
     assert!(
         problems[0].starts_with("error: spec.trafficPolicy.tls: TLS inside TLS"),
@@ -463,9 +463,9 @@ fn a_rule_selects_workloads_and_namespaces() {
         };
         let (table, _) = compile(
             &documents,
-            &Settling {
+            &CompileOptions {
                 proxy,
-                ..Settling::default()
+                ..CompileOptions::default()
             },
         )
         .unwrap();
@@ -513,7 +513,7 @@ fn the_oldest_entry_has_the_host() {
         with_time("y/old", "2023-01-02T00:00:00Z", 81),
         with_time("y/later", "2025-01-02T00:00:00Z", 82),
     ];
-    let (table, warnings) = compile(&documents, &Settling::default()).unwrap();
+    let (table, warnings) = compile(&documents, &CompileOptions::default()).unwrap();
     assert_eq!(
         decide(&table, "a.com", 80).action,
         Action::Reject(Reason::UnknownPort)
@@ -547,9 +547,9 @@ fn connect_to_changes_where_and_nothing_else() {
     let documents = [cnn(), rule("cnn", simple("edition.cnn.com"))];
     let (pinned, _) = compile(
         &documents,
-        &Settling {
+        &CompileOptions {
             connect_to: vec![to],
-            ..Settling::default()
+            ..CompileOptions::default()
         },
     )
     .unwrap();
@@ -595,11 +595,11 @@ fn connect_to_below_a_wildcard_is_for_one_host_and_port_alone() {
             address: "127.0.0.1".to_owned(),
             address_port: number(8443),
         };
-        let settling = Settling {
+        let options = CompileOptions {
             connect_to: vec![to],
-            ..Settling::default()
+            ..CompileOptions::default()
         };
-        let (table, _) = compile(&documents, &settling).unwrap();
+        let (table, _) = compile(&documents, &options).unwrap();
         let way = |host: &str, port: u16, arrival: Arrival| {
             let decision = table.decide(&Query {
                 host,
@@ -661,7 +661,7 @@ fn what_is_not_honoured_is_told() {
         {"number": 82, "name": "u"},
     ]);
     let spec = json!({"hosts": ["a.com"], "resolution": "NONE", "ports": ports});
-    let (_, warnings) = compile(&[entry("a", spec)], &Settling::default()).unwrap();
+    let (_, warnings) = compile(&[entry("a", spec)], &CompileOptions::default()).unwrap();
     let starts = [
         "spec.resolution: `resolution: NONE`",
         "spec.ports[2].protocol:",
@@ -700,7 +700,7 @@ fn what_would_be_plaintext_in_istio_is_refused_by_name() {
                 cnn(),
                 rule("cnn", on_port_80("edition.cnn.com", json!({"tls": tls}))),
             ],
-            &Settling::default(),
+            &CompileOptions::default(),
         );
         let problems = problems.unwrap_err();
         assert!(problems[0].contains(starts), "{tls}: {problems:?}");
@@ -718,7 +718,7 @@ fn a_tcp_port_sends_and_verifies_a_name() {
     let policy = |host: &str| json!({"host": host, "trafficPolicy": {"tls": {"mode": "SIMPLE"}}});
     let (table, _) = compile(
         &[entry("r", spec("r.com")), rule("r", policy("r.com"))],
-        &Settling::default(),
+        &CompileOptions::default(),
     )
     .unwrap();
     let query = Query {
@@ -738,7 +738,7 @@ fn a_tcp_port_sends_and_verifies_a_name() {
 
     let problems = compile(
         &[entry("w", spec("*.r.com")), rule("w", policy("*.r.com"))],
-        &Settling::default(),
+        &CompileOptions::default(),
     )
     .unwrap_err();
     assert!(
@@ -819,9 +819,9 @@ fn a_merged_rule_is_never_lost() {
         };
         let (table, _) = compile(
             documents,
-            &Settling {
+            &CompileOptions {
                 proxy,
-                ..Settling::default()
+                ..CompileOptions::default()
             },
         )
         .unwrap();
@@ -903,7 +903,7 @@ fn connections_are_told_apart_by_port_then_address_then_sni() {
         tcp("tls", 8443, "TLS", json!([])),
         tcp("beside", 8443, "TCP", json!(["192.0.2.7"])),
     ];
-    let (table, warnings) = compile(&documents, &Settling::default()).unwrap();
+    let (table, warnings) = compile(&documents, &CompileOptions::default()).unwrap();
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(
         warnings[0].contains("port 8443 speaks TLS for `tls.example`: whoever waits"),
@@ -938,9 +938,9 @@ fn connections_are_told_apart_by_port_then_address_then_sni() {
 
 #[test]
 fn nothing_is_led_out_that_names_no_service_not_even_if_any_host_may() {
-    let open = Settling {
+    let open = CompileOptions {
         outbound: OutboundMode::AllowAny,
-        ..Settling::default()
+        ..CompileOptions::default()
     };
     let (table, _) = compile(&[tcp("tls", 8443, "TLS", json!([]))], &open).unwrap();
     let server_name = Some("no.example");
@@ -972,15 +972,15 @@ fn services_that_cannot_be_told_apart_are_refused_unless_each_has_a_loopback_add
         ),
     ] {
         let documents = [one, other];
-        let problems = compile(&documents, &Settling::default()).unwrap_err();
+        let problems = compile(&documents, &CompileOptions::default()).unwrap_err();
         assert_eq!(problems.len(), 1, "{problems:?}");
         assert!(problems[0].starts_with(text), "{problems:?}");
         assert!(problems[0].contains("default/b"), "{problems:?}");
         assert!(problems[0].ends_with(hint), "{problems:?}");
 
-        let vips = Settling {
+        let vips = CompileOptions {
             loopback_vips: true,
-            ..Settling::default()
+            ..CompileOptions::default()
         };
         let (table, _) = compile(&documents, &vips).unwrap();
         let mut seen = Vec::new();
@@ -1006,9 +1006,9 @@ fn services_that_cannot_be_told_apart_are_refused_unless_each_has_a_loopback_add
 
 #[test]
 fn a_loopback_address_follows_from_the_name_alone() {
-    let vips = Settling {
+    let vips = CompileOptions {
         loopback_vips: true,
-        ..Settling::default()
+        ..CompileOptions::default()
     };
     let vip = |documents: &[Value]| {
         let (table, _) = compile(documents, &vips).unwrap();
@@ -1028,7 +1028,7 @@ fn a_loopback_address_follows_from_the_name_alone() {
 fn a_wildcard_host_of_tcp_is_told_and_reached_by_no_connection() {
     let spec = json!({"hosts": ["*.example"], "resolution": "STATIC", "endpoints": [{"address": "192.0.2.1"}],
                       "ports": [{"number": 6379, "name": "p", "protocol": "TCP"}]});
-    let (table, warnings) = compile(&[entry("w", spec)], &Settling::default()).unwrap();
+    let (table, warnings) = compile(&[entry("w", spec)], &CompileOptions::default()).unwrap();
     assert!(
         warnings[0].contains("a wildcard host on a port"),
         "{warnings:?}"
@@ -1048,9 +1048,9 @@ fn a_gateway_takes_a_credential_without_a_selector() {
         };
         compile(
             &documents,
-            &Settling {
+            &CompileOptions {
                 proxy,
-                ..Settling::default()
+                ..CompileOptions::default()
             },
         )
     };

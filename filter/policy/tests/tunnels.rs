@@ -5,7 +5,7 @@
 )]
 
 use egress_policy::{
-    Endpoints, Parser, PolicyTable, PortNumber, Problems, Service, Settling, Speaks,
+    CompileOptions, Endpoints, Parser, PolicyTable, PortNumber, Problems, Service, Speaks,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -40,7 +40,7 @@ fn compile(
     if problems.has_errors() {
         return Err(problems);
     }
-    PolicyTable::compile(&resources, &Settling::default())
+    PolicyTable::compile(&resources, &CompileOptions::default())
 }
 
 fn tunnel() -> Value {

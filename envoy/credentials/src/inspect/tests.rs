@@ -1,6 +1,6 @@
 //! What is told of certificates that Envoy would take.
 
-use egress_policy::Settling;
+use egress_policy::CompileOptions;
 use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd};
 use tempfile::TempDir;
 
@@ -92,7 +92,7 @@ impl Stage {
             text,
             mesh: false,
         };
-        let mut rules = rules::compile(&[source], &Settling::default()).unwrap();
+        let mut rules = rules::compile(&[source], &CompileOptions::default()).unwrap();
         let documents: Documents = std::mem::take(&mut rules.credentials);
         let folders = if self.folders {
             vec![self.folder.path().to_owned()]
@@ -100,7 +100,7 @@ impl Stage {
             Vec::new()
         };
         let store = Store::new(folders, documents, "default");
-        let mut found = inspect(&rules, &store, &Settling::default(), today());
+        let mut found = inspect(&rules, &store, &CompileOptions::default(), today());
         for diagnostic in &mut found {
             diagnostic.what = diagnostic.what.replace(&folder, "[DIR]");
             if let Some(hint) = &mut diagnostic.hint {
@@ -447,7 +447,7 @@ fn nothing_of_a_key_gets_into_what_is_said() {
                 mesh: false,
             };
             texts.push(format!("{source:?}"));
-            match rules::compile(&[source], &Settling::default()) {
+            match rules::compile(&[source], &CompileOptions::default()) {
                 Err(report) => texts.push(format!("{report} {report:?}")),
                 Ok(mut rules) => {
                     texts.push(format!(
@@ -460,7 +460,9 @@ fn nothing_of_a_key_gets_into_what_is_said() {
                     let store = Store::new(vec![folder], documents.clone(), "default");
                     texts.push(format!("{store:?}"));
                     for store in [&store, &Store::new(Vec::new(), documents, "default")] {
-                        for diagnostic in inspect(&rules, store, &Settling::default(), today()) {
+                        for diagnostic in
+                            inspect(&rules, store, &CompileOptions::default(), today())
+                        {
                             texts.push(format!(
                                 "{diagnostic} {diagnostic:?} {}",
                                 diagnostic.to_json()

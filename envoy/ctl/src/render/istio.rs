@@ -48,15 +48,15 @@ fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), Refusal> {
         ).into());
     }
     let input = input(args);
-    let (sources, mut settling) = settings::read(&input)?;
+    let (sources, mut compile_options) = settings::read(&input)?;
     if args.place == IstioPlace::Gateway {
-        settling.proxy.role = Role::Gateway;
+        compile_options.proxy.role = Role::Gateway;
     }
-    settling.foreign = true;
-    let rules = rules::compile(&sources, &settling)?;
+    compile_options.foreign = true;
+    let rules = rules::compile(&sources, &compile_options)?;
     let options = Options {
         mesh: rules.mesh.clone(),
-        ..options(&input, settling.proxy)
+        ..options(&input, compile_options.proxy)
     };
     let manifests = istio::manifests(&rules, &options, &wanted(args)?)
         .map_err(|error| Complaint::input(format!("{error}\nhint: {}", error.hint())))?;

@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use egress_policy::{
-    Action, Arrival, Authority, OutboundMode, Parser, PolicyTable, PortNumber, Query, Settling,
+    Action, Arrival, Authority, OutboundMode, Parser, PolicyTable, PortNumber, Query, CompileOptions,
 };
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
@@ -45,11 +45,11 @@ static TABLES: LazyLock<[PolicyTable; 2]> = LazyLock::new(|| {
     let (resources, problems) = parser.finish();
     assert!(!problems.has_errors(), "{problems}");
     [OutboundMode::RegistryOnly, OutboundMode::AllowAny].map(|outbound| {
-        let settling = Settling {
+        let options = CompileOptions {
             outbound,
-            ..Settling::default()
+            ..CompileOptions::default()
         };
-        match PolicyTable::compile(&resources, &settling) {
+        match PolicyTable::compile(&resources, &options) {
             Ok((table, _)) => table,
             Err(problems) => panic!("{problems}"),
         }

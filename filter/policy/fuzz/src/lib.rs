@@ -1,7 +1,7 @@
 //! What the fuzz targets share: compile documents as a filter would, and hold the table to its word.
 
 use egress_policy::{
-    Action, Arrival, HostPattern, OutboundMode, Parser, PolicyTable, PortNumber, Query, Settling,
+    Action, Arrival, HostPattern, OutboundMode, Parser, PolicyTable, PortNumber, Query, CompileOptions,
 };
 use serde_json::Value;
 
@@ -31,15 +31,15 @@ pub fn run(value: &Value) {
         assert!(!problem.to_string().is_empty());
     }
     for outbound in [OutboundMode::RegistryOnly, OutboundMode::AllowAny] {
-        let settling = Settling {
+        let options = CompileOptions {
             outbound,
-            ..Settling::default()
+            ..CompileOptions::default()
         };
-        match PolicyTable::compile(&resources, &settling) {
+        match PolicyTable::compile(&resources, &options) {
             Ok((table, warnings)) => {
                 assert!(!warnings.has_errors());
                 hold_to_its_word(&table);
-                let again = PolicyTable::compile(&resources, &settling).map(|(table, _)| table);
+                let again = PolicyTable::compile(&resources, &options).map(|(table, _)| table);
                 assert_eq!(again.map(|table| table.digest()), Ok(table.digest()));
             }
             Err(problems) => assert!(problems.has_errors()),

@@ -102,7 +102,7 @@ impl<'r> Compiler<'r> {
         path.0.push(Segment::Index(at));
         let id = &owner.meta.id;
         let (text, hint) = if id.namespace != entry.meta.id.namespace {
-            let proxy = &self.settling.proxy;
+            let proxy = &self.options.proxy;
             let own = proxy.role == Role::Sidecar && *id.namespace == *proxy.namespace;
             let why = match own {
                 true => "which is in the caller's own namespace",

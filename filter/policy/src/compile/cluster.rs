@@ -34,12 +34,12 @@ impl<'r> Compiler<'r> {
             .map(Box::new);
         let connection_pool = settings
             .and_then(|settings| settings.connection_pool)
-            .or(self.settling.mesh.connection_pool.as_ref())
+            .or(self.options.mesh.connection_pool.as_ref())
             .cloned()
             .map(Box::new);
         let outlier_detection = settings
             .and_then(|settings| settings.outlier_detection)
-            .or(self.settling.mesh.outlier_detection.as_ref())
+            .or(self.options.mesh.outlier_detection.as_ref())
             .cloned()
             .map(Box::new);
         let proxy_protocol = settings.and_then(|settings| settings.proxy_protocol);
@@ -129,7 +129,7 @@ impl<'r> Compiler<'r> {
         } = service;
         let at = |address: &str, number: PortNumber, weight: u32, locality: &str| {
             let to = self
-                .settling
+                .options
                 .connect_to
                 .iter()
                 .find(|to| to.host.as_str() == address && to.port == number);

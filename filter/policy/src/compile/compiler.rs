@@ -7,7 +7,7 @@ use crate::cluster::{Cluster, ClusterName};
 use crate::compile::owners::{Entry, Leads, Owner};
 use crate::host::HostPattern;
 use crate::merge::{Rule, RuleIndex};
-use crate::options::Settling;
+use crate::options::CompileOptions;
 use crate::port::PortNumber;
 use crate::problem::{FieldPath, Problem, ProblemKind, Segment, Severity};
 use crate::query::Arrival;
@@ -18,7 +18,7 @@ use crate::table::connections::Known;
 use crate::table::hosts::Hosts;
 
 pub(super) struct Compiler<'r> {
-    pub(super) settling: &'r Settling,
+    pub(super) options: &'r CompileOptions,
     pub(super) rules: RuleIndex<'r>,
     pub(super) hosts: Hosts,
     /// The entry that is each host's service.
@@ -92,10 +92,10 @@ pub(super) struct Wanted<'w> {
 }
 
 impl<'r> Compiler<'r> {
-    pub(super) fn new(resources: &'r Resources, settling: &'r Settling) -> Self {
+    pub(super) fn new(resources: &'r Resources, options: &'r CompileOptions) -> Self {
         Compiler {
-            settling,
-            rules: RuleIndex::of(&resources.destination_rules, &settling.mesh),
+            options,
+            rules: RuleIndex::of(&resources.destination_rules, &options.mesh),
             hosts: Hosts::default(),
             owners: Vec::new(),
             connections: Vec::new(),

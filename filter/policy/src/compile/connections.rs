@@ -45,7 +45,7 @@ impl<'r> Compiler<'r> {
     /// Settles what connections are told apart by, and tells what cannot be.
     pub(super) fn connections(&mut self) -> Connections {
         let mut candidates = std::mem::take(&mut self.connections);
-        if self.settling.loopback_vips {
+        if self.options.loopback_vips {
             let vips = self.vips(&candidates);
             for candidate in &mut candidates {
                 candidate.known.vip = vips.get(&candidate.known.host).copied();
@@ -57,7 +57,7 @@ impl<'r> Compiler<'r> {
         }
         for (port, all) in &mut ports {
             // Each has an address of its own then.
-            if !self.settling.loopback_vips {
+            if !self.options.loopback_vips {
                 self.check_port(*port, all);
             }
             sort_by(all, |one, other| one.known.host.cmp(&other.known.host));

@@ -17,7 +17,7 @@ use crate::decision::Reason;
 use crate::host::HostPattern;
 use crate::indexed::Indexed;
 use crate::merge::{ByHost, Merged, PolicySource, Rule, Settings, for_port};
-use crate::options::{AllowPlaintext, OutboundMode, Settling};
+use crate::options::{AllowPlaintext, CompileOptions, OutboundMode};
 use crate::order::{sort_by, sorted};
 use crate::port::{PortNumber, Protocol};
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity, edits};
@@ -172,7 +172,7 @@ impl<'r> Compiler<'r> {
             .iter()
             .all(|service| service.disabled && !is_wild(service));
         let mut asking = ByHost::default();
-        if !meant || hidden || self.settling.outbound == OutboundMode::AllowAny {
+        if !meant || hidden || self.options.outbound == OutboundMode::AllowAny {
             // In their order, so that the order of the documents says nothing.
             let rules = &self.resources.destination_rules;
             let order = sorted(&rules.iter().map(|rule| &rule.meta).collect::<Vec<_>>());
@@ -296,7 +296,7 @@ impl<'r> Compiler<'r> {
         let is_it = |allowed: &&AllowPlaintext| {
             allowed.host.covers(host) && allowed.port.is_none_or(|own| own == port)
         };
-        self.settling.allow_plaintext.iter().find(is_it)
+        self.options.allow_plaintext.iter().find(is_it)
     }
 
     fn tell(
@@ -377,7 +377,7 @@ impl<'r> Compiler<'r> {
         let number = service.port.number;
         // The rule that decides about the host is the one to mend, where it asks for TLS somewhere.
         let owner = &service.entry.meta.id.namespace;
-        let chosen = self.rules.rule(&self.settling.proxy, owner, host);
+        let chosen = self.rules.rule(&self.options.proxy, owner, host);
         let decides = |block: &&Block<'r>| {
             let rule = chosen.as_ref().map(|chosen| &chosen.first.meta.id);
             rule == Some(&block.rule.meta.id)
@@ -464,13 +464,13 @@ impl<'r> Compiler<'r> {
 
     /// Says why a rule does not count for this caller.
     fn why_not(&self, host: &HostPattern, service: &Plain<'r>, rule: &DestinationRule) -> String {
-        let proxy = &self.settling.proxy;
+        let proxy = &self.options.proxy;
         let (caller, owner) = (proxy.namespace.as_str(), &*service.entry.meta.id.namespace);
         let namespace = &*rule.meta.id.namespace;
-        if !rule.seen_from(caller, &self.settling.mesh) && rule.selector.is_none() {
+        if !rule.seen_from(caller, &self.options.mesh) && rule.selector.is_none() {
             return format!("`exportTo` does not name the caller's namespace `{caller}`");
         }
-        let root = self.settling.mesh.root_namespace.as_str();
+        let root = self.options.mesh.root_namespace.as_str();
         if ![caller, owner, root].contains(&namespace) {
             return format!(
                 "it stands in namespace `{namespace}`, and rules are taken from those of the caller (`{caller}`), of the ServiceEntry (`{owner}`) and the root (`{root}`)"
@@ -582,11 +582,11 @@ impl<'r> Compiler<'r> {
             .into_iter()
             .flat_map(|name| Proxy::kinds(name, rules))
         {
-            let settling = Settling {
+            let options = CompileOptions {
                 proxy,
-                ..self.settling.clone()
+                ..self.options.clone()
             };
-            let mut caller = Compiler::new(self.resources, &settling);
+            let mut caller = Compiler::new(self.resources, &options);
             caller.entries();
             for (suspect, served) in suspects.iter().zip(&mut served) {
                 *served |= caller.originates(&suspect.host, suspect.service.port.number);
@@ -746,7 +746,7 @@ impl<'r> Compiler<'r> {
         if unread.is_empty() {
             return;
         }
-        let proxy = &self.settling.proxy;
+        let proxy = &self.options.proxy;
         let mut refused: Vec<(usize, PortNumber, &'r Unread)> = Vec::new();
         let mut below: Vec<(&'r HostPattern, usize, Port, &'r Unread)> = Vec::new();
         for (at, host) in self.hosts.iter().enumerate() {
@@ -759,7 +759,7 @@ impl<'r> Compiler<'r> {
                     .find(|port| port.number == found.number);
                 let Some(port) = port else { continue };
                 let asked = Asked {
-                    root: &self.settling.mesh.root_namespace,
+                    root: &self.options.mesh.root_namespace,
                     host: &host.pattern,
                     port,
                     arrival: found.arrival,
@@ -776,7 +776,7 @@ impl<'r> Compiler<'r> {
                 for by in unread {
                     for name in by.below(&host.pattern) {
                         let asked = Asked {
-                            root: &self.settling.mesh.root_namespace,
+                            root: &self.options.mesh.root_namespace,
                             host: name,
                             ..asked
                         };
@@ -890,7 +890,7 @@ impl<'r> Compiler<'r> {
 
     /// Where unknown hosts are left alone: names those that a rule asks TLS for, so that they are not.
     fn name_for_everybody(&mut self, asking: &ByHost<'r>) {
-        if self.settling.outbound != OutboundMode::AllowAny || self.settling.foreign {
+        if self.options.outbound != OutboundMode::AllowAny || self.options.foreign {
             return;
         }
         for (host, rules) in asking.hosts() {
@@ -900,7 +900,7 @@ impl<'r> Compiler<'r> {
                 })
             };
             let allowed = |allowed: &AllowPlaintext| allowed.host.covers(host);
-            if self.settling.allow_plaintext.iter().any(allowed) {
+            if self.options.allow_plaintext.iter().any(allowed) {
                 continue;
             }
             let Some(&rule) = rules.iter().find(outside) else {

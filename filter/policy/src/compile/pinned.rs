@@ -24,12 +24,12 @@ impl Below {
 }
 
 impl Compiler<'_> {
-    /// Gives each host of [`connect_to`](crate::Settling::connect_to) that is found below a wildcard an index of its own.
+    /// Gives each host of [`connect_to`](crate::CompileOptions::connect_to) that is found below a wildcard an index of its own.
     ///
     /// The clusters of a wildcard refuse private addresses, and such an address may well be private. So the host gets
     /// a cluster that refuses none, for this host and port alone. Everything else below the wildcard stays guarded.
     pub(super) fn pin(&mut self) {
-        for to in &self.settling.connect_to {
+        for to in &self.options.connect_to {
             let mut known = Vec::new();
             let mut below = Vec::new();
             // The most specific host comes first, as in `decide`.

@@ -27,9 +27,9 @@ impl<'r> Compiler<'r> {
     /// Settles whose each host is.
     fn owners(&mut self) -> Families<'r> {
         let entries = &self.resources.service_entries;
-        let (namespace, mesh) = (self.settling.proxy.namespace.as_str(), &self.settling.mesh);
+        let (namespace, mesh) = (self.options.proxy.namespace.as_str(), &self.options.mesh);
         let mut families = Families::new();
-        for entry in in_order(entries, &self.settling.proxy, mesh)
+        for entry in in_order(entries, &self.options.proxy, mesh)
             .into_iter()
             .filter_map(|index| Indexed::at(entries, index))
         {
@@ -101,8 +101,8 @@ impl<'r> Compiler<'r> {
         };
         let rule = self
             .rules
-            .rule(&self.settling.proxy, &entry.meta.id.namespace, host);
-        let names = alt_names(entry, siblings, &self.settling.mesh.trust_domain);
+            .rule(&self.options.proxy, &entry.meta.id.namespace, host);
+        let names = alt_names(entry, siblings, &self.options.mesh.trust_domain);
         let joined = siblings.map_or(&[][..], |siblings| &siblings.joined);
         for from in [entry].into_iter().chain(joined.iter().copied()) {
             for port in from.item.ports.iter() {
@@ -241,7 +241,7 @@ impl<'r> Compiler<'r> {
                     service.names,
                     service.host,
                     service.arrival,
-                    self.settling.proxy.role,
+                    self.options.proxy.role,
                 ) {
                     Ok(intent) => tls = intent,
                     Err(problem) => {
