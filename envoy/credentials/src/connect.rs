@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use egress_policy::{Endpoints, Severity, Speaks, TlsIntent, Trust};
+use egress_policy::{Endpoints, Severity, TlsIntent, Trust, UpstreamProtocol};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -87,7 +87,7 @@ fn targets(rules: &Rules) -> Vec<Target<'_>> {
             continue;
         };
         // PostgreSQL's servers take no handshake without the ALPN that we do not offer here.
-        let refuses = service.cluster.speaks == Speaks::PostgreSql;
+        let refuses = service.cluster.upstream == UpstreamProtocol::PostgreSql;
         if refuses || tls.trust == Trust::InsecureSkipVerify {
             continue;
         }

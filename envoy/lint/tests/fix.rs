@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 
 use egress_lint as lint;
 use egress_policy::{
-    Action, Arrival, ClientTls, Cluster, CompileOptions, DestinationRule, HostPattern, Parser,
-    PolicyTable, PortNumber, Proxy, Query, Resources, TlsIntent, Trust,
+    Action, ClientTls, Cluster, CompileOptions, DestinationRule, DownstreamProtocol, HostPattern,
+    Parser, PolicyTable, PortNumber, Proxy, Query, Resources, TlsIntent, Trust,
 };
 use egress_rules::Source;
 use serde_json::{Map, Value, json};
@@ -192,7 +192,7 @@ fn as_strict(before: &TlsIntent, after: &TlsIntent) -> bool {
 }
 
 /// Says whether a decision is the same as before, or lets out less.
-fn is_safe(before: Action<'_>, after: Action<'_>, arrival: Arrival) -> bool {
+fn is_safe(before: Action<'_>, after: Action<'_>, downstream: DownstreamProtocol) -> bool {
     let tls = |cluster: &Cluster| cluster.tls.clone();
     match (before, after) {
         (_, Action::Reject(_)) => true,
@@ -203,7 +203,7 @@ fn is_safe(before: Action<'_>, after: Action<'_>, arrival: Arrival) -> bool {
             (before, after) => before == after,
         },
         // What the application encrypts itself.
-        (_, Action::Passthrough(_)) => arrival == Arrival::Tls,
+        (_, Action::Passthrough(_)) => downstream == DownstreamProtocol::Tls,
         // A host that was refused may be served, with TLS.
         (Action::Reject(_), Action::Originate(cluster)) => tls(cluster).is_some(),
         (_, Action::LeaveAlone(_)) => matches!(before, Action::LeaveAlone(_)),
@@ -258,19 +258,23 @@ fn worse(before: &Resources, after: &Resources) -> Option<String> {
                 .map(|resources| PolicyTable::compile_with_errors(resources, &options).table);
             for host in HOSTS {
                 for port in PORTS {
-                    for arrival in [Arrival::Http, Arrival::Tls, Arrival::Tcp] {
+                    for downstream in [
+                        DownstreamProtocol::Http,
+                        DownstreamProtocol::Tls,
+                        DownstreamProtocol::Tcp,
+                    ] {
                         for subset in [None, Some("v1")] {
                             let query = Query {
                                 host,
                                 port: PortNumber::new(port).unwrap(),
-                                arrival,
+                                downstream,
                                 subset,
                             };
                             let [before, after] =
                                 [&before, &after].map(|table| table.decide(&query).action);
-                            if !is_safe(before, after, arrival) {
+                            if !is_safe(before, after, downstream) {
                                 return Some(format!(
-                                    "{host}:{port} {arrival:?} {subset:?} from {namespace} {labels:?}: {} became {}",
+                                    "{host}:{port} {downstream:?} {subset:?} from {namespace} {labels:?}: {} became {}",
                                     before.as_str(),
                                     after.as_str()
                                 ));

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use egress_filter::load;
 use egress_policy::{
-    Action, AllowPlaintext, Arrival, CompileOptions, Connection, OutboundMode, PortNumber, Proxy,
-    Query, Spoken,
+    Action, AllowPlaintext, CompileOptions, Connection, DownstreamProtocol, OutboundMode,
+    PortNumber, Proxy, Query, Spoken,
 };
 use egress_render::xds::{self, Options, Version};
 use egress_rules as rules;
@@ -353,7 +353,7 @@ fn leaks(documents: &[Value], compile_options: &CompileOptions) -> Option<Vec<St
                 false => loaded.table.decide(&Query {
                     host: name,
                     port: number,
-                    arrival: Arrival::Http,
+                    downstream: DownstreamProtocol::Http,
                     subset: None,
                 }),
             };

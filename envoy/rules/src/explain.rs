@@ -4,9 +4,9 @@ use std::fmt::{self, Write as _};
 
 use egress_filter::{AuthorityMode, contract};
 use egress_policy::{
-    Action, Arrival, Authority, Candidate, Cluster, CompileOptions, Connection, Decision,
-    Endpoints, Identity, NameSource, PolicyTable, PortNumber, Proxy, Query, Sni, Speaks, Spoken,
-    TlsIntent, Trust, candidates,
+    Action, Authority, Candidate, Cluster, CompileOptions, Connection, Decision,
+    DownstreamProtocol, Endpoints, Identity, NameSource, PolicyTable, PortNumber, Proxy, Query,
+    Sni, Spoken, TlsIntent, Trust, UpstreamProtocol, candidates,
 };
 use serde_json::{Value, json};
 
@@ -62,7 +62,7 @@ impl Answers {
         let query = Query {
             host: asked.served_by.as_deref().unwrap_or(&asked.host),
             port: asked.port,
-            arrival: asked.arrival,
+            downstream: asked.downstream,
             subset: question.subset,
         };
         let errors = self.errors_of(&asked.host, asked.port);
@@ -96,7 +96,7 @@ struct Asked {
     /// The host that has the address, where an address was asked for that is within a service's `addresses`.
     served_by: Option<String>,
     port: PortNumber,
-    arrival: Arrival,
+    downstream: DownstreamProtocol,
 }
 
 /// Reads a URL, or a host and a port.
@@ -112,11 +112,11 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
     };
     let written = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let authority = Authority::parse(written).map_err(|error| wrong(&error.to_string()))?;
-    let (scheme, arrival, default) = match scheme.as_deref() {
-        Some("http") => ("http", Arrival::Http, Some(PortNumber::HTTP)),
-        Some("https") => ("https", Arrival::Tls, Some(PortNumber::HTTPS)),
-        Some("tls") => ("https", Arrival::Tls, None),
-        Some("tcp") => ("tcp", Arrival::Tcp, None),
+    let (scheme, downstream, default) = match scheme.as_deref() {
+        Some("http") => ("http", DownstreamProtocol::Http, Some(PortNumber::HTTP)),
+        Some("https") => ("https", DownstreamProtocol::Tls, Some(PortNumber::HTTPS)),
+        Some("tls") => ("https", DownstreamProtocol::Tls, None),
+        Some("tcp") => ("tcp", DownstreamProtocol::Tcp, None),
         Some(_) => return Err(wrong("the scheme is none of http, https, tls and tcp")),
         // The port's own protocol says how an application would speak to it.
         None => {
@@ -124,10 +124,10 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
             let service = table
                 .services()
                 .find(|service| service.host.matches(&authority.host) && service.port == port);
-            match service.map(|service| service.arrival) {
-                Some(Arrival::Tls) => ("https", Arrival::Tls, None),
-                Some(Arrival::Tcp) => ("tcp", Arrival::Tcp, None),
-                _ => ("http", Arrival::Http, Some(PortNumber::HTTP)),
+            match service.map(|service| service.downstream) {
+                Some(DownstreamProtocol::Tls) => ("https", DownstreamProtocol::Tls, None),
+                Some(DownstreamProtocol::Tcp) => ("tcp", DownstreamProtocol::Tcp, None),
+                _ => ("http", DownstreamProtocol::Http, Some(PortNumber::HTTP)),
             }
         }
     };
@@ -135,7 +135,9 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
         .port
         .or(default)
         .ok_or_else(|| wrong("it has no port"))?;
-    let served_by = authority.address.filter(|_| arrival == Arrival::Tcp);
+    let served_by = authority
+        .address
+        .filter(|_| downstream == DownstreamProtocol::Tcp);
     let served_by = served_by.and_then(|address| {
         let connection = Connection {
             port,
@@ -145,8 +147,8 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
         let target = table.decide_connection(&connection).target?;
         Some(target.host.to_owned())
     });
-    let host = match (arrival, sni) {
-        (Arrival::Tls, Some(name)) => Authority::parse(name)
+    let host = match (downstream, sni) {
+        (DownstreamProtocol::Tls, Some(name)) => Authority::parse(name)
             .map_err(|error| wrong(&format!("--sni: {error}")))?
             .host
             .into_owned(),
@@ -158,7 +160,7 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
         host,
         served_by,
         port,
-        arrival,
+        downstream,
     })
 }
 
@@ -208,7 +210,7 @@ fn answer(
         "candidates": found.iter().map(|candidate| candidate_answer(candidate, rules)).collect::<Vec<_>>(),
     });
     let vip = rules.table.services().find_map(|service| {
-        let is_asked = asked.arrival == Arrival::Tcp && service.port == asked.port;
+        let is_asked = asked.downstream == DownstreamProtocol::Tcp && service.port == asked.port;
         let vip = service
             .vip
             .filter(|_| is_asked && service.host.matches(&asked.host))?;
@@ -251,16 +253,16 @@ fn endpoints_answer(decision: &Decision<'_, '_>) -> Option<Vec<String>> {
 /// Returns what the server reads in `:authority`; nothing where no request of ours reaches one.
 fn authority(asked: &Asked, decision: &Decision<'_, '_>, mode: AuthorityMode) -> Option<String> {
     let target = decision.target?;
-    match (asked.arrival, decision.action, mode) {
-        (Arrival::Http, Action::Originate(_), AuthorityMode::Rewrite)
+    match (asked.downstream, decision.action, mode) {
+        (DownstreamProtocol::Http, Action::Originate(_), AuthorityMode::Rewrite)
             if target.port == PortNumber::HTTPS =>
         {
             Some(target.host.to_owned())
         }
-        (Arrival::Http, Action::Originate(_), AuthorityMode::Rewrite) => {
+        (DownstreamProtocol::Http, Action::Originate(_), AuthorityMode::Rewrite) => {
             Some(format!("{}:{}", target.host, target.port))
         }
-        (Arrival::Http, Action::Originate(_) | Action::Forward(_), _) => {
+        (DownstreamProtocol::Http, Action::Originate(_) | Action::Forward(_), _) => {
             Some(asked.written.clone())
         }
         _ => None,
@@ -308,13 +310,13 @@ fn tls_answer(
         NameSource::ServiceEntry => "ServiceEntry",
         NameSource::Nowhere => "none",
     };
-    let alpn = match cluster.speaks {
-        Speaks::Auto => json!(["h2", "http/1.1"]),
-        Speaks::Http1 => json!(["http/1.1"]),
-        Speaks::Http2 => json!(["h2"]),
-        Speaks::PostgreSql => json!(["postgresql"]),
+    let alpn = match cluster.upstream {
+        UpstreamProtocol::Auto => json!(["h2", "http/1.1"]),
+        UpstreamProtocol::Http1 => json!(["http/1.1"]),
+        UpstreamProtocol::Http2 => json!(["h2"]),
+        UpstreamProtocol::PostgreSql => json!(["postgresql"]),
         // What the application speaks; known when it calls.
-        Speaks::AsReceived | Speaks::Bytes => json!([]),
+        UpstreamProtocol::AsReceived | UpstreamProtocol::Bytes => json!([]),
     };
     json!({
         "mode": tls.mode.as_str(),

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use egress_policy::{Arrival, Cluster, PortNumber};
+use egress_policy::{Cluster, DownstreamProtocol, PortNumber};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -625,7 +625,9 @@ fn called(
     are: impl Fn(&Cluster) -> bool,
 ) -> BTreeSet<(String, PortNumber)> {
     let services = deployment.rules.table.services().filter(|service| {
-        service.subset.is_none() && service.arrival != Arrival::Tls && are(service.cluster)
+        service.subset.is_none()
+            && service.downstream != DownstreamProtocol::Tls
+            && are(service.cluster)
     });
     services
         .map(|service| (service.host.to_string(), service.port))

@@ -6,9 +6,9 @@ use std::fmt;
 use egress_policy::fields::{Cursor, Field, Report};
 use egress_policy::node::{Key, Node, Object};
 use egress_policy::{
-    AllowPlaintext, Arrival, Cluster, CompileOptions, ConnectTo, Digest, FieldPath, HostName, Mesh,
-    Origin, OutboundMode, Parser, PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy,
-    Resources, Role, Segment, Severity, map_of,
+    AllowPlaintext, Cluster, CompileOptions, ConnectTo, Digest, DownstreamProtocol, FieldPath,
+    HostName, Mesh, Origin, OutboundMode, Parser, PolicyTable, PortNumber, Problem, ProblemKind,
+    Problems, Proxy, Resources, Role, Segment, Severity, map_of,
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -153,7 +153,7 @@ pub fn load_for(
         kind => map_of(
             table
                 .services()
-                .filter(|service| service.arrival != Arrival::Tls)
+                .filter(|service| service.downstream != DownstreamProtocol::Tls)
                 .map(|service| service.cluster)
                 .filter(|cluster| cluster.own.is_some())
                 .filter(|cluster| kind == Variants::Clusters || cluster.tls.is_some())

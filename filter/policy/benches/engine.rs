@@ -25,7 +25,8 @@ mod native {
 
     use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
     use egress_policy::{
-        Arrival, Authority, CompileOptions, Parser, PolicyTable, PortNumber, Query, Resources,
+        Authority, CompileOptions, DownstreamProtocol, Parser, PolicyTable, PortNumber, Query,
+        Resources,
     };
     use serde_json::{Value, json};
 
@@ -207,7 +208,7 @@ mod native {
         let query = Query {
             host,
             port: PortNumber::HTTP,
-            arrival: Arrival::Http,
+            downstream: DownstreamProtocol::Http,
             subset: None,
         };
         black_box(table.decide(&query).action.as_str())

@@ -26,7 +26,7 @@ impl ClusterName {
     /// The name of a cluster that hosts share: what they have in common, `shared|SIMPLE|system|auto`.
     pub(crate) fn shared(
         tls: Option<&TlsIntent>,
-        speaks: Speaks,
+        upstream: UpstreamProtocol,
         any_name: bool,
         public_only: bool,
     ) -> Self {
@@ -39,7 +39,7 @@ impl ClusterName {
             (true, false) => "|internal",
             (false, false) => "",
         };
-        ClusterName(format!("shared|{mode}|{common}|{}{whose}", speaks.as_str()).into_boxed_str())
+        ClusterName(format!("shared|{mode}|{common}|{}{whose}", upstream.as_str()).into_boxed_str())
     }
 
     /// Returns the name as it is written everywhere.
@@ -56,7 +56,7 @@ impl fmt::Display for ClusterName {
 
 /// What is spoken to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Speaks {
+pub enum UpstreamProtocol {
     /// HTTP/2 or HTTP/1.1, as ALPN settles it.
     Auto,
     /// HTTP/1.1.
@@ -71,16 +71,16 @@ pub enum Speaks {
     PostgreSql,
 }
 
-impl Speaks {
+impl UpstreamProtocol {
     /// Returns a word for names and messages.
     pub fn as_str(self) -> &'static str {
         match self {
-            Speaks::Auto => "auto",
-            Speaks::Http1 => "http1",
-            Speaks::Http2 => "http2",
-            Speaks::AsReceived => "as-received",
-            Speaks::Bytes => "bytes",
-            Speaks::PostgreSql => "postgresql",
+            UpstreamProtocol::Auto => "auto",
+            UpstreamProtocol::Http1 => "http1",
+            UpstreamProtocol::Http2 => "http2",
+            UpstreamProtocol::AsReceived => "as-received",
+            UpstreamProtocol::Bytes => "bytes",
+            UpstreamProtocol::PostgreSql => "postgresql",
         }
     }
 }
@@ -175,7 +175,7 @@ pub struct Cluster {
     /// towards the proxy, and what the application sends goes inside.
     pub tunnel: Option<Box<Tunnel>>,
     /// What is spoken.
-    pub speaks: Speaks,
+    pub upstream: UpstreamProtocol,
     /// Where it leads.
     pub endpoints: Endpoints,
     /// Its hosts are whatever requests name below a wildcard, so there may be any number of them.
@@ -202,16 +202,88 @@ impl Cluster {
             .tls
             .as_ref()
             .map(|tls| (&tls.sni, &tls.names, tls.mode, tls.common()));
-        // The rest holds no secret, and its `Debug` shows all of it.
-        let rest = Cluster {
-            tls: None,
-            ..self.clone()
-        };
-        format!("{tls:?} {rest:?}")
+        format!("{tls:?} {:?}", Spelled(self))
     }
 
     /// Returns a fingerprint that tells clusters of one name apart: rules for several workloads may make more than one.
     pub fn fingerprint(&self) -> Digest {
         Digest::of_text(&self.line())
+    }
+}
+
+/// A value as fingerprints spell it. The names are those of the first version, whatever fields are called today: a
+/// rename must not change the digest by which renderer and filter agree.
+struct Spelled<'c, T>(&'c T);
+
+/// All but TLS, which [`Cluster::line`] writes without its secrets.
+impl fmt::Debug for Spelled<'_, Cluster> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Cluster {
+            name,
+            own,
+            tls: _,
+            tunnel,
+            upstream,
+            endpoints,
+            any_name,
+            public_only,
+            load_balancer,
+            connection_pool,
+            outlier_detection,
+            proxy_protocol,
+            retry_budget,
+        } = self.0;
+        f.debug_struct("Cluster")
+            .field("name", name)
+            .field("own", own)
+            .field("tls", &None::<()>)
+            .field("tunnel", tunnel)
+            .field("speaks", upstream)
+            .field("endpoints", &Spelled(endpoints))
+            .field("any_name", any_name)
+            .field("public_only", public_only)
+            .field("load_balancer", load_balancer)
+            .field("connection_pool", connection_pool)
+            .field("outlier_detection", outlier_detection)
+            .field("proxy_protocol", proxy_protocol)
+            .field("retry_budget", retry_budget)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Spelled<'_, Endpoints> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Endpoints::OfTheRequest => f.write_str("OfTheRequest"),
+            Endpoints::Listed {
+                endpoints,
+                fixed,
+                one_at_a_time,
+            } => {
+                let endpoints: Vec<_> = endpoints.iter().map(Spelled).collect();
+                f.debug_struct("Listed")
+                    .field("places", &endpoints)
+                    .field("fixed", fixed)
+                    .field("one_at_a_time", one_at_a_time)
+                    .finish()
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Spelled<'_, LbEndpoint> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LbEndpoint {
+            address,
+            port,
+            weight,
+            locality,
+        } = self.0;
+        f.debug_struct("Place")
+            .field("address", address)
+            .field("port", port)
+            .field("weight", weight)
+            .field("locality", locality)
+            .finish()
     }
 }

@@ -99,7 +99,7 @@ impl Outcome {
 
 /// Returns every resource that has the host of `query`: those that decided first, then the others.
 ///
-/// `table` must have been compiled from `resources` with `settling`. The chosen ones are those that
+/// `table` must have been compiled from `resources` with `options`. The chosen ones are those that
 /// [`PolicyTable::decide`] names.
 pub fn candidates<'r>(
     resources: &'r Resources,

@@ -17,7 +17,7 @@
 //! # Example
 //!
 //! ```
-//! use egress_policy::{Action, Arrival, Authority, Parser, PolicyTable, PortNumber, Query, CompileOptions};
+//! use egress_policy::{Action, DownstreamProtocol, Authority, Parser, PolicyTable, PortNumber, Query, CompileOptions};
 //! use serde_json::json;
 //!
 //! let mut parser = Parser::new();
@@ -43,7 +43,7 @@
 //!
 //! let (table, _) = PolicyTable::compile(&resources, &CompileOptions::default()).unwrap();
 //! let authority = Authority::parse("Edition.CNN.com:80").unwrap();
-//! let query = Query { host: &authority.host, port: PortNumber::HTTP, arrival: Arrival::Http, subset: None };
+//! let query = Query { host: &authority.host, port: PortNumber::HTTP, arrival: DownstreamProtocol::Http, subset: None };
 //! let decision = table.decide(&query);
 //!
 //! let Action::Originate(cluster) = decision.action else { panic!("{decision:?}") };
@@ -77,7 +77,7 @@ mod tls;
 mod visible;
 mod words;
 
-pub use cluster::{Cluster, ClusterName, Endpoints, LbEndpoint, Speaks};
+pub use cluster::{Cluster, ClusterName, Endpoints, LbEndpoint, UpstreamProtocol};
 pub use compile::Compiled;
 pub use decision::{Action, Decision, Reason, Target};
 pub use digest::{Digest, fnv};
@@ -92,7 +92,7 @@ pub use problem::{
     FieldPath, Origin, Problem, ProblemKind, Problems, Segment, Severity, did_you_mean,
 };
 pub use proxy::{Proxy, ROOT_NAMESPACE, Role};
-pub use query::{Arrival, Connection, Query, Spoken};
+pub use query::{Connection, DownstreamProtocol, Query, Spoken};
 pub use resource::{
     Address, ClientTls, ConnectionPool, ConsistentHash, DEFAULT_NAMESPACE, DestinationRule,
     Endpoint, H2UpgradePolicy, HashKey, HashRing, HttpPool, LoadBalancer, Meta, OutlierDetection,

@@ -6,7 +6,7 @@ use crate::port::PortNumber;
 
 /// How a connection came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arrival {
+pub enum DownstreamProtocol {
     /// As plaintext HTTP.
     Http,
     /// As the application's own TLS.
@@ -23,7 +23,7 @@ pub struct Query<'q> {
     /// The service port: where the application dialled, not where the server listens.
     pub port: PortNumber,
     /// How it came in.
-    pub arrival: Arrival,
+    pub downstream: DownstreamProtocol,
     /// The subset; no request names one, only a person who asks.
     pub subset: Option<&'q str>,
 }

@@ -8,7 +8,7 @@ use crate::digest::{Digest, Lines};
 use crate::host::{HostName, HostPattern};
 use crate::options::{AllowPlaintext, ConnectTo, OutboundMode};
 use crate::port::PortNumber;
-use crate::query::{Arrival, Connection, Query, Spoken};
+use crate::query::{Connection, DownstreamProtocol, Query, Spoken};
 use crate::resource::{Address, ResourceId};
 use crate::table::connections::Connections;
 use crate::table::hosts::{Host, Hosts, Port};
@@ -47,7 +47,7 @@ pub struct Refused<'t> {
     /// The service port.
     pub port: PortNumber,
     /// What comes in on it.
-    pub arrival: Arrival,
+    pub downstream: DownstreamProtocol,
     /// Why.
     pub reason: Reason,
     /// The addresses that applications dial, where its connections are bytes.
@@ -66,7 +66,7 @@ pub struct Service<'t> {
     /// The port really dialled.
     pub target: PortNumber,
     /// What comes in on it.
-    pub arrival: Arrival,
+    pub downstream: DownstreamProtocol,
     /// The subset, if it is one.
     pub subset: Option<&'t str>,
     /// Where it goes.
@@ -103,10 +103,12 @@ impl PolicyTable {
         });
         let Some((host, port)) = found else {
             return match first {
-                Some(host) if host.named && query.arrival != Arrival::Tls => Decision {
-                    rule: self.entry_of(host),
-                    ..refused(Reason::LeftOut)
-                },
+                Some(host) if host.named && query.downstream != DownstreamProtocol::Tls => {
+                    Decision {
+                        rule: self.entry_of(host),
+                        ..refused(Reason::LeftOut)
+                    }
+                }
                 Some(host) => self.no_way(Reason::UnknownPort, self.entry_of(host)),
                 None => self.no_way(Reason::UnknownHost, None),
             };
@@ -152,7 +154,7 @@ impl PolicyTable {
                 let decision = self.decide(&Query {
                     host: name,
                     port,
-                    arrival: Arrival::Tls,
+                    downstream: DownstreamProtocol::Tls,
                     subset: None,
                 });
                 return match decision.action {
@@ -176,7 +178,7 @@ impl PolicyTable {
         let query = Query {
             host: name.as_str(),
             port: port.number,
-            arrival: Arrival::Tcp,
+            downstream: DownstreamProtocol::Tcp,
             subset: None,
         };
         self.settle(host, port, &query)
@@ -203,7 +205,7 @@ impl PolicyTable {
             service_entry: entry,
             ..refused(reason)
         };
-        if port.arrival != query.arrival {
+        if port.downstream != query.downstream {
             return refused(Reason::OtherProtocol);
         }
         if let Some(reason) = port.verdict.refusal() {
@@ -227,10 +229,12 @@ impl PolicyTable {
         else {
             return refused(Reason::UnknownSubset);
         };
-        let action = match (port.arrival, &cluster.tls) {
-            (Arrival::Tls, _) => Action::Passthrough(cluster),
-            (Arrival::Http | Arrival::Tcp, Some(_)) => Action::Originate(cluster),
-            (Arrival::Http | Arrival::Tcp, None) => Action::Forward(cluster),
+        let action = match (port.downstream, &cluster.tls) {
+            (DownstreamProtocol::Tls, _) => Action::Passthrough(cluster),
+            (DownstreamProtocol::Http | DownstreamProtocol::Tcp, Some(_)) => {
+                Action::Originate(cluster)
+            }
+            (DownstreamProtocol::Http | DownstreamProtocol::Tcp, None) => Action::Forward(cluster),
         };
         let name = host.pattern.exact().map_or(query.host, HostName::as_str);
         let rule = verdict.rule();
@@ -273,7 +277,7 @@ impl PolicyTable {
                                 host: &host.pattern,
                                 port: port.number,
                                 target: port.target,
-                                arrival: port.arrival,
+                                downstream: port.downstream,
                                 subset,
                                 cluster: self.clusters.get(verdict.cluster as usize)?,
                                 connect_to: pinned
@@ -301,7 +305,7 @@ impl PolicyTable {
                 Some(Refused {
                     host: &host.pattern,
                     port: port.number,
-                    arrival: port.arrival,
+                    downstream: port.downstream,
                     reason,
                     addresses: candidate.map_or(&[], |candidate| &candidate.addresses),
                     connectable: candidate.is_some(),
@@ -343,7 +347,7 @@ impl PolicyTable {
                 host,
                 port,
                 target,
-                arrival,
+                downstream,
                 subset,
                 cluster,
                 ..
@@ -351,18 +355,18 @@ impl PolicyTable {
             let subset = subset.unwrap_or("");
             let name = &cluster.name;
             lines.add(format_args!(
-                "{host} {port} {target} {arrival:?} {subset} {name}"
+                "{host} {port} {target} {downstream:?} {subset} {name}"
             ));
         }
         for Refused {
             host,
             port,
-            arrival,
+            downstream,
             reason,
             ..
         } in self.refused()
         {
-            lines.add(format_args!("{host} {port} {arrival:?} {reason}"));
+            lines.add(format_args!("{host} {port} {downstream:?} {reason}"));
         }
         for cluster in &self.clusters {
             lines.add(format_args!("{}", cluster.line()));

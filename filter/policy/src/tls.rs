@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use crate::host::HostPattern;
 use crate::proxy::Role;
-use crate::query::Arrival;
+use crate::query::DownstreamProtocol;
 use crate::resource::{ClientTls, DestinationRule, ServiceEntry, TlsMode};
 
 /// The settings of TLS towards a server, settled once.
@@ -163,7 +163,7 @@ impl TlsIntent {
         entry: &ServiceEntry,
         entry_names: &[String],
         host: &HostPattern,
-        arrival: Arrival,
+        downstream: DownstreamProtocol,
         role: Role,
     ) -> Result<Option<TlsIntent>, InvalidTls> {
         match tls.mode {
@@ -176,14 +176,15 @@ impl TlsIntent {
         if from_secret && rule.selector.is_none() && role == Role::Sidecar {
             return Err(InvalidTls::CredentialWithoutSelector);
         }
-        let sni = match (&tls.sni, arrival, host.exact()) {
+        let sni = match (&tls.sni, downstream, host.exact()) {
             (Some(name), ..) => Sni::Rule(name.clone()),
-            (None, Arrival::Http, _) => Sni::Authority,
+            (None, DownstreamProtocol::Http, _) => Sni::Authority,
             (None, _, Some(name)) => Sni::Host(name.as_str().to_owned()),
             (None, _, None) => return Err(InvalidTls::NoName),
         };
-        let dynamic =
-            arrival == Arrival::Http && host.exact().is_none() && !entry.has_own_endpoints();
+        let dynamic = downstream == DownstreamProtocol::Http
+            && host.exact().is_none()
+            && !entry.has_own_endpoints();
         let identity = match (
             tls.mode,
             credential,

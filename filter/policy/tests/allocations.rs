@@ -8,8 +8,8 @@
 mod counting;
 
 use egress_policy::{
-    Action, Arrival, Authority, CompileOptions, OutboundMode, Parser, PolicyTable, PortNumber,
-    Query,
+    Action, Authority, CompileOptions, DownstreamProtocol, OutboundMode, Parser, PolicyTable,
+    PortNumber, Query,
 };
 use serde_json::{Value, json};
 
@@ -81,14 +81,18 @@ fn an_ordinary_request_allocates_nothing() {
         let table = table(outbound);
         for (host, known) in hosts {
             for port in ports {
-                for arrival in [Arrival::Http, Arrival::Tls, Arrival::Tcp] {
+                for downstream in [
+                    DownstreamProtocol::Http,
+                    DownstreamProtocol::Tls,
+                    DownstreamProtocol::Tcp,
+                ] {
                     for subset in [None, Some("v1"), Some("v2")] {
                         let (found, allocations) = counted(|| {
                             let authority = Authority::parse(host).ok()?;
                             let query = Query {
                                 host: &authority.host,
                                 port,
-                                arrival,
+                                downstream,
                                 subset,
                             };
                             let decision = table.decide(&query);
@@ -98,10 +102,12 @@ fn an_ordinary_request_allocates_nothing() {
                             );
                             Some(ours && decision.target.is_some())
                         });
-                        assert_eq!(allocations, 0, "{host} {port} {arrival:?} {subset:?}");
+                        assert_eq!(allocations, 0, "{host} {port} {downstream:?} {subset:?}");
                         let reached = found.unwrap();
                         assert!(known || !reached, "{host}");
-                        if port == PortNumber::HTTP && arrival == Arrival::Http && subset.is_none()
+                        if port == PortNumber::HTTP
+                            && downstream == DownstreamProtocol::Http
+                            && subset.is_none()
                         {
                             assert_eq!(reached, known, "{host}");
                         }

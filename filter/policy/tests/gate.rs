@@ -6,8 +6,8 @@
 )]
 
 use egress_policy::{
-    Action, AllowPlaintext, Arrival, CompileOptions, Compiled, ConnectTo, HostName, HostPattern,
-    OutboundMode, Parser, PolicyTable, PortNumber, Proxy, Query, Reason, Severity,
+    Action, AllowPlaintext, CompileOptions, Compiled, ConnectTo, DownstreamProtocol, HostName,
+    HostPattern, OutboundMode, Parser, PolicyTable, PortNumber, Proxy, Query, Reason, Severity,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -75,11 +75,11 @@ fn compile(documents: &[Value], options: &CompileOptions) -> Compiled {
     PolicyTable::compile_with_errors(&resources, options)
 }
 
-fn decide(compiled: &Compiled, host: &str, port: u16, arrival: Arrival) -> String {
+fn decide(compiled: &Compiled, host: &str, port: u16, downstream: DownstreamProtocol) -> String {
     let decision = compiled.table.decide(&Query {
         host,
         port: PortNumber::new(port).unwrap(),
-        arrival,
+        downstream,
         subset: None,
     });
     let allowed = if decision.plaintext_allowed {
@@ -114,10 +114,16 @@ fn allowing(host: &str) -> CompileOptions {
 
 /// Holds that the rules are a mistake of this kind, that the request is refused, and that a flag turns it into a warning.
 fn is_mistake(id: &str, documents: &[Value]) {
-    is_mistake_of(id, documents, HOST, 80, Arrival::Http);
+    is_mistake_of(id, documents, HOST, 80, DownstreamProtocol::Http);
 }
 
-fn is_mistake_of(id: &str, documents: &[Value], host: &str, port: u16, arrival: Arrival) {
+fn is_mistake_of(
+    id: &str,
+    documents: &[Value],
+    host: &str,
+    port: u16,
+    downstream: DownstreamProtocol,
+) {
     let compiled = compile(documents, &CompileOptions::default());
     assert_eq!(
         ids(&compiled, Severity::Error),
@@ -125,7 +131,7 @@ fn is_mistake_of(id: &str, documents: &[Value], host: &str, port: u16, arrival: 
         "{}",
         compiled.problems
     );
-    assert_eq!(decide(&compiled, host, port, arrival), "invalid_rule");
+    assert_eq!(decide(&compiled, host, port, downstream), "invalid_rule");
     assert!(
         !compiled
             .errors_of(&compiled.table, host, PortNumber::new(port).unwrap())
@@ -138,10 +144,10 @@ fn is_mistake_of(id: &str, documents: &[Value], host: &str, port: u16, arrival: 
         "{}",
         allowed.problems
     );
-    assert_eq!(decide(&allowed, host, port, arrival), "forward allowed");
+    assert_eq!(decide(&allowed, host, port, downstream), "forward allowed");
     assert!(ids(&allowed, Severity::Warning).contains(&"plaintext-allowed"));
     let all = compile(documents, &allowing("*"));
-    assert_eq!(decide(&all, host, port, arrival), "forward allowed");
+    assert_eq!(decide(&all, host, port, downstream), "forward allowed");
 }
 
 #[test]
@@ -155,7 +161,13 @@ fn a_host_with_a_slip_is_a_mistake() {
     ] {
         for target in [80, 443] {
             let documents = [entry("a", meant, http(target)), rule("b", simple(named))];
-            is_mistake_of("host-never-matches", &documents, meant, 80, Arrival::Http);
+            is_mistake_of(
+                "host-never-matches",
+                &documents,
+                meant,
+                80,
+                DownstreamProtocol::Http,
+            );
         }
     }
     // Names of resources tell as much.
@@ -173,13 +185,19 @@ fn a_rule_for_a_host_that_goes_by_a_wildcard_is_a_mistake() {
     let documents = [document("ServiceEntry", "a", spec), rule("r", simple(HOST))];
     let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(ids(&compiled, Severity::Error), ["host-never-matches"]);
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "invalid_rule");
+    assert_eq!(
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "invalid_rule"
+    );
     // With TLS of its own for all of them, nobody is plaintext.
     let mut secure = documents.to_vec();
     secure.push(rule("all", simple("*.example.com")));
     let compiled = compile(&secure, &CompileOptions::default());
     assert_eq!(ids(&compiled, Severity::Error), [""; 0]);
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
+    assert_eq!(
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "originate"
+    );
 }
 
 #[test]
@@ -203,10 +221,16 @@ fn what_goes_by_a_plaintext_wildcard_though_a_rule_asks_for_tls_is_refused() {
         compiled.problems
     );
     assert_eq!(ids(&compiled, Severity::Warning), ["host-never-matches"]);
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
-    assert_eq!(decide(&compiled, HOST, 8080, Arrival::Http), "left_out");
     assert_eq!(
-        decide(&compiled, "b.example.com", 8080, Arrival::Http),
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "originate"
+    );
+    assert_eq!(
+        decide(&compiled, HOST, 8080, DownstreamProtocol::Http),
+        "left_out"
+    );
+    assert_eq!(
+        decide(&compiled, "b.example.com", 8080, DownstreamProtocol::Http),
         "forward"
     );
     // The rule is for other hosts below it, too.
@@ -217,17 +241,20 @@ fn what_goes_by_a_plaintext_wildcard_though_a_rule_asks_for_tls_is_refused() {
     ];
     let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(
-        decide(&compiled, "a.sub.example.com", 80, Arrival::Http),
+        decide(&compiled, "a.sub.example.com", 80, DownstreamProtocol::Http),
         "originate"
     );
     assert_eq!(
-        decide(&compiled, "b.sub.example.com", 80, Arrival::Http),
+        decide(&compiled, "b.sub.example.com", 80, DownstreamProtocol::Http),
         "left_out"
     );
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
+    assert_eq!(
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "forward"
+    );
     let allowed = compile(&documents, &allowing("*"));
     assert_eq!(
-        decide(&allowed, "b.sub.example.com", 80, Arrival::Http),
+        decide(&allowed, "b.sub.example.com", 80, DownstreamProtocol::Http),
         "forward"
     );
 }
@@ -244,7 +271,7 @@ fn the_order_of_rules_below_a_plaintext_wildcard_changes_nothing() {
         entry("a", "c.b.a.example", http(443)),
     ];
     let compiled = compile(&documents, &CompileOptions::default());
-    let query = |host| decide(&compiled, host, 8080, Arrival::Http);
+    let query = |host| decide(&compiled, host, 8080, DownstreamProtocol::Http);
     assert_eq!(query("c.b.a.example"), "left_out");
     assert_eq!(query("d.b.a.example"), "left_out");
     assert_eq!(query("d.a.example"), "forward");
@@ -276,7 +303,7 @@ fn a_short_name_is_the_namespaces() {
     ];
     let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(
-        decide(&compiled, "intranet", 80, Arrival::Http),
+        decide(&compiled, "intranet", 80, DownstreamProtocol::Http),
         "originate"
     );
     // The rules of a mesh's own services are not for ServiceEntries.
@@ -311,7 +338,10 @@ fn a_port_that_no_entry_has_is_a_mistake() {
         &[entry("a", HOST, http(443)), rule("r", spec)],
         &CompileOptions::default(),
     );
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
+    assert_eq!(
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "originate"
+    );
     assert_eq!(ids(&compiled, Severity::Error), [""; 0]);
 }
 
@@ -334,7 +364,10 @@ fn settings_of_a_port_that_drop_tls_are_a_mistake() {
         &CompileOptions::default(),
     );
     assert_eq!(compiled.problems.0, []);
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
+    assert_eq!(
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "forward"
+    );
     assert_eq!(compiled.table.gate().forwarded, 1);
 }
 
@@ -397,7 +430,7 @@ fn plaintext_to_a_tls_port_is_a_mistake() {
         &[entry("a", HOST, own)],
         HOST,
         443,
-        Arrival::Http,
+        DownstreamProtocol::Http,
     );
     let bytes = json!([{"number": 5432, "name": "db", "protocol": "TCP", "targetPort": 443}]);
     is_mistake_of(
@@ -405,7 +438,7 @@ fn plaintext_to_a_tls_port_is_a_mistake() {
         &[entry("a", HOST, bytes)],
         HOST,
         5432,
-        Arrival::Tcp,
+        DownstreamProtocol::Tcp,
     );
     let endpoints = json!([{"address": "server.example.com", "ports": {"http": 443}}]);
     let spec =
@@ -419,7 +452,10 @@ fn plaintext_to_a_tls_port_is_a_mistake() {
         &[document("ServiceEntry", "a", spec)],
         &CompileOptions::default(),
     );
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
+    assert_eq!(
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "forward"
+    );
 }
 
 #[test]
@@ -452,12 +488,21 @@ fn a_caller_that_the_rule_is_not_for_is_refused() {
         let compiled = compile(&documents, &CompileOptions::default());
         assert_eq!(ids(&compiled, Severity::Error), [""; 0]);
         assert_eq!(ids(&compiled, Severity::Warning), ["tls-for-other-callers"]);
-        assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "left_out");
+        assert_eq!(
+            decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+            "left_out"
+        );
         let served = compile(&documents, &caller("default", &[("app", "sleep")]));
-        assert_eq!(decide(&served, HOST, 80, Arrival::Http), "originate");
+        assert_eq!(
+            decide(&served, HOST, 80, DownstreamProtocol::Http),
+            "originate"
+        );
         assert_eq!(served.problems.0, []);
         let allowed = compile(&documents, &allowing(HOST));
-        assert_eq!(decide(&allowed, HOST, 80, Arrival::Http), "forward allowed");
+        assert_eq!(
+            decide(&allowed, HOST, 80, DownstreamProtocol::Http),
+            "forward allowed"
+        );
     }
 }
 
@@ -473,7 +518,10 @@ fn a_rule_that_is_hidden_from_the_caller_refuses_it() {
             compiled.problems
         );
         assert_eq!(ids(&compiled, Severity::Warning), ["tls-for-other-callers"]);
-        assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "left_out");
+        assert_eq!(
+            decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+            "left_out"
+        );
         compiled.problems.to_string()
     };
     let text = hidden(with(simple(HOST), "exportTo", json!(["."])), "egress/r");
@@ -504,7 +552,10 @@ fn other_peoples_rules_are_no_mistake() {
     let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(compiled.problems.0, []);
     assert_eq!(compiled.table.gate().elsewhere, 1);
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
+    assert_eq!(
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "originate"
+    );
 }
 
 fn leads(host: &str, to: &str, port: u16) -> Value {
@@ -533,11 +584,17 @@ fn is_not_read(with: &Value) {
             compiled.problems
         );
         assert_eq!(ids(&compiled, Severity::Warning), ["not-read"], "{with}");
-        assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "not_read");
+        assert_eq!(
+            decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+            "not_read"
+        );
         let refused: Vec<_> = compiled.table.refused().map(|it| it.reason).collect();
         assert_eq!(refused, [Reason::NotRead]);
         let allowed = compile(&documents, &allowing("*"));
-        assert_eq!(decide(&allowed, HOST, 80, Arrival::Http), "originate");
+        assert_eq!(
+            decide(&allowed, HOST, 80, DownstreamProtocol::Http),
+            "originate"
+        );
     }
 }
 
@@ -551,7 +608,7 @@ fn is_silent(with: &Value) {
     let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(compiled.problems.0, [], "{with}");
     assert_eq!(
-        decide(&compiled, HOST, 80, Arrival::Http),
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
         "originate",
         "{with}"
     );
@@ -623,8 +680,14 @@ fn what_is_led_to_a_tls_port_is_no_tls_inside_tls() {
     ];
     let compiled = compile(&documents, &CompileOptions::default());
     assert!(!compiled.problems.has_errors(), "{}", compiled.problems);
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "not_read");
-    assert_eq!(decide(&compiled, HOST, 443, Arrival::Tls), "not_read");
+    assert_eq!(
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "not_read"
+    );
+    assert_eq!(
+        decide(&compiled, HOST, 443, DownstreamProtocol::Tls),
+        "not_read"
+    );
     let without = compile(
         &[documents[0].clone(), documents[2].clone()],
         &CompileOptions::default(),
@@ -642,9 +705,12 @@ fn a_virtual_service_below_a_wildcard_refuses_its_host_alone() {
         leads(HOST, "x.example.net", 80),
     ];
     let compiled = compile(&documents, &CompileOptions::default());
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "not_read");
     assert_eq!(
-        decide(&compiled, "b.example.com", 80, Arrival::Http),
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "not_read"
+    );
+    assert_eq!(
+        decide(&compiled, "b.example.com", 80, DownstreamProtocol::Http),
         "originate"
     );
 }
@@ -729,21 +795,27 @@ fn unknown_hosts_that_a_rule_names_are_not_left_alone() {
     };
     let compiled = compile(&documents, &options);
     assert_eq!(
-        decide(&compiled, "api.example.net", 80, Arrival::Http),
+        decide(&compiled, "api.example.net", 80, DownstreamProtocol::Http),
         "left_out"
     );
     assert_eq!(
-        decide(&compiled, "api.example.net", 443, Arrival::Tls),
+        decide(&compiled, "api.example.net", 443, DownstreamProtocol::Tls),
         "forward"
     );
     assert_eq!(
-        decide(&compiled, "nobody.example", 80, Arrival::Http),
+        decide(&compiled, "nobody.example", 80, DownstreamProtocol::Http),
         "forward"
     );
     let secure = [entry("a", HOST, http(443)), rule("r", simple(HOST))];
     let compiled = compile(&secure, &options);
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "originate");
-    assert_eq!(decide(&compiled, HOST, 8080, Arrival::Http), "left_out");
+    assert_eq!(
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "originate"
+    );
+    assert_eq!(
+        decide(&compiled, HOST, 8080, DownstreamProtocol::Http),
+        "left_out"
+    );
 }
 
 #[test]
@@ -756,7 +828,10 @@ fn what_is_meant_is_counted_and_passes() {
     let compiled = compile(&documents, &CompileOptions::default());
     assert_eq!(compiled.problems.0, []);
     assert_eq!(compiled.table.gate().forwarded, 2);
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
+    assert_eq!(
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "forward"
+    );
     // To a TLS port too, where a rule says so.
     let disabled = json!({"host": HOST, "trafficPolicy": {"tls": {"mode": "DISABLE"}}});
     let compiled = compile(
@@ -764,7 +839,10 @@ fn what_is_meant_is_counted_and_passes() {
         &CompileOptions::default(),
     );
     assert_eq!(compiled.problems.0, []);
-    assert_eq!(decide(&compiled, HOST, 80, Arrival::Http), "forward");
+    assert_eq!(
+        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
+        "forward"
+    );
 }
 
 /// A host of `connect_to` below a wildcard has a place of its own, and is no way around the wildcard's verdict.
@@ -798,15 +876,15 @@ fn an_address_given_by_hand_changes_no_verdict() {
             ..options
         };
         let compiled = compile(&documents, &options);
-        for (number, arrival) in [
-            (80, Arrival::Http),
-            (99, Arrival::Http),
-            (443, Arrival::Tls),
-            (443, Arrival::Http),
+        for (number, downstream) in [
+            (80, DownstreamProtocol::Http),
+            (99, DownstreamProtocol::Http),
+            (443, DownstreamProtocol::Tls),
+            (443, DownstreamProtocol::Http),
         ] {
-            let verdict = decide(&compiled, "x.example.com", number, arrival);
-            let other = decide(&compiled, "y.example.com", number, arrival);
-            assert_eq!(verdict, other, "{number} {arrival:?}");
+            let verdict = decide(&compiled, "x.example.com", number, downstream);
+            let other = decide(&compiled, "y.example.com", number, downstream);
+            assert_eq!(verdict, other, "{number} {downstream:?}");
             verdicts.push(verdict);
         }
     }

@@ -20,9 +20,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use egress_policy::{
-    Action, AllowPlaintext, Arrival, Authority, Cluster, CompileOptions, Decision, Endpoints,
-    HashRing, Identity, LoadBalancer, Parser, PolicyTable, PortNumber, Proxy, ProxyProtocol, Query,
-    Service, SimpleBalancer, Speaks, Trust,
+    Action, AllowPlaintext, Authority, Cluster, CompileOptions, Decision, DownstreamProtocol,
+    Endpoints, HashRing, Identity, LoadBalancer, Parser, PolicyTable, PortNumber, Proxy,
+    ProxyProtocol, Query, Service, SimpleBalancer, Trust, UpstreamProtocol,
 };
 use serde_json::{Map, Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -394,17 +394,17 @@ fn narrowed(ours: &Value, wanted: &Value) -> Value {
 fn answer(table: &PolicyTable, ask: &str, subset: Option<&str>) -> Value {
     let (scheme, rest) = ask.split_once("://").unwrap();
     let authority = Authority::parse(rest).unwrap();
-    let arrival = match scheme {
-        "http" => Arrival::Http,
-        "tls" => Arrival::Tls,
-        "tcp" => Arrival::Tcp,
+    let downstream = match scheme {
+        "http" => DownstreamProtocol::Http,
+        "tls" => DownstreamProtocol::Tls,
+        "tcp" => DownstreamProtocol::Tcp,
         _ => panic!("{ask}"),
     };
     let port = authority.port.unwrap();
     let query = Query {
         host: &authority.host,
         port,
-        arrival,
+        downstream,
         subset,
     };
     let decision = table.decide(&query);
@@ -423,12 +423,12 @@ fn answer(table: &PolicyTable, ask: &str, subset: Option<&str>) -> Value {
     };
     let more = json!({
         "cluster": istio_name(table, &decision, cluster, port),
-        "http": match cluster.speaks {
-            Speaks::Auto => "negotiated",
-            Speaks::Http1 => "http/1.1",
-            Speaks::Http2 => "h2",
-            Speaks::AsReceived => "as received",
-            Speaks::Bytes | Speaks::PostgreSql => "bytes",
+        "http": match cluster.upstream {
+            UpstreamProtocol::Auto => "negotiated",
+            UpstreamProtocol::Http1 => "http/1.1",
+            UpstreamProtocol::Http2 => "h2",
+            UpstreamProtocol::AsReceived => "as received",
+            UpstreamProtocol::Bytes | UpstreamProtocol::PostgreSql => "bytes",
         },
         "endpoints": endpoints(cluster),
         "settings": settings(cluster),

@@ -1,8 +1,8 @@
 //! Input that nobody writes on purpose, or only on purpose: an error or an answer, never a panic.
 
 use egress_policy::{
-    Action, Arrival, Authority, CompileOptions, HostPattern, InvalidAuthority, MAX_HOST_BYTES,
-    Parser, PolicyTable, PortNumber, Problems, Query,
+    Action, Authority, CompileOptions, DownstreamProtocol, HostPattern, InvalidAuthority,
+    MAX_HOST_BYTES, Parser, PolicyTable, PortNumber, Problems, Query,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -48,7 +48,7 @@ fn is_forwarded(table: &PolicyTable, authority: &str) -> bool {
     let query = Query {
         host: &authority.host,
         port: PortNumber::HTTP,
-        arrival: Arrival::Http,
+        downstream: DownstreamProtocol::Http,
         subset: None,
     };
     matches!(table.decide(&query).action, Action::Forward(_))

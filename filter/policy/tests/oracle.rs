@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
 use egress_policy::{
-    Action, AllowPlaintext, Arrival, Authority, CompileOptions, Decision, Identity, Parser,
-    PolicyTable, Proxy, Query, Reason, Sni, Trust,
+    Action, AllowPlaintext, Authority, CompileOptions, Decision, DownstreamProtocol, Identity,
+    Parser, PolicyTable, Proxy, Query, Reason, Sni, Trust,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -159,15 +159,15 @@ fn verdict(istio: &Answer, ours: &Answer) -> String {
 fn ask(table: &PolicyTable, url: &str) -> Answer {
     let (scheme, rest) = url.split_once("://").unwrap();
     let authority = Authority::parse(rest).unwrap();
-    let arrival = match scheme {
-        "http" => Arrival::Http,
-        "https" => Arrival::Tls,
-        _ => Arrival::Tcp,
+    let downstream = match scheme {
+        "http" => DownstreamProtocol::Http,
+        "https" => DownstreamProtocol::Tls,
+        _ => DownstreamProtocol::Tcp,
     };
     Answer::of(&table.decide(&Query {
         host: &authority.host,
         port: authority.port.unwrap(),
-        arrival,
+        downstream,
         subset: None,
     }))
 }

@@ -8,8 +8,8 @@
 use egress_policy::fields::{Cursor, Field, Report};
 use egress_policy::node::Node;
 use egress_policy::{
-    Action, Arrival, CompileOptions, Mesh, Origin, Parser, PolicyTable, PortNumber, Problem, Proxy,
-    Query, Resources, Role, candidates,
+    Action, CompileOptions, DownstreamProtocol, Mesh, Origin, Parser, PolicyTable, PortNumber,
+    Problem, Proxy, Query, Resources, Role, candidates,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -100,7 +100,7 @@ impl World {
         Query {
             host,
             port: PortNumber::new(port).unwrap(),
-            arrival: Arrival::Http,
+            downstream: DownstreamProtocol::Http,
             subset: None,
         }
     }

@@ -8,15 +8,19 @@
 )]
 
 use egress_policy::{
-    Action, AllowPlaintext, Arrival, Authority, CompileOptions, Connection, Decision, Endpoints,
-    HostPattern, OutboundMode, Parser, PolicySource, PolicyTable, PortNumber, Problems, Proxy,
-    Query, Spoken, Trust, Tunnel,
+    Action, AllowPlaintext, Authority, CompileOptions, Connection, Decision, DownstreamProtocol,
+    Endpoints, HostPattern, OutboundMode, Parser, PolicySource, PolicyTable, PortNumber, Problems,
+    Proxy, Query, Spoken, Trust, Tunnel,
 };
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use serde_json::{Map, Value, json};
 
-const ARRIVALS: [Arrival; 3] = [Arrival::Http, Arrival::Tls, Arrival::Tcp];
+const DOWNSTREAMS: [DownstreamProtocol; 3] = [
+    DownstreamProtocol::Http,
+    DownstreamProtocol::Tls,
+    DownstreamProtocol::Tcp,
+];
 const NUMBERS: [u16; 4] = [80, 81, 443, 6379];
 const NAMESPACES: [&str; 3] = ["default", "one", "istio-system"];
 const HOSTS: [&str; 10] = [
@@ -376,17 +380,19 @@ fn survey(table: &PolicyTable) -> Vec<String> {
         .map(|host| example(&HostPattern::parse(host).unwrap()));
     for host in hosts.chain(others) {
         for number in NUMBERS {
-            for arrival in ARRIVALS {
+            for downstream in DOWNSTREAMS {
                 for subset in [None, Some("v1"), Some("v2")] {
                     let port = PortNumber::new(number).unwrap();
                     let query = Query {
                         host: &host,
                         port,
-                        arrival,
+                        downstream,
                         subset,
                     };
                     let answer = told(&table.decide(&query));
-                    answers.push(format!("{host} {number} {arrival:?} {subset:?}: {answer}"));
+                    answers.push(format!(
+                        "{host} {number} {downstream:?} {subset:?}: {answer}"
+                    ));
                 }
             }
         }
@@ -421,7 +427,7 @@ proptest! {
             let query = Query {
                 host: &host,
                 port: service.port,
-                arrival: service.arrival,
+                downstream: service.downstream,
                 subset: service.subset,
             };
             let decision = table.decide(&query);
@@ -454,7 +460,7 @@ proptest! {
         let Ok(table) = compile(&documents, OutboundMode::RegistryOnly) else { return Ok(()) };
         for service in table.services().filter(|service| service.subset.is_none()) {
             let host = example(service.host);
-            let query = Query { host: &host, port: service.port, arrival: service.arrival, subset: None };
+            let query = Query { host: &host, port: service.port, downstream: service.downstream, subset: None };
             let decision = table.decide(&query);
             let of_rule = |document: &&Value| {
                 let name = document["metadata"]["name"].as_str();
@@ -469,7 +475,7 @@ proptest! {
                 prop_assert_eq!(&service.cluster.own, &Some((service.host.clone(), service.port)));
                 let listed = matches!(service.cluster.endpoints, Endpoints::Listed { .. });
                 prop_assert!(listed, "{} has no proxy", service.cluster.name);
-            } else if service.arrival == Arrival::Tls {
+            } else if service.downstream == DownstreamProtocol::Tls {
                 prop_assert!(service.cluster.tls.is_none(), "TLS inside TLS");
             }
         }
@@ -520,9 +526,9 @@ proptest! {
     #[test]
     fn any_host_gets_an_answer(documents in anything(), host in prop_oneof!["\\PC{0,300}", "[a-zA-Z0-9.*:_-]{0,300}", Just(String::new()), Just("a".repeat(100_000))], outbound in outbound()) {
         let Ok(table) = compile(&documents, outbound) else { return Ok(()) };
-        for arrival in ARRIVALS {
+        for downstream in DOWNSTREAMS {
             for host in [host.as_str(), &format!("{host}.a.com"), &format!("{host}-x.a.com")] {
-                let query = Query { host, port: PortNumber::HTTP, arrival, subset: None };
+                let query = Query { host, port: PortNumber::HTTP, downstream, subset: None };
                 let raw = table.decide(&query);
                 prop_assert!(outbound == OutboundMode::AllowAny || !matches!(raw.action, Action::LeaveAlone(_)));
                 if let Ok(authority) = Authority::parse(host) {
@@ -552,8 +558,8 @@ proptest! {
         prop_assert_eq!(&*authority.host, &*plain);
         prop_assert_eq!(authority.port.map(PortNumber::get), port);
         for number in NUMBERS {
-            for arrival in ARRIVALS {
-                let query = Query { host: &plain, port: PortNumber::new(number).unwrap(), arrival, subset: None };
+            for downstream in DOWNSTREAMS {
+                let query = Query { host: &plain, port: PortNumber::new(number).unwrap(), downstream, subset: None };
                 let other = Query { host: &authority.host, ..query };
                 prop_assert_eq!(told(&table.decide(&query)), told(&table.decide(&other)));
             }
@@ -575,12 +581,12 @@ proptest! {
             for host in asked_as(&host) {
                 for port in spec["ports"].as_array().unwrap() {
                     let number = u16::try_from(port["number"].as_u64().unwrap()).unwrap();
-                    for arrival in ARRIVALS {
-                        let query = Query { host: &host, port: PortNumber::new(number).unwrap(), arrival, subset: None };
+                    for downstream in DOWNSTREAMS {
+                        let query = Query { host: &host, port: PortNumber::new(number).unwrap(), downstream, subset: None };
                         let decision = table.decide(&query);
                         prop_assert!(
                             !matches!(decision.action, Action::Forward(_) | Action::LeaveAlone(_)),
-                            "{host}:{number} {arrival:?}: {decision:?}"
+                            "{host}:{number} {downstream:?}: {decision:?}"
                         );
                     }
                 }
@@ -599,7 +605,7 @@ fn each_has_its_tls(documents: &[Value]) -> Result<(), TestCaseError> {
         let query = Query {
             host: &host,
             port: service.port,
-            arrival: service.arrival,
+            downstream: service.downstream,
             subset: service.subset,
         };
         let decision = table.decide(&query);
@@ -764,7 +770,7 @@ fn a_port_without_a_protocol_is_not_left_alone_where_its_rule_asks_for_tls() {
     let query = Query {
         host: "a.com",
         port: PortNumber::HTTP,
-        arrival: Arrival::Http,
+        downstream: DownstreamProtocol::Http,
         subset: None,
     };
     let action = table.decide(&query).action;

@@ -7,9 +7,9 @@
 )]
 
 use egress_policy::{
-    Action, Arrival, Authority, CompileOptions, ConnectTo, Connection, Decision, Endpoints,
-    HostName, LbEndpoint, NameSource, OutboundMode, Parser, PolicyTable, PortNumber, Problem,
-    Proxy, Query, Reason, Role, Sni, Spoken, TlsIntent, Trust,
+    Action, Authority, CompileOptions, ConnectTo, Connection, Decision, DownstreamProtocol,
+    Endpoints, HostName, LbEndpoint, NameSource, OutboundMode, Parser, PolicyTable, PortNumber,
+    Problem, Proxy, Query, Reason, Role, Sni, Spoken, TlsIntent, Trust,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -107,7 +107,7 @@ fn decide<'t>(table: &'t PolicyTable, authority: &str, port: u16) -> Decision<'t
     table.decide(&Query {
         host,
         port,
-        arrival: Arrival::Http,
+        downstream: DownstreamProtocol::Http,
         subset: None,
     })
 }
@@ -151,7 +151,7 @@ fn the_rule_originates_on_its_port_and_passes_the_other_through() {
     let query = Query {
         host: "edition.cnn.com",
         port: PortNumber::HTTPS,
-        arrival: Arrival::Tls,
+        downstream: DownstreamProtocol::Tls,
         subset: None,
     };
     let decision = table.decide(&query);
@@ -378,7 +378,7 @@ fn every_decision_borrows_a_cluster_and_every_cluster_is_reached() {
         let decision = table.decide(&Query {
             host: &host,
             port: service.port,
-            arrival: service.arrival,
+            downstream: service.downstream,
             subset: None,
         });
         let (Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster)) =
@@ -600,11 +600,11 @@ fn connect_to_below_a_wildcard_is_for_one_host_and_port_alone() {
             ..CompileOptions::default()
         };
         let (table, _) = compile(&documents, &options).unwrap();
-        let way = |host: &str, port: u16, arrival: Arrival| {
+        let way = |host: &str, port: u16, downstream: DownstreamProtocol| {
             let decision = table.decide(&Query {
                 host,
                 port: number(port),
-                arrival,
+                downstream,
                 subset: None,
             });
             let cluster = match decision.action {
@@ -616,14 +616,17 @@ fn connect_to_below_a_wildcard_is_for_one_host_and_port_alone() {
             (cluster, decision.connect_to)
         };
         let pinned = Some(("127.0.0.1", number(8443)));
-        for (port, arrival) in [(80, Arrival::Http), (443, Arrival::Tls)] {
-            let (cluster, to) = way("a.example.com", port, arrival);
+        for (port, downstream) in [
+            (80, DownstreamProtocol::Http),
+            (443, DownstreamProtocol::Tls),
+        ] {
+            let (cluster, to) = way("a.example.com", port, downstream);
             assert_eq!(
                 (cluster.public_only, cluster.any_name, to),
                 (false, false, pinned),
                 "{port}"
             );
-            let (guarded, to) = way("b.example.com", port, arrival);
+            let (guarded, to) = way("b.example.com", port, downstream);
             assert_eq!(
                 (guarded.public_only, guarded.any_name, to),
                 (true, true, None),
@@ -632,7 +635,7 @@ fn connect_to_below_a_wildcard_is_for_one_host_and_port_alone() {
             assert_eq!(cluster.tls, guarded.tls);
             assert_eq!(cluster.connection_pool, guarded.connection_pool);
         }
-        let (guarded, to) = way("a.example.com", 81, Arrival::Http);
+        let (guarded, to) = way("a.example.com", 81, DownstreamProtocol::Http);
         assert_eq!((guarded.public_only, to), (true, None));
     }
 }
@@ -724,7 +727,7 @@ fn a_tcp_port_sends_and_verifies_a_name() {
     let query = Query {
         host: "r.com",
         port: PortNumber::new(6379).unwrap(),
-        arrival: Arrival::Tcp,
+        downstream: DownstreamProtocol::Tcp,
         subset: None,
     };
     let Action::Originate(cluster) = table.decide(&query).action else {
@@ -766,7 +769,7 @@ fn a_subset_says_over_what_the_rule_says() {
         table.decide(&Query {
             host: "a.com",
             port: PortNumber::HTTP,
-            arrival: Arrival::Http,
+            downstream: DownstreamProtocol::Http,
             subset: Some(subset),
         })
     };

@@ -5,7 +5,7 @@
 )]
 
 use egress_policy::{
-    CompileOptions, Endpoints, Parser, PolicyTable, PortNumber, Problems, Service, Speaks,
+    CompileOptions, Endpoints, Parser, PolicyTable, PortNumber, Problems, Service, UpstreamProtocol,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -57,16 +57,19 @@ fn at(table: &PolicyTable, port: u16) -> Service<'_> {
 
 #[test]
 fn the_proxy_is_spoken_to_by_http_1_unless_the_rule_says_2() {
-    for (pool, speaks) in [
-        (json!({}), Speaks::Http1),
-        (json!({"h2UpgradePolicy": "UPGRADE"}), Speaks::Http2),
+    for (pool, upstream) in [
+        (json!({}), UpstreamProtocol::Http1),
+        (
+            json!({"h2UpgradePolicy": "UPGRADE"}),
+            UpstreamProtocol::Http2,
+        ),
         // There is no request whose protocol it could be.
-        (json!({"useClientProtocol": true}), Speaks::Http1),
+        (json!({"useClientProtocol": true}), UpstreamProtocol::Http1),
     ] {
         let policy = json!({"tunnel": tunnel(), "connectionPool": {"http": pool}});
         let (table, _) = compile("a.com", &[443, 5432], json!({}), policy).unwrap();
         for port in [443, 5432] {
-            assert_eq!(at(&table, port).cluster.speaks, speaks, "{pool}");
+            assert_eq!(at(&table, port).cluster.upstream, upstream, "{pool}");
         }
     }
 }

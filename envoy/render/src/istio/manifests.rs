@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use egress_policy::{Arrival, Service};
+use egress_policy::{DownstreamProtocol, Service};
 
 use super::manifest::{Manifest, given};
 use super::selector::ProxySelector;
@@ -56,15 +56,15 @@ fn check(services: &[Service<'_>], wanted: &Wanted) -> Result<(), Unsupported> {
     let mut ports = BTreeMap::new();
     for service in services {
         let tls = service.cluster.tls.as_ref();
-        match service.arrival {
-            Arrival::Tcp if tls.is_some() => {
+        match service.downstream {
+            DownstreamProtocol::Tcp if tls.is_some() => {
                 return Err(Unsupported::Tcp {
                     host: service.host.to_string(),
                     port: service.port,
                 });
             }
-            Arrival::Tcp | Arrival::Tls => continue,
-            Arrival::Http => {}
+            DownstreamProtocol::Tcp | DownstreamProtocol::Tls => continue,
+            DownstreamProtocol::Http => {}
         }
         ports.insert(service.port, ());
         if service.cluster.public_only {

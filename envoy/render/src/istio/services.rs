@@ -1,15 +1,15 @@
 //! What of a table the filter is to carry out in Istio.
 
 use egress_filter::contract;
-use egress_policy::{Arrival, Cluster, Service};
+use egress_policy::{Cluster, DownstreamProtocol, Service};
 
 /// Returns the services that the filter originates TLS for, subsets included.
 pub(super) fn originated<'s, 't>(
     services: &'s [Service<'t>],
 ) -> impl Iterator<Item = &'s Service<'t>> {
-    services
-        .iter()
-        .filter(|service| service.arrival == Arrival::Http && service.cluster.tls.is_some())
+    services.iter().filter(|service| {
+        service.downstream == DownstreamProtocol::Http && service.cluster.tls.is_some()
+    })
 }
 
 /// Returns the names of the secrets that a cluster asks for; what our names mark with `%`, Istio's do not.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use egress_filter::contract;
 use egress_policy::{
-    Cluster, Endpoints, HashRing, LbEndpoint, LoadBalancer, SimpleBalancer, Speaks,
+    Cluster, Endpoints, HashRing, LbEndpoint, LoadBalancer, SimpleBalancer, UpstreamProtocol,
 };
 use serde_json::{Map, Value, json};
 
@@ -292,12 +292,14 @@ fn protocol_options(cluster: &Cluster, filters: Option<Value>) -> Option<Value> 
         Value::Object(fields)
     };
     let both = || json!({"http_protocol_options": {}, "http2_protocol_options": http2});
-    let mut options = match cluster.speaks {
-        Speaks::Bytes | Speaks::PostgreSql => return None,
-        Speaks::Auto => json!({"auto_config": both()}),
-        Speaks::AsReceived => json!({"use_downstream_protocol_config": both()}),
-        Speaks::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
-        Speaks::Http2 => json!({"explicit_http_config": {"http2_protocol_options": http2}}),
+    let mut options = match cluster.upstream {
+        UpstreamProtocol::Bytes | UpstreamProtocol::PostgreSql => return None,
+        UpstreamProtocol::Auto => json!({"auto_config": both()}),
+        UpstreamProtocol::AsReceived => json!({"use_downstream_protocol_config": both()}),
+        UpstreamProtocol::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
+        UpstreamProtocol::Http2 => {
+            json!({"explicit_http_config": {"http2_protocol_options": http2}})
+        }
     };
     let fields = options.as_object_mut()?;
     set(

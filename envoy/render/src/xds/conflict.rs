@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use egress_policy::{
-    Arrival, Endpoints, HostName, LbEndpoint, OutboundMode, PolicyTable, PortNumber, ResourceId,
-    Service,
+    DownstreamProtocol, Endpoints, HostName, LbEndpoint, OutboundMode, PolicyTable, PortNumber,
+    ResourceId, Service,
 };
 
 use super::options::Options;
@@ -209,7 +209,7 @@ impl Options {
             return Some(Conflict::TwoProxies(rule(&service)));
         }
         if self.forward_proxy.is_some()
-            && let Some(service) = any(|service| service.arrival == Arrival::Tls)
+            && let Some(service) = any(|service| service.downstream == DownstreamProtocol::Tls)
         {
             return Some(Conflict::AroundTheTunnel {
                 host: service.host.to_string(),
@@ -225,7 +225,7 @@ impl Options {
         for other in &self.workloads {
             for (one, other) in reached(table).zip(reached(other)) {
                 let same = one.cluster.tunnel == other.cluster.tunnel
-                    && (one.arrival != Arrival::Tls
+                    && (one.downstream != DownstreamProtocol::Tls
                         || !tunnelled(&one)
                         || one.cluster == other.cluster);
                 if !same {

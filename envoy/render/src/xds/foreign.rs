@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use egress_filter::{FilterKind, PluginConfig, Variants, contract};
-use egress_policy::{Arrival, PolicyTable, PortNumber};
+use egress_policy::{DownstreamProtocol, PolicyTable, PortNumber};
 use serde_json::{Value, json};
 
 use super::message::extension;
@@ -34,7 +34,7 @@ pub fn foreign(table: &PolicyTable, resources: &[Value], options: &Options) -> A
     let mut clusters = BTreeMap::new();
     let mut ports = BTreeMap::new();
     for service in table.services() {
-        if service.arrival != Arrival::Http || service.subset.is_some() {
+        if service.downstream != DownstreamProtocol::Http || service.subset.is_some() {
             continue;
         }
         ports.insert(service.port, ());

@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 
 use egress_filter::contract;
-use egress_policy::Arrival;
+use egress_policy::DownstreamProtocol;
 use serde_json::{Map, Value, json};
 
 use super::chain::{Chain, Filter, Listener};
@@ -66,7 +66,7 @@ fn guarded(rendering: &Rendering<'_>) -> BTreeSet<String> {
     let passed_through = rendering
         .table
         .services()
-        .filter(|service| service.arrival == Arrival::Tls && service.subset.is_none())
+        .filter(|service| service.downstream == DownstreamProtocol::Tls && service.subset.is_none())
         .map(|service| service.cluster);
     passed_through
         .filter(|cluster| guard::by_filters(cluster, rendering.options))

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use egress_filter::{FilterKind, PluginConfig, Variants, contract};
-use egress_policy::{Arrival, Cluster, HashKey, OutboundMode, PolicyTable, PortNumber, Service};
+use egress_policy::{
+    Cluster, DownstreamProtocol, HashKey, OutboundMode, PolicyTable, PortNumber, Service,
+};
 use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
@@ -175,7 +177,8 @@ fn http_services(
     table: &PolicyTable,
 ) -> impl Iterator<Item = Service<'_>> {
     let http = move |service: &Service<'_>| {
-        port.is_none_or(|port| service.port == port) && service.arrival == Arrival::Http
+        port.is_none_or(|port| service.port == port)
+            && service.downstream == DownstreamProtocol::Http
     };
     table
         .services()

@@ -1,6 +1,6 @@
 //! Listeners: one for each service port, requests to the filter, the application's TLS by its SNI.
 
-use egress_policy::{Arrival, PortNumber};
+use egress_policy::{DownstreamProtocol, PortNumber};
 use serde_json::{Map, Value, json};
 
 use super::chain::{
@@ -19,13 +19,13 @@ pub(super) fn listeners(rendering: &Rendering<'_>) -> Vec<Listener> {
     let services = tcp::Services::new(rendering);
     let forward_proxy = forward_proxy::listener(rendering);
     let mut listeners = Vec::new();
-    for (port, arrivals) in service_ports(rendering.table) {
-        let manager = arrivals
-            .contains(&Arrival::Http)
+    for (port, downstreams) in service_ports(rendering.table) {
+        let manager = downstreams
+            .contains(&DownstreamProtocol::Http)
             .then(|| http::connection_manager(HttpSettings::of_port(port), rendering));
         let service = Port {
             port,
-            arrivals,
+            downstreams,
             manager,
         };
         if options.listens_on(port) {
@@ -45,7 +45,7 @@ pub(super) fn listeners(rendering: &Rendering<'_>) -> Vec<Listener> {
 /// A service port, and what its listeners have in common.
 struct Port {
     port: PortNumber,
-    arrivals: Vec<Arrival>,
+    downstreams: Vec<DownstreamProtocol>,
     /// What reads requests, where any come.
     manager: Option<HttpManager>,
 }
@@ -58,8 +58,8 @@ impl Port {
         services: &tcp::Services<'_>,
         rendering: &Rendering<'_>,
     ) -> Listener {
-        let (port, arrivals, options) = (self.port, &self.arrivals, rendering.options);
-        let has_tls = arrivals.contains(&Arrival::Tls);
+        let (port, downstreams, options) = (self.port, &self.downstreams, rendering.options);
+        let has_tls = downstreams.contains(&DownstreamProtocol::Tls);
         let mut chains = if has_tls {
             passthrough::chains(port, rendering)
         } else {
@@ -72,11 +72,11 @@ impl Port {
                 filters: vec![Filter::Http(manager.clone())],
             });
         }
-        if arrivals.contains(&Arrival::Tcp) {
-            chains.extend(services.chains(port, arrivals, capture.is_some()));
+        if downstreams.contains(&DownstreamProtocol::Tcp) {
+            chains.extend(services.chains(port, downstreams, capture.is_some()));
         }
         // Chains that match addresses too have one way of matching.
-        let by_name = capture.is_none() && !arrivals.contains(&Arrival::Tcp);
+        let by_name = capture.is_none() && !downstreams.contains(&DownstreamProtocol::Tcp);
         let matcher = by_name.then(|| server_name::matcher(&mut chains)).flatten();
         let (name, mut fields) = match capture {
             Some(capture) => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use egress_filter::contract;
-use egress_policy::{Arrival, HostPattern, PortNumber, Reason, Service};
+use egress_policy::{DownstreamProtocol, HostPattern, PortNumber, Reason, Service};
 use serde_json::{Value, json};
 
 use super::access_log::{Metadata, access_log};
@@ -23,7 +23,9 @@ pub(super) fn chains(port: PortNumber, rendering: &Rendering<'_>) -> Vec<Chain> 
     let (table, options) = (rendering.table, rendering.options);
     let mut groups = BTreeMap::<Alike<'_>, Vec<Service<'_>>>::new();
     for service in table.services().filter(|service| {
-        service.port == port && service.arrival == Arrival::Tls && service.subset.is_none()
+        service.port == port
+            && service.downstream == DownstreamProtocol::Tls
+            && service.subset.is_none()
     }) {
         let pinned = service
             .connect_to
@@ -90,7 +92,7 @@ pub(super) fn chains(port: PortNumber, rendering: &Rendering<'_>) -> Vec<Chain> 
     }
     let refused = table
         .refused()
-        .filter(|refused| refused.port == port && refused.arrival == Arrival::Tls);
+        .filter(|refused| refused.port == port && refused.downstream == DownstreamProtocol::Tls);
     let mut by_reason = BTreeMap::<Reason, Vec<String>>::new();
     for refused in refused {
         let names = by_reason.entry(refused.reason).or_default();

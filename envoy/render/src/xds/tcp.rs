@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use egress_filter::{FilterKind, PluginConfig, Variants};
-use egress_policy::{Address, Arrival, PolicyTable, PortNumber, Refused, Service};
+use egress_policy::{Address, DownstreamProtocol, PolicyTable, PortNumber, Refused, Service};
 use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
@@ -107,7 +107,7 @@ impl<'r> Services<'r> {
     pub(super) fn chains(
         &self,
         port: PortNumber,
-        arrivals: &[Arrival],
+        downstreams: &[DownstreamProtocol],
         captured: bool,
     ) -> Vec<Chain> {
         let (table, options) = (self.rendering.table, self.rendering.options);
@@ -115,17 +115,20 @@ impl<'r> Services<'r> {
             .filter(|service| service.port == port && service.vip.is_none())
             .collect();
         let refused = table.refused().filter(|refused| {
-            refused.port == port && refused.arrival == Arrival::Tcp && refused.connectable
+            refused.port == port
+                && refused.downstream == DownstreamProtocol::Tcp
+                && refused.connectable
         });
         let refused: Vec<Refused<'_>> = refused.collect();
-        let by_address =
-            captured || here.len() + refused.len() > 1 || arrivals.contains(&Arrival::Http);
+        let by_address = captured
+            || here.len() + refused.len() > 1
+            || downstreams.contains(&DownstreamProtocol::Http);
         let matches = |addresses: &[Address]| {
             let ranges = (by_address && !addresses.is_empty())
                 .then(|| addresses.iter().map(range).collect());
             Some(ChainMatch {
                 prefix_ranges: ranges,
-                ..ChainMatch::beside_tls(arrivals.contains(&Arrival::Tls))
+                ..ChainMatch::beside_tls(downstreams.contains(&DownstreamProtocol::Tls))
             })
         };
         let chain = |(at, service): (usize, &Service<'_>)| Chain {

@@ -1,6 +1,6 @@
 //! Transport sockets: what stands between a cluster and the server.
 
-use egress_policy::{Cluster, ProxyProtocol, Speaks, TlsIntent};
+use egress_policy::{Cluster, ProxyProtocol, TlsIntent, UpstreamProtocol};
 use serde_json::{Map, Value, json};
 
 use super::message::{extension, set, set_some};
@@ -65,13 +65,13 @@ fn tls_socket(cluster: &Cluster, tls: &TlsIntent, rendering: &Rendering<'_>) -> 
     let options = rendering.options;
     let mut common = Map::new();
     set(&mut common, "tls_params", tls_params(options));
-    match cluster.speaks {
+    match cluster.upstream {
         // Envoy offers what the connection will speak, and TCP offers none.
-        Speaks::Auto | Speaks::AsReceived | Speaks::Bytes => {}
+        UpstreamProtocol::Auto | UpstreamProtocol::AsReceived | UpstreamProtocol::Bytes => {}
         // Source: postgres/postgres `src/include/libpq/pqcomm.h`, `PG_ALPN_PROTOCOL`.
-        Speaks::PostgreSql => set(&mut common, "alpn_protocols", json!(["postgresql"])),
-        Speaks::Http1 => set(&mut common, "alpn_protocols", json!(["http/1.1"])),
-        Speaks::Http2 => set(&mut common, "alpn_protocols", json!(["h2"])),
+        UpstreamProtocol::PostgreSql => set(&mut common, "alpn_protocols", json!(["postgresql"])),
+        UpstreamProtocol::Http1 => set(&mut common, "alpn_protocols", json!(["http/1.1"])),
+        UpstreamProtocol::Http2 => set(&mut common, "alpn_protocols", json!(["h2"])),
     }
     if let Some(identity) = &tls.identity {
         let reference = json!([secrets::certificate(identity, options)]);

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egress_filter::{Variants, contract};
-use egress_policy::{Arrival, Cluster, PolicyTable};
+use egress_policy::{Cluster, DownstreamProtocol, PolicyTable};
 use serde_json::{Value, json};
 
 use super::message::extension;
@@ -64,11 +64,12 @@ pub(super) fn reached<'t>(table: &'t PolicyTable, options: &'t Options) -> Reach
     let passed_through = || {
         table
             .services()
-            .filter(|service| service.arrival == Arrival::Tls)
+            .filter(|service| service.downstream == DownstreamProtocol::Tls)
     };
     let decided = |table: &'t PolicyTable| {
         table.services().filter(|service| {
-            service.arrival == Arrival::Http || (service.connectable && service.subset.is_none())
+            service.downstream == DownstreamProtocol::Http
+                || (service.connectable && service.subset.is_none())
         })
     };
     let services = passed_through().chain(tables(table, options).flat_map(decided));

@@ -1,8 +1,8 @@
 //! A request's facts become effects, and so do those of its response when the connection failed.
 
 use egress_policy::{
-    Action, Arrival, Authority, Cluster, Decision, Endpoints, InvalidAuthority, PortNumber, Query,
-    Reason,
+    Action, Authority, Cluster, Decision, DownstreamProtocol, Endpoints, InvalidAuthority,
+    PortNumber, Query, Reason,
 };
 
 use crate::config::AuthorityMode;
@@ -237,9 +237,9 @@ fn decide<'t: 'q, 'q>(
             let query = Query {
                 host: &authority.host,
                 port,
-                arrival: match facts.connect {
-                    true => Arrival::Tls,
-                    false => Arrival::Http,
+                downstream: match facts.connect {
+                    true => DownstreamProtocol::Tls,
+                    false => DownstreamProtocol::Http,
                 },
                 subset: None,
             };

@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use egress_policy::{
-    Action, Arrival, Authority, OutboundMode, Parser, PolicyTable, PortNumber, Query, CompileOptions,
+    Action, DownstreamProtocol, Authority, OutboundMode, Parser, PolicyTable, PortNumber, Query, CompileOptions,
 };
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
@@ -90,23 +90,23 @@ fuzz_target!(|text: &str| {
     assert_eq!(again.host, authority.host);
     for (table, outbound) in TABLES.iter().zip(["closed", "open"]) {
         for port in [80, 443, 6379, 81] {
-            for arrival in [Arrival::Http, Arrival::Tls, Arrival::Tcp] {
+            for downstream in [DownstreamProtocol::Http, DownstreamProtocol::Tls, DownstreamProtocol::Tcp] {
                 let Some(port) = PortNumber::new(port) else {
                     return;
                 };
                 let query = Query {
                     host: &authority.host,
                     port,
-                    arrival,
+                    downstream,
                     subset: None,
                 };
                 let ours = is_ours(&authority.host);
                 match table.decide(&query).action {
                     Action::Originate(cluster) => {
                         assert!(ours && cluster.tls.is_some());
-                        assert_ne!(arrival, Arrival::Tls);
+                        assert_ne!(downstream, DownstreamProtocol::Tls);
                     }
-                    Action::Passthrough(_) => assert!(ours && arrival == Arrival::Tls),
+                    Action::Passthrough(_) => assert!(ours && downstream == DownstreamProtocol::Tls),
                     Action::Forward(_) => panic!("no rule says so"),
                     Action::LeaveAlone(_) => {
                         assert!(outbound == "open" && (!ours || port.get() == 81));

@@ -1,7 +1,7 @@
 //! What the fuzz targets share: compile documents as a filter would, and hold the table to its word.
 
 use egress_policy::{
-    Action, Arrival, HostPattern, OutboundMode, Parser, PolicyTable, PortNumber, Query, CompileOptions,
+    Action, DownstreamProtocol, HostPattern, OutboundMode, Parser, PolicyTable, PortNumber, Query, CompileOptions,
 };
 use serde_json::Value;
 
@@ -59,7 +59,7 @@ fn hold_to_its_word(table: &PolicyTable) {
         let query = Query {
             host: &host,
             port: service.port,
-            arrival: service.arrival,
+            downstream: service.downstream,
             subset: service.subset,
         };
         let decision = table.decide(&query);
@@ -81,11 +81,11 @@ fn hold_to_its_word(table: &PolicyTable) {
         }
     }
     for host in STRANGERS {
-        for arrival in [Arrival::Http, Arrival::Tls, Arrival::Tcp] {
+        for downstream in [DownstreamProtocol::Http, DownstreamProtocol::Tls, DownstreamProtocol::Tcp] {
             let query = Query {
                 host,
                 port: PortNumber::HTTP,
-                arrival,
+                downstream,
                 subset: None,
             };
             let _ = table.decide(&query);

@@ -1,12 +1,12 @@
 //! The clusters of a table: what is spoken to a service, and where it leads.
 
-use crate::cluster::{Cluster, ClusterName, Endpoints, LbEndpoint, Speaks};
+use crate::cluster::{Cluster, ClusterName, Endpoints, LbEndpoint, UpstreamProtocol};
 use crate::compile::compiler::{Compiler, Wanted};
 use crate::compile::owners::{Leads, is_looked_up};
 use crate::merge::Settings;
 use crate::options::ConnectTo;
 use crate::port::PortNumber;
-use crate::query::Arrival;
+use crate::query::DownstreamProtocol;
 use crate::resource::{H2UpgradePolicy, Resolution, ServicePort, Subset};
 use crate::tls::TlsIntent;
 
@@ -24,7 +24,7 @@ impl<'r> Compiler<'r> {
             host,
             port,
             leads,
-            arrival,
+            downstream,
             ..
         } = service;
         let elsewhere = matches!(leads, Leads::To(_));
@@ -51,14 +51,14 @@ impl<'r> Compiler<'r> {
         let http = connection_pool.as_ref().map(|pool| &pool.http);
         let as_received = http.is_some_and(|http| http.use_client_protocol);
         let upgrade = http.map(|http| http.h2_upgrade).unwrap_or_default();
-        let speaks = match &tunnel {
-            Some(_) if upgrade == H2UpgradePolicy::Upgrade => Speaks::Http2,
-            Some(_) => Speaks::Http1,
-            None => speaks(arrival, port, tls.is_some(), upgrade, as_received),
+        let upstream = match &tunnel {
+            Some(_) if upgrade == H2UpgradePolicy::Upgrade => UpstreamProtocol::Http2,
+            Some(_) => UpstreamProtocol::Http1,
+            None => upstream(downstream, port, tls.is_some(), upgrade, as_received),
         };
         // Nothing in a connection of bytes says where it goes, so its cluster does.
         let own = subset.is_some()
-            || (arrival == Arrival::Tcp && host.exact().is_some())
+            || (downstream == DownstreamProtocol::Tcp && host.exact().is_some())
             || elsewhere
             || load_balancer.is_some()
             || connection_pool.is_some()
@@ -74,7 +74,7 @@ impl<'r> Compiler<'r> {
             let alike = |index: &usize| {
                 self.clusters.get(*index).is_some_and(|cluster| {
                     cluster.tls == tls
-                        && cluster.speaks == speaks
+                        && cluster.upstream == upstream
                         && cluster.any_name == any_name
                         && cluster.public_only == public_only
                 })
@@ -86,7 +86,7 @@ impl<'r> Compiler<'r> {
         }
         let name = match own {
             true => ClusterName::own(port.number, subset.map_or("", |subset| &subset.name), host),
-            false => ClusterName::shared(tls.as_ref(), speaks, any_name, public_only),
+            false => ClusterName::shared(tls.as_ref(), upstream, any_name, public_only),
         };
         if let Some(index) = self.names.get(&name) {
             return Some(*index);
@@ -104,7 +104,7 @@ impl<'r> Compiler<'r> {
             own,
             tls,
             tunnel,
-            speaks,
+            upstream,
             endpoints,
             any_name,
             public_only,
@@ -234,21 +234,21 @@ pub(super) fn is_postgresql(port: &ServicePort) -> bool {
 }
 
 /// Settles what is spoken to the server.
-fn speaks(
-    arrival: Arrival,
+fn upstream(
+    downstream: DownstreamProtocol,
     port: &ServicePort,
     tls: bool,
     upgrade: H2UpgradePolicy,
     as_received: bool,
-) -> Speaks {
-    match (arrival, port.protocol.is_http2(), upgrade) {
-        (Arrival::Tcp, ..) if tls && is_postgresql(port) => Speaks::PostgreSql,
-        (Arrival::Tls | Arrival::Tcp, ..) => Speaks::Bytes,
-        _ if as_received => Speaks::AsReceived,
-        (_, true, _) | (_, _, H2UpgradePolicy::Upgrade) => Speaks::Http2,
-        (_, _, H2UpgradePolicy::DoNotUpgrade) => Speaks::Http1,
+) -> UpstreamProtocol {
+    match (downstream, port.protocol.is_http2(), upgrade) {
+        (DownstreamProtocol::Tcp, ..) if tls && is_postgresql(port) => UpstreamProtocol::PostgreSql,
+        (DownstreamProtocol::Tls | DownstreamProtocol::Tcp, ..) => UpstreamProtocol::Bytes,
+        _ if as_received => UpstreamProtocol::AsReceived,
+        (_, true, _) | (_, _, H2UpgradePolicy::Upgrade) => UpstreamProtocol::Http2,
+        (_, _, H2UpgradePolicy::DoNotUpgrade) => UpstreamProtocol::Http1,
         // Without TLS nothing can be agreed on.
-        _ if tls => Speaks::Auto,
-        _ => Speaks::Http1,
+        _ if tls => UpstreamProtocol::Auto,
+        _ => UpstreamProtocol::Http1,
     }
 }

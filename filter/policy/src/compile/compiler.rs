@@ -10,7 +10,7 @@ use crate::merge::{Rule, RuleIndex};
 use crate::options::CompileOptions;
 use crate::port::PortNumber;
 use crate::problem::{FieldPath, Problem, ProblemKind, Segment, Severity};
-use crate::query::Arrival;
+use crate::query::DownstreamProtocol;
 use crate::resource::{Meta, Resources, ServiceEntry, ServicePort};
 use crate::source::problem_of;
 use crate::table::GateSummary;
@@ -55,7 +55,7 @@ pub(super) struct Plain<'r> {
     /// The entry that has the port.
     pub(super) entry: Entry<'r>,
     pub(super) port: &'r ServicePort,
-    pub(super) arrival: Arrival,
+    pub(super) downstream: DownstreamProtocol,
     /// The ports that are dialled: those of the endpoints, or the target.
     pub(super) dialled: Vec<PortNumber>,
     /// A rule says `mode: DISABLE`.
@@ -88,7 +88,7 @@ pub(super) struct Wanted<'w> {
     pub(super) leads: &'w Leads<'w>,
     /// The names that its certificate may have where the rule gives none.
     pub(super) names: &'w [String],
-    pub(super) arrival: Arrival,
+    pub(super) downstream: DownstreamProtocol,
 }
 
 impl<'r> Compiler<'r> {

@@ -9,7 +9,7 @@ use crate::host::HostPattern;
 use crate::order::{map_of, sort_by};
 use crate::port::{PortNumber, Protocol};
 use crate::problem::{ProblemKind, Severity};
-use crate::query::Arrival;
+use crate::query::DownstreamProtocol;
 use crate::resource::{Address, ServiceEntry};
 use crate::table::connections::{Connections, Known};
 use crate::table::hosts::Port;
@@ -27,7 +27,7 @@ impl<'r> Compiler<'r> {
         let protocol = entry.ports.iter().find(|other| other.index == port_index);
         // What Istio would sniff may be HTTP, where the host is read from the request.
         let sniffed = protocol.is_none_or(|port| port.protocol == Protocol::Unset);
-        if port.arrival != Arrival::Tcp || sniffed || host.exact().is_none() {
+        if port.downstream != DownstreamProtocol::Tcp || sniffed || host.exact().is_none() {
             return;
         }
         self.connections.push(Candidate {
@@ -70,8 +70,8 @@ impl<'r> Compiler<'r> {
 
     /// Tells of services whose connections cannot be told apart.
     fn check_port(&mut self, port: PortNumber, all: &[Candidate<'r>]) {
-        let [http, tls] =
-            [Arrival::Http, Arrival::Tls].map(|arrival| self.neighbour(port, arrival));
+        let [http, tls] = [DownstreamProtocol::Http, DownstreamProtocol::Tls]
+            .map(|downstream| self.neighbour(port, downstream));
         let mut taken = BTreeMap::new();
         for candidate in all {
             self.check_neighbours(port, candidate, http.as_deref(), tls.as_deref());
@@ -98,11 +98,11 @@ impl<'r> Compiler<'r> {
     }
 
     /// Returns the first host that speaks so on the port.
-    fn neighbour(&self, port: PortNumber, arrival: Arrival) -> Option<String> {
-        let speaks = |other: &Port| other.arrival == arrival;
+    fn neighbour(&self, port: PortNumber, downstream: DownstreamProtocol) -> Option<String> {
+        let upstream = |other: &Port| other.downstream == downstream;
         let mut hosts = self.hosts.iter();
         hosts
-            .find(|host| self.hosts.port(host, port).is_some_and(speaks))
+            .find(|host| self.hosts.port(host, port).is_some_and(upstream))
             .map(|host| host.pattern.to_string())
     }
 

@@ -22,7 +22,7 @@ use crate::order::{sort_by, sorted};
 use crate::port::{PortNumber, Protocol};
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity, edits};
 use crate::proxy::Proxy;
-use crate::query::Arrival;
+use crate::query::DownstreamProtocol;
 use crate::resource::{
     Asked, ClientTls, DestinationRule, Meta, Resources, ServiceEntry, ServicePort, TlsMode,
     TrafficPolicy, Unread, hidden_by,
@@ -138,10 +138,10 @@ impl<'r> Compiler<'r> {
             .hosts
             .get(host)
             .is_some_and(|host| host.pattern.exact().is_some());
-        let listens = match found.arrival {
-            Arrival::Http => true,
-            Arrival::Tls => false,
-            Arrival::Tcp => exact && port.protocol != Protocol::Unset,
+        let listens = match found.downstream {
+            DownstreamProtocol::Http => true,
+            DownstreamProtocol::Tls => false,
+            DownstreamProtocol::Tcp => exact && port.protocol != Protocol::Unset,
         };
         if plain && listens {
             let settings = merged.map(|merged| for_port(merged, port.number));
@@ -149,7 +149,7 @@ impl<'r> Compiler<'r> {
                 host,
                 entry,
                 port,
-                arrival: found.arrival,
+                downstream: found.downstream,
                 dialled: dialled(leads, port),
                 disabled: disables(settings.and_then(|settings: Settings<'_>| settings.tls)),
             });
@@ -339,7 +339,7 @@ impl<'r> Compiler<'r> {
             let mut ports = self.hosts.ports(host);
             *dialled == PortNumber::HTTPS
                 || ports.any(|port| {
-                    port.arrival == Arrival::Tls
+                    port.downstream == DownstreamProtocol::Tls
                         && (port.number == *dialled || port.target == *dialled)
                 })
         };
@@ -348,15 +348,17 @@ impl<'r> Compiler<'r> {
 
     fn plaintext_to_tls(&mut self, host: &HostPattern, service: &Plain<'r>, tls_port: PortNumber) {
         let number = service.port.number;
-        let speaks = match service.arrival {
-            Arrival::Http => "HTTP",
-            Arrival::Tls | Arrival::Tcp => "TCP",
+        let spoken = match service.downstream {
+            DownstreamProtocol::Http => "HTTP",
+            DownstreamProtocol::Tls | DownstreamProtocol::Tcp => "TCP",
         };
         let text = format!(
-            "plain {speaks} of port {number} of `{host}` would go to TLS port {tls_port}, and no DestinationRule asks for TLS"
+            "plain {spoken} of port {number} of `{host}` would go to TLS port {tls_port}, and no DestinationRule asks for TLS"
         );
-        let own = match service.arrival {
-            Arrival::Tcp => "; if applications speak TLS themselves, write `protocol: TLS`",
+        let own = match service.downstream {
+            DownstreamProtocol::Tcp => {
+                "; if applications speak TLS themselves, write `protocol: TLS`"
+            }
             _ => "",
         };
         let allow = allow_hint(host, number);
@@ -536,7 +538,7 @@ impl<'r> Compiler<'r> {
                 Reason::LeftOut,
                 Some((self.rule_index(rule), PolicySource::Rule)),
             );
-            let port = Port::new(number, port.target, port.arrival, verdict);
+            let port = Port::new(number, port.target, port.downstream, verdict);
             self.hosts.add_port(index, port, Vec::new());
             let text = format!(
                 "it asks for TLS to `{host}`, but requests on port {number} go by `{wild}`, which is plaintext: they are refused (`left_out`)"
@@ -762,7 +764,7 @@ impl<'r> Compiler<'r> {
                     root: &self.options.mesh.root_namespace,
                     host: &host.pattern,
                     port,
-                    arrival: found.arrival,
+                    downstream: found.downstream,
                     entry: &entry,
                 };
                 let hidden = hidden_by(unread, asked, proxy);
@@ -803,7 +805,7 @@ impl<'r> Compiler<'r> {
             if !known {
                 self.hosts.add_port(
                     index,
-                    Port::new(number, port.target, port.arrival, port.verdict),
+                    Port::new(number, port.target, port.downstream, port.verdict),
                     Vec::new(),
                 );
                 self.refuse_for(index, number, by);
@@ -818,7 +820,7 @@ impl<'r> Compiler<'r> {
         let allowed = self.allowed(&pattern, number).is_some();
         if let Some(port) = self.hosts.port_mut(host, number) {
             match allowed {
-                true => port.allowed = port.arrival != Arrival::Tls,
+                true => port.allowed = port.downstream != DownstreamProtocol::Tls,
                 false => port.verdict = Verdict::refused(Reason::NotRead, port.verdict.rule()),
             }
         }

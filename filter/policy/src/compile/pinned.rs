@@ -5,7 +5,7 @@ use crate::compile::cluster::endpoints_of;
 use crate::compile::compiler::Compiler;
 use crate::host::HostPattern;
 use crate::options::ConnectTo;
-use crate::query::Arrival;
+use crate::query::DownstreamProtocol;
 use crate::table::hosts::{Host, Port, Subsets, narrow};
 
 /// What a host takes from the wildcard that it is below.
@@ -41,7 +41,7 @@ impl Compiler<'_> {
                     known.push(port.number);
                     let cluster = self.clusters.get(port.verdict.cluster as usize);
                     if port.target == to.port
-                        && port.arrival != Arrival::Tcp
+                        && port.downstream != DownstreamProtocol::Tcp
                         && cluster.is_some_and(|cluster| cluster.any_name)
                     {
                         let subsets = self.hosts.subsets(port).to_vec();
@@ -68,7 +68,7 @@ impl Compiler<'_> {
             // On its other ports the host is treated as the wildcard is.
             host.named |= below.named;
         }
-        let mut pinned = Port::new(port.number, port.target, port.arrival, verdict);
+        let mut pinned = Port::new(port.number, port.target, port.downstream, verdict);
         pinned.allowed = port.allowed;
         self.hosts.add_port(index, pinned, subsets);
     }
@@ -91,7 +91,7 @@ impl Compiler<'_> {
             ..cluster.clone()
         };
         pinned.name = match &cluster.own {
-            None => ClusterName::shared(cluster.tls.as_ref(), cluster.speaks, false, false),
+            None => ClusterName::shared(cluster.tls.as_ref(), cluster.upstream, false, false),
             Some(_) => {
                 pinned.own = Some((host.clone(), port.number));
                 pinned.endpoints = endpoints_of(to);

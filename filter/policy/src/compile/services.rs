@@ -10,7 +10,7 @@ use crate::merge::{Merged, Settings, for_port, for_subset};
 use crate::order::sort_by;
 use crate::port::ProtocolClass;
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity};
-use crate::query::Arrival;
+use crate::query::DownstreamProtocol;
 use crate::resource::{ServiceEntry, ServicePort, SimpleBalancer, Subset};
 use crate::table::hosts::{Port, Subsets, Verdict};
 use crate::tls::{TlsIntent, Trust};
@@ -140,9 +140,9 @@ impl<'r> Compiler<'r> {
             for port in lost.ports.iter() {
                 let known = self.hosts.get(index);
                 let taken = known.is_some_and(|host| self.hosts.port(host, port.number).is_some());
-                if let Some(arrival) = arrival(port).filter(|_| !taken) {
+                if let Some(downstream) = downstream(port).filter(|_| !taken) {
                     let verdict = Verdict::refused(Reason::UnknownPort, None);
-                    let port = Port::new(port.number, port.target, arrival, verdict);
+                    let port = Port::new(port.number, port.target, downstream, verdict);
                     self.hosts.add_port(index, port, Subsets::new());
                 }
             }
@@ -156,8 +156,8 @@ impl<'r> Compiler<'r> {
         (from, port, leads, names): (&ServiceEntry, &ServicePort, &Leads<'r>, &[String]),
         merged: Option<&Merged<'r>>,
     ) -> Option<(Port, Subsets)> {
-        let arrival = arrival(port)?;
-        if arrival == Arrival::Tls
+        let downstream = downstream(port)?;
+        if downstream == DownstreamProtocol::Tls
             && matches!(host, HostPattern::Suffix(suffix) if !suffix.starts_with('.'))
         {
             let kind = ProblemKind::NotSupported(format!("`{host}` on a port that speaks TLS"));
@@ -170,12 +170,12 @@ impl<'r> Compiler<'r> {
                 hint,
             );
             let verdict = Verdict::refused(Reason::InvalidRule, None);
-            let port = Port::new(port.number, port.target, arrival, verdict);
+            let port = Port::new(port.number, port.target, downstream, verdict);
             return Some((port, Subsets::new()));
         }
         if entry.workload_selector.is_some() {
             let verdict = Verdict::refused(Reason::NotRead, None);
-            let port = Port::new(port.number, port.target, arrival, verdict);
+            let port = Port::new(port.number, port.target, downstream, verdict);
             return Some((port, Subsets::new()));
         }
         let service = Wanted {
@@ -184,7 +184,7 @@ impl<'r> Compiler<'r> {
             port,
             leads,
             names,
-            arrival,
+            downstream,
         };
         let settings = merged.map(|merged| for_port(merged, port.number));
         if let (Some(merged), Some(settings)) = (merged, settings) {
@@ -192,7 +192,7 @@ impl<'r> Compiler<'r> {
         }
         let verdict = self.verdict(&service, settings, None).unwrap_or_else(|| {
             let rule = settings.map(|settings| (self.rule_index(settings.rule), settings.source));
-            let led = arrival == Arrival::Tls && self.led_to(host, port.number);
+            let led = downstream == DownstreamProtocol::Tls && self.led_to(host, port.number);
             let reason = match led {
                 true => Reason::NotRead,
                 false => Reason::InvalidRule,
@@ -213,7 +213,7 @@ impl<'r> Compiler<'r> {
                 }
             }
         }
-        let port = Port::new(port.number, port.target, arrival, verdict);
+        let port = Port::new(port.number, port.target, downstream, verdict);
         Some((port, subsets))
     }
 
@@ -240,7 +240,7 @@ impl<'r> Compiler<'r> {
                     service.entry,
                     service.names,
                     service.host,
-                    service.arrival,
+                    service.downstream,
                     self.options.proxy.role,
                 ) {
                     Ok(intent) => tls = intent,
@@ -268,7 +268,10 @@ impl<'r> Compiler<'r> {
                     hint,
                 );
             }
-            if service.arrival == Arrival::Tls && tls.is_some() && settings.tunnel.is_none() {
+            if service.downstream == DownstreamProtocol::Tls
+                && tls.is_some()
+                && settings.tunnel.is_none()
+            {
                 let (port, host) = (service.port.number, service.host);
                 let text = format!(
                     "TLS inside TLS: applications already speak TLS on port {port} of `{host}`"
@@ -288,7 +291,7 @@ impl<'r> Compiler<'r> {
                 );
                 return None;
             }
-            if service.arrival == Arrival::Tcp
+            if service.downstream == DownstreamProtocol::Tcp
                 && tls.is_some()
                 && settings.tunnel.is_none()
                 && is_postgresql(service.port)
@@ -353,11 +356,11 @@ fn alt_names(entry: Entry<'_>, siblings: Option<&Siblings<'_>>, trust_domain: &s
 }
 
 /// Returns what comes in on a port; nothing does on one of datagrams.
-fn arrival(port: &ServicePort) -> Option<Arrival> {
+fn downstream(port: &ServicePort) -> Option<DownstreamProtocol> {
     match port.protocol.class() {
-        ProtocolClass::Http => Some(Arrival::Http),
-        ProtocolClass::Tls => Some(Arrival::Tls),
-        ProtocolClass::Tcp => Some(Arrival::Tcp),
+        ProtocolClass::Http => Some(DownstreamProtocol::Http),
+        ProtocolClass::Tls => Some(DownstreamProtocol::Tls),
+        ProtocolClass::Tcp => Some(DownstreamProtocol::Tcp),
         ProtocolClass::None => None,
     }
 }

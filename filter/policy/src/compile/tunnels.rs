@@ -6,7 +6,7 @@
 use crate::compile::compiler::{Compiler, Wanted};
 use crate::merge::{Merged, PolicySource, Settings};
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity};
-use crate::query::Arrival;
+use crate::query::DownstreamProtocol;
 use crate::resource::{Subset, Tunnel};
 
 impl<'r> Compiler<'r> {
@@ -31,7 +31,7 @@ impl<'r> Compiler<'r> {
         let told = subset.is_some() && source == PolicySource::Rule;
         let meta = &settings.rule.meta;
         let (host, port) = (service.host, service.port.number);
-        let refused = if service.arrival == Arrival::Http {
+        let refused = if service.downstream == DownstreamProtocol::Http {
             Some((
                 format!(
                     "port {port} of `{host}` speaks HTTP, and a tunnel takes connections only: requests would go around it"
@@ -60,7 +60,7 @@ impl<'r> Compiler<'r> {
             }
             return false;
         }
-        if service.arrival == Arrival::Tcp && tls && !told {
+        if service.downstream == DownstreamProtocol::Tcp && tls && !told {
             let text = format!(
                 "TLS ends at the proxy: what the application sends goes on to `{}` as it is",
                 tunnel.authority()
@@ -83,7 +83,7 @@ impl<'r> Compiler<'r> {
             .policy
             .and_then(|(_, policy)| policy.tunnel.as_deref());
         let entry = matches!(settings.source, PolicySource::Port(_));
-        if tunnel.is_none() || !entry || service.arrival == Arrival::Http {
+        if tunnel.is_none() || !entry || service.downstream == DownstreamProtocol::Http {
             return;
         }
         let text = format!(

@@ -10,7 +10,7 @@ use crate::host::HostPattern;
 use crate::node::Node;
 use crate::problem::Origin;
 use crate::proxy::{Proxy, Role};
-use crate::query::Arrival;
+use crate::query::DownstreamProtocol;
 use crate::resource::exported;
 use crate::resource::{DEFAULT_NAMESPACE, ResourceId, ServiceEntry, ServicePort};
 
@@ -52,7 +52,7 @@ enum Says {
 pub(crate) struct Asked<'a> {
     pub(crate) host: &'a HostPattern,
     pub(crate) port: &'a ServicePort,
-    pub(crate) arrival: Arrival,
+    pub(crate) downstream: DownstreamProtocol,
     pub(crate) entry: &'a ServiceEntry,
     /// The namespace whose resources are for everyone.
     pub(crate) root: &'a str,
@@ -69,7 +69,7 @@ struct VirtualService {
 
 #[derive(Debug, Clone, PartialEq)]
 struct Route {
-    arrival: Arrival,
+    downstream: DownstreamProtocol,
     matches: Vec<Match>,
     destinations: Vec<Destination>,
     /// It does more than to lead there.
@@ -309,10 +309,9 @@ impl VirtualService {
             return false;
         }
         let number = u64::from(asked.port.number.get());
-        let routes = self
-            .routes
-            .iter()
-            .filter(|route| route.arrival == asked.arrival && route.is_for(Some(number), proxy));
+        let routes = self.routes.iter().filter(|route| {
+            route.downstream == asked.downstream && route.is_for(Some(number), proxy)
+        });
         let mut any = false;
         let mut takes_all = false;
         for route in routes {
@@ -334,8 +333,9 @@ impl VirtualService {
                         || found.names.iter().any(|name| name.covers(asked.host)))
             };
             takes_all |= route.matches.is_empty()
-                || (route.matches.iter())
-                    .any(|found| found.is_for(asked.arrival, Some(number), proxy) && takes(found));
+                || (route.matches.iter()).any(|found| {
+                    found.is_for(asked.downstream, Some(number), proxy) && takes(found)
+                });
         }
         any && !takes_all
     }
@@ -344,7 +344,7 @@ impl VirtualService {
 impl Route {
     /// Whether it can count for connections to a port; `None` is any.
     fn is_for(&self, port: Option<u64>, proxy: &Proxy) -> bool {
-        let fits = |found: &Match| found.is_for(self.arrival, port, proxy);
+        let fits = |found: &Match| found.is_for(self.downstream, port, proxy);
         self.matches.is_empty() || self.matches.iter().any(fits)
     }
 }
@@ -352,10 +352,10 @@ impl Route {
 impl Match {
     /// Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `sourceMatchHTTP`, and
     /// `pilot/pkg/networking/core/tls.go`, `matchTLS`.
-    fn is_for(&self, arrival: Arrival, port: Option<u64>, proxy: &Proxy) -> bool {
+    fn is_for(&self, downstream: DownstreamProtocol, port: Option<u64>, proxy: &Proxy) -> bool {
         let is_port = port.is_none_or(|port| self.port.is_none_or(|own| own == port));
         // Requests are not asked for their source where `gateways` is given.
-        let source = (arrival == Arrival::Http && self.mesh.is_some())
+        let source = (downstream == DownstreamProtocol::Http && self.mesh.is_some())
             || (selects(&self.labels, proxy)
                 && (self.namespace.as_ref()).is_none_or(|namespace| *namespace == proxy.namespace));
         is_port && self.mesh.unwrap_or(true) && source
@@ -413,15 +413,15 @@ fn virtual_service(spec: &Node<'_>, namespace: &str) -> VirtualService {
     let hosts = hosts.filter_map(|host| pattern(&long(as_text(host)?, namespace)));
     let gateways = list(spec, "gateways");
     let mut routes = Vec::new();
-    for (key, arrival) in [
-        ("http", Arrival::Http),
-        ("tls", Arrival::Tls),
-        ("tcp", Arrival::Tcp),
+    for (key, downstream) in [
+        ("http", DownstreamProtocol::Http),
+        ("tls", DownstreamProtocol::Tls),
+        ("tcp", DownstreamProtocol::Tcp),
     ] {
         routes.extend(
             list(spec, key)
                 .iter()
-                .map(|it| route(it, arrival, namespace)),
+                .map(|it| route(it, downstream, namespace)),
         );
     }
     VirtualService {
@@ -445,7 +445,7 @@ const HARMLESS: [&str; 9] = [
     "headers",
 ];
 
-fn route(route: &Node<'_>, arrival: Arrival, namespace: &str) -> Route {
+fn route(route: &Node<'_>, downstream: DownstreamProtocol, namespace: &str) -> Route {
     let destinations = list(route, "route").iter();
     let destinations = destinations.filter_map(|it| at(it, "destination"));
     let destinations = destinations.map(|to| Destination {
@@ -461,7 +461,7 @@ fn route(route: &Node<'_>, arrival: Arrival, namespace: &str) -> Route {
     let aborts = at(route, "fault").is_some_and(|fault| at(fault, "abort").is_some());
     let matches = list(route, "match").iter();
     Route {
-        arrival,
+        downstream,
         matches: matches.map(|it| matching(it)).collect(),
         destinations: destinations.collect(),
         changes: others || aborts || sends(route) || list(route, "route").iter().any(sends),

@@ -7,7 +7,7 @@ use crate::host::{HostName, HostPattern};
 use crate::host_index::HostIndex;
 use crate::merge::PolicySource;
 use crate::port::PortNumber;
-use crate::query::Arrival;
+use crate::query::DownstreamProtocol;
 
 /// All hosts, found by name.
 #[derive(Debug, Clone, Default)]
@@ -38,7 +38,7 @@ pub(crate) struct Host {
 pub(crate) struct Port {
     pub(crate) number: PortNumber,
     pub(crate) target: PortNumber,
-    pub(crate) arrival: Arrival,
+    pub(crate) downstream: DownstreamProtocol,
     /// Plaintext would be refused, and somebody allowed it.
     pub(crate) allowed: bool,
     pub(crate) verdict: Verdict,
@@ -122,13 +122,13 @@ impl Port {
     pub(crate) fn new(
         number: PortNumber,
         target: PortNumber,
-        arrival: Arrival,
+        downstream: DownstreamProtocol,
         verdict: Verdict,
     ) -> Self {
         Port {
             number,
             target,
-            arrival,
+            downstream,
             allowed: false,
             verdict,
             subsets: NONE,
