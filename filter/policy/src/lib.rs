@@ -43,7 +43,7 @@
 //!
 //! let (table, _) = PolicyTable::compile(&resources, &CompileOptions::default()).unwrap();
 //! let authority = Authority::parse("Edition.CNN.com:80").unwrap();
-//! let query = Query { host: &authority.host, port: PortNumber::HTTP, arrival: DownstreamProtocol::Http, subset: None };
+//! let query = Query { host: &authority.host, port: PortNumber::HTTP, downstream: DownstreamProtocol::Http, subset: None };
 //! let decision = table.decide(&query);
 //!
 //! let Action::Originate(cluster) = decision.action else { panic!("{decision:?}") };
