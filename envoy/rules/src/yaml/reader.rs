@@ -134,7 +134,7 @@ impl<'t> Reader<'t> {
         let at: Location = span.start.into();
         let wrong = |what: &str, hint: Option<&str>| InvalidYaml {
             what: what.to_owned(),
-            at: at.into(),
+            at,
             hint: hint.map(str::to_owned),
         };
         if depth > MAX_DEPTH {
@@ -163,7 +163,7 @@ impl<'t> Reader<'t> {
                 let text = self.released(text);
                 let plain = style == ScalarStyle::Plain && tag.is_none();
                 if plain && text.contains("{{") {
-                    self.braces.get_or_insert(at.into());
+                    self.braces.get_or_insert(at);
                 }
                 let number = tag
                     .as_ref()
@@ -198,7 +198,7 @@ impl<'t> Reader<'t> {
                 (anchor, Value::Array(items), Children::List(marks.into()))
             }
             Event::MappingStart(anchor, _) => {
-                let (object, marks) = self.object(at.into(), depth)?;
+                let (object, marks) = self.object(at, depth)?;
                 (
                     anchor,
                     Value::Object(object),
@@ -235,7 +235,7 @@ impl<'t> Reader<'t> {
                 });
             };
             let key_at: Location = span.start.into();
-            let at: Location = key_at.into();
+            let at = key_at;
             let key = match event {
                 Event::MappingEnd => break,
                 Event::Scalar(text, style, _, tag) => {
@@ -303,7 +303,7 @@ impl<'t> Reader<'t> {
             let (Value::Object(more), Children::Object(more_marks)) = (value, mark.children) else {
                 return Err(InvalidYaml {
                     what: "`<<` takes an object".to_owned(),
-                    at: mark.at.into(),
+                    at: mark.at,
                     hint: None,
                 });
             };
