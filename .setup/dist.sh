@@ -27,7 +27,7 @@ bill() { # bill PACKAGE-FOLDER TARGET NAME
   cp "$copy/$1/$3.json" "$fresh/$3.json"
 }
 bill filter/wasm wasm32-unknown-unknown "egress-filter-$version.cdx"
-bill envoy "$(rustc -vV | sed -n 's/^host: //p')" "egressctl-$version.cdx"
+bill envoy/ctl "$(rustc -vV | sed -n 's/^host: //p')" "egressctl-$version.cdx"
 
 (
   cd "$fresh"

@@ -86,7 +86,7 @@ impl UpstreamProtocol {
 }
 
 /// Where a cluster's connections go.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoints {
     /// To the host and port of each request, looked up when one is first needed.
     OfTheRequest,
@@ -102,7 +102,7 @@ pub enum Endpoints {
 }
 
 /// One place that a cluster's connections go to.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LbEndpoint {
     /// Host or address, or `unix://` and a path.
     pub address: String,
@@ -112,37 +112,6 @@ pub struct LbEndpoint {
     pub weight: u32,
     /// `region/zone/subzone`, or empty.
     pub locality: String,
-}
-
-// The digest of a table is made of these, so they keep the names that types and fields had when it was first taken: a
-// filter refuses the rules of a renderer that calls them otherwise.
-impl fmt::Debug for Endpoints {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Endpoints::OfTheRequest => f.write_str("OfTheRequest"),
-            Endpoints::Listed {
-                endpoints,
-                fixed,
-                one_at_a_time,
-            } => f
-                .debug_struct("Listed")
-                .field("places", endpoints)
-                .field("fixed", fixed)
-                .field("one_at_a_time", one_at_a_time)
-                .finish(),
-        }
-    }
-}
-
-impl fmt::Debug for LbEndpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place")
-            .field("address", &self.address)
-            .field("port", &self.port)
-            .field("weight", &self.weight)
-            .field("locality", &self.locality)
-            .finish()
-    }
 }
 
 impl LbEndpoint {
