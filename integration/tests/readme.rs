@@ -47,7 +47,7 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     blocks
 }
 
-/// Says whether the lines stand in a text together, all of them indented alike.
+/// Whether the lines stand in a text together, all of them indented alike.
 fn stands_in(block: &str, text: &str) -> bool {
     let block: Vec<_> = block.lines().collect();
     let text: Vec<_> = text.lines().collect();

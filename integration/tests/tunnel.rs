@@ -43,7 +43,7 @@ fn tunnel(target: &str, more: &str) -> String {
     format!("{{tunnel: {{targetHost: {host}, targetPort: {port}}}{more}}}")
 }
 
-/// Says something and reads what comes back; nothing when the connection is closed.
+/// Sends a text and reads the answer; nothing when the connection is closed.
 async fn said(to: SocketAddr, words: &[u8]) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect(to).await?;
     stream.write_all(words).await?;

@@ -249,7 +249,7 @@ fn judge_answer(
     }
 }
 
-/// Says whether a chain comes to an authority, or is one.
+/// Whether a chain comes to an authority, or is one.
 fn is_signed(chain: &[X509Certificate<'_>], authorities: &[X509Certificate<'_>]) -> bool {
     chain.iter().any(|certificate| {
         authorities.iter().any(|authority| {
@@ -260,7 +260,7 @@ fn is_signed(chain: &[X509Certificate<'_>], authorities: &[X509Certificate<'_>])
     })
 }
 
-/// Says whether a certificate has the names that the rule wants; those that are no hosts are not looked at.
+/// Whether a certificate has the names that the rule wants; those that are no hosts are not looked at.
 fn is_named(leaf: &CertificateDer<'_>, target: &Target<'_>) -> bool {
     let Ok(leaf) = ParsedCertificate::try_from(leaf) else {
         return true;

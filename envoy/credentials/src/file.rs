@@ -76,7 +76,7 @@ pub(crate) fn read_private(
     Ok((bytes, standing))
 }
 
-/// Says whether there is anything at a path: a file, a folder, a link, even one that leads nowhere.
+/// Whether there is anything at a path: a file, a folder, a link, even one that leads nowhere.
 pub(crate) fn is_there(path: &Path) -> bool {
     let absent = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
     // What cannot be looked at is there as far as anyone knows: reading it will tell why.

@@ -142,7 +142,7 @@ impl<'r> Inspection<'r> {
         found
     }
 
-    /// Tells something of a need at the field of the rule that is named.
+    /// Reports something about a secret at the field of the rule that asks for it.
     pub(super) fn add_of(
         &mut self,
         severity: Severity,
@@ -164,7 +164,7 @@ impl<'r> Inspection<'r> {
         });
     }
 
-    /// Tells that Envoy cannot be given a need.
+    /// Reports that Envoy cannot be given a secret.
     fn missing(&mut self, need: &SecretRequest, missing: Missing) {
         let at = missing.at.as_deref();
         let (severity, role) = (Severity::Error, missing.role);
@@ -430,7 +430,7 @@ impl<'r> Inspection<'r> {
         }
     }
 
-    /// Tells of Secrets among the rules that no rule asks for.
+    /// Reports Secrets among the rules that no rule asks for.
     fn unneeded(&mut self, needs: &[SecretRequest], store: &Store) {
         let mut names = BTreeSet::new();
         for need in needs {
@@ -670,7 +670,7 @@ pub(super) fn parsed(all: &[Vec<u8>]) -> Vec<X509Certificate<'_>> {
         .collect()
 }
 
-/// Says whether a certificate may sign others. Roots of the first version have no way of saying so.
+/// Whether a certificate may sign others. Roots of the first version have no way of saying so.
 fn is_authority(certificate: &X509Certificate<'_>) -> bool {
     if certificate.version() == X509Version::V1 {
         return certificate.subject() == certificate.issuer();
@@ -679,7 +679,7 @@ fn is_authority(certificate: &X509Certificate<'_>) -> bool {
     certificate.is_ca() && signs
 }
 
-/// Says whether one certificate signed the other; `None` when that cannot be told.
+/// Whether one certificate signed the other; `None` when that cannot be told.
 pub(super) fn signed(above: &X509Certificate<'_>, below: &X509Certificate<'_>) -> Option<bool> {
     if above.subject().as_raw() != below.issuer().as_raw() {
         return Some(false);
@@ -687,7 +687,7 @@ pub(super) fn signed(above: &X509Certificate<'_>, below: &X509Certificate<'_>) -
     verified(above, below.verify_signature(Some(above.public_key())))
 }
 
-/// Says what came of looking at a signature by a key; `None` for keys and algorithms that `ring` has not.
+/// Verifies a signature by a key; `None` for keys and algorithms that `ring` has not.
 fn verified(by: &X509Certificate<'_>, result: Result<(), X509Error>) -> Option<bool> {
     match (result, pair::kind(by)) {
         (Ok(()), _) => Some(true),

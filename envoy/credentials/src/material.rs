@@ -49,7 +49,7 @@ impl fmt::Debug for Key {
 }
 
 impl fmt::Debug for Material {
-    /// Says which of the two it is, and how long its parts are.
+    /// Returns which of the two it is, and how long its parts are.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Material::Certificate { chain, key } => f

@@ -74,7 +74,7 @@ fn trimmed(number: &[u8]) -> &[u8] {
     number.get(zeros..).unwrap_or_default()
 }
 
-/// Says whether a key is the certificate's; `None` when the key cannot be read.
+/// Whether a key is the certificate's; `None` when the key cannot be read.
 pub(crate) fn belongs(key: &PrivateKey, certificate: &X509Certificate<'_>) -> Option<bool> {
     let public = certificate.public_key();
     let public_bits: &[u8] = &public.subject_public_key.data;

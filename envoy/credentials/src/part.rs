@@ -145,7 +145,7 @@ impl Parts {
         parts.into_iter().flatten()
     }
 
-    /// Says whether any of it was written just now.
+    /// Whether any of it was written just now.
     pub(super) fn is_fresh(&self) -> bool {
         self.all().any(|part| match &part.origin {
             PartOrigin::File(

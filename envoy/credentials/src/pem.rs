@@ -110,7 +110,7 @@ pub(crate) fn private_key(text: &[u8]) -> Result<PrivateKey, Flaw> {
         })
 }
 
-/// Says whether the first key of a text needs a password.
+/// Whether the first key of a text needs a password.
 fn is_encrypted(text: &[u8]) -> bool {
     let Some(label) = labels(text).find(|label| label.ends_with("PRIVATE KEY")) else {
         return false;
@@ -210,7 +210,7 @@ fn sections(text: &[u8]) -> Result<Vec<(SectionKind, Zeroizing<Der>)>, Flaw> {
     Ok(found)
 }
 
-/// Says what is wrong with PEM, and nothing of what is in it.
+/// Returns what is wrong with PEM, and nothing of what is in it.
 fn broken(error: &Error) -> Flaw {
     let what = match error {
         Error::MissingSectionEnd { .. } => "is broken PEM: the last section does not end",

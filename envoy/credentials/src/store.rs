@@ -41,7 +41,7 @@ impl Store {
         }
     }
 
-    /// Says whether there is no place in which a `credentialName` could be looked for.
+    /// Whether there is no place in which a `credentialName` could be looked for.
     pub fn is_empty(&self) -> bool {
         self.folders.is_empty()
             && self.documents.secrets.is_empty()
@@ -312,7 +312,7 @@ impl Store {
         found
     }
 
-    /// Says that a credential is nowhere, and where it was looked for.
+    /// Reports that a credential is nowhere, and where it was looked for.
     fn nowhere(&self, reference: &Reference) -> Missing {
         let (kind, namespace, name, all) = match reference {
             Reference::Secret(name) => ("Secret", &self.namespace, name, &self.documents.secrets),

@@ -424,6 +424,17 @@ pub(crate) enum LintOutput {
     Sarif,
 }
 
+/// Which findings make `lint` exit with 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FailOn {
+    /// Any finding.
+    Info,
+    /// Warnings and errors.
+    Warning,
+    /// Errors alone.
+    Error,
+}
+
 /// `egressctl lint`.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Lint {
@@ -438,7 +449,10 @@ pub(crate) struct Lint {
     /// How to print what is found
     #[arg(short, long, value_enum, default_value_t = LintOutput::Text)]
     pub(crate) output: LintOutput,
-    /// Mend in the files what can be mended safely; the standard input is printed mended
+    /// Exit with 1 if there is a finding of this severity, or a worse one
+    #[arg(long, value_enum, value_name = "SEVERITY", default_value_t = FailOn::Warning)]
+    pub(crate) fail_on: FailOn,
+    /// Fix in the files what can be fixed safely; the standard input is printed as fixed
     #[arg(long)]
     pub(crate) fix: bool,
     /// Print the page of a rule

@@ -175,7 +175,7 @@ fn needs_one_owner(
     )))
 }
 
-/// Says what is meant; users by name become numbers.
+/// Returns what is meant; users by name become numbers.
 fn redirection(args: &Redirection) -> Result<Redirect, Complaint> {
     let who = match &args.cgroup {
         Some(path) => Who::Cgroup(cgroup(path)?),

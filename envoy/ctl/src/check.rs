@@ -83,7 +83,7 @@ fn diagnostics(report: &Report) -> Value {
     json!(report.0.iter().map(Diagnostic::to_json).collect::<Vec<_>>())
 }
 
-/// Says what the gate let pass, where it let anything pass.
+/// Returns what the gate let pass, where it let anything pass.
 fn gate(summary: GateSummary) -> String {
     let mut text = String::new();
     match summary.forwarded {

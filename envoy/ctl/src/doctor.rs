@@ -213,7 +213,7 @@ fn envoy(named: Option<&Path>, found: &mut Vec<Found>) -> Option<(PathBuf, Strin
     usable.then_some((path, version))
 }
 
-/// Says what a version is good for.
+/// Returns what a version is good for.
 fn judged(path: &str, version: &str) -> Found {
     let about = "envoy";
     let is = format!("`{path}` is Envoy {version}");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::args::{Lint, LintOutput};
+use super::args::{FailOn, Lint, LintOutput};
 use super::output::{Done, Output};
 use super::sources::{self, STDIN};
 use egress_lint::{self as lint, Report, Rule, Severity};
@@ -13,7 +13,7 @@ use egress_rules::Complaint;
 use egress_rules::Source;
 use egress_run::atomic;
 
-/// Lints, mends if told to, and prints what was found.
+/// Lints, fixes if told to, and says what was found.
 pub(super) fn main(args: &Lint) -> Done {
     if let Some(rule) = args.explain.as_deref().and_then(Rule::find) {
         return Ok(Output::lines(rule.page));
@@ -25,11 +25,11 @@ pub(super) fn main(args: &Lint) -> Done {
         let mut new = |source: &Source| names.insert(source.name.clone());
         sources.extend(read.into_iter().filter(|source| new(source)));
     }
-    // With the text of the standard input mended, the standard output is for it.
+    // With the text of the standard input fixed, the standard output is for it.
     let mut text_out = None;
     let mut notes = Vec::new();
     if args.fix {
-        (sources, notes) = mend(&sources)?;
+        (sources, notes) = fix(&sources)?;
         text_out = sources
             .iter()
             .find(|source| source.name == STDIN)
@@ -44,27 +44,33 @@ pub(super) fn main(args: &Lint) -> Done {
     let text = text.map_err(|error| Complaint::us(format!("cannot write the report: {error}")))?;
     let output = match text_out {
         None => Output::lines(text),
-        Some(mended) => {
+        Some(fixed) => {
             notes.push(text.trim_end().to_owned());
-            Output::verbatim(mended)
+            Output::verbatim(fixed)
         }
     };
-    Ok(output.with_notes(notes).bad_if(matters(&report)))
+    Ok(output
+        .with_notes(notes)
+        .bad_if(fails(&report, args.fail_on)))
 }
 
-fn matters(report: &Report) -> bool {
-    report
-        .findings
-        .iter()
-        .any(|finding| finding.severity > Severity::Info)
+/// Whether a finding is as severe as was asked for.
+fn fails(report: &Report, fail_on: FailOn) -> bool {
+    let least = match fail_on {
+        FailOn::Info => Severity::Info,
+        FailOn::Warning => Severity::Warning,
+        FailOn::Error => Severity::Error,
+    };
+    let mut findings = report.findings.iter();
+    findings.any(|finding| finding.severity >= least)
 }
 
 fn pretty(value: &Value) -> serde_json::Result<String> {
     serde_json::to_string_pretty(value).map(|text| format!("{text}\n"))
 }
 
-/// Mends what can be mended and writes the files; returns the texts after it, and what was done.
-fn mend(sources: &[Source]) -> Result<(Vec<Source>, Vec<String>), Complaint> {
+/// Fixes what can be fixed and writes the files; returns the texts after it, and what was done.
+fn fix(sources: &[Source]) -> Result<(Vec<Source>, Vec<String>), Complaint> {
     let fixed = lint::fix(sources);
     for (before, after) in sources.iter().zip(&fixed.sources) {
         if before.text == after.text || after.name == STDIN {

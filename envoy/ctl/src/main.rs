@@ -119,7 +119,7 @@ fn show(output: &Output) -> ExitStatus {
     }
 }
 
-/// Tells why nothing is done, and returns the status to exit with.
+/// Reports why nothing is done, and returns the status to exit with.
 fn refuse(refusal: &Refusal) -> ExitStatus {
     tell(&refusal.to_string());
     match refusal.blame() {

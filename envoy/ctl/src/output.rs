@@ -79,7 +79,7 @@ pub(super) fn print_to(mut out: impl Write, text: &str) -> Result<(), Complaint>
     }
 }
 
-/// Tells people something, beside the output. Control characters of texts that others wrote are escaped.
+/// Writes a note for people, beside the output. Control characters of texts that others wrote are escaped.
 pub(super) fn tell(text: &str) {
     let _ = writeln!(anstream::stderr(), "{}", visible_lines(text));
 }

@@ -48,7 +48,7 @@ pub(super) fn envoy(args: &RenderEnvoy) -> Done {
     Ok(output.with_notes(notes))
 }
 
-/// Says what an old Envoy cannot refuse, and what can.
+/// Returns what an old Envoy cannot refuse, and what can.
 fn one_address(version: &str) -> String {
     let ranges = |is_wanted: fn(&std::net::IpAddr) -> bool| {
         let all = xds::refused().filter(|(address, _)| is_wanted(address));

@@ -267,7 +267,7 @@ fn vip_lines(addresses: &Addresses) -> String {
     line
 }
 
-/// Tells what Envoy tells, but for what we told already: the filter finds the same warnings in the rules, once
+/// Repeats what Envoy logs, but not what we have said already: the filter finds the same warnings in the rules, once
 /// in each of its VMs, and of secrets that do not come we know why. That Envoy may change how a range of addresses is
 /// written is known too; it says so of each.
 fn repeat(line: &str) {

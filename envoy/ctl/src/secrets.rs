@@ -276,7 +276,7 @@ fn rows_of(entry: &Value, status: &'static str, now: Duration, within: Duration)
     rows
 }
 
-/// Says what a secret that never came would have been.
+/// Returns what a secret that never came would have been.
 fn is_trust(name: &str) -> bool {
     name.starts_with("file-root:") || name.ends_with("-cacert")
 }

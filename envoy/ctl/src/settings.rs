@@ -18,7 +18,7 @@ use egress_rules::{Complaint, Refusal};
 use egress_rules::{How, Report, Rules, compile_as};
 use egress_run::Deployment;
 
-/// Says where credentials come from; the Secrets among the rules move to the store.
+/// Returns where credentials come from; the Secrets among the rules move to the store.
 ///
 /// # Errors
 /// When a folder that was named is none.
@@ -62,7 +62,7 @@ pub(crate) fn sources(input: &Input) -> Result<Vec<Source>, sources::UnreadableS
     Ok(sources)
 }
 
-/// Says how to compile what is in them.
+/// Returns how to compile what is in them.
 pub(crate) fn compile_options(input: &Input) -> CompileOptions {
     let proxy = Proxy {
         namespace: input.namespace.clone(),
@@ -178,7 +178,7 @@ fn check_admin(args: &Args) -> Result<(), Complaint> {
     }
 }
 
-/// Says how to render, as the arguments have it. What the rules add is left out.
+/// Returns how to render, as the arguments have it. What the rules add is left out.
 fn options(
     args: &Args,
     proxy: Proxy,
@@ -234,7 +234,7 @@ fn options(
     })
 }
 
-/// Says how to come by an Envoy that can do what was asked for.
+/// Returns how to come by an Envoy that can do what was asked for.
 pub(crate) fn another_envoy() -> String {
     format!(
         "`make envoy` gets {}; `--envoy` of `run` and `--envoy-version` of `render` name another",

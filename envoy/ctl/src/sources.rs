@@ -116,7 +116,7 @@ fn once<R: Read>(
     Ok(text)
 }
 
-/// Says whether a path is a pipe that this process was started with.
+/// Whether a path is a pipe that this process was started with.
 fn is_open_pipe(name: &str) -> bool {
     let folders = ["/dev/fd/", "/proc/self/fd/"];
     let is_open = name == "/dev/stdin" || folders.iter().any(|folder| name.starts_with(folder));

@@ -37,7 +37,7 @@ pub(crate) enum Added {
 }
 
 impl Change {
-    /// Tells what was done, as a phrase.
+    /// Reports what was done, as a phrase.
     pub(crate) fn done(&self) -> String {
         match self {
             Change::Add {

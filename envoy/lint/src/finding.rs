@@ -37,12 +37,12 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// Says whether `--fix` mends it.
+    /// Whether `--fix` fixes it.
     pub fn fixable(&self) -> bool {
         self.fix.is_some()
     }
 
-    /// Tells what `--fix` does about it, as if it were done.
+    /// Reports what `--fix` does about it, as if it were done.
     pub fn done(&self) -> Option<String> {
         self.fix.as_ref().map(Change::done)
     }
@@ -136,8 +136,8 @@ impl fmt::Display for Report {
             let fixable = self.findings.iter().filter(|finding| finding.fixable());
             match fixable.count() {
                 0 => {}
-                1 => writeln!(f, "1 of them is mended by --fix")?,
-                count => writeln!(f, "{count} of them are mended by --fix")?,
+                1 => writeln!(f, "1 of them is fixed by --fix")?,
+                count => writeln!(f, "{count} of them are fixed by --fix")?,
             }
             writeln!(
                 f,

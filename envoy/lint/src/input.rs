@@ -291,7 +291,7 @@ impl Input {
         self.files.get(&finding.file).copied().unwrap_or(usize::MAX)
     }
 
-    /// Says whether requests may be led to a host by what is not read here: a VirtualService, a route, an EnvoyFilter
+    /// Whether requests may be led to a host by what is not read here: a VirtualService, a route, an EnvoyFilter
     /// that names it, or a file that is no YAML.
     ///
     /// Such a resource may lead plain HTTP to any port of the host, and to any subset.
@@ -310,7 +310,7 @@ impl Input {
         self.partial || self.elsewhere.iter().any(names)
     }
 
-    /// Says whether a resource of a kind that could not be read speaks of any host that `host` covers, or
+    /// Whether a resource of a kind that could not be read speaks of any host that `host` covers, or
     /// might.
     pub(crate) fn may_be_refused(&self, kind: &str, host: &HostPattern) -> bool {
         let refused = |bare: &&Bare| bare.refused && bare.kind == kind;

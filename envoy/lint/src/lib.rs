@@ -86,19 +86,19 @@ fn examine(input: &Input) -> Report {
     }
 }
 
-/// What was mended.
+/// What was fixed.
 #[derive(Debug)]
 pub struct Fixed {
     /// The texts as they are now.
     pub sources: Vec<Source>,
-    /// What was mended, with the places before.
+    /// What was fixed, with the places before.
     pub findings: Vec<Finding>,
 }
 
-/// How often texts are mended and linted again: a mended thing may uncover another.
+/// How often texts are fixed and linted again: one fix may uncover another finding.
 const MAX_ROUNDS: usize = 20;
 
-/// Mends all that can be mended safely.
+/// Fixes all that can be fixed safely.
 ///
 /// The texts keep their comments and their looks. A fix that would not make of the text what it should,
 /// because of anchors for example, is left out.

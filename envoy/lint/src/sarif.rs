@@ -16,7 +16,7 @@ pub fn sarif(report: &Report) -> Value {
         .iter()
         .map(|finding| {
             let text = match &finding.hint {
-                Some(hint) => format!("{}. To mend it: {hint}.", finding.message),
+                Some(hint) => format!("{}. To fix it: {hint}.", finding.message),
                 None => finding.message.clone(),
             };
             let mut location = json!({

@@ -74,7 +74,7 @@ impl Filed {
 
 type Index<'r> = BTreeMap<&'r str, BTreeMap<&'r HostPattern, Filed>>;
 
-/// Says whether a ServiceEntry is seen from a namespace.
+/// Whether a ServiceEntry is seen from a namespace.
 pub(crate) fn entry_seen(entry: &ServiceEntry, namespace: &str) -> bool {
     exported(&entry.export_to, &entry.meta.id.namespace, namespace)
 }

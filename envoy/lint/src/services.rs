@@ -312,7 +312,7 @@ fn host_never_matches(
         .hint(hint);
 }
 
-/// Says whether one host might have been meant by the other: a domain and its own wildcard or `www`.
+/// Whether one host might have been meant by the other: a domain and its own wildcard or `www`.
 fn is_alike(a: &HostPattern, b: &HostPattern) -> bool {
     fn plain(host: &HostPattern) -> String {
         let text = host.to_string();

@@ -340,7 +340,7 @@ fn double_tls(
     };
 }
 
-/// Says whether moving a rule's `tls` to its one port of HTTP changes nothing but the ports of TLS.
+/// Whether moving a rule's `tls` to its one port of HTTP changes nothing but the ports of TLS.
 fn may_move(world: &World<'_>, block: &Block<'_>, reach: &[Reach<'_>]) -> bool {
     let only = |reach: &Reach<'_>| {
         matches!(

@@ -36,12 +36,12 @@ impl Block<'_> {
         format!("{}.tls", self.source.path())
     }
 
-    /// Says whether its connections go through a `tunnel`, which no entry for a port has.
+    /// Whether its connections go through a `tunnel`, which no entry for a port has.
     pub(crate) fn tunnelled(&self) -> bool {
         self.port.is_none() && self.policy.tunnel.is_some()
     }
 
-    /// Says whether the block settles TLS for a port.
+    /// Whether the block settles TLS for a port.
     fn settles(&self, port: PortNumber) -> bool {
         match self.port {
             Some(own) => own == port,
@@ -63,7 +63,7 @@ pub(crate) struct Reach<'i> {
     pub(crate) port: &'i ServicePort,
 }
 
-/// Says whether TLS is originated at all.
+/// Whether TLS is originated at all.
 pub(crate) fn originates(tls: &ClientTls) -> bool {
     tls.mode != TlsMode::Disable
 }
@@ -109,7 +109,7 @@ impl<'i> World<'i> {
             .unwrap_or_default()
     }
 
-    /// Says whether something that is not read here may rely on what TLS the ports and subsets of a host have.
+    /// Whether something that is not read here may rely on what TLS the ports and subsets of a host have.
     pub(crate) fn relied_on(&self, host: &HostPattern) -> bool {
         self.input.may_be_led_to(host) || self.input.may_be_refused("DestinationRule", host)
     }
@@ -205,7 +205,7 @@ impl<'i> World<'i> {
         Some((entry, entry.hosts.get(service.1)?))
     }
 
-    /// Says of a port whether those workloads originate TLS that use the rules given by their places.
+    /// Whether the workloads that use these rules originate TLS on a port.
     ///
     /// Returns whether any does, and whether all do.
     pub(crate) fn originated(&self, service: Service, port: PortNumber) -> (bool, bool) {

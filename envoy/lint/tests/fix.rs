@@ -181,7 +181,7 @@ fn originates(tls: Option<&ClientTls>) -> bool {
     tls.is_some_and(|tls| tls.mode != egress_policy::TlsMode::Disable)
 }
 
-/// Says whether `after` verifies all that `before` does.
+/// Whether `after` verifies all that `before` does.
 fn as_strict(before: &TlsIntent, after: &TlsIntent) -> bool {
     let (had, has) = (&before.names, &after.names);
     let named = had.any_of.is_empty()
@@ -191,7 +191,7 @@ fn as_strict(before: &TlsIntent, after: &TlsIntent) -> bool {
             || (named && (has.authority || !had.authority)))
 }
 
-/// Says whether a decision is the same as before, or lets out less.
+/// Whether a decision is the same as before, or lets out less.
 fn is_safe(before: Action<'_>, after: Action<'_>, downstream: DownstreamProtocol) -> bool {
     let tls = |cluster: &Cluster| cluster.tls.clone();
     match (before, after) {

@@ -374,7 +374,7 @@ impl Answers {
     }
 }
 
-/// Tells of Kubernetes Services that have the host of an entry.
+/// Reports Kubernetes Services that have the host of an entry.
 ///
 /// Source: istio/istio `pilot/pkg/model/sidecar.go`, `selectServices` and `appendSidecarServices`.
 fn services(documents: &Documented, resources: &Resources) -> Vec<(Origin, Diagnostic)> {
@@ -424,7 +424,7 @@ fn services(documents: &Documented, resources: &Resources) -> Vec<(Origin, Diagn
     diagnostics
 }
 
-/// Says which hosts a resource is for, as far as its text tells.
+/// Returns which hosts a resource is for, as far as its text tells.
 fn concerns(resource: Option<&Value>) -> Concerns {
     let spec = resource.and_then(|resource| resource.get("spec"));
     let field = |name| spec.and_then(|spec| spec.get(name));

@@ -168,7 +168,7 @@ pub(crate) fn diagnostic(problem: &Problem, documents: &[(Arc<str>, Document)]) 
     }
 }
 
-/// Says what is wrong and how to fix it. The engine knows values only, and of `host: no` would speak of `false`.
+/// Returns what is wrong and how to fix it. The engine knows values only, and of `host: no` would speak of `false`.
 pub fn told(problem: &Problem, document: Option<&Document>) -> (String, Option<String>) {
     let as_it_is = (problem.kind.to_string(), problem.hint.clone());
     let (ProblemKind::WrongType { expected, .. }, Some(document)) = (&problem.kind, document)

@@ -67,7 +67,7 @@ pub(crate) fn kind(value: &Value) -> Option<&str> {
     value.get("kind").and_then(Value::as_str)
 }
 
-/// Says whether a value is a resource of a kind that we read, or of one that may change what those say.
+/// Whether a value is a resource of a kind that we read, or of one that may change what those say.
 pub fn is_ours(value: &Value) -> bool {
     kind(value).is_some_and(|kind| egress_policy::KINDS.contains(&kind)) || is_unread(value)
 }

@@ -48,7 +48,7 @@ impl fmt::Display for Explanation {
 }
 
 impl Answers {
-    /// Says what becomes of a request, and why.
+    /// Returns what becomes of a request, and why.
     ///
     /// # Errors
     /// When the question names no host and port, or an error in the rules leaves the answer open.
@@ -351,7 +351,7 @@ fn candidate_answer(candidate: &Candidate<'_>, rules: &Rules) -> Value {
     })
 }
 
-/// Says of an answer which names the certificate must have: all of some, and one of others.
+/// Returns the names that the certificate must have: all of some, and one of others.
 fn verified_names(answer: &Value) -> Option<String> {
     let names = |pointer: &str| -> Option<Vec<&str>> {
         let names = answer.pointer(pointer)?.as_array()?;

@@ -395,7 +395,7 @@ fn read_clusters(fields: &Fields<'_>, outbound: OutboundMode) -> ClusterDefaults
     clusters
 }
 
-/// Tells of fields that nobody knows: a slip of one that is honoured is an error, and what a newer Istio has is named.
+/// Reports fields that nobody knows: a slip of one that is honoured is an error, and what a newer Istio has is named.
 fn unknown(fields: &Fields<'_>, value: &Value) {
     let honoured: Vec<&str> = MESH_FIELDS.iter().chain(&FOR_CLUSTERS).copied().collect();
     let known = |name: &str| {

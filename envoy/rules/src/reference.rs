@@ -117,7 +117,7 @@ pub fn names_of(reference: &Reference, is_pair: bool) -> Vec<String> {
     }
 }
 
-/// Says whether a text can be the name of a Secret or of a folder for one. Letters of both cases and `_` are
+/// Whether a text can be the name of a Secret or of a folder for one. Letters of both cases and `_` are
 /// let through, which Kubernetes would not: folders have them.
 fn is_name(text: &str) -> bool {
     let usual = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');

@@ -230,7 +230,7 @@ fn parts(text: &str) -> Vec<Part<'_>> {
     parts
 }
 
-/// Says whether documents mean the same in parts: a directive is for the document after it, and the end of a line or
+/// Whether documents mean the same in parts: a directive is for the document after it, and the end of a line or
 /// of the text must be for the reader what it is for us.
 fn can_be_cut(text: &str) -> bool {
     let is_bare = |(at, _): (usize, &str)| text.as_bytes().get(at + 1) != Some(&b'\n');
@@ -261,7 +261,7 @@ fn joined(
     Ok(documents)
 }
 
-/// Says whether parts of a text mean together what the whole does. A text without indentation may go on over what
+/// Whether parts of a text mean together what the whole does. A text without indentation may go on over what
 /// looks like a marker; such a document is no object.
 fn may_be_apart(readings: &[PartRead]) -> bool {
     let aliased: usize = readings.iter().map(|reading| reading.aliased).sum();

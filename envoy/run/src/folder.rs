@@ -32,7 +32,7 @@ pub(super) const DISCOVERY_SOCKET: &str = "discovery.sock";
 /// The file of a run into which Envoy writes where its admin interface is.
 pub(super) const ADMIN_ADDRESS: &str = "admin.txt";
 
-/// Says whether a path is a folder that we own and nobody else can look into: others can make folders of any name
+/// Whether a path is a folder that we own and nobody else can look into: others can make folders of any name
 /// where temporary ones are.
 fn is_ours_alone(folder: &Path) -> bool {
     fs::symlink_metadata(folder).is_ok_and(|meta| {

@@ -168,7 +168,7 @@ impl Reloader {
         Ok(reloader)
     }
 
-    /// Says whether the filter has taken what it was to start with.
+    /// Whether the filter has taken what it was to start with.
     ///
     /// # Errors
     /// When it refused it.
@@ -300,7 +300,7 @@ impl Reloader {
         None
     }
 
-    /// Says that rules were not applied, and why.
+    /// Reports that rules were not applied, and why.
     fn keeps(&self, why: Complaint) {
         send(&self.events, Event::Refused(why.into()));
     }
@@ -360,7 +360,7 @@ impl Reloader {
         }
     }
 
-    /// Says whether a host's own cluster would take the place of another of the same name that differs from it so.
+    /// Whether a host's own cluster would take the place of another of the same name that differs from it so.
     /// Those that hosts share have all of their TLS in their names.
     fn replaces(&self, next: &Dynamic, differ: impl Fn(&Value, &Value) -> bool) -> bool {
         let own = |(name, _): &(&String, &Value)| name.starts_with("outbound|");

@@ -3,7 +3,7 @@
 /// How many bytes tell, where there are as many.
 pub(crate) const TELLING: usize = 11;
 
-/// Says whether bytes begin as a client's TLS does: with a record that holds the beginning of a ClientHello. `None`
+/// Whether bytes begin as a client's TLS does: with a record that holds the beginning of a ClientHello. `None`
 /// where more bytes must come first.
 ///
 /// Source: RFC 8446, sections 4.1.2 and 5.1; RFC 5246, section 6.2.1.

@@ -52,7 +52,7 @@ pub enum Effect<'e> {
 }
 
 impl Effect<'_> {
-    /// Says whether the request or connection goes no further.
+    /// Whether the request or connection goes no further.
     pub fn ends(&self) -> bool {
         matches!(
             self,

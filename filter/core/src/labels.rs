@@ -38,7 +38,7 @@ pub fn labels(bytes: &[u8]) -> Option<BTreeMap<String, String>> {
     (texts == bytes.len()).then_some(labels)
 }
 
-/// Says whether a text has the characters of a label's key or value, and no others.
+/// Whether a text has the characters of a label's key or value, and no others.
 ///
 /// Source: kubernetes/kubernetes `staging/src/k8s.io/apimachinery/pkg/util/validation/validation.go`,
 /// `IsQualifiedName` and `IsValidLabelValue`.

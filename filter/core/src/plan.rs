@@ -38,7 +38,7 @@ fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
     }
 }
 
-/// Says whether a cluster without a healthy host can only be one whose names were not resolved.
+/// Whether a cluster without a healthy host can only be one whose names were not resolved.
 fn found_by_name(cluster: &Cluster) -> bool {
     // Hosts can be out of service for what they answered as well, where a rule looks at that.
     matches!(cluster.endpoints, Endpoints::Listed { fixed: false, .. })
@@ -167,7 +167,7 @@ fn push_names(
     Ok(())
 }
 
-/// Says whether a cluster is one host's, and so has its name.
+/// Whether a cluster is one host's, and so has its name.
 fn exact(cluster: &Cluster) -> bool {
     let own = cluster.own.as_ref();
     own.is_some_and(|(host, _)| host.exact().is_some())

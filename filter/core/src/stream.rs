@@ -55,7 +55,7 @@ impl HttpStream {
         }
     }
 
-    /// Says which facts of the request must be read, beside the authority.
+    /// Returns which facts of the request must be read, beside the authority.
     pub fn wanted(&self) -> HttpWanted {
         http_wanted(self.worker.config())
     }
@@ -164,7 +164,7 @@ impl Connection {
         Connection { worker, sent: None }
     }
 
-    /// Says which facts of the connection must be read.
+    /// Returns which facts of the connection must be read.
     pub fn wanted(&self) -> Wanted {
         wanted(self.worker.config())
     }
@@ -189,7 +189,7 @@ impl Connection {
         Ok(Next::Continue)
     }
 
-    /// Says why the server was not reached, if it was not. Only the first call says so.
+    /// Returns why the server was not reached, if it was not. Only the first call says so.
     ///
     /// `flags` reads [`ConnectionEnd::flags`], `transport` reads [`ConnectionEnd::transport`].
     ///

@@ -118,7 +118,7 @@ fn what_is_remembered_is_what_would_be_planned() {
     assert!(kinds.iter().all(|kinds| *kinds > 2), "{kinds:?}");
 }
 
-/// Says how many kinds of plans there were, by their effects.
+/// Returns how many kinds of plans there were, by their effects.
 fn remembers_all_of(json: &[u8]) -> usize {
     let (config, all) = (
         load(json).unwrap(),

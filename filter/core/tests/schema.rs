@@ -95,7 +95,7 @@ fn problem_of_load(config: &Value) -> Option<Problem> {
     }
 }
 
-/// Says whether a problem is one of shape: of names, types, words and bounds.
+/// Whether a problem is one of shape: of names, types, words and bounds.
 fn is_shape(problem: &Problem) -> bool {
     matches!(
         problem.kind,

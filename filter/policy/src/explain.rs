@@ -208,7 +208,7 @@ struct Asked<'r> {
 }
 
 impl Asked<'_> {
-    /// Says what became of an entry with the host.
+    /// Returns what became of an entry with the host.
     fn outcome(&self, entry: &ServiceEntry, host: &HostPattern) -> Outcome {
         let is = |other: Option<&ServiceEntry>| other.is_some_and(|it| it.meta.id == entry.meta.id);
         if is(self.owner) {
@@ -247,7 +247,7 @@ impl Asked<'_> {
     }
 }
 
-/// Says whether an entry has endpoints of the kind that the one which has the host uses.
+/// Whether an entry has endpoints of the kind that the one which has the host uses.
 fn gives_endpoints(owner: &ServiceEntry, entry: &ServiceEntry) -> bool {
     let port = |by: fn(&ServicePort, &ServicePort) -> bool| {
         let mut ports = owner.ports.iter();
@@ -265,7 +265,7 @@ fn gives_endpoints(owner: &ServiceEntry, entry: &ServiceEntry) -> bool {
     }
 }
 
-/// Says what became of a rule that covers the host; `local` tells whether the caller's namespace has any such.
+/// Returns what became of a rule that covers the host; `local` tells whether the caller's namespace has any such.
 fn destination_rule(
     rule: &DestinationRule,
     chosen: Option<&DestinationRule>,

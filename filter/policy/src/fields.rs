@@ -37,7 +37,7 @@ impl Report {
         *self.resource.borrow_mut() = Some(resource.clone());
     }
 
-    /// Says whether anything in it stops the configuration from loading.
+    /// Whether anything in it stops the configuration from loading.
     pub fn has_errors(&self) -> bool {
         self.problems
             .borrow()
@@ -475,13 +475,13 @@ impl<'a> Fields<'a> {
         self.map.get(name)
     }
 
-    /// Says whether the field is there, without reading it.
+    /// Whether the field is there, without reading it.
     #[inline(never)]
     pub fn has(&self, name: &str) -> bool {
         !matches!(self.map.get(name), None | Some(Node::Null))
     }
 
-    /// Says whether the field is there and says something: an empty string or list does not.
+    /// Whether the field is there and says something: an empty string or list does not.
     pub fn given(&self, name: &str) -> bool {
         match self.map.get(name) {
             None | Some(Node::Null) => false,
@@ -643,7 +643,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then(|| Duration::from_nanos(nanos))
 }
 
-/// Says whether a text would be a number without its quotes.
+/// Whether a text would be a number without its quotes.
 fn is_number(text: &str) -> bool {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));

@@ -107,7 +107,7 @@ impl HostPattern {
         }
     }
 
-    /// Says whether `host` is one of the pattern's names. A wildcard does not match its own apex.
+    /// Whether `host` is one of the pattern's names. A wildcard does not match its own apex.
     pub fn matches(&self, host: &str) -> bool {
         match self {
             HostPattern::Exact(name) => name.as_str() == host,
@@ -116,7 +116,7 @@ impl HostPattern {
         }
     }
 
-    /// Says whether every name of `other` is one of this pattern's.
+    /// Whether every name of `other` is one of this pattern's.
     pub fn covers(&self, other: &HostPattern) -> bool {
         match (self, other) {
             (HostPattern::Any, _) => true,

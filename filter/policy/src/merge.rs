@@ -21,7 +21,7 @@ use crate::resource::{
 };
 
 impl DestinationRule {
-    /// Says whether the rule is for workloads like `proxy`: it has no selector, or one that fits.
+    /// Whether the rule is for workloads like `proxy`: it has no selector, or one that fits.
     pub(crate) fn selects(&self, proxy: &Proxy) -> bool {
         match &self.selector {
             None => true,
@@ -34,7 +34,7 @@ impl DestinationRule {
         }
     }
 
-    /// Says whether the rule is seen from `namespace`. One with a selector is for its own namespace alone.
+    /// Whether the rule is seen from `namespace`. One with a selector is for its own namespace alone.
     pub(crate) fn seen_from(&self, namespace: &str, mesh: &Mesh) -> bool {
         let owner = &*self.meta.id.namespace;
         match (&self.selector, &self.export_to[..]) {
@@ -53,7 +53,7 @@ impl DestinationRule {
         }
     }
 
-    /// Says whether other namespaces may see the rule.
+    /// Whether other namespaces may see the rule.
     fn is_offered(&self, mesh: &Mesh) -> bool {
         let own = |to: &String| to == "." || **to == *self.meta.id.namespace;
         self.selector.is_none()
@@ -177,7 +177,7 @@ impl<'r> ByHost<'r> {
     }
 }
 
-/// Says what text stands at a place.
+/// Returns what text stands at a place.
 fn text<'h, T>(hosts: &'h [(&HostPattern, T)]) -> impl Fn(usize) -> &'h str {
     |at| hosts.get(at).map_or("", |(host, _)| host.text())
 }

@@ -50,7 +50,7 @@ impl Default for Mesh {
 }
 
 impl Visibility {
-    /// Says whether a resource of `owner` without `exportTo` is seen from `namespace`.
+    /// Whether a resource of `owner` without `exportTo` is seen from `namespace`.
     pub(crate) fn has(self, owner: &str, namespace: &str) -> bool {
         match self {
             Visibility::Everybody => true,
@@ -109,7 +109,7 @@ impl Mesh {
         Some(mesh)
     }
 
-    /// Says whether an entry is seen from a namespace.
+    /// Whether an entry is seen from a namespace.
     pub(crate) fn shows(&self, entry: &ServiceEntry, namespace: &str) -> bool {
         let owner = &*entry.meta.id.namespace;
         match &entry.export_to[..] {
@@ -118,7 +118,7 @@ impl Mesh {
         }
     }
 
-    /// Says whether every namespace sees an entry.
+    /// Whether every namespace sees an entry.
     pub(crate) fn is_public(&self, entry: &ServiceEntry) -> bool {
         match &entry.export_to[..] {
             [] => self.entries == Visibility::Everybody,

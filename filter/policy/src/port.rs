@@ -136,7 +136,7 @@ impl Protocol {
         }
     }
 
-    /// Says whether the upstream must speak HTTP/2.
+    /// Whether the upstream must speak HTTP/2.
     pub fn is_http2(self) -> bool {
         matches!(self, Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
     }

@@ -190,7 +190,7 @@ impl fmt::Display for Problem {
 pub struct Problems(pub Vec<Problem>);
 
 impl Problems {
-    /// Says whether any of them stops the configuration from loading.
+    /// Whether any of them stops the configuration from loading.
     pub fn has_errors(&self) -> bool {
         self.0
             .iter()

@@ -20,7 +20,7 @@ pub const API_VERSIONS: [&str; 3] = [
 /// The kinds that are read.
 pub const KINDS: [&str; 2] = [ServiceEntry::KIND, DestinationRule::KIND];
 
-/// Says whether a kind is a list of resources, where it has `items`: `List`, or `ServiceEntryList` as the API server has
+/// Whether a kind is a list of resources, where it has `items`: `List`, or `ServiceEntryList` as the API server has
 /// it.
 pub fn is_list(kind: &str) -> bool {
     kind.ends_with("List")
@@ -259,7 +259,7 @@ fn other_kind(root: &Fields<'_>, api_version: &str, kind: String) {
     });
 }
 
-/// Says which resource a problem without one belongs to; for messages about several resources.
+/// Returns which resource a problem without one belongs to; for messages about several resources.
 pub(crate) fn problem_of(
     severity: Severity,
     meta: &crate::resource::Meta,

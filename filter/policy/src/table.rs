@@ -92,7 +92,7 @@ impl PolicyTable {
         self.summary
     }
 
-    /// Says what becomes of a host and port. Its cost does not grow with the table, and nothing is allocated.
+    /// Returns what becomes of a host and port. Its cost does not grow with the table, and nothing is allocated.
     pub fn decide<'t: 'q, 'q>(&'t self, query: &Query<'q>) -> Decision<'t, 'q> {
         // Ports are looked for behind the most specific host first. A host without the port hides no wider
         // one that has it, as routes are per port in Istio.
@@ -116,7 +116,7 @@ impl PolicyTable {
         self.settle(host, port, query)
     }
 
-    /// Says what becomes of a connection that names no host, or one in its ClientHello only.
+    /// Returns what becomes of a connection that names no host, or one in its ClientHello only.
     ///
     /// An address that a TCP service of the port has is that service's. Elsewhere TLS is led by its SNI, and
     /// bytes to the one TCP service of the port that has no `addresses`. Without an address, bytes go to the only
@@ -184,7 +184,7 @@ impl PolicyTable {
         self.settle(host, port, &query)
     }
 
-    /// Says whether connections of bytes on a port are told apart by the address that was dialled.
+    /// Whether connections of bytes on a port are told apart by the address that was dialled.
     pub fn needs_address(&self, port: PortNumber) -> bool {
         self.connections.needs_address(port)
     }
@@ -334,7 +334,7 @@ impl PolicyTable {
         self.hosts.len()
     }
 
-    /// Says whether it has no host.
+    /// Whether it has no host.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -248,7 +248,7 @@ impl TlsIntent {
         Ok(Some(intent))
     }
 
-    /// Says whether hosts can share the intent, because each name in it follows from the request.
+    /// Whether hosts can share the intent, because each name in it follows from the request.
     pub fn follows_the_request(&self) -> bool {
         self.sni == Sni::Authority && self.names.any_of.is_empty()
     }

@@ -625,7 +625,7 @@ fn text_of<'v>(value: &'v Value, key: &str) -> Option<&'v str> {
     value.get(key).map(|text| text.as_str().unwrap())
 }
 
-/// Says whether each part stands in one of the messages.
+/// Whether each part stands in one of the messages.
 fn has_all(messages: &[String], parts: &[Value]) -> bool {
     parts.iter().all(|part| {
         let part = part.as_str().unwrap();

@@ -112,7 +112,7 @@ impl Answer {
     }
 }
 
-/// Says in the words of the ledger what the two have in common, or not.
+/// Returns what the two have in common, in the words of the ledger.
 fn verdict(istio: &Answer, ours: &Answer) -> String {
     if ours.does == "refused" {
         return format!("refused here; Istio: {}", istio.does);

@@ -38,7 +38,7 @@ pub(crate) fn apply(effect: Effect<'_>) -> Result<(), HostError> {
     }
 }
 
-/// Says in the SDK's words what comes next.
+/// Returns what comes next, in the SDK's words.
 pub(crate) fn action(next: Next) -> Action {
     match next {
         Next::Continue => Action::Continue,

@@ -95,7 +95,7 @@ fn node_labels() -> Option<BTreeMap<String, String>> {
     is_map.then_some(labels)
 }
 
-/// Tells the host that the metadata is an object, so that a JSON access log shows it as one.
+/// Marks the metadata as an object, so that a JSON access log shows it as one.
 ///
 /// The message is `{string name = 1; bool readonly = 2; WasmType type = 3; string schema = 4}`, the type
 /// 3 for protobuf.

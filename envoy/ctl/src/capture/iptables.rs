@@ -95,7 +95,7 @@ impl Rules {
         rules
     }
 
-    /// Says whether nothing is ours.
+    /// Whether nothing is ours.
     pub(super) fn is_empty(&self) -> bool {
         *self == Rules::default()
     }

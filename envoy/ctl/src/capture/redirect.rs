@@ -39,7 +39,7 @@ pub(super) enum Ip {
 }
 
 impl Redirect {
-    /// Says what is captured, for people.
+    /// Returns what is captured, for people.
     pub(super) fn what(&self) -> String {
         let who = match &self.who {
             Who::Users(users) => format!("uid {}", listed(users)),
@@ -51,7 +51,7 @@ impl Redirect {
         }
     }
 
-    /// Says whether there is somebody to redirect connections of this version of IP to.
+    /// Whether there is somebody to redirect connections of this version of IP to.
     pub(super) fn hears(&self, ip: Ip) -> bool {
         self.unheard != Some(ip)
     }

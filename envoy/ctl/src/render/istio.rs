@@ -63,7 +63,7 @@ fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), Refusal> {
     Ok((rules, manifests))
 }
 
-/// Says how the rules are compiled. Hosts that they do not name are Istio's.
+/// Returns how the rules are compiled. Hosts that they do not name are Istio's.
 fn input(args: &RenderIstio) -> Input {
     Input {
         files: args.files.clone(),
@@ -78,7 +78,7 @@ fn input(args: &RenderIstio) -> Input {
     }
 }
 
-/// Says how clusters and the filter's configuration are rendered. What only a bootstrap has is not looked at.
+/// Returns how clusters and the filter's configuration are rendered. What only a bootstrap has is not looked at.
 fn options(input: &Input, proxy: Proxy) -> Options {
     Options {
         authority: settings::authority(input),

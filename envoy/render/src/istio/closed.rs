@@ -147,7 +147,7 @@ fn for_others(
     more
 }
 
-/// Says whether a rule of the root namespace, or one of ours for more hosts, says what TLS a host has for other
+/// Whether a rule of the root namespace, or one of ours for more hosts, says what TLS a host has for other
 /// namespaces. Istio asks the namespace of the service first, and there for the most specific host alone, so a closed
 /// rule that all see would take its place.
 fn led_by_another(

@@ -20,7 +20,7 @@ pub fn file_name(manifest: &Manifest) -> String {
     format!("{}.{namespace}.{name}.yaml", kind.to_lowercase())
 }
 
-/// Says whether a file is one of ours, by how it begins.
+/// Whether a file is one of ours, by how it begins.
 pub fn is_ours(text: &str) -> bool {
     text.starts_with(MARK)
 }

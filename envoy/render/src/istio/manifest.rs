@@ -72,7 +72,7 @@ pub(super) fn given(rules: &Rules, kind: &str) -> Vec<Manifest> {
         .collect()
 }
 
-/// Says which resource a document is, by its metadata.
+/// Returns which resource a document is, by its metadata.
 pub(super) fn id_of(value: &Value) -> ResourceId {
     let text = |key: &str| {
         let found = value.get("metadata").and_then(|meta| meta.get(key));

@@ -46,7 +46,7 @@ pub struct Url(String);
 pub struct InvalidUrl;
 
 impl Url {
-    /// Says whether the module itself is fetched, and not an image.
+    /// Whether the module itself is fetched, and not an image.
     pub fn is_of_module(&self) -> bool {
         !self.0.starts_with("oci://")
     }

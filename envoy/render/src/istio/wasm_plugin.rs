@@ -58,7 +58,7 @@ pub(super) fn plugin(
     manifest(kind, &wanted.name, options, body)
 }
 
-/// Says which requests pass through the filter: those that go out, on the ports of the rules. A gateway's listener may
+/// Returns which requests pass through the filter: those that go out, on the ports of the rules. A gateway's listener may
 /// have another port than its service.
 fn traffic(additions: &Additions, proxies: ProxyKind) -> Value {
     let ports: Vec<Value> = additions

@@ -154,7 +154,7 @@ pub(super) fn listener_name(port: PortNumber) -> String {
     format!("outbound_{port}")
 }
 
-/// Says why no chain took a connection: it has an SNI that nobody has, or none at all; or it has an address that
+/// Returns why no chain took a connection: it has an SNI that nobody has, or none at all; or it has an address that
 /// nobody has.
 pub(super) fn no_chain_reason(by_address: bool) -> &'static str {
     if by_address {

@@ -100,7 +100,7 @@ pub fn refused() -> impl Iterator<Item = (IpAddr, u32)> {
         .chain(refused_6().map(|(address, bits)| (address.into(), bits)))
 }
 
-/// Says whether an address is refused where DNS chose it.
+/// Whether an address is refused where DNS chose it.
 pub fn is_refused(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => REFUSED_4
@@ -111,22 +111,22 @@ pub fn is_refused(address: IpAddr) -> bool {
     }
 }
 
-/// Says whether a cluster's addresses are looked at. Where a proxy looks names up, we see none.
+/// Whether a cluster's addresses are looked at. Where a proxy looks names up, we see none.
 pub(super) fn is_on(cluster: &Cluster, options: &Options) -> bool {
     cluster.public_only && options.upstream_proxy.is_none()
 }
 
-/// Says whether Envoy's DNS cache refuses addresses, and nothing else need.
+/// Whether Envoy's DNS cache refuses addresses, and nothing else need.
 pub(super) fn drops_addresses(options: &Options) -> bool {
     options.version >= DROPS_ADDRESSES
 }
 
-/// Says whether filters must look at a cluster's addresses before it connects.
+/// Whether filters must look at a cluster's addresses before it connects.
 pub(super) fn by_filters(cluster: &Cluster, options: &Options) -> bool {
     is_on(cluster, options) && !drops_addresses(options)
 }
 
-/// Says whether only the first address of some names is looked at: Envoy's DNS cache drops none, and no DNS server of
+/// Whether only the first address of some names is looked at: Envoy's DNS cache drops none, and no DNS server of
 /// ours stands before it.
 pub fn looks_at_one_address(table: &PolicyTable, options: &Options) -> bool {
     !drops_addresses(options)

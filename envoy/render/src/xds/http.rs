@@ -215,7 +215,7 @@ struct Route {
     /// What headers it takes requests by; without any it takes all.
     headers: Vec<Value>,
     leads_to: LeadsTo,
-    /// Tells the server that it was TLS.
+    /// Tells the server that the request came over TLS.
     https: bool,
     hash_policy: Option<Value>,
     /// `typed_per_filter_config`.

@@ -95,7 +95,7 @@ impl Options {
         mapped.map_or(port.get(), |(_, listening)| *listening)
     }
 
-    /// Says whether a service port is listened on. Beside a forward proxy or capture, which lead to all of them, only
+    /// Whether a service port is listened on. Beside a forward proxy or capture, which lead to all of them, only
     /// those are that were named.
     pub fn listens_on(&self, port: PortNumber) -> bool {
         let led_to = self.forward_proxy.is_some() || self.capture.is_some();

@@ -131,7 +131,7 @@ fn pin(address: &str, port: u16) -> Value {
     )
 }
 
-/// Says what the log says of a connection that is passed through. Names are those of the ClientHello; the transport
+/// Returns what the log says of a connection that is passed through. Names are those of the ClientHello; the transport
 /// socket and its mode are those towards the proxy, where a tunnel leads through one.
 fn entries(services: &[Service<'_>], target: u16, cluster: &str) -> Vec<(&'static str, String)> {
     let first = services.first().map(|service| service.cluster);

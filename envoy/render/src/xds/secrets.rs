@@ -42,7 +42,7 @@ pub(super) fn revoked(tls: &TlsIntent, options: &Options) -> Option<Value> {
     (options.secrets == Secrets::Istio).then(|| json!({"filename": path}))
 }
 
-/// Says whether a cluster trusts whom the system trusts, and nothing more: that is always in the bootstrap.
+/// Whether a cluster trusts whom the system trusts, and nothing more: that is always in the bootstrap.
 fn is_the_systems(tls: &TlsIntent) -> bool {
     tls.trust == Trust::System && tls.crl.is_none()
 }
@@ -122,7 +122,7 @@ pub(super) fn statics<'t>(
     secrets.into_values().collect()
 }
 
-/// Says whether there is something to discover.
+/// Whether there is something to discover.
 pub(super) fn any_served<'t>(mut all: impl Iterator<Item = &'t TlsIntent>) -> bool {
     all.any(|tls| {
         SecretRequest::certificate(tls).is_some() || SecretRequest::validation(tls).is_some()

@@ -23,7 +23,7 @@ pub fn service_ports(table: &PolicyTable) -> Vec<(PortNumber, Vec<DownstreamProt
     ports.into_iter().collect()
 }
 
-/// Says whether a service is reached at the address of the listeners, and not at one of its own.
+/// Whether a service is reached at the address of the listeners, and not at one of its own.
 fn listens_here(service: &Service<'_>) -> bool {
     service.downstream != DownstreamProtocol::Tcp || (service.connectable && service.vip.is_none())
 }

@@ -28,7 +28,7 @@ pub(super) fn worth_knowing(part: &Arc<str>, value: &Value) -> Option<Known> {
     is_exact(value).then(|| (part.clone(), value.to_string().into()))
 }
 
-/// Says whether a value comes back from JSON as it was: fractions may not.
+/// Whether a value comes back from JSON as it was: fractions may not.
 fn is_exact(value: &Value) -> bool {
     match value {
         Value::Array(items) => items.iter().all(is_exact),

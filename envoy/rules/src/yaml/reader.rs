@@ -320,7 +320,7 @@ impl<'t> Reader<'t> {
     }
 }
 
-/// Says whether a document is a resource that we read, or a list that has one.
+/// Whether a document is a resource that we read, or a list that has one.
 fn has_ours(value: &Value, is_ours: IsOurs) -> bool {
     let items = value.get("items").and_then(Value::as_array);
     is_ours(value) || items.is_some_and(|items| items.iter().any(is_ours))

@@ -3,7 +3,7 @@
 use super::invalid::InvalidYaml;
 use super::location::Location;
 
-/// Says of a text that it is a template, of which this is the first place.
+/// Reports that a text is a template; this is its first place.
 pub(super) fn mistaken(at: Location) -> InvalidYaml {
     InvalidYaml {
         what: "this is a Helm template (`{{`), not YAML".to_owned(),
@@ -61,7 +61,7 @@ pub(super) fn find(text: &str) -> Option<Location> {
     None
 }
 
-/// Says behind which column the lines of a block stand, where a line ends with `|` or `>`.
+/// Returns behind which column the lines of a block stand, where a line ends with `|` or `>`.
 fn block_below(line: &str, indent: usize) -> Option<usize> {
     let line = line.trim_end();
     let (before, word) = line.rsplit_once([' ', '\t']).unwrap_or(("", line));

@@ -66,7 +66,7 @@ impl Resource {
         self.version
     }
 
-    /// Says whether two are the same but for their version.
+    /// Whether two are the same but for their version.
     pub(crate) fn same_content(&self, other: &Resource) -> bool {
         self.bytes == other.bytes
     }

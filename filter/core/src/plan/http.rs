@@ -17,7 +17,7 @@ use crate::plan::{
 };
 use crate::text::itoa;
 
-/// Says which facts [`plan_http`] needs beside the authority: as few as may be, for each is a call.
+/// Returns which facts [`plan_http`] needs beside the authority: as few as may be, for each is a call.
 pub fn http_wanted(config: &Loaded) -> HttpWanted {
     let listener_says = config.listener_port.is_some();
     HttpWanted {
@@ -136,7 +136,7 @@ fn plain(
     act(Effect::Metadata(&scratch.metadata))
 }
 
-/// Says why the connection of a request failed; `None` when it did not, as far as Envoy's answer tells.
+/// Returns why the connection of a request failed; `None` when it did not, as far as Envoy's answer tells.
 ///
 /// `facts` are those that the request was planned by, `details` is `%RESPONSE_CODE_DETAILS%`.
 pub fn failed(config: &Loaded, facts: &Facts<'_>, details: &str) -> Option<Failure> {
@@ -296,7 +296,7 @@ fn upstream_authority(
     }
 }
 
-/// Says whether the client's own authority leads a plaintext connection to the target, which the scratch then holds.
+/// Whether the client's own authority leads a plaintext connection to the target, which the scratch then holds.
 fn forwarded_authority(written: &str, decision: &Decision<'_, '_>, scratch: &mut Scratch) -> Sends {
     let Some(target) = &decision.target else {
         return Sends::AsWritten { canonical: true };
@@ -313,7 +313,7 @@ fn forwarded_authority(written: &str, decision: &Decision<'_, '_>, scratch: &mut
     }
 }
 
-/// Says where a shared cluster must be sent to when the authority does not lead to the target.
+/// Returns where a shared cluster must be sent to when the authority does not lead to the target.
 fn detour<'e>(
     config: &Loaded,
     cluster: &Cluster,

@@ -15,7 +15,7 @@ use crate::plan::{
 };
 use crate::text::itoa;
 
-/// Says which facts [`plan_tcp`] needs: as few as tell services apart, for each is a call.
+/// Returns which facts [`plan_tcp`] needs: as few as tell services apart, for each is a call.
 pub fn wanted(config: &Loaded) -> Wanted {
     let needs_address = |port| config.table.needs_address(port);
     Wanted {

@@ -7,7 +7,7 @@ use crate::proxy::Role;
 use crate::resource::{Resolution, ServiceEntry, ServicePort};
 
 impl<'r> Compiler<'r> {
-    /// Tells of what an entry asks for and does not get.
+    /// Reports what an entry asks for and does not get.
     pub(super) fn check_entry(&mut self, entry: &ServiceEntry) {
         let mut told = |severity: Severity, path: FieldPath, text: &str, hint: &str| {
             self.report(
@@ -96,7 +96,7 @@ impl<'r> Compiler<'r> {
         }
     }
 
-    /// Tells of a host that is another entry's, and why.
+    /// Reports a host that is another entry's, and why.
     pub(super) fn shadowed(&mut self, entry: &ServiceEntry, at: usize, owner: &ServiceEntry) {
         let mut path = FieldPath::keys("spec.hosts");
         path.0.push(Segment::Index(at));

@@ -222,12 +222,12 @@ pub(super) fn endpoints_of(to: &ConnectTo) -> Endpoints {
     listed(vec![endpoint], false)
 }
 
-/// Says whether an address needs no lookup: it is an IP address or a path.
+/// Whether an address needs no lookup: it is an IP address or a path.
 fn is_fixed(address: &str) -> bool {
     address.starts_with("unix://") || address.parse::<std::net::IpAddr>().is_ok()
 }
 
-/// Says whether a port is PostgreSQL's, by its number or its name: `protocol` has no word for it.
+/// Whether a port is PostgreSQL's, by its number or its name: `protocol` has no word for it.
 pub(super) fn is_postgresql(port: &ServicePort) -> bool {
     let known = [port.number, port.target];
     known.iter().any(|number| number.get() == 5432) || port.name.starts_with("postgres")

@@ -68,7 +68,7 @@ impl<'r> Compiler<'r> {
         ))
     }
 
-    /// Tells of services whose connections cannot be told apart.
+    /// Reports services whose connections cannot be told apart.
     fn check_port(&mut self, port: PortNumber, all: &[Candidate<'r>]) {
         let [http, tls] = [DownstreamProtocol::Http, DownstreamProtocol::Tls]
             .map(|downstream| self.neighbour(port, downstream));
@@ -106,7 +106,7 @@ impl<'r> Compiler<'r> {
             .map(|host| host.pattern.to_string())
     }
 
-    /// Tells of services on the same port whose clients speak first.
+    /// Reports services on the same port whose clients speak first.
     fn check_neighbours(
         &mut self,
         port: PortNumber,

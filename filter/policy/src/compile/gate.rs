@@ -287,7 +287,7 @@ impl<'r> Compiler<'r> {
             meta,
             path,
             text,
-            "remove the flag once the rules are mended",
+            "remove the flag once the rules are fixed",
         );
         true
     }
@@ -314,7 +314,7 @@ impl<'r> Compiler<'r> {
         self.problems.push(problem);
     }
 
-    /// Tells a mistake for which a service is refused.
+    /// Reports a mistake for which a service is refused.
     fn mistake(
         &mut self,
         service: &Plain<'r>,
@@ -369,7 +369,7 @@ impl<'r> Compiler<'r> {
         self.mistake(service, "plaintext-to-443", at, text, &hint);
     }
 
-    /// Tells of a `tls` that no caller is served by.
+    /// Reports a `tls` that no caller is served by.
     fn never_served(&mut self, suspect: &Suspect<'_, 'r>) {
         let Suspect {
             host,
@@ -464,7 +464,7 @@ impl<'r> Compiler<'r> {
         );
     }
 
-    /// Says why a rule does not count for this caller.
+    /// Returns why a rule does not count for this caller.
     fn why_not(&self, host: &HostPattern, service: &Plain<'r>, rule: &DestinationRule) -> String {
         let proxy = &self.options.proxy;
         let (caller, owner) = (proxy.namespace.as_str(), &*service.entry.meta.id.namespace);
@@ -604,7 +604,7 @@ impl<'r> Compiler<'r> {
         cluster.is_some_and(|cluster| cluster.tls.is_some())
     }
 
-    /// Tells of rules that ask for TLS to a host that no ServiceEntry has, where a host that is plaintext may be meant.
+    /// Reports rules that ask for TLS to a host that no ServiceEntry has, where a host that is plaintext may be meant.
     /// Returns for which of these it was told.
     fn check_unused(&mut self, plain: &[Plain<'r>]) -> Vec<bool> {
         let mut told = vec![false; plain.len()];
@@ -858,7 +858,7 @@ impl<'r> Compiler<'r> {
             .any(|unread| unread.leads_to(host, number))
     }
 
-    /// Tells of hosts that nobody sees, though a rule asks for TLS to them.
+    /// Reports hosts that nobody sees, though a rule asks for TLS to them.
     fn check_exports(&mut self, asking: &ByHost<'r>) {
         let nobody = |entry: &ServiceEntry| is_for_nobody(&entry.export_to);
         let entries = &self.resources.service_entries;
@@ -946,7 +946,7 @@ fn dialled(leads: &Leads<'_>, port: &ServicePort) -> Vec<PortNumber> {
     dialled
 }
 
-/// Says how to allow the plaintext of one service.
+/// Returns how to allow the plaintext of one service.
 fn allow_hint(host: &HostPattern, port: PortNumber) -> String {
     format!("if plaintext is meant, give `--allow-plaintext {host}:{port}`")
 }

@@ -53,7 +53,7 @@ pub(crate) fn in_order(entries: &[ServiceEntry], proxy: &Proxy, mesh: &Mesh) -> 
     order
 }
 
-/// Says when an entry is asked: those of the caller's own namespace first, and of equal ones public ones last. At a
+/// Returns when an entry is asked: those of the caller's own namespace first, and of equal ones public ones last. At a
 /// gateway its own namespace does not come first.
 ///
 /// Source: istio/istio `pilot/pkg/model/sidecar.go`, `DefaultSidecarScopeForGateway`.
@@ -63,7 +63,7 @@ fn rank(entry: &ServiceEntry, proxy: &Proxy, mesh: &Mesh) -> u8 {
     u8::from(other) * 2 + u8::from(mesh.is_public(entry))
 }
 
-/// Says whether a later entry of the same namespace adds its ports to the service of an earlier one.
+/// Whether a later entry of the same namespace adds its ports to the service of an earlier one.
 ///
 /// Source: istio/istio `pilot/pkg/model/sidecar.go`, `canMergeServices`.
 pub(crate) fn joins(first: &ServiceEntry, later: &ServiceEntry) -> bool {
@@ -78,7 +78,7 @@ fn selector(entry: &ServiceEntry) -> &[(String, String)] {
     entry.workload_selector.as_deref().unwrap_or_default()
 }
 
-/// Says whether two lists hold the same, in whatever order and however often.
+/// Whether two lists hold the same, in whatever order and however often.
 pub(crate) fn same_set<T: PartialEq>(one: &[T], other: &[T]) -> bool {
     one.iter().all(|item| other.contains(item)) && other.iter().all(|item| one.contains(item))
 }
@@ -148,7 +148,7 @@ impl<'r> Leads<'r> {
     }
 }
 
-/// Says whether an entry's endpoint is its host, looked up by DNS.
+/// Whether an entry's endpoint is its host, looked up by DNS.
 pub(crate) fn is_looked_up(entry: &ServiceEntry) -> bool {
     let by_dns = matches!(
         entry.resolution,

@@ -10,7 +10,7 @@ use crate::query::DownstreamProtocol;
 use crate::resource::{Subset, Tunnel};
 
 impl<'r> Compiler<'r> {
-    /// Says whether a service can go through a tunnel, and tells what is against it; `tls` is that to the proxy.
+    /// Whether a service can go through a tunnel, and tells what is against it; `tls` is that to the proxy.
     pub(super) fn check_tunnel(
         &mut self,
         service: &Wanted<'_>,
@@ -72,7 +72,7 @@ impl<'r> Compiler<'r> {
         true
     }
 
-    /// Tells of a port that has settings of its own and so, as in Istio, not the tunnel of its rule.
+    /// Reports a port that has settings of its own and so, as in Istio, not the tunnel of its rule.
     pub(super) fn check_dropped_tunnel(
         &mut self,
         service: &Wanted<'_>,

@@ -27,7 +27,7 @@ impl Meta {
     }
 }
 
-/// Says whether a resource of `owner` with this `exportTo` is seen from `namespace`.
+/// Whether a resource of `owner` with this `exportTo` is seen from `namespace`.
 pub(crate) fn exported(export_to: &[String], owner: &str, namespace: &str) -> bool {
     export_to.is_empty()
         || export_to
@@ -238,7 +238,7 @@ pub(super) fn text_of(field: Field<'_>) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// Says whether a text is a DNS-1123 label, in either case.
+/// Whether a text is a DNS-1123 label, in either case.
 pub(super) fn is_label(text: &str) -> bool {
     let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
     text.len() <= 63

@@ -533,7 +533,7 @@ fn read_endpoint(
     })
 }
 
-/// Says whether an endpoint has no address but a network, through whose gateway Istio would reach it. There is none
+/// Whether an endpoint has no address but a network, through whose gateway Istio would reach it. There is none
 /// here, so the endpoint is left out, with a warning.
 fn is_elsewhere(fields: &Fields<'_>, resolution: Resolution) -> bool {
     let is_empty = match fields.peek("address") {

@@ -55,12 +55,12 @@ impl Connections {
         }
     }
 
-    /// Says whether the port has any TCP service.
+    /// Whether the port has any TCP service.
     pub(crate) fn has(&self, port: PortNumber) -> bool {
         self.0.contains_key(&port)
     }
 
-    /// Says whether the port has so many that the address tells which.
+    /// Whether the port has so many that the address tells which.
     pub(crate) fn needs_address(&self, port: PortNumber) -> bool {
         self.0.get(&port).is_some_and(|all| all.len() > 1)
     }
@@ -102,7 +102,7 @@ impl Known {
 }
 
 impl Address {
-    /// Says whether it is the address, or the range has it.
+    /// Whether it is the address, or the range has it.
     pub fn has(&self, address: IpAddr) -> bool {
         let other = Address {
             ip: address,

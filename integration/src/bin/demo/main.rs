@@ -212,7 +212,7 @@ fn summary() -> String {
     )
 }
 
-/// Tells what can be typed while everything is up.
+/// Reports what can be typed while everything is up.
 fn invitation(stage: &Stage, proxy: &Running) -> Result<String> {
     let ca = stage.ca_file();
     let curl = format!("{CURL}{}", past_proxies());
@@ -489,7 +489,7 @@ fn site_line(seen: &Seen) -> String {
     text
 }
 
-/// Tells what went wrong, and with which exit code to end: 1 for what differs, 2 for what failed.
+/// Reports what went wrong, and with which exit code to end: 1 for what differs, 2 for what failed.
 fn complain(error: &anyhow::Error) -> ExitCode {
     let text = match error.downcast_ref::<EndedEarly>() {
         Some(ended) => {

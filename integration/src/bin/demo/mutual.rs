@@ -341,7 +341,7 @@ impl Stage {
         }
     }
 
-    /// Tells what can be typed while everything is up.
+    /// Reports what can be typed while everything is up.
     fn invitation(&self, proxy: &Running) -> Result<String> {
         let (http, admin) = (proxy.listener(80)?, proxy.admin()?);
         Ok(format!(
