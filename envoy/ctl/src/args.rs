@@ -39,7 +39,7 @@ pub(crate) enum Command {
         after_help = "Example:\n  egressctl render envoy -f rules.yaml --envoy-version 1.38.2"
     )]
     Render(Render),
-    /// Tell everything that is wrong with rules: 0 good, 1 wrong
+    /// Report everything that is wrong with rules: 0 good, 1 wrong
     #[command(
         after_help = "Example:\n  egressctl check -f rules/ --credentials secrets/ --connect"
     )]
@@ -49,7 +49,7 @@ pub(crate) enum Command {
         after_help = "Examples:\n  egressctl lint -f rules/\n  egressctl lint --explain sni-without-san"
     )]
     Lint(Lint),
-    /// Tell what becomes of a request, and why
+    /// Say what happens to a request, and why
     #[command(
         after_help = "Example:\n  egressctl explain -f rules.yaml http://edition.cnn.com/politics --label app=sleep"
     )]
@@ -60,12 +60,12 @@ pub(crate) enum Command {
     /// Redirect the connections of other programs to `egressctl run --capture`
     #[command(after_help = "Example:\n  egressctl capture up --to 15001 --uid app")]
     Capture(Capture),
-    /// Tell whether all is here that `run` needs: 0 good, 1 not
+    /// Check whether this machine has all that `run` needs: 0 good, 1 not
     #[command(
         after_help = "Examples:\n  egressctl doctor\n  egressctl doctor --envoy /usr/bin/envoy -f rules/ --credentials secrets/"
     )]
     Doctor(Doctor),
-    /// Print what lets a shell complete these commands
+    /// Print the completions of these commands for a shell
     #[command(
         after_help = "Examples:\n  egressctl completions bash > ~/.local/share/bash-completion/completions/egressctl\n  \
                       egressctl completions zsh > ~/.zfunc/_egressctl\n  \
@@ -95,7 +95,7 @@ pub(crate) enum RenderTarget {
         after_help = "Example:\n  egressctl render envoy -f rules.yaml > bootstrap.yaml && envoy -c bootstrap.yaml"
     )]
     Envoy(RenderEnvoy),
-    /// What a cluster with Istio needs so that the filter originates, in sidecars or at an egress gateway
+    /// The resources with which the filter originates TLS in Istio, in sidecars or at an egress gateway
     #[command(
         after_help = "Example:\n  egressctl render istio -f rules.yaml --url oci://registry.example.com/egress:1.0 --label app=sleep | kubectl apply -f -"
     )]
@@ -111,10 +111,10 @@ pub(crate) struct RenderEnvoy {
     /// The language to print
     #[arg(short, long, value_enum, default_value_t = Format::Yaml)]
     pub(crate) output: Format,
-    /// The Envoy that is to read it; what that version lacks is refused [default: the one that this was made with]
+    /// Render for this version of Envoy, and refuse what it lacks [default: the one that egressctl was made for]
     #[arg(long, value_name = "VERSION", value_parser = envoy_version)]
     pub(crate) envoy_version: Option<String>,
-    /// Write the bootstrap to this folder, with secrets that Envoy watches: it then sees certificates change
+    /// Write the bootstrap to this folder, with the secrets as files that Envoy watches for changes
     #[arg(long, value_name = "DIR")]
     pub(crate) output_folder: Option<PathBuf>,
 }
@@ -133,14 +133,14 @@ pub(crate) enum IstioPlace {
 pub(crate) enum IstioApi {
     /// WasmPlugin.
     WasmPlugin,
-    /// TrafficExtension, which takes its place from Istio 1.32 on.
+    /// TrafficExtension, the successor of WasmPlugin from Istio 1.32 on.
     TrafficExtension,
 }
 
 /// When an image is pulled again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ImagePullPolicy {
-    /// When it is not there.
+    /// When the image is not there yet.
     #[value(name = "IfNotPresent")]
     IfNotPresent,
     /// Whenever a proxy loads it.
@@ -168,10 +168,10 @@ pub(crate) struct RenderIstio {
     /// Rules: a YAML or JSON file, a folder of them, or `-` for the standard input; may be repeated
     #[arg(short, long = "filename", value_name = "FILE", required = true)]
     pub(crate) files: Vec<String>,
-    /// The namespace of the proxies, and of what is rendered
+    /// The namespace of the proxies and of the rendered resources
     #[arg(short, long, value_name = "NAME", default_value = egress_policy::DEFAULT_NAMESPACE)]
     pub(crate) namespace: String,
-    /// A label of the pods that get the filter, for rules with a workloadSelector too; may be repeated
+    /// A label of the pods that get the filter, also for rules with a workloadSelector; may be repeated
     #[arg(
         short,
         long = "label",
@@ -183,7 +183,7 @@ pub(crate) struct RenderIstio {
     /// The Gateway of the Kubernetes Gateway API whose pods get the filter
     #[arg(long, value_name = "Gateway/NAME", value_parser = gateway, conflicts_with = "labels")]
     pub(crate) target_ref: Option<String>,
-    /// The configuration of the mesh, as `istiod --meshConfig`, Helm's values or the ConfigMap `istio` have it
+    /// The configuration of the mesh, in the form of `istiod --meshConfig`, Helm's values or the ConfigMap `istio`
     #[arg(long, value_name = "FILE")]
     pub(crate) mesh_config: Option<String>,
     /// Which proxies get the filter
@@ -192,7 +192,7 @@ pub(crate) struct RenderIstio {
     /// Where Istio gets the filter: oci://, https://, http:// or file://
     #[arg(long, value_name = "URL")]
     pub(crate) url: Url,
-    /// What must come from there: the image's digest, or the module's sum [default: for a module, that of --wasm]
+    /// The SHA-256 that it must have: the image's digest, or the module's sum [default: for a module, that of --wasm]
     #[arg(long, value_name = "HEX", value_parser = sha256)]
     pub sha256: Option<String>,
     /// The Secret to pull the image with
@@ -213,17 +213,17 @@ pub(crate) struct RenderIstio {
     /// What our resources are called
     #[arg(long, value_name = "NAME", default_value = "egress", value_parser = resource_name)]
     pub(crate) name: String,
-    /// Connect to ADDRESS:PORT where HOST:PORT would be dialled; names stay those of HOST; may be repeated
+    /// Connect to ADDRESS:PORT instead of HOST:PORT, but send and verify the names of HOST; may be repeated
     #[arg(long, value_name = "HOST:PORT:ADDRESS:PORT", value_parser = connect_to)]
     pub(crate) connect_to: Vec<ConnectTo>,
-    /// Let a host be reached in plaintext where the rules ask for TLS, or seem to: as applications call it, `*` for
-    /// all; may be repeated
+    /// Allow plaintext to a host for which the rules ask for TLS, or seem to. Write HOST as applications call it, or
+    /// `*` for all; may be repeated
     #[arg(long, value_name = "HOST[:PORT]", value_parser = allow_plaintext)]
     pub(crate) allow_plaintext: Vec<AllowPlaintext>,
     /// What originated requests tell the server in `Host`
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
     pub(crate) authority: Authority,
-    /// The filter, for its sum [default: egress-filter.wasm beside this program]
+    /// The filter, to compute its SHA-256 [default: egress-filter.wasm beside this program]
     #[arg(long, value_name = "PATH")]
     pub(crate) wasm: Option<PathBuf>,
     /// The language to print; JSON is one `List`
@@ -232,7 +232,7 @@ pub(crate) struct RenderIstio {
     /// Write a YAML file for each resource to this folder
     #[arg(long, value_name = "DIR")]
     pub(crate) output_folder: Option<PathBuf>,
-    /// Show how such a folder differs from what would be written: 0 not at all, 1 it does
+    /// Show how this folder differs from what --output-folder would write: 0 equal, 1 different
     #[arg(long, value_name = "DIR", conflicts_with = "output_folder")]
     pub(crate) diff: Option<PathBuf>,
 }
@@ -249,7 +249,7 @@ pub(crate) struct Run {
     /// Envoy's worker threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) concurrency: Option<u32>,
-    /// Keep the rules that it starts with, whatever becomes of their files
+    /// Keep the first rules, even if their files change
     #[arg(long)]
     pub(crate) once: bool,
 }
@@ -306,23 +306,23 @@ pub(crate) struct Input {
     /// A label of the application, for rules with a workloadSelector; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
-    /// What becomes of hosts that no ServiceEntry names
+    /// What happens to hosts that no ServiceEntry names
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Outbound::RegistryOnly, ignore_case = true)]
     pub(crate) outbound_traffic_policy: Outbound,
-    /// Connect to ADDRESS:PORT where HOST:PORT would be dialled; names stay those of HOST; may be repeated
+    /// Connect to ADDRESS:PORT instead of HOST:PORT, but send and verify the names of HOST; may be repeated
     #[arg(long, value_name = "HOST:PORT:ADDRESS:PORT", value_parser = connect_to)]
     pub(crate) connect_to: Vec<ConnectTo>,
     /// Give each TCP service a loopback address of its own, so that many can have one port number
     #[arg(long)]
     pub(crate) loopback_vips: bool,
-    /// Let a host be reached in plaintext where the rules ask for TLS, or seem to: as applications call it, `*` for
-    /// all; may be repeated
+    /// Allow plaintext to a host for which the rules ask for TLS, or seem to. Write HOST as applications call it, or
+    /// `*` for all; may be repeated
     #[arg(long, value_name = "HOST[:PORT]", value_parser = allow_plaintext)]
     pub(crate) allow_plaintext: Vec<AllowPlaintext>,
     /// What originated requests tell the server in `Host`
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
     pub(crate) authority: Authority,
-    /// The configuration of the mesh, as `istiod --meshConfig`, Helm's values or the ConfigMap `istio` have it
+    /// The configuration of the mesh, in the form of `istiod --meshConfig`, Helm's values or the ConfigMap `istio`
     #[arg(long, value_name = "FILE")]
     pub(crate) mesh_config: Option<String>,
 }
@@ -330,7 +330,7 @@ pub(crate) struct Input {
 /// Where credentials come from, beside the Secrets among the rules.
 #[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct Credentials {
-    /// A folder that has a folder for each credentialName, with tls.crt, tls.key and ca.crt; may be repeated
+    /// A folder with a subfolder for each credentialName (tls.crt, tls.key and ca.crt); may be repeated
     #[arg(long = "credentials", value_name = "DIR")]
     pub(crate) folders: Vec<PathBuf>,
 }
@@ -350,12 +350,12 @@ pub(crate) struct Rules {
     /// Listen on another port than the service's: SERVICE=PORT, 0 for any free one; may be repeated
     #[arg(long = "port", value_name = "SERVICE=PORT", value_parser = port_mapping)]
     pub(crate) ports: Vec<(PortNumber, u16)>,
-    /// Be a proxy for http_proxy and https_proxy here; service ports are then listened on only where --port names
-    /// them
+    /// Listen here as the proxy of http_proxy and https_proxy. Envoy then listens only on the service ports that --port
+    /// names
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) forward_proxy: Option<SocketAddr>,
-    /// Take connections that the kernel redirects here, see `egressctl capture`; service ports are then listened on
-    /// only where --port names them. A port alone listens on 127.0.0.1 and ::1
+    /// Take connections that the kernel redirects here, see `egressctl capture`. Envoy then listens only on the service
+    /// ports that --port names. A PORT alone listens on 127.0.0.1 and ::1
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = capture_at)]
     pub(crate) capture: Option<CaptureAt>,
     /// Reach all servers through this proxy: http://HOST:PORT, https:// for TLS to the proxy too, USER:PASSWORD@ before HOST
@@ -376,7 +376,8 @@ pub(crate) struct Rules {
     /// How requests are logged
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     pub(crate) access_log_format: LogFormat,
-    /// Let the filter take the labels from Envoy's node (`metadata.LABELS`): one configuration for all workloads
+    /// Let the filter take the labels from Envoy's node (`metadata.LABELS`), so that one configuration serves all
+    /// workloads
     #[arg(long)]
     pub(crate) labels_from_node: bool,
     /// The filter [default: egress-filter.wasm beside this program]
@@ -402,10 +403,10 @@ pub(crate) struct Check {
     /// Where certificates come from.
     #[command(flatten)]
     pub(crate) credentials: Credentials,
-    /// Take the files for a part of the rules: that there is no host to reach is a warning
+    /// Treat the files as a part of the rules: if they have no host to reach, that is only a warning
     #[arg(long)]
     pub(crate) partial: bool,
-    /// Begin TLS with each server too, and tell whose certificates would be refused; no request is sent
+    /// Also begin TLS with each server, and report whose certificates would be refused; no request is sent
     #[arg(long)]
     pub(crate) connect: bool,
     /// How to print what is found
@@ -452,7 +453,7 @@ pub(crate) struct Lint {
     /// Exit with 1 if there is a finding of this severity, or a worse one
     #[arg(long, value_enum, value_name = "SEVERITY", default_value_t = FailOn::Warning)]
     pub(crate) fail_on: FailOn,
-    /// Fix in the files what can be fixed safely; the standard input is printed as fixed
+    /// Fix the files where that is safe; for `-`, print the fixed text
     #[arg(long)]
     pub(crate) fix: bool,
     /// Print the page of a rule
@@ -487,7 +488,7 @@ pub(crate) struct Explain {
 /// `egressctl secrets`.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Secrets {
-    /// Envoy's admin interface, as `egressctl run` prints it [default: that of the one run on this machine]
+    /// Envoy's admin interface, as `egressctl run` prints it [default: that of the only `run` on this machine]
     #[arg(long, value_name = "SOCKET|ADDRESS:PORT", value_parser = admin)]
     pub(crate) admin: Option<Admin>,
     /// Also exit with 1 when a certificate expires within this time, for example 30d
@@ -509,10 +510,10 @@ pub(crate) struct Capture {
 /// What can be done about the rules of the firewall that capture connections.
 #[derive(Debug, Subcommand)]
 pub(crate) enum CaptureCommand {
-    /// Install them, in the place of those that are there; needs root
+    /// Install the firewall's rules, replacing those of an earlier `up`; needs root
     #[command(after_help = "Example:\n  egressctl capture up --to 15001 --uid app")]
     Up(CaptureUp),
-    /// Take them away, those of nftables and those of iptables; needs root
+    /// Remove the firewall's rules, those of nftables and those of iptables; needs root
     #[command(after_help = "Example:\n  egressctl capture down")]
     Down,
     /// Print what `up` would install
@@ -528,7 +529,7 @@ pub(crate) struct CaptureUp {
     /// What is redirected where.
     #[command(flatten)]
     pub(crate) redirection: Redirection,
-    /// The user that Envoy will run as; then it need not run yet, and until it does connections are refused
+    /// The user that Envoy will run as, if it does not run yet; connections are refused until it does
     #[arg(long, value_name = "USER|UID", conflicts_with = "cgroup")]
     pub(crate) envoy_uid: Option<String>,
 }
@@ -544,7 +545,7 @@ pub(crate) struct Redirection {
     /// Capture the connections of this user; may be repeated
     #[arg(long = "uid", value_name = "USER|UID", conflicts_with = "cgroup")]
     pub(crate) users: Vec<String>,
-    /// Capture the connections of this cgroup (v2) and those below it; one that is made anew needs another `up`
+    /// Capture the connections of this cgroup (v2) and those below it; if it is removed and made anew, run `up` again
     #[arg(long, value_name = "PATH")]
     pub(crate) cgroup: Option<String>,
     /// Capture only connections to this port; may be repeated
@@ -553,7 +554,7 @@ pub(crate) struct Redirection {
     /// Leave connections to these addresses alone, beside 127.0.0.0/8 and ::1; may be repeated
     #[arg(long = "exclude-cidr", value_name = "CIDR", value_parser = excluded)]
     pub(crate) excluded: Vec<Address>,
-    /// With iptables and ip6tables in the place of nftables
+    /// Use iptables and ip6tables instead of nftables
     #[arg(long)]
     pub(crate) iptables: bool,
 }
