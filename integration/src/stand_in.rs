@@ -1,7 +1,7 @@
 //! A stand-in for a web site that redirects HTTP to HTTPS, and remembers what reached it.
 //!
-//! It is the witness of the tests: whether a request came over TLS, with which SNI and for which
-//! host is decided by what arrived here, not by what the proxy says it did.
+//! It is the witness of the tests. What arrived here says whether a request came over TLS, with which SNI and for which
+//! host. What the proxy says does not count.
 
 use std::{
     convert::Infallible,

@@ -1,7 +1,7 @@
-//! Asking the servers: does what they show fit what the rules trust?
+//! Asks the servers: would the rules trust the certificates that they show?
 //!
-//! Each server is sent a ClientHello with the rule's SNI, its certificates are looked at, and the connection is
-//! closed. No certificate of ours is shown and no request is sent.
+//! It sends each server a ClientHello with the rule's SNI, reads the server's certificates, and closes the connection.
+//! It shows no certificate of ours and sends no request.
 
 use std::collections::BTreeMap;
 use std::io;

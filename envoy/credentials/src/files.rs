@@ -1,4 +1,4 @@
-//! Which files a need is made of, for an Envoy that reads them itself.
+//! Which files make up a secret, for an Envoy that reads them itself.
 
 use std::path::PathBuf;
 

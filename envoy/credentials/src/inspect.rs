@@ -1,9 +1,9 @@
 //! What is wrong with certificates that Envoy would take: dates, usages, revocation lists. Nothing here opens a
 //! connection.
 //!
-//! Whether the authorities of a credential also signed its client certificate is left alone on purpose. One
-//! authority for both sides is what Istio's own task makes, and two are what a public server with an authority of
-//! its own for clients has; neither is a mistake, and which of them the server has, only the server can tell.
+//! It does not check whether the authorities of a credential also signed its client certificate. Istio's own task uses
+//! one authority for both sides. A public server may have another one for its clients. Neither is a mistake, and only
+//! the server knows which it has.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};

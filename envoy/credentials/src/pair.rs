@@ -1,7 +1,7 @@
 //! Does a key belong to a certificate?
 //!
-//! Public parts are compared where the key has them (RSA, and P-521, which `ring` has not); elsewhere the
-//! public part is computed anew, so that a key whose own parts disagree is noticed too.
+//! If the key holds its public part (RSA, and P-521, which `ring` lacks), that part is compared. Otherwise it is
+//! computed anew, so that a key whose own parts disagree is noticed too.
 
 use ring::rand::SystemRandom;
 use ring::signature::{

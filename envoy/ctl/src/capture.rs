@@ -1,8 +1,8 @@
 //! `egressctl capture`: the firewall's rules that lead connections to `egressctl run --capture`.
 //!
-//! All of it is in a table, or in chains, of our own: putting it there again replaces it, and taking it away touches
-//! nothing else. Only what programs of this machine send is looked at. What is redirected and finds nobody listening
-//! is refused by the kernel, and never goes around Envoy; but whoever may take the port then gets it.
+//! All rules are in a table, or in chains, of our own. Installing them again replaces them, and removing them touches
+//! nothing else. They match only what programs of this machine send. If nobody listens on the port, the kernel refuses
+//! redirected connections, so none goes around Envoy. But if another program takes the port, it gets them.
 
 use std::collections::BTreeSet;
 use std::path::Path;

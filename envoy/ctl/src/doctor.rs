@@ -1,7 +1,7 @@
-//! `egressctl doctor`: is all here that `run` needs, and what to do where it is not.
+//! `egressctl doctor`: does this machine have all that `run` needs, and what to do if not.
 //!
-//! What can be tried is tried: Envoy reads a bootstrap of ours and loads the filter, sockets are opened. What only
-//! the future can tell, such as how many connections there will be, is a warning.
+//! It tries what it can: Envoy reads a bootstrap of ours and loads the filter, and sockets are opened. What nobody can
+//! know yet, such as the number of connections, is a warning.
 
 use std::fmt::Write as _;
 use std::fs;

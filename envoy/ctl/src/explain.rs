@@ -1,4 +1,4 @@
-//! `egressctl explain`: what becomes of a request, and why.
+//! `egressctl explain`: what happens to a request, and why.
 
 use egress_rules::{Answers, Complaint, Question};
 

@@ -1,4 +1,4 @@
-//! `egressctl lint`: what Istio does with rules that their author did not mean.
+//! `egressctl lint`: rules whose effect in Istio differs from what the author meant.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! `egressctl`, the command line: arguments as typed, settings as meant, and the commands.
 //!
-//! A command returns what it has to say as an [`Output`], or why it does nothing as a [`Refusal`]. What is printed, and
-//! with which exit code the program ends, is settled here alone.
+//! A command returns an [`Output`] with what it has to say, or a [`Refusal`] with why it does nothing. Only this file
+//! prints and chooses the exit code.
 #![deny(unsafe_code)]
 
 use std::io;

@@ -1,4 +1,4 @@
-//! `egressctl completions` and `egressctl man`: what shells and `man` are to know of these commands.
+//! `egressctl completions` and `egressctl man`: what shells and `man` show of these commands.
 
 use std::path::Path;
 

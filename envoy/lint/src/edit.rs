@@ -1,8 +1,7 @@
 //! Small edits of a text that keep its comments and its looks.
 //!
-//! A [`Change`] is meant as a change of values and made as a change of text. Afterwards the text is read
-//! again: where it does not say what the change meant, the edit is dropped. So a fix is either right or
-//! not made.
+//! A [`Change`] describes new values, and the edit changes text. Afterwards the text is read again. If it does not have
+//! these values, the edit is dropped. So a fix is either right or not made.
 
 use std::ops::Range;
 

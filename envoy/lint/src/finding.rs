@@ -1,4 +1,4 @@
-//! What is found, and the looks that it has.
+//! A finding, and how it is printed.
 
 use std::fmt;
 

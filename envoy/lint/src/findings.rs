@@ -1,4 +1,4 @@
-//! Collects what is found, while rules are looked at.
+//! Collects findings while the rules run.
 
 use egress_policy::{FieldPath, Origin};
 

@@ -1,12 +1,12 @@
-//! What plain Istio does with rules that their author did not mean.
+//! Finds rules whose effect in plain Istio differs from what their author meant.
 //!
 //! ```text
 //! texts ──Input──► documents + Resources ──Scope──► who uses what ──rules──► findings ──edit──► texts
 //! ```
 //!
-//! It is for people who run plain Istio, so it asks what *Istio* does, not what our filter would: the two
-//! differ where Istio is unsafe. It works on resources as they were parsed, also on those that the engine
-//! would refuse to compile, and where a resource cannot be parsed at all, on its bare values.
+//! It is for people who run plain Istio, so it asks what *Istio* does, not what our filter would do. The two differ
+//! where Istio is unsafe. It works on parsed resources, including those that the engine would refuse to compile. If a
+//! resource cannot be parsed, it works on the bare values.
 //!
 //! Each [`Rule`] has a page, `envoy/lint/pages/ID.md`, with an example that a test lints.
 //!
@@ -27,8 +27,8 @@
 //! assert!(ids.contains(&"insecure-skip-verify"), "{report}");
 //! ```
 //!
-//! What it does not do: it opens no file, and it compiles nothing. Whether our own filter would carry a rule out is
-//! said by `egress_rules::compile`.
+//! What it does not do: it opens no file, and it compiles nothing. `egress_rules::compile` says whether our own filter
+//! would carry a rule out.
 #![forbid(unsafe_code)]
 
 use egress_rules::Source;

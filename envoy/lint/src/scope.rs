@@ -1,7 +1,7 @@
-//! Which rule speaks for which host, as Istio has it: its merging included, with what it loses.
+//! Which rule Istio uses for which host. This includes Istio's merging, and the rules that merging loses.
 //!
-//! The engine mends some of this, see `egress-policy`; a linter of Istio's own behaviour must not. Every
-//! question is asked once for each namespace that can make a difference, and once for all the others.
+//! The engine avoids some of these losses, see `egress-policy`. A linter of Istio's own behaviour must not. It asks
+//! every question once for each namespace that can make a difference, and once for all others.
 
 use std::collections::{BTreeMap, BTreeSet};
 

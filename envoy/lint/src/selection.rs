@@ -1,4 +1,4 @@
-//! Rules about resources that another one puts out of use.
+//! Rules about resources that have no effect because of another one.
 
 use std::collections::BTreeSet;
 

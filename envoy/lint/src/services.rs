@@ -1,4 +1,4 @@
-//! Rules about hosts and ports: those of ServiceEntries, and those that DestinationRules speak of.
+//! Rules about hosts and ports, of ServiceEntries and in DestinationRules.
 
 use std::collections::BTreeMap;
 

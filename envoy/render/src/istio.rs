@@ -1,4 +1,4 @@
-//! Render what a cluster with Istio needs so that our filter originates, in sidecars or at an egress gateway.
+//! Renders the resources with which our filter originates TLS in Istio, in sidecars or at an egress gateway.
 //!
 //! ```text
 //! DestinationRules, their `tls` closed ┐

@@ -1,4 +1,4 @@
-//! Configuration out of rules that are compiled: for an Envoy, and for a cluster with Istio.
+//! Renders compiled rules as configuration, for an Envoy or for a cluster with Istio.
 //!
 //! ```
 //! use egress_policy::CompileOptions;
@@ -22,8 +22,8 @@
 //!
 //! [`xds`] walks the same table that the filter decides by. [`istio`] writes what a cluster with Istio needs instead.
 //!
-//! What it does not do: it decides nothing, which is `egress-policy`'s, and it opens no file. What the configuration
-//! refers to, such as certificates, somebody else supplies.
+//! What it does not do: it decides nothing (`egress-policy` does), and it opens no file. Somebody else supplies what
+//! the configuration refers to, such as certificates.
 #![forbid(unsafe_code)]
 
 pub mod istio;

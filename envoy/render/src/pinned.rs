@@ -1,4 +1,4 @@
-//! The Envoy that is rendered for, where nobody says which.
+//! The Envoy that is rendered for by default.
 
 /// The Envoy that this version is made for and tested with, such as `1.40.0`.
 ///

@@ -1,4 +1,4 @@
-//! Render a policy table as an Envoy bootstrap. It translates intent and judges nothing.
+//! Renders a policy table as an Envoy bootstrap. It translates intent and judges nothing.
 //!
 //! The shape is meant for speed and for ten thousand hosts:
 //!

@@ -1,4 +1,4 @@
-//! What is wrong where no document is: a flag, a file, a port, or something of ours.
+//! What is wrong outside of documents: a flag, a file, a port, or something of ours.
 //!
 //! Everything below the command line returns a [`Complaint`]. The command line alone turns it into text and an exit
 //! code.

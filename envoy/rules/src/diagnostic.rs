@@ -1,4 +1,4 @@
-//! What is found in rules, each at its place, and the look that it has for people.
+//! What is wrong in rules, each with its place, and how it is printed for people.
 
 use std::fmt;
 use std::sync::Arc;

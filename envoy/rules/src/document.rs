@@ -1,4 +1,4 @@
-//! A document's resources: which are ours, and what of them goes where.
+//! A document's resources: which are ours, and which of them the filter gets.
 
 use std::collections::BTreeMap;
 

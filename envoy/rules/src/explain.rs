@@ -1,4 +1,4 @@
-//! What becomes of a request, and why.
+//! What happens to a request, and why.
 
 use std::fmt::{self, Write as _};
 

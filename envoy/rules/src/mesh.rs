@@ -1,7 +1,7 @@
 //! The configuration of the mesh: `--mesh-config FILE`, or the ConfigMap `istio` among the rules.
 //!
-//! What decides about rules is read by the engine, and told to the filter too. What only clusters need is read here.
-//! Everything else that could change where a request goes, or how, is named in a warning.
+//! The engine reads the settings that decide about rules, and the filter gets them too. This file reads the settings
+//! that only clusters need. A warning names every other setting that could change where a request goes, or how.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,8 +3,8 @@
 //! JSON is YAML, so one reader serves both. The meaning of what is read is the engine's business.
 //!
 //! Large files have many documents, so texts are cut into parts between them, and the parts are read at the same time.
-//! A text that might mean something else in parts is read as a whole, and so is one with a mistake in it: what is
-//! told of it does not depend on parts.
+//! A text that might mean something else in parts is read as a whole. So is a text with a mistake, so that the message
+//! does not depend on the parts.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};

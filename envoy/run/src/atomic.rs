@@ -1,4 +1,4 @@
-//! Writing files so that whoever reads them meanwhile reads a whole one.
+//! Writes files so that a reader never sees half a file.
 
 use std::fs;
 use std::io::{self, Write as _};

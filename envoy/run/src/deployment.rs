@@ -1,4 +1,4 @@
-//! Rules as they are deployed, and how to come by them again.
+//! Rules as they are deployed, and how to read them again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -5,10 +5,10 @@
 //!                 └──► Events                                            └──► Events
 //! ```
 //!
-//! [`supervise()`] starts an Envoy, hands it its secrets and its filter, and stays with it until it ends. When the rules
-//! change, they are read and compiled as [`Recompile`] does it, and Envoy is given them.
+//! [`supervise()`] starts an Envoy, hands it its secrets and its filter, and stays with it until it ends. When the
+//! rules change, [`Recompile`] reads and compiles them, and Envoy gets the new ones.
 //!
-//! What it does not do: it prints nothing and knows no arguments. What happens, it says as an [`Event`].
+//! What it does not do: it prints nothing and knows no arguments. It reports what happens as an [`Event`].
 
 #![deny(unsafe_code)]
 

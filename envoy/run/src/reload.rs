@@ -4,9 +4,9 @@
 //! files ──watch──► rules ──compile──► secrets, then clusters, then filter and listeners
 //! ```
 //!
-//! New clusters are there before anything names them: first Envoy is given those of both, the rules before and the
-//! new ones; when it has them, the filter and the listeners. The clusters that are not needed any more go when nothing
-//! can name them. Whatever Envoy refuses on the way, it is given back what it had.
+//! New clusters exist before anything names them. First Envoy gets the clusters of both the previous and the new rules,
+//! and then the filter and the listeners. Old clusters are removed when nothing can name them any more. If Envoy
+//! refuses anything on the way, it gets back what it had.
 //!
 //! In-flight requests keep the filter that they began with. Connections keep their listener's filter chain
 //! where a listener changes shape; see [`Dynamic`].

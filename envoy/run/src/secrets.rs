@@ -1,4 +1,4 @@
-//! Secrets kept as their files are: read, watched, and offered to Envoy when they change.
+//! Secrets that follow their files: read, watched, and offered to Envoy when they change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Watching folders: told when something in them has changed and come to rest.
+//! Watches folders, and reports a change once the files have come to rest.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

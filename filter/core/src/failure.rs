@@ -1,9 +1,9 @@
 //! Why a connection to a server failed, as one word of a closed set.
 //!
-//! Envoy tells it in the details of its answer, a text of its own that quotes BoringSSL. What is
-//! recognised here is written down for operators in `filter/core/failures.md`, and a test keeps the two
-//! together. A text that is not recognised is never given a specific reason: a connection that failed
-//! is [`Failure::Reset`] then, and what is no failed connection is none of ours.
+//! Envoy says why in the details of its answer, a text of its own that quotes BoringSSL. `filter/core/failures.md`
+//! lists the texts recognised here for operators, and a test keeps both in step. A text that is not recognised never
+//! gets a specific reason. If the connection failed, the reason is [`Failure::Reset`]. If it did not, there is no
+//! reason.
 
 use std::fmt;
 

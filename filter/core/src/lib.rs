@@ -5,11 +5,11 @@
 //! ```
 //!
 //! [`load()`] reads what the renderer wrote with [`PluginConfig`]. Workers share what it returns; each has a [`Worker`]
-//! of its own. [`HttpStream`] is one life of a request: it decides about it, sees to it that the bytes behind CONNECT are
-//! TLS, and says why the connection failed where it did. [`Connection`] is the same for connections that are not HTTP.
-//! A host hands facts to them and applies each [`Effect`].
+//! of its own. [`HttpStream`] is one life of a request. It plans what happens to the request, checks that the bytes
+//! behind CONNECT are TLS, and says why a connection failed. [`Connection`] is the same for connections that are not
+//! HTTP. A host hands facts to them and applies each [`Effect`].
 //!
-//! Beneath them are the plans, functions of a configuration and of [`Facts`] or [`ConnectionFacts`]: [`plan_http`],
+//! They use the plans, which are functions of a configuration and of [`Facts`] or [`ConnectionFacts`]: [`plan_http`],
 //! [`failed`] and [`plan_failure`], [`plan_plaintext`]; [`plan_tcp`], [`connection_failed`] and
 //! [`plan_connection_failure`]. [`contract`] holds every name that Envoy and we both spell.
 //!

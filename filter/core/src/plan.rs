@@ -1,4 +1,4 @@
-//! Plan: facts become effects. What is decided here is how Envoy is told, never what.
+//! Plan: facts become effects. The table has decided what happens; this file decides how Envoy is told.
 
 pub(crate) mod cache;
 pub(crate) mod http;

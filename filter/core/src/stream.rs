@@ -1,8 +1,8 @@
 //! One life of a stream: a request or a connection, from its beginning to its end.
 //!
 //! A host makes one for each stream. It reads the facts that the stream asks for, hands them over, applies each effect,
-//! and does what [`Next`] says. The facts are kept, so that a failure is explained by those that were planned by. A fact
-//! that is needed rarely is handed over as a function: to read it costs the host a call.
+//! and does what [`Next`] says. The stream keeps the facts, so that a failure is explained by the same facts as the
+//! plan. A rarely needed fact is a function, because reading it costs the host a call.
 
 use std::rc::Rc;
 

@@ -1,4 +1,4 @@
-//! A stable fingerprint of a table, by which the renderer and the filter find out that they disagree.
+//! A stable fingerprint of a table. Renderer and filter compare it to find out whether they disagree.
 
 use std::fmt::{self, Write as _};
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! Who spoke for a decision, and who could have: for people who ask why.
+//! Which resources made a decision, and which could have: for people who ask why.
 
 use std::cmp::Ordering;
 

@@ -1,7 +1,7 @@
-//! Reads JSON objects field by field and reports everything that is wrong with them, not the first thing.
+//! Reads JSON objects field by field and reports every mistake in them, not only the first.
 //!
-//! Serde's derive stops at the first error and knows no place; people who mend a file want all of
-//! them, each with its path. So the wire format is read here by hand, from one [`Node`] a document.
+//! Serde's derive stops at the first error and knows no place. People who fix a file want all errors, each with its
+//! path. So this file reads the wire format by hand, from one [`Node`] for each document.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;

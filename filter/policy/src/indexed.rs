@@ -1,4 +1,4 @@
-//! Resources that know where they stand.
+//! Resources with their positions in the list.
 
 use std::ops::Deref;
 

@@ -4,15 +4,14 @@
 //! text ──parse──► resources ──compile──► PolicyTable ──decide──► Decision
 //! ```
 //!
-//! [`Parser`] reads `ServiceEntry` and `DestinationRule` documents into [`Resources`] and tells every
-//! problem with its document and field. [`PolicyTable::compile`] settles them for one [`Proxy`].
-//! [`PolicyTable::decide`] answers what becomes of a host and port, [`PolicyTable::decide_connection`] of a
-//! connection that names no host. The filter decides by the same
-//! table that the renderer walks, so the two cannot disagree.
+//! [`Parser`] reads `ServiceEntry` and `DestinationRule` documents into [`Resources`] and reports every problem with
+//! its document and field. [`PolicyTable::compile`] compiles them for one [`Proxy`]. [`PolicyTable::decide`] says what
+//! happens to a host and port, and [`PolicyTable::decide_connection`] to a connection that names no host. The filter
+//! decides by the same table that the renderer walks, so the two cannot disagree.
 //!
-//! What it does not do: it opens no file and no socket, reads no clock and no environment, and has not
-//! heard of Envoy. Behaviour follows Istio 1.32-dev (istio/istio 86c9f01f, istio/api b8f8791d), but for
-//! the differences that each doc comment names; all of them are on the safe side.
+//! What it does not do: it opens no file and no socket, reads no clock and no environment, and does not know Envoy. It
+//! behaves as Istio 1.32-dev (istio/istio 86c9f01f, istio/api b8f8791d), except for differences on the safe side, which
+//! the doc comments name.
 //!
 //! # Example
 //!

@@ -1,4 +1,4 @@
-//! Which DestinationRule speaks for a service, and which part of it for a port, as Istio has it.
+//! Which DestinationRule applies to a service, and which part of it to a port, as in Istio.
 //!
 //! Three questions in turn. *Whose rules?* The caller's namespace is asked first, then the service's,
 //! then the root; the first that has any rule for the host settles it. *Which of them?* Those for the

@@ -1,5 +1,5 @@
-//! What the configuration of the mesh says that decides about rules: whose are for everyone, who sees those that name
-//! nobody, and what limits hold where a rule gives none.
+//! Mesh settings that decide about rules: whose rules apply to everyone, who sees resources without `exportTo`, and
+//! which limits hold if a rule gives none.
 
 use crate::fields::Field;
 use crate::proxy::ROOT_NAMESPACE;

@@ -1,7 +1,7 @@
 //! JSON values that borrow their texts: what documents are read from, one after another.
 //!
-//! A [`Value`] owns every key and every text, which for ten thousand hosts is a million small pieces of memory that
-//! live for a moment; in a VM they are most of what loading costs.
+//! A [`Value`] owns every key and every text. For ten thousand hosts that is a million small allocations, each
+//! short-lived. In a VM they are most of what loading costs.
 
 use std::borrow::Cow;
 use std::fmt;

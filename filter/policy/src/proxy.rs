@@ -1,4 +1,4 @@
-//! For whom a table is.
+//! The workload that a table is for.
 
 use std::collections::{BTreeMap, BTreeSet};
 

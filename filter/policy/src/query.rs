@@ -1,4 +1,4 @@
-//! What is asked of a table: about a host and port, or about a connection.
+//! A question to a table: about a host and port, or about a connection.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! What TLS towards a server is to prove, and where each part of it comes from.
+//! What TLS to a server must prove, and where each part of it comes from.
 
 use std::fmt::{self, Write as _};
 

@@ -1,4 +1,4 @@
-//! Words of the configuration for the variants of an enum.
+//! The configuration's word for each variant of an enum.
 
 /// Gives an enum its words: `NAMES`, `parse` and `as_str`. One macro, so that the three agree.
 ///

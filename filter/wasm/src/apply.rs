@@ -1,4 +1,4 @@
-//! Applies what was planned: each effect is a call to the host or two.
+//! Applies planned effects. Each takes one call to the host or two.
 
 use egress_filter::{Effect, HostError, Next, contract, protobuf};
 use proxy_wasm::types::Action;

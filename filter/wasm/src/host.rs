@@ -1,9 +1,8 @@
 //! The only file that calls the host. Nothing here panics, and every call says whether it worked.
 //!
-//! The functions are those of the proxy-wasm ABI 0.2.1 that the SDK declares too. Ours differ in what
-//! they do with a status that nobody expects: the SDK panics, which costs a worker its VM and every
-//! stream in it, and we return [`HostError`], so that the caller can refuse the one request. They also
-//! pass borrowed bytes where the SDK copies.
+//! The functions are those of the proxy-wasm ABI 0.2.1 that the SDK declares too. Ours differ if the status is
+//! unexpected. The SDK panics, which costs a worker its VM and every stream in it. We return [`HostError`], so that the
+//! caller can refuse the one request. They also pass borrowed bytes where the SDK copies.
 //!
 //! Source: proxy-wasm/spec `abi-versions/v0.2.1`, and proxy-wasm 0.2.5 `src/hostcalls.rs`.
 #![expect(

@@ -4,11 +4,11 @@
 //! Envoy ──facts──► egress_filter::HttpStream ──effects──► host.rs ──► Envoy
 //! ```
 //!
-//! [`root`] keeps the configuration, [`http`] handles one request, [`tcp`] one connection that is not HTTP, `apply` does
-//! what was planned. `counters` counts failures, `routes` knows when Envoy has to be told to choose the route again, `host`
-//! is the one file that calls the host. Nothing is decided here: an `if` about policy belongs into `egress-policy`.
+//! [`root`] keeps the configuration. [`http`] handles one request, and [`tcp`] one connection that is not HTTP. `apply`
+//! applies effects, and `counters` counts failures. `routes` knows when Envoy must be told to choose the route again.
+//! Only `host` calls the host. Nothing is decided here: an `if` about policy belongs in `egress-policy`.
 //!
-//! What it does not do: TLS. That is the transport socket of the cluster the request is led to.
+//! What it does not do: TLS. The transport socket of the request's cluster does that.
 
 use proxy_wasm::traits::RootContext;
 use proxy_wasm::types::LogLevel;

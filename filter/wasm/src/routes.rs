@@ -1,4 +1,4 @@
-//! Whether Envoy looks at the routes again of itself, which spares each request a call.
+//! Whether Envoy chooses the route again by itself, which saves each request a call.
 
 use std::cell::Cell;
 

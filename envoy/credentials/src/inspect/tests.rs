@@ -1,4 +1,4 @@
-//! What is told of certificates that Envoy would take.
+//! What is reported about certificates that Envoy would take.
 
 use egress_policy::CompileOptions;
 use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd};

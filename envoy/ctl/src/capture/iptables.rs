@@ -1,4 +1,4 @@
-//! What iptables is told: which rules are ours, what they are to be, and how to come from the one to the other.
+//! What iptables is told: which rules are ours, what they should be, and how to get from one to the other.
 
 use std::fmt::Write as _;
 

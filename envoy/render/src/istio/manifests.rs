@@ -1,4 +1,4 @@
-//! All that a cluster needs, or why Istio cannot be told.
+//! All resources that a cluster needs, or why Istio cannot carry the rules out.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! What of a table the filter is to carry out in Istio.
+//! The part of a table that the filter carries out in Istio.
 
 use egress_filter::contract;
 use egress_policy::{Cluster, DownstreamProtocol, Service};

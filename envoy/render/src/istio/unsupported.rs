@@ -1,4 +1,4 @@
-//! What Istio cannot be told to do.
+//! Rules that cannot be carried out in Istio.
 
 use egress_policy::PortNumber;
 

@@ -1,4 +1,4 @@
-//! The WasmPlugin, or the TrafficExtension that takes its place: the filter, with the rules as they were given.
+//! The WasmPlugin, or its successor TrafficExtension: the filter, with the rules as they were given.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! The bootstrap as a whole: with everything in it, or with what rules decide left to files.
+//! The whole bootstrap: with everything in it, or with the parts that depend on rules left to files.
 
 use egress_filter::Variants;
 use egress_policy::{OutboundMode, PolicyTable};

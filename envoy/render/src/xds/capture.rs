@@ -1,15 +1,15 @@
 //! Capture: connections of programs that know nothing of a proxy, redirected here by the kernel.
 //!
 //! One listener is bound. It finds out where a connection was meant to go, and Envoy hands the connection to the
-//! listener of that port, which is not bound: it has the wildcard address and the real service port, so that each
-//! port is read as without capture, and only those that speak TLS wait for the application's first bytes.
+//! listener of that port. That listener is not bound: it has the wildcard address and the real service port. So each
+//! port is read as without capture, and only ports that speak TLS wait for the application's first bytes.
 //!
-//! What remains on the bound listener is for ports without a rule, or came without a redirect. A connection without a
-//! redirect has the listener itself as its destination. It is closed, so that nothing goes round in circles.
+//! The bound listener keeps connections to ports without a rule, and those that came without a redirect. The latter
+//! have the listener itself as their destination. They are closed, so that nothing goes round in circles.
 //!
 //! With `ALLOW_ANY` the rest is passed on to where it was meant to go, but for the addresses of [`guard`]. They are
-//! matched as ranges, before anything is dialled. Of all chains only those are looked at that have the
-//! narrowest range for an address, so those of the rules name all ranges that there are.
+//! matched as ranges, before anything is dialled. Envoy looks only at the chains with the narrowest range for an
+//! address, so the chains of the rules name all ranges.
 //!
 //! Source: envoyproxy/envoy `source/common/network/filter_chain_manager_impl.cc` and
 //! `source/common/listener_manager/connection_handler_impl.cc`, `getBalancedHandlerByAddress`.

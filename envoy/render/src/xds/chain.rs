@@ -1,4 +1,4 @@
-//! Listeners and their filter chains, as long as our filter in them is a value, and what several of them share.
+//! Listeners and their filter chains while our filter in them is still a value, and what several of them share.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What was asked for and cannot be had together: it would leave in plaintext, go round in circles, or be an open proxy.
+//! Settings that exclude each other: together they would send plaintext, go round in circles, or make an open proxy.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -1,4 +1,4 @@
-//! Who looks names up, and what keeps the addresses.
+//! Which server looks names up, and which cache keeps the addresses.
 
 use egress_policy::Cluster;
 use serde_json::{Map, Value, json};

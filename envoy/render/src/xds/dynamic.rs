@@ -1,11 +1,11 @@
-//! What of a rendering an Envoy that runs can be given anew: its clusters, its listeners, and in the listeners the
-//! configuration of our filter, apart.
+//! The parts of a rendering that a running Envoy can be given anew: clusters, listeners and, apart from these, the
+//! configuration of our filter.
 //!
-//! Envoy replaces a listener's filter chain as a whole: connections go on under the old one for a while and are then
-//! closed. So a listener is rendered without the rules, which are the plugin's configuration, and changes only when
-//! rules ask for another shape of it; the plugin is replaced in place, and no connection notices. A plugin belongs
-//! to one shape of its listener, by its name: routes of one shape never meet a plugin that was made for those of
-//! another, which could name a cluster that they do not guard.
+//! Envoy replaces a listener's filter chain as a whole. Connections go on under the old one for a while and are then
+//! closed. So a listener is rendered without the rules, and changes only when rules ask for another shape of it. The
+//! rules are the plugin's configuration. The plugin is replaced in place, and no connection notices. A plugin's name
+//! ties it to one shape of its listener. So routes of one shape never meet a plugin made for another shape, which could
+//! name a cluster that they do not guard.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

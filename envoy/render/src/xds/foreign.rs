@@ -1,4 +1,4 @@
-//! What the filter leads requests to, for an Envoy whose listeners are somebody else's.
+//! The clusters and routes that the filter leads requests to, for an Envoy whose listeners are somebody else's.
 
 use std::collections::BTreeMap;
 

@@ -1,9 +1,9 @@
 //! The forward proxy: a listener for programs that know `http_proxy` and `https_proxy` and nothing else.
 //!
 //! A request with a URL in its first line goes where the same request to the URL's host and port would go. CONNECT
-//! carries the application's own TLS to hosts and ports of the table that are passed through. For everything else
-//! there is no way: the table decides, and neither a route nor a cluster leads anywhere without a word of the
-//! filter, or to a host that the table does not have.
+//! carries the application's own TLS to hosts and ports of the table that are passed through. Everything else is
+//! refused. No route and no cluster leads anywhere unless the filter says so, or to a host that the table does not
+//! have.
 //!
 //! If the URL and `Host` differ, the URL wins: it replaces the header before anything is decided (RFC 9112, 3.2.2). A
 //! request without a URL, as a server would get it, is decided by its `Host`.

@@ -1,16 +1,16 @@
 //! Keeps connections whose address DNS chose away from loopback, private and metadata addresses.
 //!
-//! Behind a wildcard host, and behind `ALLOW_ANY`, a request names the host and whoever answers for that
-//! name in DNS names the address. Without a guard, `http://localhost.example.com` could reach Envoy's own
-//! neighbours, and `169.254.169.254` a cloud's credentials.
+//! Behind a wildcard host, and behind `ALLOW_ANY`, the request names the host, and the owner of that name in DNS
+//! chooses the address. Without a guard, `http://localhost.example.com` could reach Envoy's own neighbours, and
+//! `169.254.169.254` a cloud's credentials.
 //!
 //! From 1.39 on, Envoy's DNS cache drops refused addresses one by one ([`drops_addresses`]). A name that keeps none
 //! of its addresses is not found, and Envoy says `address_denied`. An address in place of a name is treated alike.
 //!
-//! Before, the forward proxy filter notes the first address of a name, and a role-based access filter refuses it
-//! before anything is dialled. Envoy tries the further addresses when the first does not answer, and asks no filter
-//! again. So `run` puts a DNS server of its own between ([`Options::guarded_dns`]), which leaves refused
-//! addresses out of answers; a rendered configuration has none, and `render` says so.
+//! Before 1.39, the forward proxy filter notes the first address of a name, and a role-based access filter refuses it
+//! before anything is dialled. If the first address does not answer, Envoy tries the others and asks no filter again.
+//! So `run` puts a DNS server of its own in between ([`Options::guarded_dns`]), which leaves refused addresses out of
+//! answers. A rendered configuration has none, and `render` says so.
 //!
 //! What neither can know: the addresses that a network chose for a NAT64 of its own (RFC 6052, section 2.2), behind
 //! which private IPv4 addresses may be reached.

@@ -9,9 +9,9 @@
 //! | `auto_sni_san_validation` | the SNI, with DNS names | takes the place of the list; without an SNI it checks nothing |
 //! | `auto_san_validation`, or the filter state [`UPSTREAM_NAMES_STATE`](egress_filter::contract::UPSTREAM_NAMES_STATE) | in any type; any of its list | holds beside the first, and switches the second off |
 //!
-//! So a host that is known when this is rendered is a list of one. A host that only the request knows is the SNI, over
-//! a list of one name that nobody has: a connection without an SNI is refused by it. Only where a host and other names
-//! must both be there does the third way do the second half: see [`egress_filter::plan_http`].
+//! So if the host is known when this is rendered, the list has that one name. If only the request knows the host, the
+//! SNI is verified, and the list has one name that nobody has. This list refuses a connection without an SNI. The third
+//! way is used only if the certificate must have both the host and another name: see [`egress_filter::plan_http`].
 //!
 //! Source: envoyproxy/envoy `source/common/tls/cert_validator/default_validator.cc`, `verifyCertAndUpdateStatus`, and
 //! `source/common/router/router.cc`, `Filter::decodeHeaders`.

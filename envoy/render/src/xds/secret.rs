@@ -1,4 +1,4 @@
-//! What the configuration asks for under a name, and the files that it may be in: who runs Envoy supplies it.
+//! A secret that the configuration asks for by name, and the files that it may be in. Whoever runs Envoy supplies it.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,7 +1,7 @@
 //! Many server names matched by one table.
 //!
-//! Envoy's `filter_chain_match` takes 1.6 kB for each of `server_names`, its matching API a third of that. Both lead
-//! alike: the exact name first, then the longest of the wildcards, and nobody else. Few names stay where
+//! Envoy's `filter_chain_match` takes 1.6 kB for each of `server_names`, its matching API a third of that. Both match
+//! alike: the exact name first, then the longest wildcard, and nothing else. Few names stay in `server_names`, where
 //! people look for them.
 //!
 //! Source: envoyproxy/envoy `source/common/network/filter_chain_manager_impl.cc`, `findFilterChainForServerName`, and

@@ -4,12 +4,12 @@
 //! application ── bytes, or TLS of its own ──► tcp_proxy ── CONNECT host:port ──► proxy ──► host
 //! ```
 //!
-//! What is sent to the proxy is sent by HTTP/1.1, or by HTTP/2 where `h2UpgradePolicy` says so; in TLS where the
-//! rule has `tls`, which is the proxy's and is verified as every server's is. Nothing of the application's is sent
-//! before the proxy has agreed.
+//! Envoy speaks HTTP/1.1 to the proxy, or HTTP/2 if `h2UpgradePolicy` says so. If the rule has `tls`, that is TLS to
+//! the proxy, which is verified like every server. Envoy sends nothing of the application's before the proxy has
+//! agreed.
 //!
-//! By POST, Envoy sends a request for `/` whose `Host` is the target and whose chunked body is what the application
-//! sends; the proxy's answer has what comes back as its body.
+//! With POST, Envoy sends a request for `/` whose `Host` is the target. Its chunked body is what the application sends.
+//! The body of the proxy's answer is what comes back.
 //!
 //! Source: istio/istio `pilot/pkg/networking/core/networkfilter.go`; envoyproxy/envoy
 //! `api/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto`, `TunnelingConfig`.

@@ -4,8 +4,8 @@
 //! the connection of an upgrade offers `http/1.1` alone. Envoy keeps such connections apart from the others: what
 //! is offered is part of what it tells connections of a cluster apart by.
 //!
-//! A request without `Upgrade` pays for one comparison of a header for each route that it passes; the filter is
-//! not even made for it.
+//! A request without `Upgrade` costs one comparison of a header for each route that it passes. Envoy does not even
+//! create the filter for it.
 
 use serde_json::{Value, json};
 

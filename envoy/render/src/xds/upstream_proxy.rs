@@ -12,8 +12,8 @@
 //! Nothing goes around the proxy, requests without TLS included: they take CONNECT too, which many proxies allow
 //! to port 443 only.
 //!
-//! Where TLS to the proxy itself is asked for, the proxy's name is sent and verified there, by the system's
-//! authorities, and has nothing to do with the server's.
+//! With TLS to the proxy itself, the proxy's name is sent and verified there, by the system's authorities. This is
+//! independent of the server's name.
 //!
 //! Source: envoyproxy/envoy `docs/root/configuration/other_features/internal_listener.rst`, and
 //! `api/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto`, `TunnelingConfig`.

@@ -1,5 +1,5 @@
-//! Clusters for more than one workload: where rules select workloads by labels that only Envoy's node knows, the
-//! filter chooses when it is configured, and all that it may choose is rendered.
+//! Clusters for more than one workload. If rules select workloads by labels that only Envoy's node knows, all
+//! candidates are rendered, and the filter chooses among them when it is configured.
 
 use std::collections::{BTreeMap, BTreeSet};
 

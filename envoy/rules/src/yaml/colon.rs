@@ -1,7 +1,7 @@
 //! Addresses that end with a colon, in lists of one line: `[2001:db8::]`.
 //!
 //! By YAML 1.2 a colon before `,`, `]` or `}` ends a key; for `kubectl` it is part of the text. So such a colon is
-//! written as a character of the same width that means nothing, the text is read, and the colon takes its place again.
+//! replaced by a character of the same width that means nothing. After the text is read, the colon is put back.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! Where what a document says stands in its text.
+//! The place in the text of each value of a document.
 
 use egress_policy::{FieldPath, Segment};
 use saphyr_parser::Marker;

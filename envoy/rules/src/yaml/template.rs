@@ -1,4 +1,4 @@
-//! Tells a Helm template from YAML, so that its author is told what it is and not where YAML stops.
+//! Tells a Helm template from YAML, so that the message says that it is a template, and not where it stops being YAML.
 
 use super::invalid::InvalidYaml;
 use super::location::Location;

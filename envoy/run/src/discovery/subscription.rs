@@ -1,4 +1,4 @@
-//! What one stream of the discovery server has come to.
+//! The state of one stream of the discovery server.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,8 +1,8 @@
-//! The compact form of many resources: those that differ in name and hosts alone.
+//! The compact form of many resources that differ only in name and hosts.
 //!
-//! Of ten thousand hosts most are alike, and Envoy keeps what the filter is given three times. So of resources that
-//! are alike the first is written whole, and each other one as a list of its name and its hosts. Writer and reader
-//! stand together here; their test holds that both mean the same table.
+//! Most of ten thousand hosts are alike, and Envoy keeps the filter's configuration three times. So the first of
+//! several alike resources is written whole, and each other one as a list of its name and its hosts. Writer and reader
+//! are both here, and a test proves that both mean the same table.
 
 use std::collections::BTreeMap;
 

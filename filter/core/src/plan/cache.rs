@@ -1,5 +1,5 @@
-//! Plans that were made before. A request like one before it gets the same effects, and nothing is decided or written
-//! again.
+//! Plans that were made before. A request like an earlier one gets the same effects, without deciding or writing
+//! anything again.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! A connection's facts become effects, as in [`crate::plan_http`] where bytes are not HTTP.
+//! A connection's facts become effects, as in [`crate::plan_http`] but for bytes that are not HTTP.
 
 use egress_policy::{
     Action, Authority, Cluster, Connection, Decision, Endpoints, InvalidAuthority, Reason, Spoken,

@@ -1,4 +1,4 @@
-//! Tells of what an entry asks for and does not get.
+//! Reports what an entry asks for and does not get.
 
 use crate::compile::compiler::Compiler;
 use crate::port::{Protocol, ProtocolClass};

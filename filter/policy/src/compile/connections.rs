@@ -1,4 +1,4 @@
-//! Settles what connections that name no host are told apart by.
+//! Decides how to tell apart connections that name no host.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

@@ -1,4 +1,4 @@
-//! Whose a host is: of all ServiceEntries that have it, those of one namespace make its service.
+//! Who owns a host: of all ServiceEntries that have it, those of one namespace make up its service.
 //!
 //! Three questions in turn. *Whose namespace?* The caller's own, if it has an entry for the host; then that of the
 //! first entry exported by name, then that of the first public one. *Which entry?* The first of that namespace is the

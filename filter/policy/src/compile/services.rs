@@ -1,4 +1,4 @@
-//! The hosts and ports of a table, and the way of each.
+//! The hosts and ports of a table, and what each leads to.
 
 use crate::compile::cluster::is_postgresql;
 use crate::compile::compiler::{Compiler, Wanted};

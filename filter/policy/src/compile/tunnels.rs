@@ -1,7 +1,7 @@
-//! What a `tunnel` can be honoured for: connections that a proxy is asked to carry.
+//! Where a `tunnel` can be honoured: connections that a proxy is asked to carry.
 //!
 //! The endpoints of the service are the proxy's, whether the ServiceEntry has the proxy's name as its host or the
-//! proxy's address in `endpoints`. Nothing that a tunnel is meant for goes around it: what cannot go in is refused.
+//! proxy's address in `endpoints`. What cannot go into its tunnel is refused, so nothing goes around it.
 
 use crate::compile::compiler::{Compiler, Wanted};
 use crate::merge::{Merged, PolicySource, Settings};

@@ -1,7 +1,7 @@
 //! Resources of kinds that are not carried out here: read as far as it takes to know which hosts they may change.
 //!
-//! Where one of them may change the destination, the TLS or the visibility of a host, that host is refused: to go on
-//! as if the resource were not there could send in plaintext what it leads to TLS.
+//! If one of them may change the destination, the TLS or the visibility of a host, that host is refused. Ignoring the
+//! resource could send plaintext where the resource leads to TLS.
 //!
 //! Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `pilot/pkg/model/sidecar.go`,
 //! `pilot/pkg/config/kube/gateway/backend_policies.go`, `pilot/pkg/networking/core/envoyfilter`.

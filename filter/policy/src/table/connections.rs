@@ -1,4 +1,4 @@
-//! Tells connections apart that name no host: by port, and by the address that was dialled.
+//! Tells apart connections that name no host, by port and by dialled address.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,9 +1,9 @@
 //! Istio's task "Egress TLS Origination", played on this machine: the first half here, the second
 //! half in [`mutual`].
 //!
-//! It starts a stand-in for `edition.cnn.com`, gives the page's own YAML to `egressctl run`, and is
-//! the application that sends the page's requests. What it prints is what happened, and each line
-//! of it is held against what the page promises: a difference ends the demo with exit code 1.
+//! It starts a stand-in for `edition.cnn.com`, gives the page's own YAML to `egressctl run`, and is the application
+//! that sends the page's requests. It prints what happened, and compares each line with what the page promises. A
+//! difference ends the demo with exit code 1.
 
 use std::{fmt, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
