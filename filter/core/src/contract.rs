@@ -140,13 +140,13 @@ pub const FILTER_NAME: &str = "egress";
 /// Source: istio/istio `pilot/pkg/networking/util/util.go`, `PassthroughCluster`.
 pub const PASSTHROUGH_CLUSTER: &str = "PassthroughCluster";
 
-/// Returns a name that no other cluster has, one of the same [`Cluster::name`] included: that of a transport
-/// socket, or of the cluster where Envoy can choose no transport socket.
+/// Returns a name that is unique even among clusters of the same [`Cluster::name`]. It names a transport socket, or the
+/// cluster itself if Envoy cannot choose among transport sockets.
 pub fn variant(cluster: &Cluster) -> String {
     format!("{}~{}", cluster.name, cluster.fingerprint())
 }
 
-/// Returns the name of the transport socket that a cluster's connections use.
+/// Returns Envoy's name for the type of transport socket that a cluster's connections use.
 pub fn transport_socket(cluster: &Cluster) -> &'static str {
     match cluster.tls {
         Some(_) => "envoy.transport_sockets.tls",

@@ -11,11 +11,11 @@ pub enum Effect<'e> {
     Header(&'static str, &'e str),
     /// Remove a request header.
     RemoveHeader(&'static str),
-    /// Choose the route again, now that headers differ.
+    /// Choose the route again. A header that was set before names the cluster.
     ChooseRouteAgain,
     /// Set one of Envoy's own filter-state objects.
     FilterState(&'static str, &'e str),
-    /// Name the transport socket, where the cluster has several.
+    /// Name the transport socket, if the cluster has several: see [`Variants`](crate::Variants).
     TransportSocket(&'e str),
     /// Name the host and port that the upstream proxy is asked for.
     Tunnel(&'e str),

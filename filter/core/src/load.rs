@@ -178,7 +178,7 @@ pub fn load_for(
 }
 
 impl Loaded {
-    /// Returns the transport socket that a request to a cluster must name, where the cluster has several.
+    /// Returns the transport socket that a request to a cluster must name, if the cluster has several.
     pub(crate) fn transport_socket(&self, cluster: &Cluster) -> Option<&str> {
         let named = self.variant_kind == Variants::Sockets;
         named

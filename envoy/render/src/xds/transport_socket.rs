@@ -1,4 +1,4 @@
-//! Transport sockets: what stands between a cluster and the server.
+//! Transport sockets: TLS or plaintext between a cluster and the server. `variants.rs` lets a cluster have several.
 
 use egress_policy::{Cluster, ProxyProtocol, TlsIntent, UpstreamProtocol};
 use serde_json::{Map, Value, json};
@@ -21,7 +21,7 @@ const SESSIONS_BY_NAME: Version = Version {
 /// The TLS sessions that one context keeps at most; one is about two kilobytes.
 const MAX_SESSIONS: usize = 4096;
 
-/// Renders the transport socket of a cluster; `None` is Envoy's own, which sends what it is given.
+/// Renders the transport socket of a cluster. `None` means Envoy's default, which sends plaintext.
 pub(super) fn transport_socket(cluster: &Cluster, rendering: &Rendering<'_>) -> Option<Value> {
     let socket = server_socket(cluster, rendering);
     match rendering.options.upstream_proxy {
@@ -35,7 +35,7 @@ fn raw_buffer() -> Value {
     extension("envoy.transport_sockets.raw_buffer", kind, json!({}))
 }
 
-/// Renders the one between us and the server, whatever lies between.
+/// Renders the transport socket towards the server, without that of an upstream proxy.
 fn server_socket(cluster: &Cluster, rendering: &Rendering<'_>) -> Option<Value> {
     let tls = cluster
         .tls
@@ -59,8 +59,8 @@ fn server_socket(cluster: &Cluster, rendering: &Rendering<'_>) -> Option<Value> 
     ))
 }
 
-/// Renders TLS towards a server. Envoy verifies nothing unless told to, and speaks at most TLS 1.2 unless
-/// told otherwise; so both are always said.
+/// Renders TLS to a server. By default Envoy verifies nothing and speaks at most TLS 1.2. So both settings are always
+/// written.
 fn tls_socket(cluster: &Cluster, tls: &TlsIntent, rendering: &Rendering<'_>) -> Value {
     let options = rendering.options;
     let mut common = Map::new();

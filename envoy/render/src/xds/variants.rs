@@ -124,8 +124,8 @@ fn differ_in_tls(group: &[&Cluster]) -> bool {
         .all(|other| first.0.is_some() && rest(other) == first)
 }
 
-/// Renders how a cluster finds the transport socket that the filter named. Where it finds none it takes the
-/// cluster's own, which must then be [`closed`].
+/// Renders how a cluster finds the transport socket that the filter named. If it finds none, Envoy uses the cluster's
+/// own socket, which must be [`closed`].
 pub(super) fn matcher(sockets: &[(String, Value)]) -> Value {
     let action = |name: &str| {
         extension(

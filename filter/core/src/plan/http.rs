@@ -33,7 +33,7 @@ pub fn http_wanted(config: &Loaded) -> HttpWanted {
 /// `integration/tests/hostcalls.rs`.
 ///
 /// # Errors
-/// That of `act`, which is called no more after it.
+/// The first error of `act`, which is not called again after it.
 pub fn plan_http(
     config: &Loaded,
     facts: &Facts<'_>,
@@ -351,7 +351,7 @@ fn push_detour(detour: Detour<'_>, scratch: &Scratch, act: Act<'_>) -> Result<()
     ))
 }
 
-/// Names the cluster, unless requests reach it anyway.
+/// Names the cluster in a header, unless requests reach it without one.
 fn route(
     config: &Loaded,
     header: &'static str,
