@@ -4,10 +4,10 @@
 //! PolicyTable ──SecretRequest::of──► SecretRequest ──Store::load──► Material, or what is Missing
 //! ```
 //!
-//! A [`SecretRequest`](egress_render::xds::SecretRequest) is what a rule asks for under a name. A [`Store`] has the
-//! places where it may be: the files that rules name, folders in which each credential has a folder of its own, and the
-//! Secrets that stand among the rules. [`Store::load`] returns PEM that Envoy takes. It refuses a pair of which only
-//! one half has been replaced.
+//! A [`SecretRequest`](egress_render::xds::SecretRequest) is what a rule asks for under a name. A [`Store`] knows the
+//! places where it may be. These are the files that rules name, folders with a subfolder for each credential, and the
+//! Secrets among the rules. [`Store::load`] returns PEM that Envoy takes. It refuses a pair of which only one half has
+//! been replaced.
 //!
 //! What [`Store::load`] does not do: it judges no dates and no signers, because a certificate may expire while it is in
 //! use. For `egressctl check`, [`inspect()`] reads in the same way and judges them, and [`connect()`] asks the servers.

@@ -9,8 +9,8 @@
 //! - the request's route is fixed for what most hosts need, so that the filter has nothing to change;
 //! - TLS of the application is matched by SNI in the listener and never opened;
 //! - captured connections are handed to listeners that are not bound, with the same chains;
-//! - a TCP service has a chain of its own, with the same filter as a network filter, or a listener of its own
-//!   where it has a loopback address.
+//! - a TCP service has a chain of its own, with the same filter as a network filter. If it has a loopback address, it
+//!   has a listener of its own.
 
 mod access_log;
 mod bootstrap;

@@ -18,8 +18,8 @@
 //! assert!(report.to_string().contains("rules.yaml:7:11"), "{report}");
 //! ```
 //!
-//! What it does not do: it opens no file, asks no clock and starts no thread, so that it runs in a browser as it runs
-//! here. It decides nothing: that is `egress-policy`.
+//! What it does not do: it opens no file, asks no clock and starts no thread. So it runs in a browser too. It decides
+//! nothing: that is `egress-policy`.
 #![forbid(unsafe_code)]
 
 mod compile;

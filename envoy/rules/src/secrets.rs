@@ -1,7 +1,7 @@
 //! `Secret` and `ConfigMap` documents that stand among the rules.
 //!
-//! They are taken out before anything else reads the rules, so that what they hold cannot get into a message, a
-//! report or the filter's configuration.
+//! They are taken out before anything else reads the rules. So their values cannot get into a message, a report or the
+//! filter's configuration.
 
 use std::collections::BTreeMap;
 use std::fmt;

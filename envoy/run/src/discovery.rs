@@ -1,10 +1,10 @@
 //! The discovery server that hands secrets, and our filter's configuration, to the Envoy we run, on a private socket.
 //!
-//! Envoy can read secrets from files and watch them by itself, but each file takes one of the user's inotify instances,
-//! of which Linux allows 128 unless told otherwise, and Envoy aborts when they run out. One connection carries any
-//! number of secrets, and we check each before we send it. This is not the aggregated service: Envoy 1.40 crashes when
-//! a cluster of the bootstrap asks that service for a secret. The filter's configuration comes the same way, because a
-//! file for each listener would take an instance too. Envoy then says at once whether the filter took it.
+//! Envoy can read secrets from files and watch them by itself. But each file takes one of the user's inotify instances.
+//! Linux allows 128 by default, and Envoy aborts when they run out. One connection carries any number of secrets, and
+//! we check each before we send it. This is not the aggregated service: Envoy 1.40 crashes when a cluster of the
+//! bootstrap asks that service for a secret. The filter's configuration comes the same way, because a file for each
+//! listener would take an instance too. Envoy then says at once whether the filter took it.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -1,8 +1,8 @@
 //! DestinationRules that let nothing out by Istio's own clusters.
 //!
-//! Istio's cluster for a port that we originate begins TLS and then refuses every server, because it asks for a name
-//! below `.invalid`, which no authority can certify (RFC 2606). It never sends a request. Our clusters do not depend on
-//! it. The rules keep everything else, which holds for the ports that Istio serves by itself.
+//! Istio's cluster for a port that we originate begins TLS and then refuses every server. It asks for a name below
+//! `.invalid`, which no authority can certify (RFC 2606). It never sends a request. Our clusters do not depend on it.
+//! The rules keep everything else, which holds for the ports that Istio serves by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -4,7 +4,7 @@
 //!
 //! - `CLUSTER ADD`: always. Of two clusters with one name Istio's is kept, so none of ours has a name of Istio's.
 //! - `HTTP_ROUTE INSERT_FIRST` without a route to match: each patch puts its route before all others of every virtual
-//!   host of the port, so the last patch is the first route, and they stand here from the last to the first. A proxy
+//!   host of the port. So the last patch is the first route, and the patches are rendered in reverse order. A proxy
 //!   that has no such route configuration is left as it is: no request of the port is led by us there.
 //! - `HTTP_FILTER INSERT_BEFORE` the router: on every HTTP connection manager of the port. The filter is disabled
 //!   and runs on our own routes alone.

@@ -12,8 +12,8 @@
 //! So `run` puts a DNS server of its own in between ([`Options::guarded_dns`]), which leaves refused addresses out of
 //! answers. A rendered configuration has none, and `render` says so.
 //!
-//! What neither can know: the addresses that a network chose for a NAT64 of its own (RFC 6052, section 2.2), behind
-//! which private IPv4 addresses may be reached.
+//! Neither can know the addresses that a network chose for a NAT64 of its own (RFC 6052, section 2.2). Private IPv4
+//! addresses may be reached behind these.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

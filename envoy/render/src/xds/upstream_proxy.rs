@@ -1,9 +1,9 @@
 //! The way out through a proxy: CONNECT to the proxy, then TLS to the server inside.
 //!
-//! Every cluster leads to one listener within Envoy, `upstream-proxy`, which asks the proxy for a tunnel to the host
-//! and port that the filter named, and carries bytes. So the TLS of a cluster is the server's: its SNI, its names,
-//! its client certificate. The proxy sees the host, the port and what is encrypted. Names are not looked up here;
-//! the proxy does that.
+//! Every cluster leads to one listener within Envoy, `upstream-proxy`. It asks the proxy for a tunnel to the host and
+//! port that the filter named, and carries bytes. So the TLS of a cluster is the server's: its SNI, its names, its
+//! client certificate. The proxy sees the host, the port and what is encrypted. Names are not looked up here; the proxy
+//! does that.
 //!
 //! ```text
 //! cluster ── TLS ──► internal listener ── CONNECT host:port ──► proxy ──► server

@@ -1,8 +1,8 @@
 //! The gate: plaintext leaves only where somebody asked for it.
 //!
-//! It looks at what the table would forward, never at the text of the rules. Forwarding a service is intended if a rule
-//! says `mode: DISABLE`, or if the service dials no TLS port and no rule asks for TLS to it. The rest falls into three
-//! classes:
+//! It looks at what the table would forward, never at the text of the rules. Forwarding is intended in two cases. A
+//! rule says `mode: DISABLE`, or the service dials no TLS port and no rule asks for TLS to it. The rest falls into
+//! three classes:
 //!
 //! - A *mistake* is an error: no caller can ever be served as the rule asks, or plaintext would go to a TLS port.
 //! - *Left out* refuses the service for this caller: a rule asks for TLS, but it is for other callers.

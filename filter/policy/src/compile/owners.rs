@@ -3,7 +3,7 @@
 //! Three questions in turn. *Whose namespace?* The caller's own, if it has an entry for the host; then that of the
 //! first entry exported by name, then that of the first public one. *Which entry?* The first of that namespace is the
 //! service, and others that agree with it add their ports. *Where does it lead?* To the endpoints of all entries of
-//! that namespace and host, whether or not the caller sees them and whatever else they say.
+//! that namespace and host, even of those that the caller does not see.
 
 use std::collections::BTreeMap;
 

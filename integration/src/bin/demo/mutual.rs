@@ -1,7 +1,7 @@
 //! The second half of the task: a server that wants to know its clients.
 //!
-//! The server is a real nginx with the page's configuration, the certificates are made by the page's
-//! own commands, and the rules are the page's YAML. Its Secret is a folder here.
+//! The server is a real nginx with the page's configuration. The page's own commands make the certificates, and the
+//! rules are the page's YAML. Its Secret is a folder here.
 
 use std::{
     fmt,
