@@ -4,7 +4,8 @@
 use std::sync::LazyLock;
 
 use egress_policy::{
-    Action, DownstreamProtocol, Authority, OutboundMode, Parser, PolicyTable, PortNumber, Query, CompileOptions,
+    Action, Authority, CompileOptions, DownstreamProtocol, OutboundMode, Parser, PolicyTable,
+    PortNumber, Query,
 };
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
@@ -90,7 +91,11 @@ fuzz_target!(|text: &str| {
     assert_eq!(again.host, authority.host);
     for (table, outbound) in TABLES.iter().zip(["closed", "open"]) {
         for port in [80, 443, 6379, 81] {
-            for downstream in [DownstreamProtocol::Http, DownstreamProtocol::Tls, DownstreamProtocol::Tcp] {
+            for downstream in [
+                DownstreamProtocol::Http,
+                DownstreamProtocol::Tls,
+                DownstreamProtocol::Tcp,
+            ] {
                 let Some(port) = PortNumber::new(port) else {
                     return;
                 };
@@ -106,7 +111,9 @@ fuzz_target!(|text: &str| {
                         assert!(ours && cluster.tls.is_some());
                         assert_ne!(downstream, DownstreamProtocol::Tls);
                     }
-                    Action::Passthrough(_) => assert!(ours && downstream == DownstreamProtocol::Tls),
+                    Action::Passthrough(_) => {
+                        assert!(ours && downstream == DownstreamProtocol::Tls)
+                    }
                     Action::Forward(_) => panic!("no rule says so"),
                     Action::LeaveAlone(_) => {
                         assert!(outbound == "open" && (!ours || port.get() == 81));

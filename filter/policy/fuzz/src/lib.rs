@@ -1,7 +1,8 @@
 //! What the fuzz targets share: compile documents as a filter would, and hold the table to its word.
 
 use egress_policy::{
-    Action, DownstreamProtocol, HostPattern, OutboundMode, Parser, PolicyTable, PortNumber, Query, CompileOptions,
+    Action, CompileOptions, DownstreamProtocol, HostPattern, OutboundMode, Parser, PolicyTable,
+    PortNumber, Query,
 };
 use serde_json::Value;
 
@@ -81,7 +82,11 @@ fn hold_to_its_word(table: &PolicyTable) {
         }
     }
     for host in STRANGERS {
-        for downstream in [DownstreamProtocol::Http, DownstreamProtocol::Tls, DownstreamProtocol::Tcp] {
+        for downstream in [
+            DownstreamProtocol::Http,
+            DownstreamProtocol::Tls,
+            DownstreamProtocol::Tcp,
+        ] {
             let query = Query {
                 host,
                 port: PortNumber::HTTP,
