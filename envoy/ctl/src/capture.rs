@@ -93,7 +93,8 @@ fn up(args: &CaptureUp) -> Done {
             if ip == Ip::V4 { 4 } else { 6 }
         ));
     }
-    firewall::install(&redirect, args.redirection.iptables).map_err(Complaint::us)?;
+    firewall::install(&redirect, args.redirection.iptables)
+        .map_err(|why| Complaint::us(why).behind(notes.clone()))?;
     let (what, to) = (redirect.what(), redirect.to);
     let output = Output::lines(format!("captured by port {to}: {what}\n"));
     Ok(output.with_notes(notes))

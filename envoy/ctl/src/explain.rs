@@ -5,11 +5,12 @@ use egress_rules::{Answers, Complaint, Question};
 use super::args::{Explain, Report as Format};
 use super::output::{Done, Output};
 use super::settings;
+use super::threads::at_once;
 
 /// Compiles the rules and asks them.
 pub(super) fn main(args: &Explain) -> Done {
     let (sources, options) = settings::read(&args.input)?;
-    let answers = Answers::compile(&sources, &options)?;
+    let answers = Answers::compile(&sources, &options, at_once)?;
     let question = Question {
         url: &args.url,
         sni: args.sni.as_deref(),

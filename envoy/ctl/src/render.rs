@@ -34,18 +34,20 @@ pub(super) fn envoy(args: &RenderEnvoy) -> Done {
     if xds::looks_at_one_address(&deployment.rules.table, &deployment.options) {
         notes.push(one_address(&deployment.version));
     }
-    let output = match &args.output_folder {
-        Some(folder) => Output::lines(written(folder, &mut deployment, args.output)?),
-        None => {
-            let files = files(&deployment)?;
+    let rendered = match &args.output_folder {
+        Some(folder) => written(folder, &mut deployment, args.output).map(Output::lines),
+        None => files(&deployment).and_then(|files| {
             if !files.is_empty() {
                 notes.push("note: Envoy reads these certificates when it starts and not again; with `--output-folder DIR` it watches them".to_owned());
             }
             deployment.options.secrets = Secrets::AtStart(files);
-            Output::verbatim(text(&deployment, args.output)?)
-        }
+            text(&deployment, args.output).map(Output::verbatim)
+        }),
     };
-    Ok(output.with_notes(notes))
+    match rendered {
+        Ok(output) => Ok(output.with_notes(notes)),
+        Err(complaint) => Err(complaint.behind(notes)),
+    }
 }
 
 /// Returns what an old Envoy cannot refuse, and what can.

@@ -190,8 +190,10 @@ fn show(event: Event) -> Result<(), Complaint> {
     match event {
         Event::Ready(addresses) => return print(&ready_line(&addresses)),
         Event::Reloaded(reloaded) => {
-            // Nobody reads it; that is no reason to stop.
-            let _ = print(&reloaded_line(&reloaded));
+            // That nobody can read it is no reason to stop.
+            if let Err(complaint) = print(&reloaded_line(&reloaded)) {
+                tell(&complaint.to_string());
+            }
         }
         Event::Refused(refusal) => {
             tell(&format!("{refusal}\nthe rules before them stay in use"));

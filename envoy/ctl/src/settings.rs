@@ -11,7 +11,7 @@ use super::{locate, sources};
 use egress_credentials::Store;
 use egress_render::pinned_envoy;
 use egress_render::xds::{
-    AccessLog, Admin, Capture, OLDEST, OLDEST_WITH_PROXY, Options, UpstreamProxy, Version,
+    AccessLog, Admin, Capture, Conflict, OLDEST, OLDEST_WITH_PROXY, Options, UpstreamProxy, Version,
 };
 use egress_rules::Source;
 use egress_rules::{Complaint, Refusal};
@@ -124,46 +124,80 @@ pub(crate) fn settle_read(
     how: How<'_>,
 ) -> Result<Deployment, Refusal> {
     check_admin(args)?;
-    // Read here, because the command line's own reader would repeat the text, password and all.
-    let upstream_proxy: Option<UpstreamProxy> = match args.upstream_proxy.as_deref().map(str::parse)
-    {
-        None => None,
-        Some(Ok(proxy)) => Some(proxy),
-        Some(Err(error)) => {
-            return Err(Complaint::input(format!("`--upstream-proxy`: {error}")).into());
-        }
-    };
+    let asked = asked(args, compile_options.proxy.clone())?;
+    asked
+        .check_flags(compile_options.outbound == OutboundMode::AllowAny)
+        .map_err(told)?;
     let mut compiled = compile_options.clone();
     if args.labels_from_node {
         compiled.proxy.labels.clear();
     }
     let mut rules = compile_as(sources, &compiled, how)?;
-    let workloads = match args.labels_from_node {
-        true => other_workloads(&rules, &compiled)?,
-        false => Vec::new(),
-    };
-    let store = store(
-        &args.credentials,
-        &mut rules,
-        &compile_options.proxy.namespace,
-    )?;
-    let version = version()?;
-    let options = options(args, compile_options.proxy, upstream_proxy, &version)?;
-    let options = Options {
-        workloads,
-        mesh: rules.mesh.clone(),
-        ..options
-    };
-    if let Err(conflict) = options.check(&rules.table) {
-        let complaint = Complaint::input(format!("{conflict}\nhint: {}", conflict.hint()));
-        return Err(Refusal::Around(rules.warnings, complaint));
-    }
+    let namespace = &compile_options.proxy.namespace;
+    let deployed = deployed(args, version, &mut rules, &compiled, asked, namespace);
+    let (options, version, store) = deployed.map_err(|refusal| refusal.behind(&rules.warnings))?;
     Ok(Deployment {
         rules,
         options,
         version,
         store,
     })
+}
+
+/// Returns what a deployment has besides its rules, which compiled as `compiled` says.
+fn deployed(
+    args: &Args,
+    version: impl FnOnce() -> Result<String, Complaint>,
+    rules: &mut Rules,
+    compiled: &CompileOptions,
+    asked: Options,
+    namespace: &str,
+) -> Result<(Options, String, Store), Refusal> {
+    let workloads = match args.labels_from_node {
+        true => other_workloads(rules, compiled)?,
+        false => Vec::new(),
+    };
+    let options = Options {
+        workloads,
+        mesh: rules.mesh.clone(),
+        ..asked
+    };
+    options.check(&rules.table).map_err(told)?;
+    let store = store(&args.credentials, rules, namespace)?;
+    let version = version()?;
+    let options = Options {
+        version: found(&version, &options)?,
+        wasm: locate::wasm(args.wasm.as_deref())
+            .map_err(Complaint::input)?
+            .display()
+            .to_string(),
+        trust_store: egress_credentials::trust_store().map_err(Complaint::input)?,
+        ..options
+    };
+    Ok((options, version, store))
+}
+
+fn told(conflict: Conflict) -> Complaint {
+    Complaint::input(format!("{conflict}\nhint: {}", conflict.hint()))
+}
+
+/// Reads a version of Envoy, and refuses one that cannot do what is asked for.
+fn found(version: &str, options: &Options) -> Result<Version, Complaint> {
+    let found = Version::find(version)
+        .ok_or_else(|| Complaint::us(format!("`{version}` is not a version of Envoy")))?;
+    if found < OLDEST {
+        return Err(Complaint::input(format!(
+            "what is rendered needs Envoy {OLDEST} or later, and {version} was asked for\nhint: {}",
+            another_envoy()
+        )));
+    }
+    if options.upstream_proxy.is_some() && found < OLDEST_WITH_PROXY {
+        return Err(Complaint::input(format!(
+            "`--upstream-proxy` needs Envoy {OLDEST_WITH_PROXY} or later, and this is {version}\nhint: {}",
+            another_envoy()
+        )));
+    }
+    Ok(found)
 }
 
 /// Refuses an admin interface that others reach, unless that was asked for in so many words.
@@ -178,37 +212,21 @@ fn check_admin(args: &Args) -> Result<(), Complaint> {
     }
 }
 
-/// Returns how to render, as the arguments have it. What the rules add is left out.
-fn options(
-    args: &Args,
-    proxy: Proxy,
-    upstream_proxy: Option<UpstreamProxy>,
-    version: &str,
-) -> Result<Options, Complaint> {
-    let found = Version::find(version)
-        .ok_or_else(|| Complaint::us(format!("`{version}` is not a version of Envoy")))?;
-    if found < OLDEST {
-        return Err(Complaint::input(format!(
-            "what is rendered needs Envoy {OLDEST} or later, and {version} was asked for\nhint: {}",
-            another_envoy()
-        )));
-    }
-    if upstream_proxy.is_some() && found < OLDEST_WITH_PROXY {
-        return Err(Complaint::input(format!(
-            "`--upstream-proxy` needs Envoy {OLDEST_WITH_PROXY} or later, and this is {version}\nhint: {}",
-            another_envoy()
-        )));
-    }
-    let wasm = locate::wasm(args.wasm.as_deref()).map_err(Complaint::input)?;
-    let trust_store = egress_credentials::trust_store().map_err(Complaint::input)?;
+/// Returns how to render, as the arguments alone have it. What files and rules add comes later.
+fn asked(args: &Args, proxy: Proxy) -> Result<Options, Complaint> {
+    // Read here, because the command line's own reader would repeat the text, password and all.
+    let upstream_proxy: Option<UpstreamProxy> = match args.upstream_proxy.as_deref().map(str::parse)
+    {
+        None => None,
+        Some(Ok(proxy)) => Some(proxy),
+        Some(Err(error)) => return Err(Complaint::input(format!("`--upstream-proxy`: {error}"))),
+    };
     Ok(Options {
         listen: args.listen.to_string(),
         ports: args.ports.clone(),
         forward_proxy: args.forward_proxy,
         capture: args.capture.map(|at| Capture::new(at.address, at.port)),
         upstream_proxy,
-        wasm: wasm.display().to_string(),
-        trust_store,
         access_log: match args.access_log.as_str() {
             "-" => AccessLog::Stdout,
             path => AccessLog::File(path.to_owned()),
@@ -229,7 +247,6 @@ fn options(
             .map(|address| (address.ip().to_string(), address.port()))
             .collect(),
         loopback_vips: args.input.loopback_vips,
-        version: found,
         ..Options::default()
     })
 }

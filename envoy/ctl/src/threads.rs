@@ -7,7 +7,7 @@ use std::thread;
 /// How many bytes are worth a thread: fewer are read sooner than it is there.
 const WORTH_A_THREAD: usize = 1 << 16;
 
-/// How many parts a thread takes at a time.
+/// How many parts a thread takes at a time, at most: few large ones are shared out one by one.
 const SHARE: usize = 16;
 
 /// Does something with each of `count` parts of so many bytes together, on all processors.
@@ -17,14 +17,15 @@ pub(crate) fn at_once(bytes: usize, count: usize, work: &(dyn Fn(usize) + Sync))
     if threads == 1 {
         return (0..count).for_each(work);
     }
+    let share = (count / threads / 4).clamp(1, SHARE);
     let next = AtomicUsize::new(0);
     let take = || {
         loop {
-            let begin = next.fetch_add(SHARE, Ordering::Relaxed);
+            let begin = next.fetch_add(share, Ordering::Relaxed);
             if begin >= count {
                 return;
             }
-            (begin..count.min(begin + SHARE)).for_each(work);
+            (begin..count.min(begin + share)).for_each(work);
         }
     };
     // A panic in one of them comes out of here.

@@ -20,11 +20,11 @@ use crate::world::{World, originates};
 
 pub(crate) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
     for (at, entry) in world.entries().iter().enumerate() {
-        // Nobody goes by an entry that nobody sees.
-        if !world.input.partial && !is_hidden(entry) {
+        let hidden = exported_to_nobody(world, entry, findings);
+        // Of what nobody sees it is said already.
+        if !world.input.partial && !hidden {
             plaintext_to_443(world, at, entry, findings);
         }
-        exported_to_nobody(world, entry, findings);
         no_https_passthrough(world, at, entry, findings);
         wildcard(world, at, entry, findings);
     }
@@ -97,26 +97,41 @@ fn is_hidden(entry: &ServiceEntry) -> bool {
     !entry.export_to.is_empty() && entry.export_to.iter().all(|to| to == "~")
 }
 
-fn exported_to_nobody(world: &World<'_>, entry: &ServiceEntry, findings: &mut Findings<'_>) {
-    if !is_hidden(entry) {
-        return;
-    }
-    // Another entry may have the host, and be seen.
+/// Finds a host that no namespace sees and that a rule asks TLS for.
+fn hidden_from_all<'w>(
+    world: &'w World<'_>,
+    entry: &'w ServiceEntry,
+) -> Option<(&'w HostPattern, &'w DestinationRule)> {
+    // Another entry may have the host or a wildcard for it, and be seen.
     let seen = |host: &HostPattern| {
-        let mut entries = world.entries().iter();
-        entries.any(|other| other.hosts.contains(host) && !is_hidden(other))
+        let mut entries = world.entries().iter().filter(|other| !is_hidden(other));
+        entries.any(|other| other.hosts.iter().any(|known| known.covers(host)))
     };
     let asks = |policy: &TrafficPolicy| {
         let ports = policy.port_level.iter().map(|port| &port.policy.tls);
         let mut all = ports.chain([&policy.tls]).flatten();
         all.any(|tls| originates(tls))
     };
-    let found = entry.hosts.iter().find_map(|host| {
+    let mut hosts = entry
+        .hosts
+        .iter()
+        .filter(|host| is_hidden(entry) && !seen(host));
+    hosts.find_map(|host| {
         let mut rules = world.rules().iter().filter(|rule| rule.host.covers(host));
         let rule = rules.find(|rule| policies(rule).any(|(_, policy)| asks(policy)))?;
-        (!seen(host)).then_some((host, rule))
-    });
-    let Some((host, rule)) = found else { return };
+        Some((host, rule))
+    })
+}
+
+/// Whether it was said that nobody sees an entry.
+fn exported_to_nobody(
+    world: &World<'_>,
+    entry: &ServiceEntry,
+    findings: &mut Findings<'_>,
+) -> bool {
+    let Some((host, rule)) = hidden_from_all(world, entry) else {
+        return false;
+    };
     let message = format!(
         "`~` hides `{host}` from every namespace, so nobody gets the TLS of {}: requests go out as to an unknown host",
         rule.meta.id
@@ -129,6 +144,7 @@ fn exported_to_nobody(world: &World<'_>, entry: &ServiceEntry, findings: &mut Fi
             message,
         )
         .hint("name the namespaces that call the host, or leave `exportTo` out");
+    true
 }
 
 fn no_https_passthrough(
@@ -279,7 +295,7 @@ fn host_never_matches(
     if fate.covers || !covered.is_empty() {
         // Of an entry that nobody sees it is said there.
         let mut entries = world.entries().iter();
-        if !entries.any(|entry| entry.hosts.iter().any(|it| host.covers(it)) && !is_hidden(entry)) {
+        if entries.any(|entry| hidden_from_all(world, entry).is_some_and(|(_, it)| it == rule)) {
             return;
         }
         let message = format!(

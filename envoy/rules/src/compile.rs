@@ -307,12 +307,16 @@ enum Concerns {
 }
 
 impl Answers {
-    /// Reads and compiles rules, whatever is wrong with them.
+    /// Reads and compiles rules, whatever is wrong with them. `each` is as in [`How`].
     ///
     /// # Errors
     /// When no host can be asked for.
-    pub fn compile(sources: &[Source], options: &CompileOptions) -> Result<Answers, Report> {
-        let parsed = parse(sources, options.outbound, None, yaml::in_turn);
+    pub fn compile(
+        sources: &[Source],
+        options: &CompileOptions,
+        each: Each,
+    ) -> Result<Answers, Report> {
+        let parsed = parse(sources, options.outbound, None, each);
         let errors = parsed.problems.errors();
         let unread = errors.map(|problem| {
             let document = parsed.documents.get(problem.origin.document);

@@ -38,6 +38,11 @@ impl Complaint {
         Complaint::of(Blame::Us, &text.to_string())
     }
 
+    /// Refuses for it, behind what was to be said before it came up.
+    pub fn behind(self, notes: Vec<String>) -> Refusal {
+        Refusal::Behind(notes, self)
+    }
+
     fn of(blame: Blame, text: &str) -> Self {
         let (message, hint) = match text.split_once("\nhint: ") {
             Some((message, hint)) => (message, Some(hint.to_owned())),
@@ -68,16 +73,33 @@ pub enum Refusal {
     Complaint(Complaint),
     /// The rules, at these places.
     Rules(Report),
-    /// Something that was asked for beside rules that are good but for these warnings.
-    Around(Report, Complaint),
+    /// Something around rules that were read, behind what was to be said before it came up.
+    Behind(Vec<String>, Complaint),
 }
 
 impl Refusal {
     /// Whose fault it is.
     pub fn blame(&self) -> Blame {
         match self {
-            Refusal::Complaint(complaint) | Refusal::Around(_, complaint) => complaint.blame,
+            Refusal::Complaint(complaint) | Refusal::Behind(_, complaint) => complaint.blame,
             Refusal::Rules(_) => Blame::Input,
+        }
+    }
+}
+
+impl Refusal {
+    /// The same, behind the warnings of rules that were read.
+    #[must_use]
+    pub fn behind(self, warnings: &Report) -> Self {
+        match self {
+            Refusal::Complaint(complaint) => complaint.behind(warnings.told()),
+            Refusal::Rules(report) => {
+                let all = warnings.0.iter().cloned().chain(report.0);
+                Refusal::Rules(Report(all.collect()))
+            }
+            Refusal::Behind(notes, complaint) => {
+                Refusal::Behind([warnings.told(), notes].concat(), complaint)
+            }
         }
     }
 }
@@ -99,9 +121,9 @@ impl fmt::Display for Refusal {
         match self {
             Refusal::Complaint(complaint) => complaint.fmt(f),
             Refusal::Rules(report) => f.write_str(report.to_string().trim_end()),
-            Refusal::Around(warnings, complaint) => {
-                for warning in warnings.told() {
-                    writeln!(f, "{warning}")?;
+            Refusal::Behind(notes, complaint) => {
+                for note in notes {
+                    writeln!(f, "{note}")?;
                 }
                 complaint.fmt(f)
             }

@@ -127,7 +127,7 @@ pub fn in_turn(_bytes: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
 /// Reads all documents of a text. Empty documents are left out.
 ///
 /// # Errors
-/// Location the first thing that is not YAML, or that no JSON could say.
+/// At the first thing that is not YAML, or that no JSON could say.
 pub fn read(text: &str, is_ours: IsOurs) -> Result<Vec<Document>, InvalidYaml> {
     let mut read = read_all(&[text], is_ours, in_turn, None);
     read.pop().unwrap_or(Ok(Vec::new()))

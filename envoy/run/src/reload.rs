@@ -245,7 +245,8 @@ impl Reloader {
         let compile = move |known: &mut AlreadyRead| {
             let mut deployment = recompile.compile(&sources, nothing, known)?;
             deployment.place(&folder, true, guarded_dns);
-            check_ports(&deployment, Some(&listened_on))?;
+            let free = check_ports(&deployment, Some(&listened_on));
+            free.map_err(|complaint| Refusal::from(complaint).behind(&deployment.rules.warnings))?;
             Ok(deployment)
         };
         let compiled = tokio::task::spawn_blocking(move || (compile(&mut known), known)).await;

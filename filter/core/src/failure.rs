@@ -321,8 +321,8 @@ fn of_transport(reason: &str, shows_certificate: bool) -> Option<Failure> {
 /// Returns what stands behind a word. `split_once` searches long texts faster, which these are not, and is more of the
 /// module than this.
 fn behind<'t>(text: &'t str, word: &str) -> Option<&'t str> {
-    let mut indexes = text.as_bytes().windows(word.len());
-    let at = indexes.position(|bytes| bytes == word.as_bytes())?;
+    let mut windows = text.as_bytes().windows(word.len());
+    let at = windows.position(|bytes| bytes == word.as_bytes())?;
     text.get(at + word.len()..)
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::threads::at_once;
 use egress_policy::{Proxy, Role};
 use serde_json::{Value, json};
 
@@ -13,8 +14,8 @@ use super::super::output::{Done, Output};
 use super::super::{locate, settings, sources};
 use egress_render::istio::{self, Api, MARK, Manifest, Module, ProxyKind, PullPolicy, Wanted};
 use egress_render::xds::{OLDEST, Options, Secrets};
-use egress_rules::{self as rules, Rules};
 use egress_rules::{Complaint, Refusal};
+use egress_rules::{How, Rules, compile_as};
 use egress_run::atomic;
 
 /// What a stream of resources begins with, below the line of every file.
@@ -31,7 +32,8 @@ pub(in super::super) fn istio(args: &RenderIstio) -> Done {
         env!("CARGO_PKG_VERSION"),
         rules.table.digest()
     );
-    let mut output = delivered(args, &mark, &manifests)?;
+    let mut output =
+        delivered(args, &mark, &manifests).map_err(|complaint| complaint.behind(rules.warned()))?;
     output.notes.splice(0..0, rules.warned());
     Ok(output)
 }
@@ -53,13 +55,23 @@ fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), Refusal> {
         compile_options.proxy.role = Role::Gateway;
     }
     compile_options.foreign = true;
-    let rules = rules::compile(&sources, &compile_options)?;
+    let rules = compile_as(
+        &sources,
+        &compile_options,
+        How {
+            each: at_once,
+            ..How::default()
+        },
+    )?;
     let options = Options {
         mesh: rules.mesh.clone(),
         ..options(&input, compile_options.proxy)
     };
-    let manifests = istio::manifests(&rules, &options, &wanted(args)?)
-        .map_err(|error| Complaint::input(format!("{error}\nhint: {}", error.hint())))?;
+    let manifests = wanted(args).and_then(|wanted| {
+        istio::manifests(&rules, &options, &wanted)
+            .map_err(|error| Complaint::input(format!("{error}\nhint: {}", error.hint())))
+    });
+    let manifests = manifests.map_err(|complaint| complaint.behind(rules.warned()))?;
     Ok((rules, manifests))
 }
 

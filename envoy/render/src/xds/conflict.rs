@@ -132,21 +132,30 @@ impl fmt::Display for Conflict {
 }
 
 impl Options {
-    /// Checks that what these options ask for goes together, with a table that was compiled for them.
+    /// Checks that what these options ask for goes together, whatever the rules are. With `allow_any`, hosts that the
+    /// rules do not name are left alone.
     ///
     /// # Errors
     /// With the first two things that exclude each other.
-    pub fn check(&self, table: &PolicyTable) -> Result<(), Conflict> {
-        let allow_any = table.outbound() == OutboundMode::AllowAny;
+    pub fn check_flags(&self, allow_any: bool) -> Result<(), Conflict> {
         if self.forward_proxy.is_some() && allow_any {
             return Err(Conflict::OpenProxy);
         }
         if let Some(conflict) = self.mistaken_for_captured(allow_any) {
             return Err(conflict);
         }
-        if self.upstream_proxy.is_some() && allow_any {
-            return Err(Conflict::AroundTheProxy);
+        match self.upstream_proxy.is_some() && allow_any {
+            true => Err(Conflict::AroundTheProxy),
+            false => Ok(()),
         }
+    }
+
+    /// Checks that what these options ask for goes together, with a table that was compiled for them.
+    ///
+    /// # Errors
+    /// With the first two things that exclude each other.
+    pub fn check(&self, table: &PolicyTable) -> Result<(), Conflict> {
+        self.check_flags(table.outbound() == OutboundMode::AllowAny)?;
         if let Some(port) = self.capture.as_ref().map(|capture| capture.port)
             && service_ports(table).iter().any(|(own, _)| *own == port)
         {
@@ -155,10 +164,10 @@ impl Options {
         if let Some(conflict) = self.around_the_tunnel(table) {
             return Err(conflict);
         }
-        if self.upstream_proxy.is_none() {
-            return Ok(());
+        match self.upstream_proxy {
+            Some(_) => listed_elsewhere(table).map_or(Ok(()), Err),
+            None => Ok(()),
         }
-        listed_elsewhere(table).map_or(Ok(()), Err)
     }
 
     /// Finds listeners beside capture that Envoy could take for those of captured connections, and a place where
@@ -183,10 +192,11 @@ impl Options {
         if self.ports.is_empty() {
             return None;
         }
-        let listen: IpAddr = self.listen.parse().ok()?;
-        if is_wildcard(listen) {
+        // What is no address may be any.
+        let listen = self.listen.parse().ok().filter(|at| !is_wildcard(*at));
+        let Some(listen) = listen else {
             return Some(Conflict::ListenCaptured(self.listen.clone()));
-        }
+        };
         let is_loop = allow_any && !listen.to_canonical().is_loopback();
         is_loop.then(|| Conflict::CaptureLoop(self.listen.clone()))
     }

@@ -72,14 +72,14 @@ struct Own {
 
 impl Own {
     fn take(resource: &mut Value) -> Option<Self> {
-        indexes(resource).map(|(name, hosts)| Own {
+        own_fields(resource).map(|(name, hosts)| Own {
             name: name.take(),
             hosts: hosts.take(),
         })
     }
 
     fn put(self, resource: &mut Value) {
-        if let Some((name, hosts)) = indexes(resource) {
+        if let Some((name, hosts)) = own_fields(resource) {
             (*name, *hosts) = (self.name, self.hosts);
         }
     }
@@ -94,7 +94,7 @@ impl Own {
 }
 
 /// Where a resource has its name and its hosts.
-fn indexes(resource: &mut Value) -> Option<(&mut Value, &mut Value)> {
+fn own_fields(resource: &mut Value) -> Option<(&mut Value, &mut Value)> {
     let (mut name, mut hosts) = (None, None);
     for (key, value) in resource.as_object_mut()? {
         match key.as_str() {

@@ -99,10 +99,10 @@ impl<'r> Compiler<'r> {
 
     /// Returns the first host that speaks so on the port.
     fn neighbour(&self, port: PortNumber, downstream: DownstreamProtocol) -> Option<String> {
-        let upstream = |other: &Port| other.downstream == downstream;
+        let same = |other: &Port| other.downstream == downstream;
         let mut hosts = self.hosts.iter();
         hosts
-            .find(|host| self.hosts.port(host, port).is_some_and(upstream))
+            .find(|host| self.hosts.port(host, port).is_some_and(same))
             .map(|host| host.pattern.to_string())
     }
 

@@ -24,7 +24,7 @@ impl Below {
 }
 
 impl Compiler<'_> {
-    /// Gives each host of [`connect_to`](crate::CompileOptions::connect_to) that is found below a wildcard an index of its own.
+    /// Gives each host of [`connect_to`](crate::CompileOptions::connect_to) that is found below a wildcard a place of its own.
     ///
     /// The clusters of a wildcard refuse private addresses, and such an address may well be private. So the host gets
     /// a cluster that refuses none, for this host and port alone. Everything else below the wildcard stays guarded.
