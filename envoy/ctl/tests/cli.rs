@@ -8,41 +8,24 @@ use std::path::Path;
 use std::process::Command;
 
 #[cfg(test)]
+mod goldens;
+#[cfg(test)]
 mod stage;
 
 #[test]
 fn outputs_are_as_they_were() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cli");
-    let bless = std::env::var_os("UPDATE_GOLDENS").is_some();
-    let mut cases: Vec<_> = fs::read_dir(&folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    cases.retain(|path| path.extension().is_some_and(|ending| ending == "yaml"));
-    cases.sort();
-    assert!(!cases.is_empty());
     let stage = tempfile::tempdir().unwrap();
     stage::set(stage.path());
     // A bootstrap names a module, and rendering does not open it; but it must be there.
     fs::write(stage.path().join("filter.wasm"), "").unwrap();
-    let mut differences = Vec::new();
-    for case in &cases {
+    let mut goldens = goldens::Goldens::new();
+    for case in &goldens::cases(&folder) {
         let name = case.file_name().unwrap().to_str().unwrap();
         let text = fs::read_to_string(case).unwrap();
         fs::write(stage.path().join(name), &text).unwrap();
-        let Some(arguments) = text
-            .lines()
-            .next()
-            .and_then(|line| line.strip_prefix("# egressctl "))
-        else {
-            panic!("{name} does not begin with `# egressctl ARGUMENTS`");
-        };
         let output = Command::new(env!("CARGO_BIN_EXE_egressctl"))
-            .args(
-                arguments
-                    .split_whitespace()
-                    .map(|word| if word == "@" { name } else { word }),
-            )
+            .args(goldens::arguments(&text, name))
             .current_dir(&stage)
             .env("SSL_CERT_FILE", "trusted.pem")
             .env_remove("RUST_BACKTRACE")
@@ -58,17 +41,8 @@ fn outputs_are_as_they_were() {
             output.status.code().unwrap()
         );
         for (ending, found) in [("out", portable(&output.stdout)), ("err", error)] {
-            let golden = case.with_extension(ending);
-            if bless {
-                fs::write(&golden, &found).unwrap();
-            } else if fs::read_to_string(&golden).unwrap_or_default() != found {
-                differences.push(format!("{}\n{found}", golden.display()));
-            }
+            goldens.compare(case, ending, &found);
         }
     }
-    assert!(
-        differences.is_empty(),
-        "see what changed with `make bless` and `git diff`:\n{}",
-        differences.join("\n")
-    );
+    goldens.finish();
 }

@@ -9,6 +9,9 @@
     reason = "a test that meets what it did not expect should stop where it is"
 )]
 
+#[cfg(test)]
+mod goldens;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -75,27 +78,11 @@ fn matters(report: &Report) -> Vec<&str> {
 
 #[test]
 fn outputs_are_as_they_were() {
-    let bless = std::env::var_os("UPDATE_GOLDENS").is_some();
-    let mut cases: Vec<_> = fs::read_dir(folder())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    cases.retain(|path| path.extension().is_some_and(|ending| ending == "yaml"));
-    cases.sort();
-    let mut differences = Vec::new();
-    for case in &cases {
+    let mut compared = goldens::Goldens::new();
+    for case in &goldens::cases(&folder()) {
         let name = case.file_name().unwrap().to_str().unwrap();
         let text = fs::read_to_string(case).unwrap();
-        let arguments = text
-            .lines()
-            .next()
-            .and_then(|line| line.strip_prefix("# egressctl "));
-        let arguments = arguments
-            .unwrap_or_else(|| panic!("{name} does not begin with `# egressctl ARGUMENTS`"));
-        let arguments: Vec<&str> = arguments
-            .split_whitespace()
-            .map(|word| if word == "@" { name } else { word })
-            .collect();
+        let arguments = goldens::arguments(&text, name);
         // `--fix` writes, so it is given a copy.
         let scratch = tempfile::tempdir().unwrap();
         let copy = scratch.path().join(name);
@@ -106,7 +93,7 @@ fn outputs_are_as_they_were() {
             String::from_utf8_lossy(&output.stderr),
             output.status.code().unwrap()
         );
-        let mut goldens = vec![
+        let mut outputs = vec![
             ("out", String::from_utf8_lossy(&output.stdout).into_owned()),
             ("err", error),
         ];
@@ -123,7 +110,7 @@ fn outputs_are_as_they_were() {
                 fixed,
                 "{name} is not mended at once"
             );
-            goldens.push(("fixed", fixed));
+            outputs.push(("fixed", fixed));
         } else {
             assert_eq!(
                 fs::read_to_string(&copy).unwrap(),
@@ -131,20 +118,11 @@ fn outputs_are_as_they_were() {
                 "{name} was written"
             );
         }
-        for (ending, found) in goldens {
-            let golden = case.with_extension(ending);
-            if bless {
-                fs::write(&golden, &found).unwrap();
-            } else if fs::read_to_string(&golden).unwrap_or_default() != found {
-                differences.push(format!("{}\n{found}", golden.display()));
-            }
+        for (ending, found) in outputs {
+            compared.compare(case, ending, &found);
         }
     }
-    assert!(
-        differences.is_empty(),
-        "see what changed with `make bless` and `git diff`:\n{}",
-        differences.join("\n")
-    );
+    compared.finish();
 }
 
 #[test]

@@ -11,10 +11,8 @@ use crate::catalogue::{DUPLICATE_RESOURCE, INVALID};
 use crate::finding::Finding;
 use crate::path::way;
 use crate::severity::Severity;
-use egress_rules::Source;
-use egress_rules::is_ours;
-use egress_rules::told;
 use egress_rules::yaml::{self, Document, Location};
+use egress_rules::{Source, is_ours, resources, told};
 
 /// Files, documents and resources.
 pub(crate) struct Input {
@@ -131,10 +129,10 @@ impl Input {
         let mut parser = Parser::new();
         for read in &input.documents {
             parser.document(&read.document.value);
-            let gateways = items(&read.document.value).filter(|(_, value)| is_gateway(value));
+            let gateways = resources(&read.document.value).filter(|(_, value)| is_gateway(value));
             let namespaces = gateways.map(|(_, value)| namespace(value).to_owned());
             input.gateways.extend(namespaces);
-            for (_, value) in items(&read.document.value) {
+            for (_, value) in resources(&read.document.value) {
                 let kind = value.get("kind").and_then(Value::as_str);
                 let kind = kind.unwrap_or_default();
                 if !KINDS.contains(&kind) && !["Secret", "ConfigMap"].contains(&kind) {
@@ -195,7 +193,7 @@ impl Input {
         let parsed: BTreeSet<Origin> = entries.chain(rules).map(|meta| meta.origin).collect();
         let mut bare = Vec::new();
         for (document, read) in self.documents.iter().enumerate() {
-            for (item, value) in items(&read.document.value) {
+            for (item, value) in resources(&read.document.value) {
                 let origin = Origin { document, item };
                 bare.extend(as_bare(value, origin, !parsed.contains(&origin)));
             }
@@ -338,18 +336,6 @@ fn invalid(severity: Severity, origin: Origin, message: String) -> Finding {
         fix: None,
         covers: Vec::new(),
     }
-}
-
-/// Returns the resources of a document, those of a `List` with their places in it.
-fn items(value: &Value) -> impl Iterator<Item = (Option<usize>, &Value)> {
-    let kind = value.get("kind").and_then(Value::as_str);
-    let is_list = kind.is_some_and(egress_policy::is_list);
-    let list = value.get("items").and_then(Value::as_array);
-    let list = list.filter(|_| is_list);
-    let alone = list.is_none().then_some((None, value));
-    let listed = list.into_iter().flatten().enumerate();
-    let listed = listed.map(|(at, item)| (Some(at), item));
-    alone.into_iter().chain(listed)
 }
 
 /// Collects all texts of a value but its keys.

@@ -45,12 +45,8 @@ pub(crate) fn name_generated(value: &mut Value, document: usize) {
 /// Returns the resources of a document that the filter is given: ours, and nothing else that stands in
 /// the same files.
 pub(crate) fn ours(value: &Value) -> Vec<&Value> {
-    match value.get("items") {
-        Some(Value::Array(items)) if kind(value).is_some_and(egress_policy::is_list) => {
-            items.iter().filter(|item| is_ours(item)).collect()
-        }
-        _ => Some(value).into_iter().filter(|it| is_ours(it)).collect(),
-    }
+    let all = resources(value).map(|(_, resource)| resource);
+    all.filter(|resource| is_ours(resource)).collect()
 }
 
 /// As [`ours`].
