@@ -73,8 +73,8 @@ impl Mesh {
         let rules = trusted.file("rules.yaml", rules)?.display().to_string();
         let to = route(HOST, 443, site.tls_addr());
         let url = "oci://registry.example.com/egress:1.0";
-        let mut all = vec!["render", "istio", "-o", "json", "-f", &rules, "--url", url];
-        all.extend(["--connect-to", &to]);
+        let mut all = vec!["render", "istio", "-o", "json", "-f", &rules];
+        all.extend(["--way", "filter", "--url", url, "--connect-to", &to]);
         all.extend(args);
         let output = egressctl(&trusted, all).await?;
         let said = String::from_utf8_lossy(&output.stderr);

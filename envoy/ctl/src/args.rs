@@ -95,9 +95,9 @@ pub(crate) enum RenderTarget {
         after_help = "Example:\n  egressctl render envoy -f rules.yaml > bootstrap.yaml && envoy -c bootstrap.yaml"
     )]
     Envoy(RenderEnvoy),
-    /// The resources with which the filter originates TLS in Istio, in sidecars or at an egress gateway
+    /// The resources with which Istio originates verified TLS, in sidecars or at an egress gateway
     #[command(
-        after_help = "Example:\n  egressctl render istio -f rules.yaml --url oci://registry.example.com/egress:1.0 --label app=sleep | kubectl apply -f -"
+        after_help = "Examples:\n  egressctl render istio -f rules.yaml --label app=sleep | kubectl apply -f -\n  egressctl render istio -f rules.yaml --way filter --url oci://registry.example.com/egress:1.0 --label app=sleep | kubectl apply -f -"
     )]
     Istio(RenderIstio),
 }
@@ -128,12 +128,21 @@ pub(crate) enum IstioPlace {
     Gateway,
 }
 
+/// Who originates TLS in a proxy of Istio's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IstioWay {
+    /// Istio's own clusters, with verified names merged into them: routes, weights and timeouts stay as they are.
+    Merge,
+    /// The filter, before Istio's routes: for callers with other rules in one proxy, reasons and the log.
+    Filter,
+}
+
 /// The kind of resource that names the filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum IstioApi {
     /// WasmPlugin.
     WasmPlugin,
-    /// TrafficExtension, the successor of WasmPlugin from Istio 1.32 on.
+    /// TrafficExtension, the successor of WasmPlugin from Istio 1.30 on.
     TrafficExtension,
 }
 
@@ -171,7 +180,7 @@ pub(crate) struct RenderIstio {
     /// The namespace of the proxies and of the rendered resources
     #[arg(short, long, value_name = "NAME", default_value = egress_policy::DEFAULT_NAMESPACE)]
     pub(crate) namespace: String,
-    /// A label of the pods that get the filter, also for rules with a workloadSelector; may be repeated
+    /// A label of the pods that get what is rendered, also for rules with a workloadSelector; may be repeated
     #[arg(
         short,
         long = "label",
@@ -180,18 +189,21 @@ pub(crate) struct RenderIstio {
         value_parser = label
     )]
     pub(crate) labels: Vec<(String, String)>,
-    /// The Gateway of the Kubernetes Gateway API whose pods get the filter
+    /// The Gateway of the Kubernetes Gateway API whose pods get what is rendered
     #[arg(long, value_name = "Gateway/NAME", value_parser = gateway, conflicts_with = "labels")]
     pub(crate) target_ref: Option<String>,
     /// The configuration of the mesh, in the form of `istiod --meshConfig`, Helm's values or the ConfigMap `istio`
     #[arg(long, value_name = "FILE")]
     pub(crate) mesh_config: Option<String>,
-    /// Which proxies get the filter
+    /// Which proxies get what is rendered
     #[arg(long = "for", value_enum, value_name = "PROXIES", default_value_t = IstioPlace::Sidecar)]
     pub(crate) place: IstioPlace,
+    /// Who originates TLS in them. The options --url to --wasm, --authority and --connect-to are for `filter`
+    #[arg(long, value_enum, value_name = "WAY", default_value_t = IstioWay::Merge)]
+    pub(crate) way: IstioWay,
     /// Where Istio gets the filter: oci://, https://, http:// or file://
-    #[arg(long, value_name = "URL")]
-    pub(crate) url: Url,
+    #[arg(long, value_name = "URL", required_if_eq("way", "filter"))]
+    pub(crate) url: Option<Url>,
     /// The SHA-256 that it must have: the image's digest, or the module's sum [default: for a module, that of --wasm]
     #[arg(long, value_name = "HEX", value_parser = sha256)]
     pub sha256: Option<String>,
@@ -201,9 +213,9 @@ pub(crate) struct RenderIstio {
     /// When to pull the image again
     #[arg(long, value_enum, value_name = "POLICY", ignore_case = true)]
     pub(crate) image_pull_policy: Option<ImagePullPolicy>,
-    /// The kind of resource that names the filter
-    #[arg(long, value_enum, value_name = "KIND", default_value_t = IstioApi::WasmPlugin)]
-    pub(crate) api: IstioApi,
+    /// The kind of resource that names the filter [default: wasm-plugin]
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(crate) api: Option<IstioApi>,
     /// Where the filter stands among the others [default: before the router]
     #[arg(long, value_enum, value_name = "PHASE", ignore_case = true)]
     pub(crate) phase: Option<Phase>,
@@ -220,9 +232,10 @@ pub(crate) struct RenderIstio {
     /// `*` for all; may be repeated
     #[arg(long, value_name = "HOST[:PORT]", value_parser = allow_plaintext)]
     pub(crate) allow_plaintext: Vec<AllowPlaintext>,
-    /// What originated requests tell the server in `Host`
-    #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
-    pub(crate) authority: Authority,
+    /// What requests that the filter originates tell the server in `Host` [default: REWRITE]. Istio's own clusters tell
+    /// it what the application wrote
+    #[arg(long, value_enum, value_name = "MODE", ignore_case = true)]
+    pub(crate) authority: Option<Authority>,
     /// The filter, to compute its SHA-256 [default: egress-filter.wasm beside this program]
     #[arg(long, value_name = "PATH")]
     pub(crate) wasm: Option<PathBuf>,
@@ -289,8 +302,8 @@ pub(crate) enum Authority {
     /// The host and port really dialled; 443 is left out.
     #[value(name = "REWRITE")]
     Rewrite,
-    /// What the application wrote.
-    #[value(name = "PRESERVE")]
+    /// What the application wrote; `KEEP` is the same.
+    #[value(name = "PRESERVE", alias = "KEEP")]
     Preserve,
 }
 

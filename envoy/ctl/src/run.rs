@@ -84,6 +84,7 @@ fn settle(
         known,
         each: at_once,
         nothing,
+        ..How::default()
     };
     let mut deployment =
         settings::settle_read(&args.rules, version, sources, compile_options, how)?;

@@ -249,7 +249,15 @@ fn the_filter_loads_what_istio_hands_it() {
 
 fn egressctl(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_egressctl"))
-        .args(["render", "istio", "-f", "rules.yaml", "--url"])
+        .args([
+            "render",
+            "istio",
+            "-f",
+            "rules.yaml",
+            "--way",
+            "filter",
+            "--url",
+        ])
         .arg("oci://registry.example.com/egress:1.0")
         .args(arguments)
         .current_dir(folder)

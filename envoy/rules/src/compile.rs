@@ -6,8 +6,8 @@ use std::sync::Arc;
 use egress_filter::config::compact;
 use egress_policy::{
     CompileOptions, Compiled, DEFAULT_NAMESPACE, FieldPath, HostPattern, Origin, OutboundMode,
-    Parser, PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Segment,
-    Severity, Trust,
+    Parser, PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Role,
+    Segment, ServiceEntry, Severity, Trust,
 };
 use serde_json::Value;
 
@@ -17,6 +17,7 @@ use crate::document::{
 };
 use crate::mesh::{self, MeshConfig};
 use crate::reference::Reference;
+use crate::routes::{self, Routes};
 use crate::secrets::{Documents, Extracted};
 use crate::source::Source;
 use crate::yaml::{self, AlreadyRead, Document, Each, Location};
@@ -89,6 +90,18 @@ impl Rules {
             .filter(|resource| !is_unread(resource))
             .map(as_given)
             .collect()
+    }
+
+    /// Returns the first resource among the rules that does more to the HTTP requests for a host of an entry than to lead
+    /// them to a port of it, as `kind namespace/name`.
+    pub fn decides(&self, entry: &ServiceEntry, host: &HostPattern, role: Role) -> Option<String> {
+        let documents = self.documents.iter();
+        let mut all = documents.flat_map(|(_, document)| document::resources(&document.value));
+        let (_, found) = all.find(|(_, found)| routes::decides(found, entry, host, role))?;
+        let text = |pointer| found.pointer(pointer).and_then(Value::as_str);
+        let namespace = text("/metadata/namespace").unwrap_or(DEFAULT_NAMESPACE);
+        let name = text("/metadata/name").unwrap_or_default();
+        Some(format!("{} {namespace}/{name}", kind(found)?))
     }
 
     /// Returns what people are told of the rules though they compile.
@@ -168,6 +181,8 @@ pub struct How<'k> {
     pub each: Each,
     /// What is said of rules that have no ServiceEntry.
     pub nothing: Nothing,
+    /// Who carries out the routes among them.
+    pub routes: Routes,
 }
 
 impl Default for How<'_> {
@@ -176,6 +191,7 @@ impl Default for How<'_> {
             known: None,
             each: yaml::in_turn,
             nothing: Nothing::Refused,
+            routes: Routes::Ours,
         }
     }
 }
@@ -197,7 +213,12 @@ pub fn compile_as(
     options: &CompileOptions,
     how: How<'_>,
 ) -> Result<Rules, Report> {
-    let parsed = parse(sources, options.outbound, how.known, how.each);
+    let mut parsed = parse(sources, options.outbound, how.known, how.each);
+    if how.routes == Routes::Istiods {
+        let documents = parsed.documents.iter();
+        let all = documents.flat_map(|(_, document)| document::resources(&document.value));
+        routes::leave(&mut parsed.resources, all.map(|(_, resource)| resource));
+    }
     compile_parsed(parsed, sources, options, how.nothing)
 }
 

@@ -8,20 +8,30 @@ use egress_policy::{Proxy, Role};
 use serde_json::{Value, json};
 
 use super::super::args::{
-    Format, ImagePullPolicy, Input, IstioApi, IstioPlace, Outbound, Phase, RenderIstio,
+    Authority, Format, ImagePullPolicy, Input, IstioApi, IstioPlace, IstioWay, Outbound, Phase,
+    RenderIstio,
 };
 use super::super::output::{Done, Output};
 use super::super::{locate, settings, sources};
-use egress_render::istio::{self, Api, MARK, Manifest, Module, ProxyKind, PullPolicy, Wanted};
+use egress_render::istio::{
+    self, Api, Filter, MARK, Manifest, Module, ProxyKind, PullPolicy, Url, Wanted, Way,
+};
 use egress_render::xds::{OLDEST, Options, Secrets};
 use egress_rules::{Complaint, Refusal};
-use egress_rules::{How, Rules, compile_as};
+use egress_rules::{How, Routes, Rules, compile_as};
 use egress_run::atomic;
 
 /// What a stream of resources begins with, below the line of every file.
-const EXPLANATION: &str = "\
+const OF_THE_FILTER: &str = "\
 # The filter originates by the rules in `pluginConfig`. The DestinationRules keep Istio from doing it too: their `tls` asks
 # for a certificate that nobody has, so that nothing goes out around the filter. Apply them in place of the rules' own.
+";
+
+/// The same, where there is no filter.
+const OF_PATCHES: &str = "\
+# Istio's own clusters originate, and its routes stay. The EnvoyFilter tells these clusters whom to verify. Without it the
+# DestinationRules refuse every server. Apply them in place of the rules' own, in this order. To remove it all, delete the
+# DestinationRules first, then the ServiceEntries, and the EnvoyFilter last.
 ";
 
 /// Returns what a cluster needs, writes it, or shows how it differs.
@@ -49,6 +59,9 @@ fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), Refusal> {
             "`--target-ref` names a gateway, and sidecars are named by labels\nhint: add `--for gateway`, or use `--label` instead",
         ).into());
     }
+    if args.way == IstioWay::Merge {
+        refuse_what_is_the_filters(args)?;
+    }
     let input = input(args);
     let (sources, mut compile_options) = settings::read(&input)?;
     if args.place == IstioPlace::Gateway {
@@ -60,6 +73,10 @@ fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), Refusal> {
         &compile_options,
         How {
             each: at_once,
+            routes: match args.way {
+                IstioWay::Merge => Routes::Istiods,
+                IstioWay::Filter => Routes::Ours,
+            },
             ..How::default()
         },
     )?;
@@ -75,6 +92,30 @@ fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), Refusal> {
     Ok((rules, manifests))
 }
 
+/// Refuses options that say how the filter is to be, where there is none.
+fn refuse_what_is_the_filters(args: &RenderIstio) -> Result<(), Complaint> {
+    let given = [
+        ("--url", args.url.is_some()),
+        ("--sha256", args.sha256.is_some()),
+        ("--image-pull-secret", args.image_pull_secret.is_some()),
+        ("--image-pull-policy", args.image_pull_policy.is_some()),
+        ("--api", args.api.is_some()),
+        ("--phase", args.phase.is_some()),
+        ("--wasm", args.wasm.is_some()),
+        ("--connect-to", !args.connect_to.is_empty()),
+        (
+            "--authority REWRITE",
+            args.authority == Some(Authority::Rewrite),
+        ),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((option, _)) => Err(Complaint::input(format!(
+            "`{option}` is for the filter, and by default Istio's own clusters originate\nhint: leave it out, or add `--way filter`"
+        ))),
+    }
+}
+
 /// Returns how the rules are compiled. Hosts that they do not name are Istio's.
 fn input(args: &RenderIstio) -> Input {
     Input {
@@ -85,7 +126,7 @@ fn input(args: &RenderIstio) -> Input {
         connect_to: args.connect_to.clone(),
         loopback_vips: false,
         allow_plaintext: args.allow_plaintext.clone(),
-        authority: args.authority,
+        authority: args.authority.unwrap_or(Authority::Rewrite),
         mesh_config: args.mesh_config.clone(),
     }
 }
@@ -105,13 +146,9 @@ fn options(input: &Input, proxy: Proxy) -> Options {
 }
 
 fn wanted(args: &RenderIstio) -> Result<Wanted, Complaint> {
-    let sha256 = match &args.sha256 {
-        Some(sum) => Some(sum.clone()),
-        None if args.url.is_of_module() => {
-            let sum = locate::wasm(args.wasm.as_deref()).and_then(|path| locate::sha256(&path));
-            Some(sum.map_err(Complaint::input)?)
-        }
-        None => None,
+    let way = match (args.way, &args.url) {
+        (IstioWay::Filter, Some(url)) => Way::Filter(filter(args, url)?),
+        _ => Way::Merge,
     };
     Ok(Wanted {
         name: args.name.clone(),
@@ -120,8 +157,23 @@ fn wanted(args: &RenderIstio) -> Result<Wanted, Complaint> {
             IstioPlace::Gateway => ProxyKind::Gateway,
         },
         gateway: args.target_ref.clone(),
+        way,
+        service_accounts: args.service_accounts.clone(),
+    })
+}
+
+fn filter(args: &RenderIstio, url: &Url) -> Result<Filter, Complaint> {
+    let sha256 = match &args.sha256 {
+        Some(sum) => Some(sum.clone()),
+        None if url.is_of_module() => {
+            let sum = locate::wasm(args.wasm.as_deref()).and_then(|path| locate::sha256(&path));
+            Some(sum.map_err(Complaint::input)?)
+        }
+        None => None,
+    };
+    Ok(Filter {
         module: Module {
-            url: args.url.clone(),
+            url: url.clone(),
             sha256,
             pull_secret: args.image_pull_secret.clone(),
             pull_policy: args.image_pull_policy.map(|policy| match policy {
@@ -130,15 +182,14 @@ fn wanted(args: &RenderIstio) -> Result<Wanted, Complaint> {
             }),
         },
         api: match args.api {
-            IstioApi::WasmPlugin => Api::WasmPlugin,
-            IstioApi::TrafficExtension => Api::TrafficExtension,
+            None | Some(IstioApi::WasmPlugin) => Api::WasmPlugin,
+            Some(IstioApi::TrafficExtension) => Api::TrafficExtension,
         },
         phase: args.phase.map(|phase| match phase {
             Phase::Authn => "AUTHN",
             Phase::Authz => "AUTHZ",
             Phase::Stats => "STATS",
         }),
-        service_accounts: args.service_accounts.clone(),
     })
 }
 
@@ -157,9 +208,13 @@ fn delivered(args: &RenderIstio, mark: &str, manifests: &[Manifest]) -> Result<O
     });
     let documents: Vec<(String, String)> = documents.collect::<Result<_, Complaint>>()?;
     let Some(folder) = args.diff.as_deref().or(args.output_folder.as_deref()) else {
+        let explanation = match args.way {
+            IstioWay::Merge => OF_PATCHES,
+            IstioWay::Filter => OF_THE_FILTER,
+        };
         let texts: Vec<&str> = documents.iter().map(|(_, text)| text.as_str()).collect();
         return Ok(Output::verbatim(format!(
-            "{mark}{EXPLANATION}{}",
+            "{mark}{explanation}{}",
             texts.join("---\n")
         )));
     };

@@ -1,8 +1,9 @@
 //! DestinationRules that let nothing out by Istio's own clusters.
 //!
 //! Istio's cluster for a port that we originate begins TLS and then refuses every server. It asks for a name below
-//! `.invalid`, which no authority can certify (RFC 2606). It never sends a request. Our clusters do not depend on it.
-//! The rules keep everything else, which holds for the ports that Istio serves by itself.
+//! `.invalid`, which no authority can certify (RFC 2606). It never sends a request. Our clusters do not depend on it, and
+//! a patch of ours takes the place of what it verifies. The rules keep everything else, which holds for the ports that
+//! Istio serves by itself. A `sni` stays if there are patches: without it, Istio takes the SNI from each request.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,12 +12,15 @@ use serde_json::{Value, json};
 
 use super::manifest::{Manifest, fields, given, id_of, manifest};
 use super::services::originated;
-use super::wanted::Wanted;
+use super::wanted::{Wanted, Way};
 use crate::xds::Options;
 use egress_rules::Rules;
 
-/// The name that no certificate has.
-const NOBODY: &str = "originated-by-the-egress-filter.invalid";
+/// The name that no certificate has, where the filter leads requests to clusters of ours.
+const NOT_HERE: &str = "originated-by-the-egress-filter.invalid";
+
+/// The same, where a patch tells Istio's cluster whom to verify.
+const NOT_PATCHED: &str = "verified-by-the-egress-patches.invalid";
 
 /// Renders the DestinationRules as they were given, but replaces each originated `tls` block with one that always
 /// fails. If such a rule is for some workloads only, there is a closed rule for the others too.
@@ -26,17 +30,23 @@ pub(super) fn destination_rules(
     options: &Options,
     wanted: &Wanted,
 ) -> Vec<Manifest> {
-    let carried_out: BTreeSet<String> = originated(services)
-        .filter_map(|service| service.rule)
-        .map(ResourceId::qualified)
-        .collect();
+    let mut carried_out = BTreeMap::<String, BTreeSet<PortNumber>>::new();
+    for (service, _) in originated(services, &wanted.way) {
+        let Some(rule) = service.rule else { continue };
+        let ports = carried_out.entry(rule.qualified()).or_default();
+        // A subset is closed where it stands.
+        ports.extend(service.subset.is_none().then_some(service.port));
+    }
     let mut all: Vec<Manifest> = given(rules, "DestinationRule")
         .into_iter()
         .map(|mut rule| {
-            if carried_out.contains(&id_of(&rule.value).qualified())
+            if let Some(ports) = carried_out.get(&id_of(&rule.value).qualified())
                 && let Some(spec) = rule.value.get_mut("spec")
             {
-                close(spec);
+                close(spec, &wanted.way);
+                for port in ports {
+                    close_port(spec, *port, &wanted.way);
+                }
             }
             rule
         })
@@ -47,31 +57,42 @@ pub(super) fn destination_rules(
 }
 
 /// Closes every `tls` of a policy, of its ports and of its subsets.
-fn close(spec: &mut Value) {
+fn close(spec: &mut Value, way: &Way) {
     let policies = spec.get_mut("trafficPolicy").into_iter();
     for policy in policies {
-        close_policy(policy);
+        close_policy(policy, way);
     }
     for subset in items(spec, "subsets") {
         if let Some(policy) = subset.get_mut("trafficPolicy") {
-            close_policy(policy);
+            close_policy(policy, way);
         }
     }
 }
 
-fn close_policy(policy: &mut Value) {
-    close_tls(policy);
+fn close_policy(policy: &mut Value, way: &Way) {
+    close_tls(policy, way);
     for port in items(policy, "portLevelSettings") {
-        close_tls(port);
+        close_tls(port, way);
     }
 }
 
-fn close_tls(policy: &mut Value) {
-    if let Some(tls) = policy.get_mut("tls")
-        && tls.get("mode").and_then(Value::as_str) != Some("DISABLE")
-    {
-        *tls = closed();
+fn close_tls(policy: &mut Value, way: &Way) {
+    let Some(tls) = policy.get_mut("tls") else {
+        return;
+    };
+    if tls.get("mode").and_then(Value::as_str) == Some("DISABLE") {
+        return;
     }
+    let merge = matches!(way, Way::Merge);
+    // Nothing is patched where nothing is verified.
+    if merge && tls.get("insecureSkipVerify") == Some(&json!(true)) {
+        return;
+    }
+    let mut closed = closed(way);
+    if let (true, Some(sni), Some(fields)) = (merge, tls.get("sni"), closed.as_object_mut()) {
+        fields.insert("sni".to_owned(), sni.clone());
+    }
+    *tls = closed;
 }
 
 fn items<'v>(value: &'v mut Value, key: &str) -> impl Iterator<Item = &'v mut Value> {
@@ -79,8 +100,12 @@ fn items<'v>(value: &'v mut Value, key: &str) -> impl Iterator<Item = &'v mut Va
     list.into_iter().flatten()
 }
 
-fn closed() -> Value {
-    json!({"mode": "SIMPLE", "subjectAltNames": [NOBODY]})
+fn closed(way: &Way) -> Value {
+    let nobody = match way {
+        Way::Merge => NOT_PATCHED,
+        Way::Filter(_) => NOT_HERE,
+    };
+    json!({"mode": "SIMPLE", "subjectAltNames": [nobody]})
 }
 
 /// Renders a rule for the workloads that a rule with a selector is not for: the server's port speaks TLS for them too.
@@ -98,7 +123,7 @@ fn for_others(
         all.find(|rule| rule.meta.id == *id)
     };
     let mut ports = BTreeMap::<String, BTreeSet<PortNumber>>::new();
-    for service in originated(services) {
+    for (service, _) in originated(services, &wanted.way) {
         let selects = service
             .rule
             .and_then(rule_of)
@@ -122,10 +147,14 @@ fn for_others(
             .filter(|rule| rule.kind == "DestinationRule")
             .find(|rule| Some(id_of(&rule.value).qualified()) == for_all);
         match given.and_then(|rule| rule.value.get_mut("spec")) {
-            Some(spec) => ports.into_iter().for_each(|port| close_port(spec, port)),
+            Some(spec) => ports
+                .into_iter()
+                .for_each(|port| close_port(spec, port, &wanted.way)),
             None => {
                 let led = led_by_another(rules, namespace, &host, &ports);
-                let settings: Vec<Value> = ports.into_iter().map(closed_port).collect();
+                let ports = ports.into_iter();
+                let settings: Vec<Value> =
+                    ports.map(|port| closed_port(port, &wanted.way)).collect();
                 let mut spec =
                     json!({"host": host, "trafficPolicy": {"portLevelSettings": settings}});
                 if led && let Some(spec) = spec.as_object_mut() {
@@ -180,12 +209,12 @@ fn led_by_another(
     })
 }
 
-fn closed_port(port: PortNumber) -> Value {
-    json!({"port": {"number": port.get()}, "tls": closed()})
+fn closed_port(port: PortNumber, way: &Way) -> Value {
+    json!({"port": {"number": port.get()}, "tls": closed(way)})
 }
 
 /// Closes a port of a rule that says nothing of TLS for it: without our filter its requests would be plaintext.
-fn close_port(spec: &mut Value, port: PortNumber) {
+fn close_port(spec: &mut Value, port: PortNumber, way: &Way) {
     let Some(spec) = spec.as_object_mut() else {
         return;
     };
@@ -197,12 +226,19 @@ fn close_port(spec: &mut Value, port: PortNumber) {
         if own.get("tls").is_none()
             && let Some(fields) = own.as_object_mut()
         {
-            fields.insert("tls".to_owned(), closed());
+            fields.insert("tls".to_owned(), closed(way));
         }
         return;
     }
     if policy.get("tls").is_some() {
         return;
+    }
+    let mut settings = closed_port(port, way);
+    // The settings of a port replace those of all ports.
+    for key in ["loadBalancer", "connectionPool", "outlierDetection"] {
+        if let (Some(found), Some(fields)) = (policy.get(key), settings.as_object_mut()) {
+            fields.insert(key.to_owned(), found.clone());
+        }
     }
     let Some(policy) = policy.as_object_mut() else {
         return;
@@ -211,7 +247,7 @@ fn close_port(spec: &mut Value, port: PortNumber) {
         .entry("portLevelSettings")
         .or_insert_with(|| json!([]));
     if let Some(list) = list.as_array_mut() {
-        list.push(closed_port(port));
+        list.push(settings);
     }
 }
 
@@ -237,14 +273,16 @@ mod tests {
         let port = PortNumber::new(80).unwrap();
         let with = |policy: Value| {
             let mut spec = json!({"host": "a.example.com", "trafficPolicy": policy});
-            close_port(&mut spec, port);
+            close_port(&mut spec, port, &Way::Merge);
             spec["trafficPolicy"].clone()
         };
-        let closed_80 = json!({"port": {"number": 80}, "tls": closed()});
+        let closed_80 = json!({"port": {"number": 80}, "tls": closed(&Way::Merge)});
         let pool = json!({"tcp": {"maxConnections": 1}});
+        let mut pooled = closed_80.clone();
+        pooled["connectionPool"] = pool.clone();
         assert_eq!(
             with(json!({"connectionPool": pool})),
-            json!({"connectionPool": pool, "portLevelSettings": [closed_80]})
+            json!({"connectionPool": pool, "portLevelSettings": [pooled]})
         );
         assert_eq!(
             with(json!({"portLevelSettings": [{"port": {"number": 80}}]})),
@@ -253,7 +291,7 @@ mod tests {
         let plain = json!({"tls": {"mode": "DISABLE"}});
         assert_eq!(with(plain.clone()), plain);
         let mut bare = json!({"host": "a.example.com"});
-        close_port(&mut bare, port);
+        close_port(&mut bare, port, &Way::Merge);
         assert_eq!(
             bare["trafficPolicy"],
             json!({"portLevelSettings": [closed_80]})
@@ -275,7 +313,13 @@ mod tests {
                 "subsets": [{"name": "v1"}, {"name": "v2", "trafficPolicy": policy(tls)}]})
         };
         let mut found = spec(tls());
-        close(&mut found);
-        assert_eq!(found, spec(closed()));
+        close(&mut found, &Way::Merge);
+        let mut named = closed(&Way::Merge);
+        named["sni"] = json!("a.example.com");
+        assert_eq!(found, spec(named));
+        let unverified = json!({"mode": "SIMPLE", "insecureSkipVerify": true});
+        let mut found = spec(unverified.clone());
+        close(&mut found, &Way::Merge);
+        assert_eq!(found, spec(unverified));
     }
 }

@@ -24,10 +24,7 @@ pub(super) fn envoy_filter(
     options: &Options,
     wanted: &Wanted,
 ) -> Manifest {
-    let context = match wanted.proxies {
-        ProxyKind::Sidecar => "SIDECAR_OUTBOUND",
-        ProxyKind::Gateway => "GATEWAY",
-    };
+    let context = context(wanted.proxies);
     let mut patches: Vec<Value> = additions
         .clusters
         .iter()
@@ -53,6 +50,24 @@ pub(super) fn envoy_filter(
             })
         }));
     }
+    of_patches(patches, selector, options, wanted)
+}
+
+/// Returns which of a proxy's configurations are patched.
+pub(super) fn context(proxies: ProxyKind) -> &'static str {
+    match proxies {
+        ProxyKind::Sidecar => "SIDECAR_OUTBOUND",
+        ProxyKind::Gateway => "GATEWAY",
+    }
+}
+
+/// Makes an EnvoyFilter for the proxies that are meant.
+pub(super) fn of_patches(
+    patches: Vec<Value>,
+    selector: &ProxySelector,
+    options: &Options,
+    wanted: &Wanted,
+) -> Manifest {
     let [selector, target_refs] = selector.named("labels");
     let spec = fields([
         ("workloadSelector", selector),

@@ -19,6 +19,20 @@ pub struct Manifest {
     pub value: Value,
 }
 
+/// The annotation in which Kubernetes keeps what a resource is for.
+const DESCRIPTION: &str = "kubernetes.io/description";
+
+impl Manifest {
+    /// Says what a resource is for.
+    pub(super) fn described(mut self, purpose: &str) -> Self {
+        let meta = self.value.get_mut("metadata");
+        if let Some(meta) = meta.and_then(Value::as_object_mut) {
+            meta.insert("annotations".to_owned(), json!({DESCRIPTION: purpose}));
+        }
+        self
+    }
+}
+
 /// Makes a resource of ours.
 pub(super) fn manifest(
     (api_version, kind): (&str, &str),

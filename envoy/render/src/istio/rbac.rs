@@ -23,8 +23,8 @@ pub(super) fn manifests(
     options: &Options,
     wanted: &Wanted,
 ) -> Result<Vec<Manifest>, Unsupported> {
-    let asks = originated(services)
-        .filter_map(|service| service.cluster.tls.as_ref()?.identity.as_ref())
+    let asks = originated(services, &wanted.way)
+        .filter_map(|(_, tls)| tls.identity.as_ref())
         .any(|identity| {
             let name = contract::identity_secret(identity).to_string();
             name.starts_with("kubernetes://")

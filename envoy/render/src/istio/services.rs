@@ -1,14 +1,26 @@
-//! The part of a table that the filter carries out in Istio.
+//! The part of a table that is carried out in Istio.
 
 use egress_filter::contract;
-use egress_policy::{Cluster, DownstreamProtocol, Service};
+use egress_policy::{Cluster, DownstreamProtocol, Service, TlsIntent, Trust};
 
-/// Returns the services that the filter originates TLS for, subsets included.
+use super::wanted::Way;
+
+/// Returns the services that TLS is originated for in this way, subsets included, and how.
 pub(super) fn originated<'s, 't>(
     services: &'s [Service<'t>],
-) -> impl Iterator<Item = &'s Service<'t>> {
-    services.iter().filter(|service| {
-        service.downstream == DownstreamProtocol::Http && service.cluster.tls.is_some()
+    way: &'s Way,
+) -> impl Iterator<Item = (&'s Service<'t>, &'t TlsIntent)> {
+    services.iter().filter_map(move |service| {
+        let tls = service.cluster.tls.as_ref()?;
+        let ours = match (way, service.downstream) {
+            (Way::Filter(_) | Way::Merge, DownstreamProtocol::Http) => true,
+            (Way::Merge, DownstreamProtocol::Tcp) => true,
+            (Way::Filter(_), DownstreamProtocol::Tcp) | (_, DownstreamProtocol::Tls) => false,
+        };
+        // Where nothing is to be verified, Istio's own cluster does all that is asked for.
+        let verified = tls.trust != Trust::InsecureSkipVerify;
+        let merged = verified || matches!(way, Way::Filter(_));
+        (ours && merged).then_some((service, tls))
     })
 }
 

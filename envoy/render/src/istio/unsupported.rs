@@ -13,6 +13,32 @@ pub enum Unsupported {
         "no rule asks for TLS on a port that speaks HTTP, so there is nothing for the filter to do"
     )]
     Nothing,
+    /// No rule has anything for a cluster of Istio's to do.
+    #[error("no rule asks for verified TLS on a port, so there is nothing to merge")]
+    NothingToMerge,
+    /// Something that decides about requests would be undone.
+    #[error(
+        "{route} decides about requests to `{host}`, and the filter's routes would stand before its own"
+    )]
+    Routed {
+        /// What decides, as `kind namespace/name`.
+        route: String,
+        /// The host.
+        host: String,
+    },
+    /// A cluster of Istio's cannot be told so.
+    #[error(
+        "the certificate of `{host}` must have the host's name and another one, and one cluster of Istio's cannot ask for both"
+    )]
+    TwoNames {
+        /// The host.
+        host: String,
+    },
+    /// Istio's cluster verifies a name of its own there.
+    #[error(
+        "`{0}` is a wildcard with `resolution: DYNAMIC_DNS`: whoever answers for a name in DNS chooses the address, and nothing keeps Istio's cluster from private ones"
+    )]
+    Dynamic(String),
     /// The network filter is not rendered for Istio.
     #[error(
         "`{host}` has the TCP port {port} with `tls`, and in Istio the filter originates HTTP only"
@@ -58,8 +84,18 @@ impl Unsupported {
             Unsupported::Nothing => {
                 "give the host a DestinationRule with `tls`, and its port the protocol HTTP"
             }
+            Unsupported::NothingToMerge => {
+                "give the host a DestinationRule with `tls`, and its port the protocol HTTP or TCP"
+            }
+            Unsupported::Routed { .. } => {
+                "leave out `--way filter`: then Istio's routes stay, and its clusters verify"
+            }
+            Unsupported::TwoNames { .. } => {
+                "give the names that are enough in `tls.subjectAltNames` of the DestinationRule, or render this host with `--way filter`"
+            }
+            Unsupported::Dynamic(_) => "name each host",
             Unsupported::Tcp { .. } => {
-                "give these rules to Istio as they are, with `sni` and `subjectAltNames`, and leave them out here"
+                "leave out `--way filter`: Istio's own cluster verifies this port too"
             }
             Unsupported::Wildcard(_) => {
                 "name each host, or say `location: MESH_INTERNAL` where private addresses are meant"

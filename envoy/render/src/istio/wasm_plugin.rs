@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::manifest::{Manifest, fields, manifest};
 use super::module::{Api, PullPolicy};
 use super::selector::ProxySelector;
-use super::wanted::{ProxyKind, Wanted};
+use super::wanted::{Filter, ProxyKind, Wanted};
 use crate::xds::{Additions, Options};
 
 pub(super) fn plugin(
@@ -13,8 +13,9 @@ pub(super) fn plugin(
     selector: &ProxySelector,
     options: &Options,
     wanted: &Wanted,
+    filter: &Filter,
 ) -> Manifest {
-    let module = &wanted.module;
+    let module = &filter.module;
     let pull_policy = module.pull_policy.map(|policy| match policy {
         PullPolicy::IfNotPresent => "IfNotPresent",
         PullPolicy::Always => "Always",
@@ -40,10 +41,10 @@ pub(super) fn plugin(
     let mut spec = fields([
         ("selector", selector),
         ("targetRefs", target_refs),
-        ("phase", wanted.phase.map(|phase| json!(phase))),
+        ("phase", filter.phase.map(|phase| json!(phase))),
         ("match", Some(json!([traffic(additions, wanted.proxies)]))),
     ]);
-    let kind = match wanted.api {
+    let kind = match filter.api {
         Api::WasmPlugin => {
             spec.extend(code);
             "WasmPlugin"
@@ -55,8 +56,13 @@ pub(super) fn plugin(
     };
     let kind = ("extensions.istio.io/v1alpha1", kind);
     let body = fields([("spec", Some(json!(spec)))]);
-    manifest(kind, &wanted.name, options, body)
+    manifest(kind, &wanted.name, options, body).described(PURPOSE)
 }
+
+/// What the filter is for, where Istio's own clusters could originate TLS too.
+const PURPOSE: &str = "Originates TLS by the rules in pluginConfig, and does what a cluster of Istio's cannot: \
+    different rules for callers of one proxy, a reason for each failure, and the log of each decision. Its routes stand \
+    before Istio's: a VirtualService that does more than lead to a host of these rules is undone.";
 
 /// Returns which requests pass through the filter: those that go out, on the ports of the rules. A gateway's listener may
 /// have another port than its service.

@@ -18,7 +18,7 @@
 
 use std::net::IpAddr;
 
-use egress_policy::{Cluster, TlsIntent, VerifiedNames};
+use egress_policy::{Cluster, HostPattern, TlsIntent, VerifiedNames};
 use serde_json::{Value, json};
 
 /// The name that no certificate has (RFC 2606): it is asked for where a connection has no SNI to compare.
@@ -58,7 +58,7 @@ impl<'t> Names<'t> {
         let (typed, host) = match (*authority, exact) {
             // The filter has the other names, where there are any.
             (true, Some(host)) => (vec![dns(host)], HostCheck::No),
-            (true, None) if any_of.is_empty() => (vec![dns(NOBODY)], HostCheck::BySni),
+            (true, None) if any_of.is_empty() => (vec![nobody()], HostCheck::BySni),
             (true, None) => (listed(), HostCheck::BesideOthers),
             (false, _) => (listed(), HostCheck::No),
         };
@@ -68,6 +68,36 @@ impl<'t> Names<'t> {
             host,
         }
     }
+}
+
+impl<'t> Names<'t> {
+    /// Settles how Envoy is to verify what `tls` asks for on a port of `host`, in a cluster of Istio's. There the SNI is
+    /// what a rule says, or else the host that a request is sent to, rewritten or not; so the SNI is verified. `None` if
+    /// the certificate must have two names at once, which Istio's cluster would have to say.
+    pub(super) fn in_istios(host: &'t HostPattern, tls: &'t TlsIntent) -> Option<Self> {
+        let VerifiedNames {
+            authority, any_of, ..
+        } = &tls.names;
+        let (typed, check) = match authority {
+            true if any_of.is_empty() => (vec![nobody()], HostCheck::BySni),
+            true => return None,
+            false => (
+                any_of.iter().map(|name| typed(name)).collect(),
+                HostCheck::No,
+            ),
+        };
+        let exact = host.exact().map(|host| host.as_str());
+        Some(Names {
+            sni: tls.sni.fixed().or(exact),
+            typed,
+            host: check,
+        })
+    }
+}
+
+/// Renders the name that no certificate has.
+pub(super) fn nobody() -> Value {
+    dns(NOBODY)
 }
 
 /// Renders a DNS name that a certificate may have; Envoy follows the certificate's wildcards.

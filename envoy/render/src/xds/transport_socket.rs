@@ -44,19 +44,23 @@ fn server_socket(cluster: &Cluster, rendering: &Rendering<'_>) -> Option<Value> 
     let Some(version) = cluster.proxy_protocol else {
         return tls;
     };
+    Some(proxied(version, tls.unwrap_or_else(raw_buffer)))
+}
+
+/// Renders a socket that tells the server who is calling, before anything else.
+pub(super) fn proxied(version: ProxyProtocol, inner: Value) -> Value {
     let version = match version {
         ProxyProtocol::V1 => "V1",
         ProxyProtocol::V2 => "V2",
     };
-    let wrapped =
-        json!({"config": {"version": version}, "transport_socket": tls.unwrap_or_else(raw_buffer)});
+    let wrapped = json!({"config": {"version": version}, "transport_socket": inner});
     let kind =
         "envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport";
-    Some(extension(
+    extension(
         "envoy.transport_sockets.upstream_proxy_protocol",
         kind,
         wrapped,
-    ))
+    )
 }
 
 /// Renders TLS to a server. By default Envoy verifies nothing and speaks at most TLS 1.2. So both settings are always
@@ -122,10 +126,9 @@ fn tls_socket(cluster: &Cluster, tls: &TlsIntent, rendering: &Rendering<'_>) -> 
     extension("envoy.transport_sockets.tls", kind, Value::Object(context))
 }
 
-/// Returns which versions, curves and ciphers are offered: the mesh's `tlsDefaults`.
-fn tls_params(options: &Options) -> Value {
-    let defaults = &options.mesh.clusters;
-    let lowest = match defaults.tls13 {
+/// Returns which versions are spoken, by the mesh's `tlsDefaults`.
+pub(super) fn versions(options: &Options) -> Map<String, Value> {
+    let lowest = match options.mesh.clusters.tls13 {
         true => "TLSv1_3",
         false => "TLSv1_2",
     };
@@ -136,6 +139,13 @@ fn tls_params(options: &Options) -> Value {
         "tls_maximum_protocol_version",
         json!("TLSv1_3"),
     );
+    params
+}
+
+/// Returns which versions, curves and ciphers are offered: the mesh's `tlsDefaults`.
+fn tls_params(options: &Options) -> Value {
+    let defaults = &options.mesh.clusters;
+    let mut params = versions(options);
     if !defaults.curves.is_empty() {
         set(&mut params, "ecdh_curves", json!(defaults.curves));
     }
