@@ -119,8 +119,8 @@ fn forms(target: u16) -> Vec<Form> {
             document("DestinationRule", "third", &of_host),
         ),
         refused(
-            "a VirtualService to another port",
-            "not_read",
+            "a VirtualService to a port that there is not",
+            "unknown_destination",
             secure.clone()
                 + &document(
                     "VirtualService",
@@ -151,7 +151,7 @@ fn forms(target: u16) -> Vec<Form> {
         ),
         refused(
             "a Sidecar that does not take the host in",
-            "not_read",
+            "unknown_host",
             secure.clone()
                 + &document(
                     "Sidecar",

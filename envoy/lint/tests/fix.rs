@@ -268,6 +268,7 @@ fn worse(before: &Resources, after: &Resources) -> Option<String> {
                                 host,
                                 port: PortNumber::new(port).unwrap(),
                                 downstream,
+                                branch: None,
                                 subset,
                             };
                             let [before, after] =

@@ -271,6 +271,15 @@ fn is_meant(documents: &[Value], name: &str, port: u16) -> bool {
     rules.any(|rule| has(rule, name) && says(rule, port, |mode| mode == "DISABLE"))
 }
 
+/// Returns where the one VirtualService of a set leads.
+fn led_to(documents: &[Value]) -> (&str, u16) {
+    let mut services = documents.iter();
+    let service = services.find(|it| it["kind"] == "VirtualService").unwrap();
+    let to = &service["spec"]["http"][0]["route"][0]["destination"];
+    let port = to["port"]["number"].as_u64().unwrap();
+    (to["host"].as_str().unwrap(), u16::try_from(port).unwrap())
+}
+
 fn options(proxy: Proxy) -> Options {
     Options {
         wasm: "filter.wasm".to_owned(),
@@ -354,6 +363,7 @@ fn leaks(documents: &[Value], compile_options: &CompileOptions) -> Option<Vec<St
                     host: name,
                     port: number,
                     downstream: DownstreamProtocol::Http,
+                    branch: None,
                     subset: None,
                 }),
             };
@@ -363,6 +373,7 @@ fn leaks(documents: &[Value], compile_options: &CompileOptions) -> Option<Vec<St
             };
             let (dialled, what) = match decision.action {
                 Action::Reject(_) => continue,
+                Action::Weighted | Action::Respond(_) => panic!("no set has branches"),
                 Action::LeaveAlone(_) => (vec![u64::from(port)], "left alone".to_owned()),
                 Action::Originate(to) | Action::Forward(to) | Action::Passthrough(to) => {
                     let (tls, ports) = cluster(&bootstrap, to.name.as_str());
@@ -379,6 +390,11 @@ fn leaks(documents: &[Value], compile_options: &CompileOptions) -> Option<Vec<St
                 }
             };
             let left_alone = what == "left alone";
+            // What is led elsewhere is asked about there.
+            let (name, port) = match decision.virtual_service {
+                Some(_) => led_to(documents),
+                None => (name, port),
+            };
             let meant = is_meant(documents, name, port);
             if is_asked(documents, name, port) || (!left_alone && !meant && dialled.contains(&443))
             {

@@ -65,7 +65,13 @@ pub(crate) fn kind(value: &Value) -> Option<&str> {
 
 /// Whether a value is a resource of a kind that we read, or of one that may change what those say.
 pub fn is_ours(value: &Value) -> bool {
-    kind(value).is_some_and(|kind| egress_policy::KINDS.contains(&kind)) || is_unread(value)
+    let version = value.get("apiVersion").and_then(Value::as_str);
+    let other = |kind: &str| {
+        // There is a Gateway in another group, too.
+        kind == "Gateway" && version.is_none_or(|text| !text.starts_with("networking.istio.io/"))
+    };
+    kind(value).is_some_and(|kind| egress_policy::KINDS.contains(&kind) && !other(kind))
+        || is_unread(value)
 }
 
 /// Whether a value is a resource of a kind that is not carried out, and may refuse hosts.

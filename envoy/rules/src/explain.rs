@@ -63,6 +63,7 @@ impl Answers {
             host: asked.served_by.as_deref().unwrap_or(&asked.host),
             port: asked.port,
             downstream: asked.downstream,
+            branch: None,
             subset: question.subset,
         };
         let errors = self.errors_of(&asked.host, asked.port);
@@ -200,6 +201,8 @@ fn answer(
         "plaintext": decision.plaintext_allowed.then_some("allowed"),
         "serviceEntry": decision.service_entry.map(|id| id.qualified()),
         "destinationRule": decision.rule.map(|id| id.qualified()),
+        "virtualService": decision.virtual_service.map(|id| id.qualified()),
+        "gatewayService": decision.gateway_service.map(|id| id.qualified()),
         "policySource": decision.policy_source.map(|source| source.path().to_string()),
         "cluster": cluster.map(|cluster| cluster.name.as_str()).or(left_alone),
         "transportSocket": cluster.map(contract::transport_socket),

@@ -34,6 +34,9 @@ fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
         service_entry: None,
         rule: None,
         policy_source: None,
+        virtual_service: None,
+        gateway_service: None,
+        branch: None,
         plaintext_allowed: false,
     }
 }
@@ -58,7 +61,7 @@ fn write_metadata(
         Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster) => {
             Some(cluster)
         }
-        Action::Reject(_) | Action::LeaveAlone(_) => None,
+        Action::Weighted | Action::Respond(_) | Action::Reject(_) | Action::LeaveAlone(_) => None,
     };
     let tls = cluster.and_then(|cluster| cluster.tls.as_ref());
     let target = decision.target.as_ref();

@@ -209,6 +209,7 @@ mod native {
             host,
             port: PortNumber::HTTP,
             downstream: DownstreamProtocol::Http,
+            branch: None,
             subset: None,
         };
         black_box(table.decide(&query).action.as_str())

@@ -42,6 +42,11 @@ impl ClusterName {
         ClusterName(format!("shared|{mode}|{common}|{}{whose}", upstream.as_str()).into_boxed_str())
     }
 
+    /// Returns another name, for a cluster beside the one that has this name.
+    pub(crate) fn other(&self) -> Self {
+        ClusterName(format!("{}~", self.0).into_boxed_str())
+    }
+
     /// Returns the name as it is written everywhere.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -165,6 +170,11 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Whether each request says where its connection goes.
+    pub(crate) fn is_of_the_request(&self) -> bool {
+        self.endpoints == Endpoints::OfTheRequest
+    }
+
     /// Returns all of it in one line, for fingerprints.
     pub(crate) fn line(&self) -> String {
         let tls = self

@@ -7,7 +7,11 @@ mod cluster;
 mod compiler;
 mod connections;
 mod gate;
+mod leads;
 mod pinned;
+mod routes;
+pub(crate) mod routing;
+mod scope;
 mod services;
 mod tunnels;
 
@@ -82,10 +86,10 @@ impl Compiled {
 
 impl Compiler<'_> {
     fn finish(mut self) -> Compiled {
-        let connections = self.connections();
+        let (connections, outbound) = (self.connections(), self.outbound());
         for fault in &self.faults {
             if let Some(port) = self.hosts.port_mut(fault.host, fault.port)
-                && port.verdict.refusal().is_none()
+                && (port.verdict.refusal()).is_none_or(|reason| reason == Reason::NoRoute)
             {
                 port.verdict = Verdict::refused(Reason::InvalidRule, port.verdict.rule());
             }
@@ -130,12 +134,14 @@ impl Compiler<'_> {
             .destination_rules
             .iter()
             .map(|rule| rule.meta.id.clone());
-        let ids = entries.chain(rules).collect();
+        let services = self.resources.virtual_services.iter();
+        let services = services.map(|service| service.meta.id.clone());
+        let ids = entries.chain(rules).chain(services).collect();
         let table = PolicyTable {
             hosts,
             clusters: sorted,
             resources: ids,
-            outbound: self.options.outbound,
+            outbound,
             connect_to: self.options.connect_to.clone(),
             connections,
             allow_plaintext: self.options.allow_plaintext.clone(),

@@ -5,7 +5,8 @@ use std::fmt;
 use crate::cluster::{Cluster, Endpoints, LbEndpoint};
 use crate::merge::PolicySource;
 use crate::port::PortNumber;
-use crate::resource::ResourceId;
+use crate::resource::{Answer, ResourceId};
+use crate::table::routed::Branch;
 
 /// What becomes of a request or connection.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,6 +17,10 @@ pub enum Action<'t> {
     Forward(&'t Cluster),
     /// The application's own TLS, untouched.
     Passthrough(&'t Cluster),
+    /// One of several destinations, by their weights: [`Decision::branch`].
+    Weighted,
+    /// Answered by Envoy's route: [`Decision::branch`].
+    Respond(Answer),
     /// Refused.
     Reject(Reason),
     /// Not ours to decide: `outboundTrafficPolicy` is `ALLOW_ANY` and no rule speaks of the host.
@@ -29,6 +34,9 @@ impl Action<'_> {
             Action::Originate(_) => "originate",
             Action::Forward(_) | Action::LeaveAlone(_) => "forward",
             Action::Passthrough(_) => "passthrough",
+            Action::Weighted => "weighted",
+            Action::Respond(Answer::Status(_)) => "respond",
+            Action::Respond(Answer::Redirect(_)) => "redirect",
             Action::Reject(_) => "reject",
         }
     }
@@ -51,6 +59,12 @@ pub enum Reason {
     UnknownSubset,
     /// A rule asks for TLS to the host, but not for this caller, who would get plaintext.
     LeftOut,
+    /// The VirtualServices of the host have no route for the request, or the gateway has none.
+    NoRoute,
+    /// A VirtualService leads to a host or port that no ServiceEntry has.
+    UnknownDestination,
+    /// The application speaks TLS on a port that VirtualServices lead plaintext to: its TLS would be wrapped in another.
+    TlsInTls,
     /// A resource of a kind that is not read here may decide about the host.
     NotRead,
     /// The rules for the host and port have an error. No table that is in use has any.
@@ -59,11 +73,15 @@ pub enum Reason {
 
 impl Reason {
     /// Those that a compiled table has for a host and port that it knows.
-    pub(crate) const OF_THE_TABLE: [Reason; 4] = [
+    pub(crate) const OF_THE_TABLE: [Reason; 8] = [
         Reason::LeftOut,
         Reason::NotRead,
         Reason::InvalidRule,
         Reason::UnknownPort,
+        Reason::NoRoute,
+        Reason::UnknownDestination,
+        Reason::TlsInTls,
+        Reason::UnknownSubset,
     ];
 
     /// Returns the stable id.
@@ -76,6 +94,9 @@ impl Reason {
             Reason::OtherProtocol => "other_protocol",
             Reason::UnknownSubset => "unknown_subset",
             Reason::LeftOut => "left_out",
+            Reason::NoRoute => "no_route",
+            Reason::UnknownDestination => "unknown_destination",
+            Reason::TlsInTls => "tls_in_tls",
             Reason::NotRead => "not_read",
             Reason::InvalidRule => "invalid_rule",
         }
@@ -91,6 +112,11 @@ impl Reason {
             Reason::UnknownSubset => "no DestinationRule has this subset of the host",
             Reason::OtherProtocol => "the port's protocol is not the one that was spoken",
             Reason::LeftOut => "a rule asks for TLS to this host, but not for this caller",
+            Reason::NoRoute => "no route of the host's VirtualServices matches the request",
+            Reason::UnknownDestination => {
+                "a VirtualService leads to a host or port that no ServiceEntry has"
+            }
+            Reason::TlsInTls => "the application's TLS would be wrapped in another",
             Reason::NotRead => "a resource that is not read may decide about this host",
             Reason::InvalidRule => "the rules for this host have an error",
         }
@@ -127,6 +153,12 @@ pub struct Decision<'t, 'q> {
     pub rule: Option<&'t ResourceId>,
     /// Which part of the rule.
     pub policy_source: Option<PolicySource>,
+    /// The VirtualService that led it.
+    pub virtual_service: Option<&'t ResourceId>,
+    /// The one that led it on behind an egress gateway, which we are as well.
+    pub gateway_service: Option<&'t ResourceId>,
+    /// The branch that Envoy's route chose, where the host and port have branches.
+    pub branch: Option<&'t Branch>,
     /// It is plaintext only because somebody allowed it: [`AllowPlaintext`](crate::AllowPlaintext).
     pub plaintext_allowed: bool,
 }
@@ -138,7 +170,9 @@ impl<'t> Decision<'t, '_> {
             Action::Originate(cluster)
             | Action::Forward(cluster)
             | Action::Passthrough(cluster) => Some(cluster),
-            Action::Reject(_) | Action::LeaveAlone(_) => None,
+            Action::Weighted | Action::Respond(_) | Action::Reject(_) | Action::LeaveAlone(_) => {
+                None
+            }
         }
     }
 

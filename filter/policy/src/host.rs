@@ -126,6 +126,11 @@ impl HostPattern {
         }
     }
 
+    /// Whether any name is one of both.
+    pub fn overlaps(&self, other: &HostPattern) -> bool {
+        self.covers(other) || other.covers(self)
+    }
+
     /// Returns how specific the pattern is: of two that match one host, the greater wins.
     ///
     /// A name beats every wildcard, a longer ending beats a shorter one, and `*` comes last.

@@ -42,7 +42,7 @@
 //!
 //! let (table, _) = PolicyTable::compile(&resources, &CompileOptions::default()).unwrap();
 //! let authority = Authority::parse("Edition.CNN.com:80").unwrap();
-//! let query = Query { host: &authority.host, port: PortNumber::HTTP, downstream: DownstreamProtocol::Http, subset: None };
+//! let query = Query { host: &authority.host, port: PortNumber::HTTP, downstream: DownstreamProtocol::Http, branch: None, subset: None };
 //! let decision = table.decide(&query);
 //!
 //! let Action::Originate(cluster) = decision.action else { panic!("{decision:?}") };
@@ -93,13 +93,15 @@ pub use problem::{
 pub use proxy::{Proxy, ROOT_NAMESPACE, Role};
 pub use query::{Connection, DownstreamProtocol, Query, Spoken};
 pub use resource::{
-    Address, ClientTls, ConnectionPool, ConsistentHash, DEFAULT_NAMESPACE, DestinationRule,
-    Endpoint, H2UpgradePolicy, HashKey, HashRing, HttpPool, LoadBalancer, Meta, OutlierDetection,
-    PortPolicy, ProxyProtocol, Resolution, ResourceId, Resources, RetryBudget, ServiceEntry,
-    ServicePort, SimpleBalancer, Subset, TcpKeepalive, TcpPool, TlsMode, TrafficPolicy, Tunnel,
-    UNREAD_KINDS, Unread, Warmup,
+    Address, Answer, ClientTls, ConnectionPool, ConsistentHash, DEFAULT_NAMESPACE, DestinationRule,
+    Endpoint, Gateway, H2UpgradePolicy, HashKey, HashRing, HttpPool, LoadBalancer, Meta,
+    OutlierDetection, PortPolicy, ProxyProtocol, Resolution, ResourceId, Resources, RetryBudget,
+    ServiceEntry, ServicePort, Sidecar, SimpleBalancer, Subset, TcpKeepalive, TcpPool, TlsMode,
+    TrafficPolicy, Tunnel, UNREAD_KINDS, Unread, VirtualService, Warmup,
 };
 pub use source::{API_VERSIONS, KINDS, Parser, is_list};
+pub use table::branching::{BranchOf, Branching, ShareOf};
+pub use table::routed::Branch;
 pub use table::{GateSummary, PolicyTable, Refused, Service};
 pub use tls::{Escaped, Identity, InvalidTls, NameSource, Sni, TlsIntent, Trust, VerifiedNames};
 pub use visible::{visible, visible_lines};

@@ -16,6 +16,8 @@ pub struct Mesh {
     pub entries: Visibility,
     /// `defaultDestinationRuleExportTo`: who sees a DestinationRule without `exportTo`.
     pub rules: Visibility,
+    /// `defaultVirtualServiceExportTo`: who sees a VirtualService without `exportTo`.
+    pub routes: Visibility,
     /// `trustDomain`: what the names of accounts begin with.
     pub trust_domain: String,
     /// `defaultTrafficPolicy.connectionPool`: limits where a rule gives none.
@@ -42,6 +44,7 @@ impl Default for Mesh {
             root_namespace: ROOT_NAMESPACE.to_owned(),
             entries: Visibility::default(),
             rules: Visibility::default(),
+            routes: Visibility::default(),
             trust_domain: "cluster.local".to_owned(),
             connection_pool: None,
             outlier_detection: None,
@@ -61,10 +64,11 @@ impl Visibility {
 }
 
 /// The fields that [`Mesh::read`] knows, as a mesh's configuration has them.
-pub const MESH_FIELDS: [&str; 5] = [
+pub const MESH_FIELDS: [&str; 6] = [
     "rootNamespace",
     "defaultServiceExportTo",
     "defaultDestinationRuleExportTo",
+    "defaultVirtualServiceExportTo",
     "defaultTrafficPolicy",
     "trustDomain",
 ];
@@ -101,6 +105,16 @@ impl Mesh {
             && has(&words, ".")
         {
             mesh.rules = Visibility::Own;
+        }
+        // Source: istio/istio `pilot/pkg/model/push_context.go`, `initDefaultExportMaps` and `initVirtualServices`.
+        if let Some(words) = fields.read("defaultVirtualServiceExportTo", words)
+            && !words.is_empty()
+        {
+            mesh.routes = match (has(&words, "*"), has(&words, ".")) {
+                (true, _) => Visibility::Everybody,
+                (false, true) => Visibility::Own,
+                (false, false) => Visibility::Nobody,
+            };
         }
         let limits = fields.read("defaultTrafficPolicy", |field| {
             Some(read_limits(&field.fields()?))

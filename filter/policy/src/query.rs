@@ -24,6 +24,8 @@ pub struct Query<'q> {
     pub port: PortNumber,
     /// How it came in.
     pub downstream: DownstreamProtocol,
+    /// The name of the route that Envoy chose, where the port has branches: [`Branch::name`](crate::Branch::name).
+    pub branch: Option<&'q str>,
     /// The subset; no request names one, only a person who asks.
     pub subset: Option<&'q str>,
 }

@@ -2,26 +2,35 @@
 
 mod client_tls;
 mod destination_rule;
+mod gateway;
 pub(crate) mod id;
+mod loose;
 mod meta;
 mod service_entry;
+mod sidecar;
 mod traffic_policy;
 mod unread;
+mod virtual_service;
 
 pub use client_tls::{ClientTls, TlsMode};
 pub use destination_rule::{DestinationRule, Subset};
+pub use gateway::Gateway;
+pub(crate) use gateway::{Ends, Reads, Server};
 pub use id::{DEFAULT_NAMESPACE, ResourceId};
 pub use meta::Meta;
 pub(crate) use meta::exported;
 pub use service_entry::{Address, Endpoint, Resolution, ServiceEntry, ServicePort};
+pub use sidecar::Sidecar;
 pub(crate) use traffic_policy::read_limits;
 pub use traffic_policy::{
     ConnectionPool, ConsistentHash, H2UpgradePolicy, HashKey, HashRing, HttpPool, LoadBalancer,
     OutlierDetection, PortPolicy, ProxyProtocol, RetryBudget, SimpleBalancer, TcpKeepalive,
     TcpPool, TrafficPolicy, Tunnel, Warmup,
 };
-pub(crate) use unread::{Asked, hidden_by};
+pub(crate) use unread::Asked;
 pub use unread::{UNREAD_KINDS, Unread};
+pub use virtual_service::{Answer, VirtualService};
+pub(crate) use virtual_service::{Destination, GatewayName, Match, Route};
 
 /// All resources of a configuration, in the order they were read.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +39,12 @@ pub struct Resources {
     pub service_entries: Vec<ServiceEntry>,
     /// How to reach them.
     pub destination_rules: Vec<DestinationRule>,
+    /// Where what comes in is led.
+    pub virtual_services: Vec<VirtualService>,
+    /// What routers listen for.
+    pub gateways: Vec<Gateway>,
+    /// What workloads see.
+    pub sidecars: Vec<Sidecar>,
     /// What may change any of that, and is not carried out.
     pub unread: Vec<Unread>,
 }

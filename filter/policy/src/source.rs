@@ -7,7 +7,8 @@ use crate::node::Node;
 use crate::order::sort_by;
 use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Severity, did_you_mean};
 use crate::resource::{
-    DestinationRule, Meta, ResourceId, Resources, ServiceEntry, UNREAD_KINDS, Unread,
+    DestinationRule, Gateway, Meta, ResourceId, Resources, ServiceEntry, Sidecar, UNREAD_KINDS,
+    Unread, VirtualService,
 };
 
 /// The versions of `networking.istio.io` that are read.
@@ -18,7 +19,13 @@ pub const API_VERSIONS: [&str; 3] = [
 ];
 
 /// The kinds that are read.
-pub const KINDS: [&str; 2] = [ServiceEntry::KIND, DestinationRule::KIND];
+pub const KINDS: [&str; 5] = [
+    ServiceEntry::KIND,
+    DestinationRule::KIND,
+    VirtualService::KIND,
+    Gateway::KIND,
+    Sidecar::KIND,
+];
 
 /// Whether a kind is a list of resources, where it has `items`: `List`, or `ServiceEntryList` as the API server has
 /// it.
@@ -106,7 +113,11 @@ impl Parser {
             .destination_rules
             .iter()
             .map(|rule| &rule.meta);
-        let mut metas: Vec<&Meta> = entries.chain(rules).collect();
+        let services = self.resources.virtual_services.iter().map(|it| &it.meta);
+        let gateways = self.resources.gateways.iter().map(|it| &it.meta);
+        let sidecars = self.resources.sidecars.iter().map(|it| &it.meta);
+        let others = services.chain(gateways).chain(sidecars);
+        let mut metas: Vec<&Meta> = entries.chain(rules).chain(others).collect();
         sort_by(&mut metas, |a, b| (&a.id, a.origin).cmp(&(&b.id, b.origin)));
         let mut problems = Vec::new();
         for pair in metas.windows(2) {
@@ -177,6 +188,11 @@ impl Parser {
                 }
                 push(rules, *rule);
             }
+            Some(Read::VirtualService(service)) => {
+                push(&mut self.resources.virtual_services, *service);
+            }
+            Some(Read::Gateway(gateway)) => push(&mut self.resources.gateways, *gateway),
+            Some(Read::Sidecar(sidecar)) => push(&mut self.resources.sidecars, *sidecar),
             Some(Read::Unread(unread)) => self.resources.unread.push(*unread),
             _ => {}
         }
@@ -195,6 +211,9 @@ fn push<T>(list: &mut Vec<T>, item: T) {
 enum Read {
     ServiceEntry(Box<ServiceEntry>),
     DestinationRule(Box<DestinationRule>),
+    VirtualService(Box<VirtualService>),
+    Gateway(Box<Gateway>),
+    Sidecar(Box<Sidecar>),
     Unread(Box<Unread>),
 }
 
@@ -213,6 +232,17 @@ fn read_resource(root: &Fields<'_>, origin: Origin) -> Option<Read> {
         DestinationRule::KIND if known => DestinationRule::read(root, origin)
             .map(Box::new)
             .map(Read::DestinationRule),
+        VirtualService::KIND | Gateway::KIND | Sidecar::KIND if known => {
+            root.allow_unknown();
+            let (metadata, spec) = (root.peek("metadata"), root.peek("spec"));
+            Some(match kind.as_str() {
+                VirtualService::KIND => {
+                    Read::VirtualService(Box::new(VirtualService::read(origin, metadata, spec)))
+                }
+                Gateway::KIND => Read::Gateway(Box::new(Gateway::read(origin, metadata, spec))),
+                _ => Read::Sidecar(Box::new(Sidecar::read(origin, metadata, spec))),
+            })
+        }
         _ => {
             root.allow_unknown();
             let group = api_version.split('/').next();
@@ -230,7 +260,10 @@ fn read_resource(root: &Fields<'_>, origin: Origin) -> Option<Read> {
 
 /// Reports a resource that is not one of ours: a slip is an error, another kind a warning.
 fn other_kind(root: &Fields<'_>, api_version: &str, kind: String) {
-    if KINDS.contains(&kind.as_str()) {
+    // There is a Gateway in another group, too.
+    let other = kind == Gateway::KIND && !api_version.starts_with("networking.istio.io/");
+    let known = KINDS.contains(&kind.as_str()) && !other;
+    if known {
         let kind = ProblemKind::UnknownValue {
             what: "version",
             found: api_version.chars().take(60).collect(),
@@ -242,7 +275,7 @@ fn other_kind(root: &Fields<'_>, api_version: &str, kind: String) {
         );
         return;
     }
-    if let Some(meant) = did_you_mean(&kind, &KINDS) {
+    if let Some(meant) = did_you_mean(&kind, &KINDS).filter(|_| !other) {
         let kind = ProblemKind::UnknownResource {
             api_version: api_version.to_owned(),
             found: kind,
@@ -253,7 +286,7 @@ fn other_kind(root: &Fields<'_>, api_version: &str, kind: String) {
     root.read("kind", |field| {
         field.warning(
             ProblemKind::IgnoredKind(kind),
-            format!("only {} decide here", listed(&KINDS)),
+            "it does not decide about outgoing traffic",
         );
         Some(())
     });
@@ -382,7 +415,7 @@ mod tests {
         assert_eq!(
             found,
             [
-                "warning: kind: `Secret` is not read (document 1); only `ServiceEntry`, `DestinationRule` decide here"
+                "warning: kind: `Secret` is not read (document 1); it does not decide about outgoing traffic"
             ]
         );
         let found =

@@ -13,8 +13,10 @@ use crate::resource::{Address, ResourceId};
 use crate::table::connections::Connections;
 use crate::table::hosts::{Host, Hosts, Port};
 
+pub(crate) mod branching;
 pub(crate) mod connections;
 pub(crate) mod hosts;
+pub(crate) mod routed;
 
 /// What the gate counts, for the summary of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -155,6 +157,7 @@ impl PolicyTable {
                     host: name,
                     port,
                     downstream: DownstreamProtocol::Tls,
+                    branch: None,
                     subset: None,
                 });
                 return match decision.action {
@@ -179,6 +182,7 @@ impl PolicyTable {
             host: name.as_str(),
             port: port.number,
             downstream: DownstreamProtocol::Tcp,
+            branch: None,
             subset: None,
         };
         self.settle(host, port, &query)
@@ -208,6 +212,9 @@ impl PolicyTable {
         if port.downstream != query.downstream {
             return refused(Reason::OtherProtocol);
         }
+        if let Some(routed) = self.hosts.routed(port) {
+            return self.settle_routed(host, port, routed, query);
+        }
         if let Some(reason) = port.verdict.refusal() {
             return Decision {
                 rule: (port.verdict.rule()).and_then(|(rule, _)| self.resources.get(rule)),
@@ -229,13 +236,7 @@ impl PolicyTable {
         else {
             return refused(Reason::UnknownSubset);
         };
-        let action = match (port.downstream, &cluster.tls) {
-            (DownstreamProtocol::Tls, _) => Action::Passthrough(cluster),
-            (DownstreamProtocol::Http | DownstreamProtocol::Tcp, Some(_)) => {
-                Action::Originate(cluster)
-            }
-            (DownstreamProtocol::Http | DownstreamProtocol::Tcp, None) => Action::Forward(cluster),
-        };
+        let action = way_to(port.downstream, cluster);
         let name = host.pattern.exact().map_or(query.host, HostName::as_str);
         let rule = verdict.rule();
         Decision {
@@ -248,6 +249,9 @@ impl PolicyTable {
             service_entry: entry,
             rule: rule.and_then(|(rule, _)| self.resources.get(rule)),
             policy_source: rule.map(|(_, source)| source),
+            virtual_service: None,
+            gateway_service: None,
+            branch: None,
             plaintext_allowed: port.allowed && matches!(action, Action::Forward(_)),
         }
     }
@@ -264,14 +268,17 @@ impl PolicyTable {
             .enumerate()
             .flat_map(move |(index, host)| {
                 let ports = self.hosts.ports(host);
-                let served = ports.filter(|port| port.verdict.refusal().is_none());
+                let served = ports.filter(|port| self.hosts.serves(port));
                 served.flat_map(move |port| {
                     let subsets = self.hosts.subsets(port).iter();
                     let subsets = subsets.map(|(name, verdict)| (Some(&**name), verdict));
                     std::iter::once((None, &port.verdict))
                         .chain(subsets)
+                        .filter(|(_, verdict)| verdict.refusal().is_none())
                         .filter_map(move |(subset, verdict)| {
-                            let pinned = host.pattern.exact();
+                            let routed = self.hosts.routed(port);
+                            let name = routed.and_then(|routed| routed.name.as_ref());
+                            let pinned = name.or(host.pattern.exact());
                             let candidate = self.connections.of(index, port.number);
                             Some(Service {
                                 host: &host.pattern,
@@ -280,8 +287,11 @@ impl PolicyTable {
                                 downstream: port.downstream,
                                 subset,
                                 cluster: self.clusters.get(verdict.cluster as usize)?,
-                                connect_to: pinned
-                                    .and_then(|name| self.connect_to(name.as_str(), port.target)),
+                                connect_to: self.dialled(routed, port.target).or_else(|| {
+                                    pinned.and_then(|name| {
+                                        self.connect_to(name.as_str(), port.target)
+                                    })
+                                }),
                                 addresses: candidate.map_or(&[], |candidate| &candidate.addresses),
                                 vip: candidate.and_then(|candidate| candidate.vip),
                                 connectable: candidate.is_some(),
@@ -300,7 +310,10 @@ impl PolicyTable {
         self.hosts.iter().enumerate().flat_map(move |(at, host)| {
             let ports = self.hosts.ports(host);
             ports.filter_map(move |port| {
-                let reason = port.verdict.refusal()?;
+                let reason = port
+                    .verdict
+                    .refusal()
+                    .filter(|_| !self.hosts.serves(port))?;
                 let candidate = self.connections.of(at, port.number);
                 Some(Refused {
                     host: &host.pattern,
@@ -394,6 +407,7 @@ impl PolicyTable {
         for line in self.connections.lines(pattern) {
             lines.add(format_args!("{line}"));
         }
+        self.add_routed(&mut lines);
         lines.add(format_args!("{}", self.outbound.as_str()));
         lines.digest()
     }
@@ -417,13 +431,18 @@ impl PolicyTable {
         };
         Decision {
             action,
-            target: None,
-            connect_to: None,
             service_entry,
-            rule: None,
-            policy_source: None,
-            plaintext_allowed: false,
+            ..refused(reason)
         }
+    }
+}
+
+/// Returns what becomes of what comes in so and goes to a cluster.
+fn way_to(downstream: DownstreamProtocol, cluster: &Cluster) -> Action<'_> {
+    match (downstream, &cluster.tls) {
+        (DownstreamProtocol::Tls, _) => Action::Passthrough(cluster),
+        (DownstreamProtocol::Http | DownstreamProtocol::Tcp, Some(_)) => Action::Originate(cluster),
+        (DownstreamProtocol::Http | DownstreamProtocol::Tcp, None) => Action::Forward(cluster),
     }
 }
 
@@ -435,6 +454,9 @@ fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
         service_entry: None,
         rule: None,
         policy_source: None,
+        virtual_service: None,
+        gateway_service: None,
+        branch: None,
         plaintext_allowed: false,
     }
 }

@@ -93,6 +93,7 @@ fn an_ordinary_request_allocates_nothing() {
                                 host: &authority.host,
                                 port,
                                 downstream,
+                                branch: None,
                                 subset,
                             };
                             let decision = table.decide(&query);

@@ -80,6 +80,7 @@ fn decide(compiled: &Compiled, host: &str, port: u16, downstream: DownstreamProt
         host,
         port: PortNumber::new(port).unwrap(),
         downstream,
+        branch: None,
         subset: None,
     });
     let allowed = if decision.plaintext_allowed {
@@ -558,16 +559,6 @@ fn other_peoples_rules_are_no_mistake() {
     );
 }
 
-fn leads(host: &str, to: &str, port: u16) -> Value {
-    let route = json!([{"destination": {"host": to, "port": {"number": port}}}]);
-    let http = json!([{"match": [{"port": 80}], "route": route}]);
-    document(
-        "VirtualService",
-        "v",
-        json!({"hosts": [host], "http": http}),
-    )
-}
-
 /// Holds that a resource refuses the host, by HTTP on port 80, and that a flag decides it as if it were not there.
 fn is_not_read(with: &Value) {
     for target in [80, 443] {
@@ -615,107 +606,6 @@ fn is_silent(with: &Value) {
 }
 
 #[test]
-fn a_virtual_service_that_may_change_the_way_refuses_the_host() {
-    is_not_read(&leads(HOST, HOST, 443));
-    is_not_read(&leads(HOST, "other.example.com", 80));
-    is_not_read(&leads("*.example.com", HOST, 443));
-    let virtual_service = |http: Value| {
-        document(
-            "VirtualService",
-            "v",
-            json!({"hosts": [HOST], "http": http}),
-        )
-    };
-    let same = json!([{"destination": {"host": HOST}}]);
-    is_not_read(&virtual_service(
-        json!([{"route": [{"destination": {"host": HOST, "subset": "v1"}}]}]),
-    ));
-    is_not_read(&virtual_service(
-        json!([{"route": same, "rewrite": {"authority": "b.example.com"}}]),
-    ));
-    is_not_read(&virtual_service(
-        json!([{"redirect": {"authority": "b.example.com"}}]),
-    ));
-    is_not_read(&virtual_service(
-        json!([{"route": same, "fault": {"abort": {"httpStatus": 403, "percentage": {"value": 100}}}}]),
-    ));
-    // What no route takes is answered 404.
-    is_not_read(&virtual_service(
-        json!([{"match": [{"uri": {"prefix": "/v1"}}], "route": same}]),
-    ));
-    is_silent(&virtual_service(json!([{"route": same}])));
-    is_silent(&virtual_service(
-        json!([{"route": same, "timeout": "5s", "retries": {"attempts": 3}}]),
-    ));
-    is_silent(&virtual_service(
-        json!([{"match": [{"uri": {"prefix": "/v1"}}], "route": same}, {"route": same}]),
-    ));
-    is_silent(&virtual_service(
-        json!([{"match": [{"port": 8080}], "route": [{"destination": {"host": "x.example.com"}}]}]),
-    ));
-    is_silent(&virtual_service(
-        json!([{"match": [{"sourceLabels": {"app": "x"}}], "route": [{"destination": {"host": "x.example.com"}}]}]),
-    ));
-    // For a gateway alone, or for other namespaces, it is nothing to this caller.
-    let mut gateway = leads(HOST, HOST, 443);
-    gateway["spec"]["gateways"] = json!(["ingress"]);
-    is_silent(&gateway);
-    let mut elsewhere = leads(HOST, HOST, 443);
-    elsewhere["metadata"]["namespace"] = json!("other");
-    elsewhere["spec"]["exportTo"] = json!(["."]);
-    is_silent(&elsewhere);
-    is_silent(&leads("b.example.net", "c.example.net", 443));
-}
-
-#[test]
-fn what_is_led_to_a_tls_port_is_no_tls_inside_tls() {
-    let ports = json!([
-        {"number": 80, "name": "http", "protocol": "HTTP"},
-        {"number": 443, "name": "https", "protocol": "HTTPS"},
-    ]);
-    let documents = [
-        entry("a", HOST, ports),
-        leads(HOST, HOST, 443),
-        rule("r", on_port(HOST, 443, json!({"tls": {"mode": "SIMPLE"}}))),
-    ];
-    let compiled = compile(&documents, &CompileOptions::default());
-    assert!(!compiled.problems.has_errors(), "{}", compiled.problems);
-    assert_eq!(
-        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
-        "not_read"
-    );
-    assert_eq!(
-        decide(&compiled, HOST, 443, DownstreamProtocol::Tls),
-        "not_read"
-    );
-    let without = compile(
-        &[documents[0].clone(), documents[2].clone()],
-        &CompileOptions::default(),
-    );
-    assert!(without.problems.has_errors());
-}
-
-#[test]
-fn a_virtual_service_below_a_wildcard_refuses_its_host_alone() {
-    let spec = json!({"hosts": ["*.example.com"], "ports": [{"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 443}],
-                      "resolution": "DYNAMIC_DNS"});
-    let documents = [
-        document("ServiceEntry", "a", spec),
-        rule("r", simple("*.example.com")),
-        leads(HOST, "x.example.net", 80),
-    ];
-    let compiled = compile(&documents, &CompileOptions::default());
-    assert_eq!(
-        decide(&compiled, HOST, 80, DownstreamProtocol::Http),
-        "not_read"
-    );
-    assert_eq!(
-        decide(&compiled, "b.example.com", 80, DownstreamProtocol::Http),
-        "originate"
-    );
-}
-
-#[test]
 fn other_kinds_that_may_change_the_way_refuse_the_host() {
     let target = |kind: &str, name: &str| json!([{"group": "networking.istio.io", "kind": kind, "name": name}]);
     let validation = json!({"hostname": HOST, "wellKnownCACertificates": "System"});
@@ -747,17 +637,6 @@ fn other_kinds_that_may_change_the_way_refuse_the_host() {
         "h",
         json!({"parentRefs": ingress, "rules": [{"backendRefs": backend(HOST, 443)}]}),
     ));
-
-    let sidecar = |hosts: Value| document("Sidecar", "s", json!({"egress": [{"hosts": hosts}]}));
-    is_not_read(&sidecar(json!(["istio-system/*"])));
-    is_not_read(&sidecar(json!(["*/*", "~default/api.example.com"])));
-    is_silent(&sidecar(json!(["./*"])));
-    is_silent(&sidecar(json!(["*/*"])));
-    let mut root = sidecar(json!(["istio-system/*"]));
-    root["metadata"]["namespace"] = json!("istio-system");
-    is_not_read(&root);
-    root["metadata"]["namespace"] = json!("elsewhere");
-    is_silent(&root);
 
     let patch = |apply_to: &str, found: Value, patch: Value| {
         let patches = json!([{"applyTo": apply_to, "match": found, "patch": patch}]);

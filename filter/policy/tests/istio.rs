@@ -405,6 +405,7 @@ fn answer(table: &PolicyTable, ask: &str, subset: Option<&str>) -> Value {
         host: &authority.host,
         port,
         downstream,
+        branch: None,
         subset,
     };
     let decision = table.decide(&query);
@@ -419,7 +420,9 @@ fn answer(table: &PolicyTable, ask: &str, subset: Option<&str>) -> Value {
         Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster) => {
             cluster
         }
-        Action::Reject(_) | Action::LeaveAlone(_) => return answer,
+        Action::Weighted | Action::Respond(_) | Action::Reject(_) | Action::LeaveAlone(_) => {
+            return answer;
+        }
     };
     let more = json!({
         "cluster": istio_name(table, &decision, cluster, port),

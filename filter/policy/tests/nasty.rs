@@ -49,6 +49,7 @@ fn is_forwarded(table: &PolicyTable, authority: &str) -> bool {
         host: &authority.host,
         port: PortNumber::HTTP,
         downstream: DownstreamProtocol::Http,
+        branch: None,
         subset: None,
     };
     matches!(table.decide(&query).action, Action::Forward(_))

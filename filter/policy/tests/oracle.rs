@@ -168,6 +168,7 @@ fn ask(table: &PolicyTable, url: &str) -> Answer {
         host: &authority.host,
         port: authority.port.unwrap(),
         downstream,
+        branch: None,
         subset: None,
     }))
 }

@@ -101,6 +101,7 @@ impl World {
             host,
             port: PortNumber::new(port).unwrap(),
             downstream: DownstreamProtocol::Http,
+            branch: None,
             subset: None,
         }
     }
@@ -182,6 +183,8 @@ fn at_a_gateway_the_oldest_entry_has_the_host() {
         ..
     } = World::seen_from("mine", &documents);
     options.proxy.role = Role::Gateway;
+    // Its listeners are another's, so no Gateway is asked for them.
+    options.foreign = true;
     let (table, _) = PolicyTable::compile(&resources, &options).unwrap();
     let world = World {
         resources,

@@ -356,6 +356,7 @@ fn told(decision: &Decision<'_, '_>) -> String {
             format!("{cluster:?} {:?}", cluster.tls)
         }
         Action::Reject(reason) | Action::LeaveAlone(reason) => reason.to_string(),
+        Action::Weighted | Action::Respond(_) => format!("{:?}", decision.branch),
     };
     let Decision {
         target,
@@ -387,6 +388,7 @@ fn survey(table: &PolicyTable) -> Vec<String> {
                         host: &host,
                         port,
                         downstream,
+                        branch: None,
                         subset,
                     };
                     let answer = told(&table.decide(&query));
@@ -428,6 +430,7 @@ proptest! {
                 host: &host,
                 port: service.port,
                 downstream: service.downstream,
+                branch: None,
                 subset: service.subset,
             };
             let decision = table.decide(&query);
@@ -460,7 +463,7 @@ proptest! {
         let Ok(table) = compile(&documents, OutboundMode::RegistryOnly) else { return Ok(()) };
         for service in table.services().filter(|service| service.subset.is_none()) {
             let host = example(service.host);
-            let query = Query { host: &host, port: service.port, downstream: service.downstream, subset: None };
+            let query = Query { host: &host, port: service.port, downstream: service.downstream, branch: None, subset: None };
             let decision = table.decide(&query);
             let of_rule = |document: &&Value| {
                 let name = document["metadata"]["name"].as_str();
@@ -528,7 +531,7 @@ proptest! {
         let Ok(table) = compile(&documents, outbound) else { return Ok(()) };
         for downstream in DOWNSTREAMS {
             for host in [host.as_str(), &format!("{host}.a.com"), &format!("{host}-x.a.com")] {
-                let query = Query { host, port: PortNumber::HTTP, downstream, subset: None };
+                let query = Query { host, port: PortNumber::HTTP, downstream, branch: None, subset: None };
                 let raw = table.decide(&query);
                 prop_assert!(outbound == OutboundMode::AllowAny || !matches!(raw.action, Action::LeaveAlone(_)));
                 if let Ok(authority) = Authority::parse(host) {
@@ -559,7 +562,7 @@ proptest! {
         prop_assert_eq!(authority.port.map(PortNumber::get), port);
         for number in NUMBERS {
             for downstream in DOWNSTREAMS {
-                let query = Query { host: &plain, port: PortNumber::new(number).unwrap(), downstream, subset: None };
+                let query = Query { host: &plain, port: PortNumber::new(number).unwrap(), downstream, branch: None, subset: None };
                 let other = Query { host: &authority.host, ..query };
                 prop_assert_eq!(told(&table.decide(&query)), told(&table.decide(&other)));
             }
@@ -582,7 +585,7 @@ proptest! {
                 for port in spec["ports"].as_array().unwrap() {
                     let number = u16::try_from(port["number"].as_u64().unwrap()).unwrap();
                     for downstream in DOWNSTREAMS {
-                        let query = Query { host: &host, port: PortNumber::new(number).unwrap(), downstream, subset: None };
+                        let query = Query { host: &host, port: PortNumber::new(number).unwrap(), downstream, branch: None, subset: None };
                         let decision = table.decide(&query);
                         prop_assert!(
                             !matches!(decision.action, Action::Forward(_) | Action::LeaveAlone(_)),
@@ -606,6 +609,7 @@ fn each_has_its_tls(documents: &[Value]) -> Result<(), TestCaseError> {
             host: &host,
             port: service.port,
             downstream: service.downstream,
+            branch: None,
             subset: service.subset,
         };
         let decision = table.decide(&query);
@@ -771,6 +775,7 @@ fn a_port_without_a_protocol_is_not_left_alone_where_its_rule_asks_for_tls() {
         host: "a.com",
         port: PortNumber::HTTP,
         downstream: DownstreamProtocol::Http,
+        branch: None,
         subset: None,
     };
     let action = table.decide(&query).action;

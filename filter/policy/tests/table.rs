@@ -108,6 +108,7 @@ fn decide<'t>(table: &'t PolicyTable, authority: &str, port: u16) -> Decision<'t
         host,
         port,
         downstream: DownstreamProtocol::Http,
+        branch: None,
         subset: None,
     })
 }
@@ -152,6 +153,7 @@ fn the_rule_originates_on_its_port_and_passes_the_other_through() {
         host: "edition.cnn.com",
         port: PortNumber::HTTPS,
         downstream: DownstreamProtocol::Tls,
+        branch: None,
         subset: None,
     };
     let decision = table.decide(&query);
@@ -379,6 +381,7 @@ fn every_decision_borrows_a_cluster_and_every_cluster_is_reached() {
             host: &host,
             port: service.port,
             downstream: service.downstream,
+            branch: None,
             subset: None,
         });
         let (Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster)) =
@@ -605,6 +608,7 @@ fn connect_to_below_a_wildcard_is_for_one_host_and_port_alone() {
                 host,
                 port: number(port),
                 downstream,
+                branch: None,
                 subset: None,
             });
             let cluster = match decision.action {
@@ -728,6 +732,7 @@ fn a_tcp_port_sends_and_verifies_a_name() {
         host: "r.com",
         port: PortNumber::new(6379).unwrap(),
         downstream: DownstreamProtocol::Tcp,
+        branch: None,
         subset: None,
     };
     let Action::Originate(cluster) = table.decide(&query).action else {
@@ -770,6 +775,7 @@ fn a_subset_says_over_what_the_rule_says() {
             host: "a.com",
             port: PortNumber::HTTP,
             downstream: DownstreamProtocol::Http,
+            branch: None,
             subset: Some(subset),
         })
     };
@@ -1053,6 +1059,8 @@ fn a_gateway_takes_a_credential_without_a_selector() {
             &documents,
             &CompileOptions {
                 proxy,
+                // Its listeners are another's, so no Gateway is asked for them.
+                foreign: role == Role::Gateway,
                 ..CompileOptions::default()
             },
         )

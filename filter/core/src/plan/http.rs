@@ -69,6 +69,7 @@ pub fn plan_http(
         // TLS does not come in where requests can be read.
         Action::Passthrough(_) => answer(config, Reason::OtherProtocol, scratch, act),
         Action::Reject(reason) => answer(config, reason, scratch, act),
+        Action::Weighted | Action::Respond(_) => answer(config, Reason::NoRoute, scratch, act),
     }
 }
 
@@ -147,7 +148,8 @@ pub fn failed(config: &Loaded, facts: &Facts<'_>, details: &str) -> Option<Failu
         // On a listener of somebody else's, so is what becomes of it.
         Action::LeaveAlone(_) if !config.headers_stripped => return None,
         Action::LeaveAlone(_) => None,
-        Action::Passthrough(_) | Action::Reject(_) => return None,
+        Action::Passthrough(_) | Action::Reject(_) | Action::Respond(_) => return None,
+        Action::Weighted => None,
     };
     let tls = cluster.and_then(|cluster| cluster.tls.as_ref());
     Failure::of(&FailureFacts {
@@ -241,6 +243,7 @@ fn decide<'t: 'q, 'q>(
                     true => DownstreamProtocol::Tls,
                     false => DownstreamProtocol::Http,
                 },
+                branch: None,
                 subset: None,
             };
             config.table.decide(&query)
@@ -387,6 +390,10 @@ fn answer(
         Reason::NoHost | Reason::InvalidHost => 400,
         // As proxies answer where they do not let one through (RFC 9110, 15.5.4).
         _ if config.forward_proxy => 403,
+        // As where no route matches.
+        Reason::NoRoute => 404,
+        // As where a route names a cluster that there is not.
+        Reason::UnknownDestination => 503,
         // As Istio's `block_all` route answers.
         Reason::UnknownHost
         | Reason::UnknownPort
@@ -394,6 +401,7 @@ fn answer(
         | Reason::UnknownSubset
         | Reason::LeftOut
         | Reason::NotRead
+        | Reason::TlsInTls
         | Reason::InvalidRule => 502,
     };
     act(Effect::Metadata(&scratch.metadata))?;

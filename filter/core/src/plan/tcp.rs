@@ -125,7 +125,7 @@ fn cluster_of<'t>(decision: &Decision<'t, '_>) -> Option<&'t Cluster> {
         Action::Originate(cluster) | Action::Forward(cluster) | Action::Passthrough(cluster) => {
             Some(cluster)
         }
-        Action::Reject(_) | Action::LeaveAlone(_) => None,
+        Action::Weighted | Action::Respond(_) | Action::Reject(_) | Action::LeaveAlone(_) => None,
     }
 }
 

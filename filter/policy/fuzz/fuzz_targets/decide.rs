@@ -103,6 +103,7 @@ fuzz_target!(|text: &str| {
                     host: &authority.host,
                     port,
                     downstream,
+                    branch: None,
                     subset: None,
                 };
                 let ours = is_ours(&authority.host);

@@ -61,6 +61,7 @@ fn hold_to_its_word(table: &PolicyTable) {
             host: &host,
             port: service.port,
             downstream: service.downstream,
+            branch: None,
             subset: service.subset,
         };
         let decision = table.decide(&query);
@@ -91,6 +92,7 @@ fn hold_to_its_word(table: &PolicyTable) {
                 host,
                 port: PortNumber::HTTP,
                 downstream,
+                branch: None,
                 subset: None,
             };
             let _ = table.decide(&query);

@@ -5,7 +5,7 @@ use crate::compile::compiler::{Compiler, Wanted};
 use crate::compile::owners::{Leads, is_looked_up};
 use crate::merge::Settings;
 use crate::options::ConnectTo;
-use crate::port::PortNumber;
+use crate::port::{PortNumber, ProtocolClass};
 use crate::query::DownstreamProtocol;
 use crate::resource::{H2UpgradePolicy, Resolution, ServicePort, Subset};
 use crate::tls::TlsIntent;
@@ -25,6 +25,7 @@ impl<'r> Compiler<'r> {
             port,
             leads,
             downstream,
+            alone,
             ..
         } = service;
         let elsewhere = matches!(leads, Leads::To(_));
@@ -57,7 +58,8 @@ impl<'r> Compiler<'r> {
             None => upstream(downstream, port, tls.is_some(), upgrade, as_received),
         };
         // Nothing in a connection of bytes says where it goes, so its cluster does.
-        let own = subset.is_some()
+        let own = alone
+            || subset.is_some()
             || (downstream == DownstreamProtocol::Tcp && host.exact().is_some())
             || elsewhere
             || load_balancer.is_some()
@@ -84,24 +86,20 @@ impl<'r> Compiler<'r> {
             }
             self.shared.push(self.clusters.len());
         }
-        let name = match own {
-            true => ClusterName::own(port.number, subset.map_or("", |subset| &subset.name), host),
-            false => ClusterName::shared(tls.as_ref(), upstream, any_name, public_only),
-        };
-        if let Some(index) = self.names.get(&name) {
-            return Some(*index);
-        }
         let endpoints = if own {
             self.endpoints(service, subset)?
         } else {
             Endpoints::OfTheRequest
         };
-        let own = own.then(|| (host.clone(), port.number));
-        let index = self.clusters.len();
-        self.names.insert(name.clone(), index);
-        self.clusters.push(Cluster {
-            name,
-            own,
+        let mut cluster = Cluster {
+            name: match own {
+                true => {
+                    let subset = subset.map_or("", |subset| &subset.name);
+                    ClusterName::own(port.number, subset, host)
+                }
+                false => ClusterName::shared(tls.as_ref(), upstream, any_name, public_only),
+            },
+            own: own.then(|| (host.clone(), port.number)),
             tls,
             tunnel,
             upstream,
@@ -113,7 +111,17 @@ impl<'r> Compiler<'r> {
             outlier_detection,
             proxy_protocol,
             retry_budget,
-        });
+        };
+        // A gateway may reach a service otherwise than a sidecar does, and requests otherwise than bytes.
+        while let Some(index) = self.names.get(&cluster.name) {
+            if self.clusters.get(*index) == Some(&cluster) {
+                return Some(*index);
+            }
+            cluster.name = cluster.name.other();
+        }
+        let index = self.clusters.len();
+        self.names.insert(cluster.name.clone(), index);
+        self.clusters.push(cluster);
         Some(index)
     }
 
@@ -246,6 +254,8 @@ fn upstream(
         (DownstreamProtocol::Tls | DownstreamProtocol::Tcp, ..) => UpstreamProtocol::Bytes,
         _ if as_received => UpstreamProtocol::AsReceived,
         (_, true, _) | (_, _, H2UpgradePolicy::Upgrade) => UpstreamProtocol::Http2,
+        // Requests that are led to a port of TLS or bytes: nothing else is offered there.
+        _ if port.protocol.class() != ProtocolClass::Http => UpstreamProtocol::Http1,
         (_, _, H2UpgradePolicy::DoNotUpgrade) => UpstreamProtocol::Http1,
         // Without TLS nothing can be agreed on.
         _ if tls => UpstreamProtocol::Auto,

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::rc::Rc;
 
 use crate::cluster::{Cluster, ClusterName};
 use crate::compile::owners::{Entry, Leads, Owner};
+use crate::compile::routing::{Named, Routing};
+use crate::compile::scope::Scope;
 use crate::host::HostPattern;
 use crate::merge::{Rule, RuleIndex};
 use crate::options::CompileOptions;
 use crate::port::PortNumber;
 use crate::problem::{FieldPath, Problem, ProblemKind, Segment, Severity};
+use crate::proxy::{Proxy, Role};
 use crate::query::DownstreamProtocol;
 use crate::resource::{Meta, Resources, ServiceEntry, ServicePort};
 use crate::source::problem_of;
@@ -21,8 +25,15 @@ pub(super) struct Compiler<'r> {
     pub(super) options: &'r CompileOptions,
     pub(super) rules: RuleIndex<'r>,
     pub(super) hosts: Hosts,
-    /// The entry that is each host's service.
-    pub(super) owners: Vec<Owner<'r>>,
+    /// The entry that is each host's service; a host that routes alone know has none.
+    pub(super) owners: Vec<Option<Owner<'r>>>,
+    /// What the caller sees; its hosts are those of the table.
+    pub(super) scope: Rc<Scope<'r>>,
+    /// What routers see, as far as they are asked.
+    pub(super) routers: Vec<(Proxy, Rc<Scope<'r>>)>,
+    pub(super) routing: Rc<Routing<'r>>,
+    /// Names that connections of TLS ask for, with the route of each, for hosts to come.
+    pub(super) names_to_come: Vec<(PortNumber, Named<'r>)>,
     /// The services whose connections are bytes.
     pub(super) connections: Vec<Candidate<'r>>,
     pub(super) clusters: Vec<Cluster>,
@@ -50,8 +61,12 @@ pub(super) struct Fault {
 
 /// A service that is forwarded in plaintext.
 pub(super) struct Plain<'r> {
-    /// Where its host is in the table.
+    /// Where its host is in the table, and the port of that which is plaintext.
     pub(super) host: usize,
+    pub(super) called: PortNumber,
+    /// The service that it is led to: its host's place in the table, and its host.
+    pub(super) to: usize,
+    pub(super) named: HostPattern,
     /// The entry that has the port.
     pub(super) entry: Entry<'r>,
     pub(super) port: &'r ServicePort,
@@ -89,6 +104,10 @@ pub(super) struct Wanted<'w> {
     /// The names that its certificate may have where the rule gives none.
     pub(super) names: &'w [String],
     pub(super) downstream: DownstreamProtocol,
+    /// What the proxy is that goes there.
+    pub(super) role: Role,
+    /// It has a cluster of its own, whatever others have.
+    pub(super) alone: bool,
 }
 
 impl<'r> Compiler<'r> {
@@ -98,6 +117,10 @@ impl<'r> Compiler<'r> {
             rules: RuleIndex::of(&resources.destination_rules, &options.mesh),
             hosts: Hosts::default(),
             owners: Vec::new(),
+            scope: Rc::default(),
+            routers: Vec::new(),
+            routing: Rc::default(),
+            names_to_come: Vec::new(),
             connections: Vec::new(),
             clusters: Vec::new(),
             names: BTreeMap::new(),

@@ -25,7 +25,7 @@ use crate::proxy::Proxy;
 use crate::query::DownstreamProtocol;
 use crate::resource::{
     Asked, ClientTls, DestinationRule, Meta, Resources, ServiceEntry, ServicePort, TlsMode,
-    TrafficPolicy, Unread, hidden_by,
+    TrafficPolicy, Unread,
 };
 use crate::source::problem_of;
 use crate::table::hosts::{Port, Verdict};
@@ -145,8 +145,14 @@ impl<'r> Compiler<'r> {
         };
         if plain && listens {
             let settings = merged.map(|merged| for_port(merged, port.number));
+            let Some(named) = self.pattern(host) else {
+                return;
+            };
             self.plain.push(Plain {
                 host,
+                called: port.number,
+                to: host,
+                named,
                 entry,
                 port,
                 downstream: found.downstream,
@@ -188,11 +194,8 @@ impl<'r> Compiler<'r> {
         let mut suspects = Vec::new();
         let mut counted = None;
         for (service, &told) in plain.iter().zip(&told) {
-            let Some(host) = self.pattern(service.host) else {
-                continue;
-            };
-            let port = self.hosts.port_mut(service.host, service.port.number);
-            if told || port.is_none_or(|port| port.verdict.refusal().is_some()) {
+            let host = service.named.clone();
+            if told || !self.hosts.is_served(service.host, service.called) {
                 continue;
             }
             if service.disabled || self.passes(&host, service, &asking, &mut suspects) {
@@ -232,7 +235,7 @@ impl<'r> Compiler<'r> {
     ) -> bool {
         let number = service.port.number;
         let has = |other| {
-            let host = self.hosts.get(service.host);
+            let host = self.hosts.get(service.to);
             host.is_some_and(|host| self.hosts.port(host, other).is_some())
         };
         let mut naming = Vec::new();
@@ -264,8 +267,10 @@ impl<'r> Compiler<'r> {
         service: &Plain<'r>,
         block: Option<&Block<'r>>,
     ) -> bool {
-        let number = service.port.number;
-        let Some(allowed) = self.allowed(host, number) else {
+        let number = service.called;
+        let called = self.pattern(service.host);
+        let of_called = called.as_ref().and_then(|host| self.allowed(host, number));
+        let Some(allowed) = of_called.or_else(|| self.allowed(host, service.port.number)) else {
             return false;
         };
         let mut text = format!(
@@ -325,16 +330,12 @@ impl<'r> Compiler<'r> {
     ) {
         let before = self.problems.len();
         self.tell(Severity::Error, id, at.0, at.1, text, hint);
-        self.blame(
-            service.host,
-            service.port.number,
-            before..self.problems.len(),
-        );
+        self.blame(service.host, service.called, before..self.problems.len());
     }
 
     /// Returns the TLS port that a service dials, if it dials one.
     fn tls_port(&self, service: &Plain<'r>) -> Option<PortNumber> {
-        let host = self.hosts.get(service.host)?;
+        let host = self.hosts.get(service.to)?;
         let is_tls = |dialled: &PortNumber| {
             let mut ports = self.hosts.ports(host);
             *dialled == PortNumber::HTTPS
@@ -393,7 +394,7 @@ impl<'r> Compiler<'r> {
         let at = (&rule.meta, tls_of(block.source));
         if block.stray {
             let text = format!("the host has no such port, so this `tls` is never used, and {so}");
-            let known = self.hosts.get(service.host);
+            let known = self.hosts.get(service.to);
             let ports = known.map(|known| {
                 let ports = self.hosts.ports(known).map(|port| port.number.to_string());
                 ports.collect::<Vec<_>>().join(", ")
@@ -442,7 +443,7 @@ impl<'r> Compiler<'r> {
             naming,
         } = suspect;
         let number = service.port.number;
-        if let Some(port) = self.hosts.port_mut(service.host, number) {
+        if let Some(port) = self.hosts.port_mut(service.host, service.called) {
             port.verdict = Verdict::refused(Reason::LeftOut, port.verdict.rule());
         }
         let Some(block) = naming.first() else { return };
@@ -492,7 +493,7 @@ impl<'r> Compiler<'r> {
     /// Refuses hosts below a wildcard that is plaintext, where a rule asks for TLS to them: no cluster of theirs has the
     /// port, so their requests would go by the wildcard.
     fn refuse_below(&mut self, service: &Plain<'r>, asking: &ByHost<'r>) {
-        let number = service.port.number;
+        let number = service.called;
         let Some(wild) = self
             .pattern(service.host)
             .filter(|host| host.exact().is_none())
@@ -532,7 +533,7 @@ impl<'r> Compiler<'r> {
             let (index, new) = self.hosts.entry(host, service.entry.index);
             if new {
                 let entry = service.entry;
-                self.owners.push(Owner { entry, host });
+                self.owners.push(Some(Owner { entry, host }));
             }
             let verdict = Verdict::refused(
                 Reason::LeftOut,
@@ -591,7 +592,10 @@ impl<'r> Compiler<'r> {
             let mut caller = Compiler::new(self.resources, &options);
             caller.entries();
             for (suspect, served) in suspects.iter().zip(&mut served) {
-                *served |= caller.originates(&suspect.host, suspect.service.port.number);
+                let service = suspect.service;
+                let called = self.pattern(service.host);
+                let called = called.as_ref().unwrap_or(&suspect.host);
+                *served |= caller.originates(called, service.called);
             }
         }
         served
@@ -600,8 +604,12 @@ impl<'r> Compiler<'r> {
     fn originates(&self, host: &HostPattern, port: PortNumber) -> bool {
         let host = self.hosts.index(host).and_then(|at| self.hosts.get(at));
         let port = host.and_then(|host| self.hosts.port(host, port));
-        let cluster = port.and_then(|port| self.clusters.get(port.verdict.cluster as usize));
-        cluster.is_some_and(|cluster| cluster.tls.is_some())
+        port.is_some_and(|port| {
+            self.hosts.verdicts(port).any(|verdict| {
+                let cluster = self.clusters.get(verdict.cluster as usize);
+                cluster.is_some_and(|cluster| cluster.tls.is_some())
+            })
+        })
     }
 
     /// Reports rules that ask for TLS to a host that no ServiceEntry has, where a host that is plaintext may be meant.
@@ -640,7 +648,7 @@ impl<'r> Compiler<'r> {
                         let at = (&rule.meta, FieldPath::keys("spec.host"));
                         self.mistake(service, "host-never-matches", at, text.clone(), &hint);
                     }
-                    Some(at) => self.blame(meant, service.port.number, at..at + 1),
+                    Some(at) => self.blame(meant, service.called, at..at + 1),
                 }
             }
         }
@@ -750,11 +758,11 @@ impl<'r> Compiler<'r> {
         }
         let proxy = &self.options.proxy;
         let mut refused: Vec<(usize, PortNumber, &'r Unread)> = Vec::new();
-        let mut below: Vec<(&'r HostPattern, usize, Port, &'r Unread)> = Vec::new();
         for (at, host) in self.hosts.iter().enumerate() {
-            let Some(entry) = self.owners.get(at).map(|owner| owner.entry) else {
+            let Some(entry) = self.owners.get(at).copied().flatten() else {
                 continue;
             };
+            let entry = entry.entry;
             for found in self.hosts.ports(host) {
                 let port = entries_of(self.resources, entry.item, &host.pattern)
                     .flat_map(|entry| entry.ports.iter())
@@ -764,52 +772,16 @@ impl<'r> Compiler<'r> {
                     root: &self.options.mesh.root_namespace,
                     host: &host.pattern,
                     port,
-                    downstream: found.downstream,
                     entry: &entry,
                 };
-                let hidden = hidden_by(unread, asked, proxy);
                 let changes = unread.iter().find(|unread| unread.changes(asked, proxy));
-                if let Some(by) = hidden.or(changes) {
+                if let Some(by) = changes {
                     refused.push((at, found.number, by));
-                }
-                if host.pattern.exact().is_some() {
-                    continue;
-                }
-                for by in unread {
-                    for name in by.below(&host.pattern) {
-                        let asked = Asked {
-                            root: &self.options.mesh.root_namespace,
-                            host: name,
-                            ..asked
-                        };
-                        if by.changes(asked, proxy) {
-                            below.push((name, at, found.clone(), by));
-                        }
-                    }
                 }
             }
         }
         for (at, number, by) in refused {
             self.refuse_for(at, number, by);
-        }
-        for (name, wide, port, by) in below {
-            let Some(entry) = self.owners.get(wide).map(|owner| owner.entry) else {
-                continue;
-            };
-            let (index, new) = self.hosts.entry(name, entry.index);
-            if new {
-                self.owners.push(Owner { entry, host: name });
-            }
-            let known = self.hosts.port_mut(index, port.number).is_some();
-            let number = port.number;
-            if !known {
-                self.hosts.add_port(
-                    index,
-                    Port::new(number, port.target, port.downstream, port.verdict),
-                    Vec::new(),
-                );
-                self.refuse_for(index, number, by);
-            }
         }
     }
 
@@ -847,15 +819,6 @@ impl<'r> Compiler<'r> {
             text,
             hint,
         );
-    }
-
-    /// Whether a resource that is not read leads to a port: what is said of TLS there is for what it leads.
-    pub(super) fn led_to(&self, host: &HostPattern, port: PortNumber) -> bool {
-        let number = u64::from(port.get());
-        let unread = self.resources.unread.iter();
-        unread
-            .into_iter()
-            .any(|unread| unread.leads_to(host, number))
     }
 
     /// Reports hosts that nobody sees, though a rule asks for TLS to them.
@@ -927,7 +890,7 @@ fn entries_of<'r>(
 }
 
 /// Returns the ports that are dialled for a service port.
-fn dialled(leads: &Leads<'_>, port: &ServicePort) -> Vec<PortNumber> {
+pub(super) fn dialled(leads: &Leads<'_>, port: &ServicePort) -> Vec<PortNumber> {
     let Leads::To(led) = leads else {
         return vec![port.target];
     };

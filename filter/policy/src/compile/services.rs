@@ -1,102 +1,93 @@
 //! The hosts and ports of a table, and what each leads to.
 
+use std::rc::Rc;
+
 use crate::compile::cluster::is_postgresql;
 use crate::compile::compiler::{Compiler, Wanted};
-use crate::compile::owners::{Entry, Families, Leads, Owner, Siblings, in_order, joins};
+use crate::compile::owners::{Entry, Leads, Owner, Siblings};
+use crate::compile::routing::Routing;
+use crate::compile::scope::{Scope, Seen};
 use crate::decision::Reason;
 use crate::host::{HostName, HostPattern};
-use crate::indexed::Indexed;
 use crate::merge::{Merged, Settings, for_port, for_subset};
-use crate::order::sort_by;
+use crate::options::OutboundMode;
 use crate::port::ProtocolClass;
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity};
+use crate::proxy::Role;
 use crate::query::DownstreamProtocol;
-use crate::resource::{ServiceEntry, ServicePort, SimpleBalancer, Subset};
+use crate::resource::{ServiceEntry, ServicePort, Sidecar, SimpleBalancer, Subset};
 use crate::table::hosts::{Port, Subsets, Verdict};
 use crate::tls::{TlsIntent, Trust};
 
 impl<'r> Compiler<'r> {
-    /// Adds the hosts of all entries that the caller sees.
+    /// Adds the hosts of all entries that the caller sees, and those that VirtualServices add.
     pub(super) fn entries(&mut self) {
-        let mut families = self.owners();
-        for index in 0..self.owners.len() {
-            self.host(index, families.remove(&index).as_ref());
+        let (proxy, mesh) = (&self.options.proxy, &self.options.mesh);
+        let sidecars = &self.resources.sidecars;
+        let sidecar = Sidecar::of(sidecars, proxy, &mesh.root_namespace);
+        self.check_sidecar(sidecar);
+        let resources = self.resources;
+        let mut scope = Scope::of(resources, proxy, mesh, sidecar, &mut |seen| match seen {
+            Seen::Entry(entry) => {
+                let before = self.problems.len();
+                self.check_entry(&entry);
+                let found = before..self.problems.len();
+                if !found.is_empty() {
+                    self.entry_problems.insert(entry.index, found);
+                }
+            }
+            Seen::Shadowed(entry, at, owner) => self.shadowed(&entry, at, &owner),
+        });
+        self.owners = scope.owners.iter().copied().map(Some).collect();
+        if proxy.role == Role::Gateway && !self.options.foreign {
+            self.routers.push((proxy.clone(), Rc::new(scope)));
+            self.owners.clear();
+            self.serve_gateways();
+            return;
+        }
+        self.hosts = std::mem::take(&mut scope.hosts);
+        self.scope = Rc::new(scope);
+        self.routing = Rc::new(Routing::of(resources, proxy, mesh, sidecar));
+        let scope = Rc::clone(&self.scope);
+        for index in 0..scope.owners.len() {
+            self.host(index, scope.families.get(&index), sidecar);
+        }
+        self.add_names();
+        self.add_lone_hosts();
+    }
+
+    /// Returns what becomes of hosts that nothing knows: a Sidecar may refuse them, and lets out none that we do not.
+    pub(super) fn outbound(&self) -> OutboundMode {
+        let (proxy, mesh) = (&self.options.proxy, &self.options.mesh);
+        let sidecar = Sidecar::of(&self.resources.sidecars, proxy, &mesh.root_namespace);
+        match sidecar.and_then(|sidecar| sidecar.outbound) {
+            Some(OutboundMode::RegistryOnly) => OutboundMode::RegistryOnly,
+            _ => self.options.outbound,
         }
     }
 
-    /// Settles whose each host is.
-    fn owners(&mut self) -> Families<'r> {
-        let entries = &self.resources.service_entries;
-        let (namespace, mesh) = (self.options.proxy.namespace.as_str(), &self.options.mesh);
-        let mut families = Families::new();
-        for entry in in_order(entries, &self.options.proxy, mesh)
-            .into_iter()
-            .filter_map(|index| Indexed::at(entries, index))
-        {
-            let before = self.problems.len();
-            self.check_entry(&entry);
-            let found = before..self.problems.len();
-            if !found.is_empty() {
-                self.entry_problems.insert(entry.index, found);
-            }
-            for (at, host) in entry.item.hosts.iter().enumerate() {
-                let (index, new) = self.hosts.entry(host, entry.index);
-                if new {
-                    self.owners.push(Owner { entry, host });
-                    continue;
-                }
-                let Some(owner) = self.owners.get(index).map(|owner| owner.entry) else {
-                    continue;
-                };
-                // It names the host twice.
-                if owner.index == entry.index {
-                    continue;
-                }
-                let joins = joins(&owner, &entry);
-                if owner.meta.id.namespace == entry.meta.id.namespace {
-                    let family = families.entry(index).or_default();
-                    family.all.push(entry);
-                    let kind = match joins {
-                        true => &mut family.joined,
-                        false => &mut family.lost,
-                    };
-                    kind.push(entry);
-                }
-                if !joins {
-                    self.shadowed(&entry, at, &owner);
-                }
-            }
+    /// Reports what a Sidecar asks for and does not get.
+    fn check_sidecar(&mut self, sidecar: Option<&Sidecar>) {
+        let Some(sidecar) = sidecar else { return };
+        let path = |field: &str| FieldPath::keys(&format!("spec.outboundTrafficPolicy.{field}"));
+        if sidecar.egress_proxy {
+            let kind = ProblemKind::NotSupported("`egressProxy`".to_owned());
+            let hint = "hosts that no rule has would go around that proxy; use `--upstream-proxy`, or name the hosts";
+            let severity = Severity::Error;
+            self.report(severity, &sidecar.meta, path("egressProxy"), kind, hint);
         }
-        // What the caller does not see gives its endpoints all the same.
-        for entry in Indexed::all(entries).filter(|entry| !mesh.shows(entry, namespace)) {
-            for host in &entry.hosts {
-                let Some(index) = self.hosts.index(host) else {
-                    continue;
-                };
-                let owner = self.owners.get(index).map(|owner| owner.entry);
-                if owner.is_some_and(|owner| owner.meta.id.namespace == entry.meta.id.namespace) {
-                    families.entry(index).or_default().all.push(entry);
-                }
-            }
+        let closed = self.options.outbound == OutboundMode::RegistryOnly;
+        if sidecar.outbound == Some(OutboundMode::AllowAny) && closed && !self.options.foreign {
+            let kind = ProblemKind::NotSupported("`ALLOW_ANY` of a Sidecar".to_owned());
+            let hint = "hosts that no rule has are refused; `--outbound-traffic-policy ALLOW_ANY` lets them out";
+            let severity = Severity::Warning;
+            self.report(severity, &sidecar.meta, path("mode"), kind, hint);
         }
-        for (index, family) in &mut families {
-            family
-                .all
-                .extend(self.owners.get(*index).map(|owner| owner.entry));
-            sort_by(&mut family.all, |one, other| {
-                let key = |entry: &ServiceEntry| {
-                    let id = &entry.meta.id;
-                    (entry.meta.created.clone(), id.name.clone())
-                };
-                key(one).cmp(&key(other))
-            });
-        }
-        families
     }
 
     /// Adds the ports of a host.
-    fn host(&mut self, index: usize, siblings: Option<&Siblings<'r>>) {
-        let Some(&Owner { entry, host }) = self.owners.get(index) else {
+    fn host(&mut self, index: usize, siblings: Option<&Siblings<'r>>, sidecar: Option<&Sidecar>) {
+        let Some(Some(Owner { entry, host })) = self.owners.get(index).copied() else {
             return;
         };
         let rule = self
@@ -111,6 +102,16 @@ impl<'r> Compiler<'r> {
                     continue;
                 }
                 let (number, port_index) = (port.number, port.index);
+                let owner = &*entry.meta.id.namespace;
+                let taken_in =
+                    |sidecar: &Sidecar| sidecar.takes_in(owner, host, Some(number.get().into()));
+                if !sidecar.is_none_or(taken_in) {
+                    continue;
+                }
+                if let Some(port) = self.routed(index, host, port) {
+                    self.candidate(from.item, host, index, port_index, &port);
+                    continue;
+                }
                 let found = self.problems.len();
                 let leads = Leads::of(entry.item, siblings, (from.item, port));
                 let wanted = (from.item, port, &leads, &names[..]);
@@ -185,6 +186,8 @@ impl<'r> Compiler<'r> {
             leads,
             names,
             downstream,
+            role: self.options.proxy.role,
+            alone: false,
         };
         let settings = merged.map(|merged| for_port(merged, port.number));
         if let (Some(merged), Some(settings)) = (merged, settings) {
@@ -192,9 +195,9 @@ impl<'r> Compiler<'r> {
         }
         let verdict = self.verdict(&service, settings, None).unwrap_or_else(|| {
             let rule = settings.map(|settings| (self.rule_index(settings.rule), settings.source));
-            let led = downstream == DownstreamProtocol::Tls && self.led_to(host, port.number);
-            let reason = match led {
-                true => Reason::NotRead,
+            let tls = downstream == DownstreamProtocol::Tls;
+            let reason = match tls && self.routing.leads_to(host, port.number) {
+                true => Reason::TlsInTls,
                 false => Reason::InvalidRule,
             };
             Verdict::refused(reason, rule)
@@ -219,7 +222,7 @@ impl<'r> Compiler<'r> {
 
     /// Settles where a service, or a subset of it, goes. `None` when that cannot be honoured, which has been
     /// told, and for a subset that has no endpoint.
-    fn verdict(
+    pub(super) fn verdict(
         &mut self,
         service: &Wanted<'_>,
         settings: Option<Settings<'r>>,
@@ -241,7 +244,7 @@ impl<'r> Compiler<'r> {
                     service.names,
                     service.host,
                     service.downstream,
-                    self.options.proxy.role,
+                    service.role,
                 ) {
                     Ok(intent) => tls = intent,
                     Err(problem) => {
@@ -273,14 +276,22 @@ impl<'r> Compiler<'r> {
                 && settings.tunnel.is_none()
             {
                 let (port, host) = (service.port.number, service.host);
-                let text = format!(
-                    "TLS inside TLS: applications already speak TLS on port {port} of `{host}`"
-                );
-                let hint = "give `tls` under `portLevelSettings` for the HTTP port alone";
                 // Where something leads requests here, it is they who get TLS, and once.
-                let severity = match self.led_to(host, port) {
-                    true => Severity::Warning,
-                    false => Severity::Error,
+                let (severity, text, hint) = match self.routing.leads_to(host, port) {
+                    true => (
+                        Severity::Warning,
+                        format!(
+                            "applications that speak TLS on port {port} of `{host}` themselves are refused (`tls_in_tls`): theirs would go inside this one, which is for what VirtualServices lead there"
+                        ),
+                        "let applications call the HTTP port; those that must speak TLS need a rule without `tls` for a port of their own",
+                    ),
+                    false => (
+                        Severity::Error,
+                        format!(
+                            "TLS inside TLS: applications already speak TLS on port {port} of `{host}`"
+                        ),
+                        "give `tls` under `portLevelSettings` for the HTTP port alone",
+                    ),
                 };
                 self.report(
                     severity,
@@ -334,7 +345,11 @@ impl<'r> Compiler<'r> {
 /// take away those of the others; here they do not.
 ///
 /// Source: istio/istio `pilot/pkg/model/push_context.go`, `initServiceAccounts` and `addServiceAccounts`.
-fn alt_names(entry: Entry<'_>, siblings: Option<&Siblings<'_>>, trust_domain: &str) -> Vec<String> {
+pub(super) fn alt_names(
+    entry: Entry<'_>,
+    siblings: Option<&Siblings<'_>>,
+    trust_domain: &str,
+) -> Vec<String> {
     let alone = [entry];
     let all = siblings.map_or(&alone[..], |siblings| &siblings.all);
     let given = |entry: &&Entry<'_>| !entry.subject_alt_names.is_empty();
@@ -356,7 +371,7 @@ fn alt_names(entry: Entry<'_>, siblings: Option<&Siblings<'_>>, trust_domain: &s
 }
 
 /// Returns what comes in on a port; nothing does on one of datagrams.
-fn downstream(port: &ServicePort) -> Option<DownstreamProtocol> {
+pub(super) fn downstream(port: &ServicePort) -> Option<DownstreamProtocol> {
     match port.protocol.class() {
         ProtocolClass::Http => Some(DownstreamProtocol::Http),
         ProtocolClass::Tls => Some(DownstreamProtocol::Tls),

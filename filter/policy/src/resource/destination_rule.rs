@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use crate::fields::{Field, Fields};
 use crate::host::HostPattern;
+use crate::merge::PolicySource;
+use crate::port::PortNumber;
 use crate::problem::{Origin, ProblemKind};
+use crate::resource::client_tls::ClientTls;
 use crate::resource::meta::{Meta, is_label, read_export_to, read_labels, read_meta};
 use crate::resource::traffic_policy::{TrafficPolicy, read_policy};
 
@@ -127,6 +130,27 @@ fn read_spec(field: Field<'_>, meta: Meta) -> Option<DestinationRule> {
         selector,
         meta,
     })
+}
+
+impl DestinationRule {
+    /// Returns the `tls` that a part of the rule gives a port.
+    pub(crate) fn tls_at(&self, source: PolicySource, port: PortNumber) -> Option<&ClientTls> {
+        let subset = |at: usize| {
+            let mut subsets = self.subsets.iter();
+            subsets.find(|subset| subset.index == at)?.policy.as_ref()
+        };
+        let policy = match source {
+            PolicySource::Rule | PolicySource::Port(_) => self.policy.as_deref()?,
+            PolicySource::Subset(at) | PolicySource::SubsetPort(at, _) => subset(at)?,
+        };
+        match source {
+            PolicySource::Rule | PolicySource::Subset(_) => policy.tls.as_deref(),
+            PolicySource::Port(_) | PolicySource::SubsetPort(..) => {
+                let mut all = policy.port_level.iter();
+                all.find(|own| own.port == port)?.policy.tls.as_deref()
+            }
+        }
+    }
 }
 
 fn read_subset(field: Field<'_>, index: usize, namespace: &str) -> Option<Subset> {

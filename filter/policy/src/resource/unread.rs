@@ -9,15 +9,12 @@
 use crate::host::HostPattern;
 use crate::node::Node;
 use crate::problem::Origin;
-use crate::proxy::{Proxy, Role};
-use crate::query::DownstreamProtocol;
-use crate::resource::exported;
+use crate::proxy::Proxy;
+use crate::resource::loose::{at, labels, list, number, pattern, text};
 use crate::resource::{DEFAULT_NAMESPACE, ResourceId, ServiceEntry, ServicePort};
 
 /// The kinds, each with the group of its `apiVersion`.
-pub const UNREAD_KINDS: [(&str, &str); 8] = [
-    ("VirtualService", "networking.istio.io"),
-    ("Sidecar", "networking.istio.io"),
+pub const UNREAD_KINDS: [(&str, &str); 6] = [
     ("EnvoyFilter", "networking.istio.io"),
     ("BackendTLSPolicy", "gateway.networking.k8s.io"),
     ("HTTPRoute", "gateway.networking.k8s.io"),
@@ -33,16 +30,12 @@ pub struct Unread {
     pub id: ResourceId,
     /// Where it was read.
     pub origin: Origin,
-    /// `metadata.creationTimestamp`, or nothing.
-    created: String,
     says: Says,
 }
 
 /// What it says, as far as it counts here.
 #[derive(Debug, Clone, PartialEq)]
 enum Says {
-    VirtualService(VirtualService),
-    Sidecar(Sidecar),
     Patches(Patches),
     Attached(Vec<Target>),
 }
@@ -52,63 +45,9 @@ enum Says {
 pub(crate) struct Asked<'a> {
     pub(crate) host: &'a HostPattern,
     pub(crate) port: &'a ServicePort,
-    pub(crate) downstream: DownstreamProtocol,
     pub(crate) entry: &'a ServiceEntry,
     /// The namespace whose resources are for everyone.
     pub(crate) root: &'a str,
-}
-
-#[derive(Debug, Clone, PartialEq, Default)]
-struct VirtualService {
-    hosts: Vec<HostPattern>,
-    /// It is for sidecars, too.
-    mesh: bool,
-    export_to: Vec<String>,
-    routes: Vec<Route>,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-struct Route {
-    downstream: DownstreamProtocol,
-    matches: Vec<Match>,
-    destinations: Vec<Destination>,
-    /// It does more than to lead there.
-    changes: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Default)]
-struct Match {
-    port: Option<u64>,
-    /// Whether sidecars are among `gateways`; `None` without it.
-    mesh: Option<bool>,
-    labels: Vec<(String, String)>,
-    namespace: Option<String>,
-    names: Vec<HostPattern>,
-    /// It asks for more than that, of each request or connection.
-    more: bool,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-struct Destination {
-    host: String,
-    port: Option<u64>,
-    subset: bool,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-struct Sidecar {
-    selector: Option<Vec<(String, String)>>,
-    /// `None` takes in everything.
-    egress: Option<Vec<Import>>,
-}
-
-/// One of `egress.hosts`.
-#[derive(Debug, Clone, PartialEq)]
-struct Import {
-    excluded: bool,
-    namespace: String,
-    host: HostPattern,
-    port: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -155,8 +94,6 @@ impl Unread {
             .and_then(|notes| text(notes, "istio.io/ignore-policy-attachment"))
             .is_some_and(|word| word == "true");
         let says = match kind {
-            "VirtualService" => Says::VirtualService(virtual_service(spec, namespace)),
-            "Sidecar" => Says::Sidecar(sidecar(spec)),
             "EnvoyFilter" => Says::Patches(patches(spec)),
             _ if ignored => Says::Attached(Vec::new()),
             kind => Says::Attached(attached(spec, namespace, kind != "BackendTLSPolicy")),
@@ -168,7 +105,6 @@ impl Unread {
                 name: meta("name").unwrap_or_default().into(),
             },
             origin,
-            created: meta("creationTimestamp").unwrap_or_default().to_owned(),
             says,
         }
     }
@@ -180,11 +116,6 @@ impl Unread {
             hosts.map(move |host| (host, self))
         };
         match &self.says {
-            Says::VirtualService(service) => hosts().any(|(host, _)| {
-                let overlaps = |other: &HostPattern| other.covers(host) || host.covers(other);
-                service.hosts.iter().any(overlaps) || service.leads_to_host(host)
-            }),
-            Says::Sidecar(sidecar) => sidecar.egress.is_some(),
             Says::Patches(patches) => hosts().any(|(host, _)| {
                 let names = |patch: &Option<(HostPattern, Option<u64>)>| {
                     patch
@@ -203,14 +134,6 @@ impl Unread {
     pub(crate) fn changes(&self, asked: Asked<'_>, proxy: &Proxy) -> bool {
         let owner = &*self.id.namespace;
         match &self.says {
-            // A gateway's routes are its owner's: what they choose is theirs.
-            Says::VirtualService(_) if proxy.role == Role::Gateway => false,
-            Says::VirtualService(service) => {
-                exported(&service.export_to, owner, &proxy.namespace)
-                    && service.changes(asked, proxy)
-            }
-            // Which Sidecar counts is settled among all of them.
-            Says::Sidecar(_) => false,
             Says::Patches(patches) => {
                 (owner == proxy.namespace || owner == asked.root)
                     && selects(&patches.selector, proxy)
@@ -225,140 +148,6 @@ impl Unread {
                 .iter()
                 .any(|target| target.changes(asked, owner, proxy)),
         }
-    }
-
-    /// Returns the hosts below a wildcard that it may change by themselves.
-    pub(crate) fn below<'u>(&'u self, wildcard: &HostPattern) -> Vec<&'u HostPattern> {
-        let Says::VirtualService(service) = &self.says else {
-            return Vec::new();
-        };
-        let below = |host: &&HostPattern| wildcard != *host && wildcard.covers(host);
-        service.hosts.iter().filter(below).collect()
-    }
-
-    /// Whether it leads anything to a port of a host, in a sidecar or in a gateway.
-    pub(crate) fn leads_to(&self, host: &HostPattern, port: u64) -> bool {
-        let Says::VirtualService(service) = &self.says else {
-            return false;
-        };
-        let to =
-            |to: &Destination| to.port.is_none_or(|own| own == port) && is_host(&to.host, host);
-        let mut routes = service.routes.iter();
-        routes.any(|route| route.destinations.iter().any(to))
-    }
-}
-
-/// Returns the Sidecar of a caller that does not take in a host, if the caller has one.
-///
-/// Those with a selector come first, then the namespace's own, then the root's; each by age and name.
-///
-/// Source: istio/istio `pilot/pkg/model/push_context.go`, `initSidecarScopes`.
-pub(crate) fn hidden_by<'u>(
-    unread: &'u [Unread],
-    asked: Asked<'_>,
-    proxy: &Proxy,
-) -> Option<&'u Unread> {
-    if proxy.role == Role::Gateway {
-        return None;
-    }
-    let sidecars = unread.iter().filter_map(|unread| match &unread.says {
-        Says::Sidecar(sidecar) => Some((unread, sidecar)),
-        _ => None,
-    });
-    let rank = |unread: &Unread, sidecar: &Sidecar| {
-        let own = *unread.id.namespace == *proxy.namespace;
-        match &sidecar.selector {
-            Some(labels) if own && selects(labels, proxy) => Some(0),
-            Some(_) => None,
-            None if own => Some(1),
-            None if *unread.id.namespace == *asked.root => Some(2),
-            None => None,
-        }
-    };
-    let ranked = sidecars.filter_map(|(unread, sidecar)| {
-        let order = (&unread.created, &unread.id.name);
-        Some(((rank(unread, sidecar)?, order), (unread, sidecar)))
-    });
-    let (_, (unread, sidecar)) = ranked.min_by(|(one, _), (other, _)| one.cmp(other))?;
-    let owner = &*asked.entry.meta.id.namespace;
-    let imports = sidecar.egress.as_ref()?;
-    let fits = |import: &&Import| {
-        let namespace = match import.namespace.as_str() {
-            "*" => true,
-            "." => owner == &*unread.id.namespace,
-            "~" => import.excluded,
-            other => other == owner,
-        };
-        namespace && import.host.covers(asked.host) && is_port(import.port, asked)
-    };
-    let mut fitting = imports.iter().filter(fits).peekable();
-    let taken_in = fitting.peek().is_some() && fitting.all(|import| !import.excluded);
-    (!taken_in).then_some(unread)
-}
-
-impl VirtualService {
-    fn leads_to_host(&self, host: &HostPattern) -> bool {
-        let to = |destination: &Destination| is_host(&destination.host, host);
-        self.routes
-            .iter()
-            .any(|route| route.destinations.iter().any(to))
-    }
-
-    fn changes(&self, asked: Asked<'_>, proxy: &Proxy) -> bool {
-        if !self.mesh || !self.hosts.iter().any(|host| host.covers(asked.host)) {
-            return false;
-        }
-        let number = u64::from(asked.port.number.get());
-        let routes = self.routes.iter().filter(|route| {
-            route.downstream == asked.downstream && route.is_for(Some(number), proxy)
-        });
-        let mut any = false;
-        let mut takes_all = false;
-        for route in routes {
-            let stays = |to: &Destination| {
-                is_host(&to.host, asked.host)
-                    && to.port.is_none_or(|port| port == number)
-                    && !to.subset
-            };
-            if route.changes
-                || route.destinations.is_empty()
-                || !route.destinations.iter().all(stays)
-            {
-                return true;
-            }
-            any = true;
-            let takes = |found: &Match| {
-                !found.more
-                    && (found.names.is_empty()
-                        || found.names.iter().any(|name| name.covers(asked.host)))
-            };
-            takes_all |= route.matches.is_empty()
-                || (route.matches.iter()).any(|found| {
-                    found.is_for(asked.downstream, Some(number), proxy) && takes(found)
-                });
-        }
-        any && !takes_all
-    }
-}
-
-impl Route {
-    /// Whether it can count for connections to a port; `None` is any.
-    fn is_for(&self, port: Option<u64>, proxy: &Proxy) -> bool {
-        let fits = |found: &Match| found.is_for(self.downstream, port, proxy);
-        self.matches.is_empty() || self.matches.iter().any(fits)
-    }
-}
-
-impl Match {
-    /// Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `sourceMatchHTTP`, and
-    /// `pilot/pkg/networking/core/tls.go`, `matchTLS`.
-    fn is_for(&self, downstream: DownstreamProtocol, port: Option<u64>, proxy: &Proxy) -> bool {
-        let is_port = port.is_none_or(|port| self.port.is_none_or(|own| own == port));
-        // Requests are not asked for their source where `gateways` is given.
-        let source = (downstream == DownstreamProtocol::Http && self.mesh.is_some())
-            || (selects(&self.labels, proxy)
-                && (self.namespace.as_ref()).is_none_or(|namespace| *namespace == proxy.namespace));
-        is_port && self.mesh.unwrap_or(true) && source
     }
 }
 
@@ -399,143 +188,9 @@ fn is_port(port: Option<u64>, asked: Asked<'_>) -> bool {
     port.is_none_or(|port| port == u64::from(asked.port.number.get()))
 }
 
-fn is_host(text: &str, host: &HostPattern) -> bool {
-    HostPattern::parse(text).is_ok_and(|other| other == *host)
-}
-
 fn selects(labels: &[(String, String)], proxy: &Proxy) -> bool {
     let has = |(key, value): &(String, String)| proxy.labels.get(key) == Some(value);
     labels.iter().all(has)
-}
-
-fn virtual_service(spec: &Node<'_>, namespace: &str) -> VirtualService {
-    let hosts = list(spec, "hosts").iter();
-    let hosts = hosts.filter_map(|host| pattern(&long(as_text(host)?, namespace)));
-    let gateways = list(spec, "gateways");
-    let mut routes = Vec::new();
-    for (key, downstream) in [
-        ("http", DownstreamProtocol::Http),
-        ("tls", DownstreamProtocol::Tls),
-        ("tcp", DownstreamProtocol::Tcp),
-    ] {
-        routes.extend(
-            list(spec, key)
-                .iter()
-                .map(|it| route(it, downstream, namespace)),
-        );
-    }
-    VirtualService {
-        hosts: hosts.collect(),
-        mesh: gateways.is_empty() || gateways.iter().any(|it| as_text(it) == Some("mesh")),
-        export_to: texts(spec, "exportTo"),
-        routes,
-    }
-}
-
-/// The fields of a route that change neither where requests go nor what is in them.
-const HARMLESS: [&str; 9] = [
-    "name",
-    "match",
-    "route",
-    "timeout",
-    "retries",
-    "corsPolicy",
-    "statPrefix",
-    "fault",
-    "headers",
-];
-
-fn route(route: &Node<'_>, downstream: DownstreamProtocol, namespace: &str) -> Route {
-    let destinations = list(route, "route").iter();
-    let destinations = destinations.filter_map(|it| at(it, "destination"));
-    let destinations = destinations.map(|to| Destination {
-        host: long(text(to, "host").unwrap_or_default(), namespace),
-        port: at(to, "port").and_then(|port| number(port, "number")),
-        subset: text(to, "subset").is_some_and(|name| !name.is_empty()),
-    });
-    let others = match route {
-        Node::Object(fields) => fields.iter().any(|(key, _)| !HARMLESS.contains(&key)),
-        _ => true,
-    };
-    let sends = |of: &Node<'_>| at(of, "headers").is_some_and(|it| at(it, "request").is_some());
-    let aborts = at(route, "fault").is_some_and(|fault| at(fault, "abort").is_some());
-    let matches = list(route, "match").iter();
-    Route {
-        downstream,
-        matches: matches.map(|it| matching(it)).collect(),
-        destinations: destinations.collect(),
-        changes: others || aborts || sends(route) || list(route, "route").iter().any(sends),
-    }
-}
-
-fn matching(found: &Node<'_>) -> Match {
-    let Node::Object(fields) = found else {
-        return Match {
-            more: true,
-            ..Match::default()
-        };
-    };
-    let known = [
-        "name",
-        "port",
-        "gateways",
-        "sourceLabels",
-        "sourceNamespace",
-        "sniHosts",
-        "uri",
-    ];
-    // A plain prefix of every path asks for nothing.
-    let uri = at(found, "uri");
-    let all = uri.is_none_or(|uri| text(uri, "prefix") == Some("/"));
-    let names = list(found, "sniHosts").iter();
-    let gateways = at(found, "gateways");
-    Match {
-        port: number(found, "port"),
-        mesh: gateways.map(|_| {
-            list(found, "gateways")
-                .iter()
-                .any(|it| as_text(it) == Some("mesh"))
-        }),
-        labels: labels(found, "sourceLabels"),
-        namespace: text(found, "sourceNamespace").map(str::to_owned),
-        names: names.filter_map(|name| pattern(as_text(name)?)).collect(),
-        more: !all || fields.iter().any(|(key, _)| !known.contains(&key)),
-    }
-}
-
-fn sidecar(spec: &Node<'_>) -> Sidecar {
-    let selector = at(spec, "workloadSelector").map(|selector| labels(selector, "labels"));
-    let egress = match list(spec, "egress") {
-        [] => None,
-        listeners => Some(listeners),
-    };
-    let imports = |listener: &Node<'_>| {
-        let port = at(listener, "port").and_then(|port| number(port, "number"));
-        let hosts = list(listener, "hosts").iter().filter_map(as_text);
-        let import = |given: &str| {
-            let (excluded, rest) = match given.strip_prefix('~') {
-                Some(rest) if !rest.starts_with('/') => (true, rest),
-                _ => (false, given),
-            };
-            let (namespace, host) = rest.split_once('/')?;
-            // A `~` alone stands for every namespace.
-            let (excluded, namespace) = match namespace {
-                "~" => (true, "*"),
-                namespace => (excluded, namespace),
-            };
-            Some(Import {
-                excluded,
-                namespace: namespace.to_owned(),
-                host: pattern(host)?,
-                port,
-            })
-        };
-        hosts.filter_map(import).collect::<Vec<_>>()
-    };
-    Sidecar {
-        selector: selector.filter(|labels| !labels.is_empty()),
-        egress: egress.map(|all| all.iter().flat_map(imports).collect()),
-    }
 }
 
 fn patches(spec: &Node<'_>) -> Patches {
@@ -680,65 +335,4 @@ fn only(spec: &Node<'_>, namespace: &str) -> Option<(HostPattern, u64)> {
         }
     }
     found
-}
-
-/// Completes a short name as Istio does.
-fn long(name: &str, namespace: &str) -> String {
-    match name.is_empty() || name.contains('.') || name.starts_with('*') {
-        true => name.to_owned(),
-        false => format!("{name}.{namespace}.svc.cluster.local"),
-    }
-}
-
-fn pattern(text: &str) -> Option<HostPattern> {
-    HostPattern::parse(text).ok()
-}
-
-fn at<'n>(node: &'n Node<'_>, key: &str) -> Option<&'n Node<'n>> {
-    match node {
-        Node::Object(fields) => fields.get(key).filter(|value| **value != Node::Null),
-        _ => None,
-    }
-}
-
-fn as_text<'n>(node: &'n Node<'_>) -> Option<&'n str> {
-    match node {
-        Node::Text(text) => Some(text),
-        _ => None,
-    }
-}
-
-fn text<'n>(node: &'n Node<'_>, key: &str) -> Option<&'n str> {
-    at(node, key).and_then(as_text)
-}
-
-fn list<'n>(node: &'n Node<'_>, key: &str) -> &'n [Node<'n>] {
-    match at(node, key) {
-        Some(Node::List(items)) => items,
-        _ => &[],
-    }
-}
-
-fn texts(node: &Node<'_>, key: &str) -> Vec<String> {
-    let texts = list(node, key).iter().filter_map(as_text);
-    texts.map(str::to_owned).collect()
-}
-
-fn number(node: &Node<'_>, key: &str) -> Option<u64> {
-    match at(node, key) {
-        Some(Node::Number(number)) => number.as_u64(),
-        _ => None,
-    }
-}
-
-fn labels(node: &Node<'_>, key: &str) -> Vec<(String, String)> {
-    match at(node, key) {
-        Some(Node::Object(fields)) => {
-            let labels = fields
-                .iter()
-                .filter_map(|(key, value)| Some((key.to_owned(), as_text(value)?.to_owned())));
-            labels.collect()
-        }
-        _ => Vec::new(),
-    }
 }

@@ -8,6 +8,7 @@ use crate::host_index::HostIndex;
 use crate::merge::PolicySource;
 use crate::port::PortNumber;
 use crate::query::DownstreamProtocol;
+use crate::table::routed::{Branch, Routed};
 
 /// All hosts, found by name.
 #[derive(Debug, Clone, Default)]
@@ -18,6 +19,8 @@ pub(crate) struct Hosts {
     more: Vec<Port>,
     /// The subsets of the few ports that have any.
     subsets: Vec<Subsets>,
+    /// How VirtualServices lead the few ports that they lead.
+    routed: Vec<Routed>,
     /// Addresses that stand for a host.
     aliases: Vec<(HostName, usize)>,
 }
@@ -44,6 +47,8 @@ pub(crate) struct Port {
     pub(crate) verdict: Verdict,
     /// The index of its subsets, if it has any.
     subsets: u32,
+    /// The index of how it is led, if it is.
+    routed: u32,
     /// The index of the next one of its host.
     next: u32,
 }
@@ -52,7 +57,7 @@ pub(crate) struct Port {
 pub(crate) type Subsets = Vec<(Box<str>, Verdict)>;
 
 /// Where connections to a port or subset go: a cluster, or why nowhere; and which rule said so.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Verdict {
     /// The index of the cluster.
     pub(crate) cluster: u32,
@@ -132,6 +137,7 @@ impl Port {
             allowed: false,
             verdict,
             subsets: NONE,
+            routed: NONE,
             next: NONE,
         }
     }
@@ -218,6 +224,47 @@ impl Hosts {
         self.more.push(port);
     }
 
+    /// Adds a port that VirtualServices lead.
+    pub(crate) fn add_routed(&mut self, host: usize, mut port: Port, routed: Routed) {
+        port.routed = narrow(self.routed.len());
+        self.routed.push(routed);
+        self.add_port(host, port, Subsets::new());
+    }
+
+    /// Returns how VirtualServices lead a port, if they do.
+    pub(crate) fn routed(&self, port: &Port) -> Option<&Routed> {
+        self.routed.get(port.routed as usize)
+    }
+
+    /// Returns the branches of a port that Envoy's routes choose among.
+    pub(crate) fn branches(&self, port: &Port) -> &[Branch] {
+        self.routed(port).map_or(&[], |routed| &routed.branches)
+    }
+
+    /// Whether a port leads anywhere: by itself, or by one of its branches.
+    pub(crate) fn serves(&self, port: &Port) -> bool {
+        match port.verdict.refusal() {
+            None => true,
+            // So it is where no branch was chosen.
+            Some(Reason::NoRoute) => !self.branches(port).is_empty(),
+            Some(_) => false,
+        }
+    }
+
+    /// As [`Hosts::serves`], for a host and port that there may be.
+    pub(crate) fn is_served(&self, host: usize, number: PortNumber) -> bool {
+        let host = self.hosts.get(host);
+        let port = host.and_then(|host| self.port(host, number));
+        port.is_some_and(|port| self.serves(port))
+    }
+
+    /// Returns where a port leads: its own verdict and those of its branches.
+    pub(crate) fn verdicts<'h>(&'h self, port: &'h Port) -> impl Iterator<Item = &'h Verdict> {
+        let branches = self.branches(port).iter();
+        let shares = branches.flat_map(|branch| &branch.shares);
+        std::iter::once(&port.verdict).chain(shares.map(|share| &share.verdict))
+    }
+
     pub(crate) fn get(&self, index: usize) -> Option<&Host> {
         self.hosts.get(index)
     }
@@ -269,10 +316,10 @@ impl Hosts {
     /// Returns the indexes of the clusters that ports and subsets lead to; those of refused ports lead nowhere.
     pub(crate) fn clusters(&self) -> BTreeSet<u32> {
         let ports = self.hosts.iter().flat_map(|host| self.ports(host));
-        let served = ports.filter(|port| port.verdict.refusal().is_none());
+        let served = ports.filter(|port| self.serves(port));
         let verdicts = served.flat_map(|port| {
             let subsets = self.subsets(port).iter().map(|(_, verdict)| verdict);
-            std::iter::once(&port.verdict).chain(subsets)
+            self.verdicts(port).chain(subsets)
         });
         verdicts.map(|verdict| verdict.cluster).collect()
     }
@@ -282,7 +329,14 @@ impl Hosts {
         let first = self.hosts.iter_mut().filter_map(|host| host.first.as_mut());
         let ports = first.chain(&mut self.more).map(|port| &mut port.verdict);
         let subsets = self.subsets.iter_mut().flatten();
-        ports.chain(subsets.map(|(_, verdict)| verdict))
+        let branches = self
+            .routed
+            .iter_mut()
+            .flat_map(|routed| &mut routed.branches);
+        let shares = branches.flat_map(|branch| &mut branch.shares);
+        ports
+            .chain(subsets.map(|(_, verdict)| verdict))
+            .chain(shares.map(|share| &mut share.verdict))
     }
 
     /// Returns the addresses that stand for hosts.

@@ -1,0 +1,225 @@
+//! Gives hosts the ports that VirtualServices lead: those of services, names below them, and hosts that no service has.
+
+use std::rc::Rc;
+
+use crate::compile::compiler::Compiler;
+use crate::compile::leads::{Called, Side};
+use crate::compile::routing::{Chosen, Named, domains};
+use crate::compile::services::downstream;
+use crate::decision::Reason;
+use crate::host::HostPattern;
+use crate::port::PortNumber;
+use crate::problem::Severity;
+use crate::query::DownstreamProtocol;
+use crate::resource::{Reads, ServicePort};
+use crate::table::hosts::{Port, Verdict};
+use crate::table::routed::Routed;
+
+impl<'r> Compiler<'r> {
+    /// Adds a service's port that VirtualServices lead; nothing where its own way counts.
+    pub(super) fn routed(
+        &mut self,
+        index: usize,
+        host: &'r HostPattern,
+        port: &ServicePort,
+    ) -> Option<Port> {
+        let routing = Rc::clone(&self.routing);
+        let proxy = &self.options.proxy;
+        let called = Called {
+            index,
+            host,
+            port: port.number,
+            downstream: downstream(port)?,
+        };
+        let side = |compiler: &Self| compiler.own_side(port.number);
+        match called.downstream {
+            DownstreamProtocol::Http => {
+                let routes = routing.http(host, port.number, proxy)?;
+                self.add_routed(called, side(self), &routes);
+            }
+            DownstreamProtocol::Tls => {
+                let named = routing.tls(host, port.number, proxy);
+                if named.is_empty() {
+                    return None;
+                }
+                self.add_named(called, side(self), named);
+            }
+            DownstreamProtocol::Tcp => {
+                let (chosen, subnets) = routing.tcp(host, port.number, proxy)?;
+                if subnets {
+                    self.refuse_subnets(called, &chosen);
+                } else {
+                    self.add_routed(called, side(self), &[chosen]);
+                }
+            }
+        }
+        let added = self.hosts.get(index)?;
+        self.hosts.port(added, port.number).cloned()
+    }
+
+    /// Adds the port of a service of TLS, for the names among those that are its own. The others are for later: where a
+    /// VirtualService speaks of a service, connections that ask for no name of it are refused.
+    fn add_named(&mut self, called: Called<'_>, side: Side<'r>, named: Vec<Named<'r>>) {
+        let covers = |named: &&Named<'_>| named.name.covers(called.host);
+        let best = (named.iter().filter(covers)).max_by_key(|named| named.name.specificity());
+        match best {
+            Some(named) if named.subnets => self.refuse_subnets(called, &named.chosen),
+            Some(named) => {
+                let chosen = named.chosen.clone();
+                self.add_routed(called, side, &[chosen]);
+            }
+            None => {
+                let verdict = Verdict::refused(Reason::NoRoute, None);
+                let port = Port::new(called.port, called.port, called.downstream, verdict);
+                let first = named.first().map(|named| self.service_index(&named.chosen));
+                self.hosts.add_routed(called.index, port, Routed::by(first));
+            }
+        }
+        let own = |named: &Named<'_>| named.name != called.host;
+        let others = named.into_iter().filter(own);
+        self.names_to_come
+            .extend(others.map(|named| (called.port, named)));
+    }
+
+    /// Adds the hosts that are names below services of TLS.
+    pub(super) fn add_names(&mut self) {
+        for (port, named) in std::mem::take(&mut self.names_to_come) {
+            let index = self.lone_host(named.name);
+            if self.hosts.port_mut(index, port).is_some() {
+                continue;
+            }
+            let called = Called {
+                index,
+                host: named.name,
+                port,
+                downstream: DownstreamProtocol::Tls,
+            };
+            if named.subnets {
+                self.refuse_subnets(called, &named.chosen);
+            } else {
+                self.add_routed(called, self.own_side(port), &[named.chosen]);
+            }
+        }
+    }
+
+    /// Adds the hosts of VirtualServices that are no service on port 80, which Istio serves there where any is.
+    ///
+    /// Source: istio/istio `pilot/pkg/networking/core/httproute.go`, `BuildSidecarOutboundVirtualHosts`.
+    pub(super) fn add_lone_hosts(&mut self) {
+        let routing = Rc::clone(&self.routing);
+        let port = PortNumber::HTTP;
+        let serves = |host: &HostPattern, compiler: &Self| {
+            let found = compiler.hosts.index(host);
+            let found = found.and_then(|index| compiler.hosts.get(index));
+            found.is_some_and(|host| compiler.hosts.port(host, port).is_some())
+        };
+        let http = |found: &Port| found.downstream == DownstreamProtocol::Http;
+        let listens = |compiler: &Self| {
+            let mut hosts = compiler.hosts.iter();
+            hosts.any(|host| compiler.hosts.port(host, port).is_some_and(http))
+        };
+        let hosts: Vec<&HostPattern> = routing.hosts().collect();
+        if hosts.is_empty() || !listens(self) {
+            return;
+        }
+        for host in hosts {
+            // A wildcard that has services has no name beside them.
+            let has_services = |compiler: &Self| {
+                let mut known = compiler.hosts.iter();
+                host.exact().is_none()
+                    && known.any(|known| {
+                        host.covers(&known.pattern)
+                            && routing.goes_by(&known.pattern) == Some(host)
+                            && compiler.hosts.port(known, port).is_some()
+                    })
+            };
+            if serves(host, self) || has_services(self) {
+                continue;
+            }
+            let Some(routes) = routing.http(host, port, &self.options.proxy) else {
+                continue;
+            };
+            let called = Called {
+                index: self.lone_host(host),
+                host,
+                port,
+                downstream: DownstreamProtocol::Http,
+            };
+            self.add_routed(called, self.own_side(port), &routes);
+        }
+    }
+
+    /// Returns the place of a host that may have no service.
+    fn lone_host(&mut self, host: &HostPattern) -> usize {
+        let (index, new) = self.hosts.entry(host, usize::MAX);
+        if new {
+            self.owners.push(None);
+        }
+        index
+    }
+
+    /// Adds what a router serves.
+    pub(super) fn serve_gateways(&mut self) {
+        let proxy = &self.options.proxy;
+        let served = domains(self.resources, proxy, &self.options.mesh, None);
+        let scope = self.router_scope(proxy);
+        let proxy = Rc::new(proxy.clone());
+        for (port, domain) in served {
+            let side = Side {
+                proxy: Rc::clone(&proxy),
+                scope: Some(Rc::clone(&scope)),
+                port,
+                alone: false,
+            };
+            let downstream = match domain.reads {
+                Reads::Http => DownstreamProtocol::Http,
+                Reads::Sni => DownstreamProtocol::Tls,
+                Reads::Bytes | Reads::Nothing => continue,
+            };
+            if downstream == DownstreamProtocol::Tls {
+                for named in domain.tls(port, &side.proxy) {
+                    self.add_served(port, named.name, downstream, &side, &[named.chosen]);
+                }
+                continue;
+            }
+            let routes = domain.http(port, &side.proxy);
+            self.add_served(port, &domain.host, downstream, &side, &routes);
+        }
+    }
+
+    fn add_served(
+        &mut self,
+        port: PortNumber,
+        host: &HostPattern,
+        downstream: DownstreamProtocol,
+        side: &Side<'r>,
+        routes: &[Chosen<'r>],
+    ) {
+        let index = self.lone_host(host);
+        if self.hosts.port_mut(index, port).is_some() {
+            return;
+        }
+        let called = Called {
+            index,
+            host,
+            port,
+            downstream,
+        };
+        self.add_routed(called, side.clone(), routes);
+    }
+
+    /// Refuses a port whose connections would be told apart by the address that was dialled.
+    fn refuse_subnets(&mut self, called: Called<'_>, chosen: &Chosen<'r>) {
+        let text = format!(
+            "`destinationSubnets` is not carried out here: port {} of `{}` is refused (`not_read`)",
+            called.port, called.host
+        );
+        let hint = "give the ServiceEntry `addresses`, and leave `destinationSubnets` out";
+        self.tell_routed(Severity::Warning, "not-read", chosen, text, hint);
+        let verdict = Verdict::refused(Reason::NotRead, None);
+        let port = Port::new(called.port, called.port, called.downstream, verdict);
+        let service = self.service_index(chosen);
+        self.hosts
+            .add_routed(called.index, port, Routed::by(Some(service)));
+    }
+}

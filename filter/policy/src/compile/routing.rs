@@ -1,0 +1,497 @@
+//! Which routes count for a host and port: those of VirtualServices, as a sidecar or a router sees them.
+//!
+//! Nothing here looks at destinations. [`leads`](crate::compile::leads) follows the routes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::host::HostPattern;
+use crate::indexed::Indexed;
+use crate::mesh::{Mesh, Visibility};
+use crate::order::{sort_by, sorted};
+use crate::port::PortNumber;
+use crate::proxy::Proxy;
+use crate::resource::{
+    Ends, Gateway, GatewayName, Match, Reads, Resources, Route, Sidecar, VirtualService, exported,
+};
+
+/// A VirtualService, and its index among all.
+pub(super) type Routes<'r> = Indexed<'r, VirtualService>;
+
+/// A route that counts for a caller and port.
+#[derive(Clone)]
+pub(super) struct Chosen<'r> {
+    pub(super) service: Routes<'r>,
+    pub(super) route: &'r Route,
+    /// Its place in the list that it is of.
+    pub(super) index: usize,
+    /// The places of its matches that can hold; empty where everything matches.
+    pub(super) matches: Vec<usize>,
+    /// It takes every request.
+    pub(super) all: bool,
+}
+
+impl Chosen<'_> {
+    /// Whether it leads all requests to one place, and says no more.
+    pub(super) fn is_plain(&self) -> bool {
+        let route = self.route;
+        self.all
+            && route.answer.is_none()
+            && !route.settings
+            && !route.delegates
+            && route.shares().len() == 1
+    }
+}
+
+/// The VirtualServices that sidecars of a caller carry out.
+#[derive(Default)]
+pub(super) struct Routing<'r> {
+    /// In their order.
+    services: Vec<Routes<'r>>,
+    /// The places in `services`, by host.
+    by_host: BTreeMap<&'r HostPattern, Vec<usize>>,
+    /// The hosts of `by_host` that are wildcards, the most specific first.
+    wild: Vec<&'r HostPattern>,
+    /// Where any VirtualService leads plaintext, whoever sees it.
+    led: BTreeSet<(HostPattern, Option<PortNumber>)>,
+}
+
+/// A name that connections of TLS ask for, and the route that they take.
+pub(super) struct Named<'r> {
+    pub(super) name: &'r HostPattern,
+    pub(super) chosen: Chosen<'r>,
+    /// It is for some addresses only.
+    pub(super) subnets: bool,
+}
+
+impl<'r> Routing<'r> {
+    pub(super) fn of(
+        resources: &'r Resources,
+        proxy: &Proxy,
+        mesh: &Mesh,
+        sidecar: Option<&Sidecar>,
+    ) -> Self {
+        let mut services = visible(resources, &proxy.namespace, mesh, &GatewayName::Mesh);
+        services.retain(|service| {
+            let owner = &*service.meta.id.namespace;
+            let taken = |host: &HostPattern| {
+                sidecar.is_none_or(|sidecar| sidecar.takes_in_routes(owner, host))
+            };
+            service.hosts.iter().any(taken)
+        });
+        let mut by_host: BTreeMap<&HostPattern, Vec<usize>> = BTreeMap::new();
+        for (at, service) in services.iter().enumerate() {
+            for host in &service.item.hosts {
+                by_host.entry(host).or_default().push(at);
+            }
+        }
+        let wild = by_host
+            .keys()
+            .copied()
+            .filter(|host| host.exact().is_none());
+        let mut wild: Vec<&HostPattern> = wild.collect();
+        sort_by(&mut wild, |one, other| {
+            other.specificity().cmp(&one.specificity())
+        });
+        let plain = resources.virtual_services.iter().flat_map(|service| {
+            let routes = service.http.iter().chain(&service.tcp);
+            routes.flat_map(|route| &route.destinations)
+        });
+        let led = plain.filter_map(|to| Some((HostPattern::parse(&to.host).ok()?, to.port)));
+        Routing {
+            led: led.collect(),
+            services,
+            by_host,
+            wild,
+        }
+    }
+
+    /// Whether any VirtualService leads plaintext to a port of a host.
+    pub(super) fn leads_to(&self, host: &HostPattern, port: PortNumber) -> bool {
+        let to = |port| self.led.contains(&(host.clone(), port));
+        !self.led.is_empty() && (to(None) || to(Some(port)))
+    }
+
+    /// Returns the hosts that any VirtualService is for.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &'r HostPattern> {
+        self.by_host.keys().copied()
+    }
+
+    /// Returns the host of VirtualServices that a service goes by: its own, or the most specific wildcard.
+    pub(super) fn goes_by(&self, host: &HostPattern) -> Option<&'r HostPattern> {
+        let own = self.by_host.get_key_value(host).map(|(host, _)| *host);
+        own.or_else(|| self.wild.iter().copied().find(|wild| wild.covers(host)))
+    }
+
+    /// Returns the routes of requests to a host and port; nothing where the service's own way counts.
+    ///
+    /// The first VirtualService that has a route for the port has the host. Of wildcards, one alone is asked.
+    ///
+    /// Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `BuildSidecarVirtualHostWrapper`, and
+    /// `pilot/pkg/model/sidecar.go`, `computeWildcardHostVirtualServiceIndex`.
+    pub(super) fn http(
+        &self,
+        host: &HostPattern,
+        port: PortNumber,
+        proxy: &Proxy,
+    ) -> Option<Vec<Chosen<'r>>> {
+        let by = self.goes_by(host)?;
+        let places = self.by_host.get(by)?;
+        let asked = if by == host {
+            &places[..]
+        } else {
+            places.get(..1)?
+        };
+        let routes = |at: &usize| {
+            let service = *self.services.get(*at)?;
+            let routes = requests(service, port, proxy, &GatewayName::Mesh);
+            (!routes.is_empty()).then_some(routes)
+        };
+        asked.iter().find_map(routes)
+    }
+
+    /// Returns all VirtualServices that have a name of a host.
+    fn overlapping(&self, host: &HostPattern) -> impl Iterator<Item = Routes<'r>> {
+        let overlaps = move |service: &&Routes<'r>| {
+            let mut hosts = service.item.hosts.iter();
+            hosts.any(|other| other.overlaps(host))
+        };
+        let any = self.goes_by(host).is_some() || host.exact().is_none();
+        let services = if any { &self.services[..] } else { &[] };
+        services.iter().filter(overlaps).copied()
+    }
+
+    /// Returns the names that connections of TLS to a service may ask for; nothing where its own way counts.
+    ///
+    /// Source: istio/istio `pilot/pkg/networking/core/tls.go`, `buildSidecarOutboundTLSFilterChainOpts`.
+    pub(super) fn tls(
+        &self,
+        host: &HostPattern,
+        port: PortNumber,
+        proxy: &Proxy,
+    ) -> Vec<Named<'r>> {
+        let mut named = Vec::new();
+        for service in self.overlapping(host) {
+            names(service, port, proxy, &GatewayName::Mesh, &mut named);
+        }
+        named
+    }
+
+    /// Returns the route of connections to a service, and whether addresses have a say in it.
+    ///
+    /// Source: istio/istio `pilot/pkg/networking/core/tls.go`, `buildSidecarOutboundTCPFilterChainOpts`.
+    pub(super) fn tcp(
+        &self,
+        host: &HostPattern,
+        port: PortNumber,
+        proxy: &Proxy,
+    ) -> Option<(Chosen<'r>, bool)> {
+        let mut services = self.overlapping(host);
+        services.find_map(|service| connections(service, port, proxy, &GatewayName::Mesh))
+    }
+}
+
+/// Returns the VirtualServices that a namespace sees and that are for a gateway, in the order in which they are asked:
+/// private ones, then those that are exported by name, then public ones; each by age.
+///
+/// Source: istio/istio `pilot/pkg/model/push_context.go`, `initVirtualServices`, and
+/// `pilot/pkg/model/virtualservice.go`, `SelectVirtualServices`.
+pub(super) fn visible<'r>(
+    resources: &'r Resources,
+    namespace: &str,
+    mesh: &Mesh,
+    gateway: &GatewayName,
+) -> Vec<Routes<'r>> {
+    let all = &resources.virtual_services;
+    let order = sorted(&all.iter().map(|service| &service.meta).collect::<Vec<_>>());
+    let concerned = concerned(resources);
+    let group = |service: &VirtualService| {
+        let owner = &*service.meta.id.namespace;
+        let to = &service.export_to[..];
+        let (seen, public, private) = match to {
+            [] => (
+                mesh.routes.has(owner, namespace),
+                mesh.routes == Visibility::Everybody,
+                mesh.routes == Visibility::Own,
+            ),
+            to => (
+                exported(to, owner, namespace),
+                to.iter().any(|to| to == "*"),
+                to.iter().all(|to| to == "." || to == owner),
+            ),
+        };
+        let group = match (public, private) {
+            (true, _) => 2,
+            (_, true) => 0,
+            _ => 1,
+        };
+        seen.then_some(group)
+    };
+    let mut services: Vec<(i32, Routes<'r>)> = Vec::new();
+    for at in order {
+        let Some(service) = Indexed::at(all, at) else {
+            continue;
+        };
+        if concerned.get(at) == Some(&true)
+            && service.gateways.contains(gateway)
+            && let Some(group) = group(&service)
+        {
+            services.push((group, service));
+        }
+    }
+    sort_by(&mut services, |one, other| one.0.cmp(&other.0));
+    services.into_iter().map(|(_, service)| service).collect()
+}
+
+/// Returns, for each VirtualService, whether it is about a host of the entries, or leads to one.
+///
+/// The others change nothing here, and the filter is not given them.
+pub(crate) fn concerned(resources: &Resources) -> Vec<bool> {
+    let entries = &resources.service_entries;
+    let hosts = || entries.iter().flat_map(|entry| &entry.hosts);
+    if resources.virtual_services.is_empty() {
+        return Vec::new();
+    }
+    let known: BTreeSet<&HostPattern> = hosts().collect();
+    let wild: Vec<&HostPattern> = hosts().filter(|host| host.exact().is_none()).collect();
+    let has = |host: &HostPattern| match host.exact() {
+        Some(_) => known.contains(host) || wild.iter().any(|wild| wild.covers(host)),
+        None => known.iter().any(|other| other.overlaps(host)),
+    };
+    let concerns = |service: &VirtualService| {
+        service.hosts.iter().any(has)
+            || service
+                .destinations()
+                .any(|to| HostPattern::parse(&to.host).is_ok_and(|host| known.contains(&host)))
+    };
+    resources.virtual_services.iter().map(concerns).collect()
+}
+
+/// Returns the routes of requests that can count on a port, up to the first that takes all.
+///
+/// Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `BuildHTTPRoutesForVirtualService`.
+fn requests<'r>(
+    service: Routes<'r>,
+    port: PortNumber,
+    proxy: &Proxy,
+    gateway: &GatewayName,
+) -> Vec<Chosen<'r>> {
+    let mut chosen = Vec::new();
+    for (index, route) in service.item.http.iter().enumerate() {
+        let holds = |found: &Match| found.is_for_requests(port, proxy, gateway);
+        let Some((matches, all)) = remaining(route, holds, |found| !found.asks_more) else {
+            continue;
+        };
+        chosen.push(Chosen {
+            service,
+            route,
+            index,
+            matches,
+            all,
+        });
+        if all {
+            break;
+        }
+    }
+    chosen
+}
+
+/// Returns the places of a route's matches that can hold, and whether one of them takes everything; nothing where none
+/// can hold.
+fn remaining(
+    route: &Route,
+    holds: impl Fn(&Match) -> bool,
+    takes_all: impl Fn(&Match) -> bool,
+) -> Option<(Vec<usize>, bool)> {
+    let mut matches = Vec::new();
+    let mut all = route.matches.is_empty();
+    for (at, found) in route.matches.iter().enumerate() {
+        if holds(found) {
+            matches.push(at);
+            all |= takes_all(found);
+        }
+    }
+    (all || !matches.is_empty()).then_some((matches, all))
+}
+
+fn names<'r>(
+    service: Routes<'r>,
+    port: PortNumber,
+    proxy: &Proxy,
+    gateway: &GatewayName,
+    named: &mut Vec<Named<'r>>,
+) {
+    for (index, route) in service.item.tls.iter().enumerate() {
+        if route.destinations.is_empty() {
+            continue;
+        }
+        for (at, found) in route.matches.iter().enumerate() {
+            if !found.is_for_connections(port, proxy, gateway) {
+                continue;
+            }
+            for name in &found.names {
+                if named.iter().any(|other| other.name == name) {
+                    continue;
+                }
+                named.push(Named {
+                    name,
+                    chosen: Chosen {
+                        service,
+                        route,
+                        index,
+                        matches: vec![at],
+                        all: true,
+                    },
+                    subnets: found.subnets,
+                });
+            }
+        }
+    }
+}
+
+/// Returns the first route that takes connections of a port, and whether addresses have a say in it.
+fn connections<'r>(
+    service: Routes<'r>,
+    port: PortNumber,
+    proxy: &Proxy,
+    gateway: &GatewayName,
+) -> Option<(Chosen<'r>, bool)> {
+    let mut subnets = false;
+    for (index, route) in service.item.tcp.iter().enumerate() {
+        let holds = |found: &Match| found.is_for_connections(port, proxy, gateway);
+        let Some((matches, all)) = remaining(route, holds, |found| !found.subnets) else {
+            continue;
+        };
+        subnets |= !all;
+        if all || service.item.tcp.len() == index + 1 {
+            let chosen = Chosen {
+                service,
+                route,
+                index,
+                matches,
+                all,
+            };
+            return Some((chosen, subnets));
+        }
+    }
+    None
+}
+
+/// A host that a router serves on a port.
+pub(super) struct Domain<'r> {
+    pub(super) host: HostPattern,
+    pub(super) reads: Reads,
+    pub(super) ends: Ends,
+    pub(super) redirects: bool,
+    /// The Gateway, and the VirtualServices of the host, in their order.
+    gateway: GatewayName,
+    services: Vec<Routes<'r>>,
+}
+
+impl<'r> Domain<'r> {
+    /// Returns the routes of requests; those that take all come last.
+    ///
+    /// Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `SortVHostRoutes`.
+    pub(super) fn http(&self, port: PortNumber, router: &Proxy) -> Vec<Chosen<'r>> {
+        let mut all: Vec<Chosen<'r>> = Vec::new();
+        for service in &self.services {
+            all.extend(requests(*service, port, router, &self.gateway));
+        }
+        sort_by(&mut all, |one, other| one.all.cmp(&other.all));
+        let end = all.iter().position(|chosen| chosen.all);
+        all.truncate(end.map_or(all.len(), |end| end + 1));
+        all
+    }
+
+    /// Returns the names that connections of TLS may ask for.
+    pub(super) fn tls(&self, port: PortNumber, router: &Proxy) -> Vec<Named<'r>> {
+        let mut named = Vec::new();
+        for service in &self.services {
+            names(*service, port, router, &self.gateway, &mut named);
+        }
+        named
+    }
+
+    /// Returns the route of connections.
+    pub(super) fn tcp(&self, port: PortNumber, router: &Proxy) -> Option<(Chosen<'r>, bool)> {
+        let mut services = self.services.iter();
+        services.find_map(|service| connections(*service, port, router, &self.gateway))
+    }
+}
+
+/// Returns the Gateways in their order.
+pub(super) fn gateways(resources: &Resources) -> impl Iterator<Item = &Gateway> {
+    let all = &resources.gateways;
+    let order = sorted(&all.iter().map(|gateway| &gateway.meta).collect::<Vec<_>>());
+    order.into_iter().filter_map(|at| all.get(at))
+}
+
+/// Returns the hosts that a router serves on a port; without a port, on all of them.
+///
+/// Source: istio/istio `pilot/pkg/networking/core/gateway.go`, `buildGatewayHTTPRouteConfig`.
+pub(super) fn domains<'r>(
+    resources: &'r Resources,
+    router: &Proxy,
+    mesh: &Mesh,
+    port: Option<PortNumber>,
+) -> Vec<(PortNumber, Domain<'r>)> {
+    let mut found: Vec<(PortNumber, Domain<'r>)> = Vec::new();
+    for gateway in gateways(resources).filter(|gateway| gateway.selects(router)) {
+        let id = &gateway.meta.id;
+        let name = GatewayName::Named {
+            namespace: id.namespace.to_string(),
+            name: id.name.to_string(),
+        };
+        let services = visible(resources, &router.namespace, mesh, &name);
+        for server in &gateway.servers {
+            if port.is_some_and(|port| port != server.port) {
+                continue;
+            }
+            for service in &services {
+                for host in shared(server, service) {
+                    let is = |(number, domain): &&mut (PortNumber, Domain<'_>)| {
+                        *number == server.port && domain.host == host
+                    };
+                    match found.iter_mut().find(is) {
+                        Some((_, domain)) => {
+                            let has = |other: &Routes<'_>| other.index == service.index;
+                            if domain.gateway == name && !domain.services.iter().any(has) {
+                                domain.services.push(*service);
+                            }
+                        }
+                        None => found.push((
+                            server.port,
+                            Domain {
+                                host,
+                                reads: server.reads,
+                                ends: server.ends,
+                                redirects: server.redirects,
+                                gateway: name.clone(),
+                                services: vec![*service],
+                            },
+                        )),
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Returns the hosts that a server and a VirtualService share.
+fn shared(server: &crate::resource::Server, service: &VirtualService) -> Vec<HostPattern> {
+    let mut hosts = Vec::new();
+    for (whose, host) in &server.hosts {
+        let namespace = &*service.meta.id.namespace;
+        if whose.as_ref().is_some_and(|whose| whose != namespace) {
+            continue;
+        }
+        for other in &service.hosts {
+            if host.covers(other) {
+                hosts.push(other.clone());
+            } else if other.covers(host) {
+                hosts.push(host.clone());
+            }
+        }
+    }
+    hosts
+}

@@ -1,0 +1,132 @@
+//! `Gateway` of networking.istio.io: what a router listens for. Read as far as it decides which routes count.
+//!
+//! Source: istio/api `networking/v1alpha3/gateway.proto`.
+
+use crate::host::HostPattern;
+use crate::node::Node;
+use crate::port::PortNumber;
+use crate::problem::Origin;
+use crate::proxy::Proxy;
+use crate::resource::Meta;
+use crate::resource::loose::{as_text, at, labels, list, long, meta, pattern, port, text};
+
+/// The listeners of a router.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gateway {
+    /// Name, namespace, origin.
+    pub meta: Meta,
+    /// The labels of the routers it is for.
+    pub(crate) selector: Vec<(String, String)>,
+    pub(crate) servers: Vec<Server>,
+}
+
+/// One listener.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Server {
+    pub(crate) port: PortNumber,
+    pub(crate) reads: Reads,
+    pub(crate) ends: Ends,
+    /// Whose VirtualServices, and for which hosts; `None` is everybody's.
+    pub(crate) hosts: Vec<(Option<String>, HostPattern)>,
+    /// It answers that requests should come over TLS.
+    pub(crate) redirects: bool,
+}
+
+/// What a server reads of what comes in: which list of routes counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// Requests.
+    Http,
+    /// The name in a ClientHello, and no more.
+    Sni,
+    /// Bytes.
+    Bytes,
+    /// Nothing that leaves the mesh.
+    Nothing,
+}
+
+/// Which TLS a server ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ends {
+    /// None.
+    Nothing,
+    /// That of the mesh.
+    Mesh,
+    /// That of clients, with a certificate of its own.
+    Clients,
+}
+
+impl Gateway {
+    pub(crate) const KIND: &'static str = "Gateway";
+
+    pub(crate) fn read(
+        origin: Origin,
+        metadata: Option<&Node<'_>>,
+        spec: Option<&Node<'_>>,
+    ) -> Gateway {
+        let meta = meta(Self::KIND, origin, metadata);
+        let spec = spec.unwrap_or(&Node::Null);
+        let namespace = &*meta.id.namespace;
+        let servers = list(spec, "servers").iter();
+        Gateway {
+            selector: labels(spec, "selector"),
+            servers: servers.filter_map(|it| server(it, namespace)).collect(),
+            meta,
+        }
+    }
+
+    /// Whether a router with these labels has it.
+    pub(crate) fn selects(&self, router: &Proxy) -> bool {
+        let has = |(key, value): &(String, String)| router.labels.get(key) == Some(value);
+        self.selector.iter().all(has)
+    }
+}
+
+fn server(server: &Node<'_>, namespace: &str) -> Option<Server> {
+    let given = at(server, "port")?;
+    let protocol = text(given, "protocol").unwrap_or_default();
+    let tls = at(server, "tls");
+    let mode = tls.map(|tls| text(tls, "mode").unwrap_or("PASSTHROUGH"));
+    let http = |word: &str| {
+        let words = ["HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB", "HTTP_PROXY"];
+        words.iter().any(|other| other.eq_ignore_ascii_case(word))
+    };
+    let (reads, ends) = match mode {
+        Some("PASSTHROUGH") => (Reads::Sni, Ends::Nothing),
+        Some("AUTO_PASSTHROUGH") => (Reads::Nothing, Ends::Nothing),
+        _ if http(protocol) && !protocol.eq_ignore_ascii_case("HTTPS") => {
+            (Reads::Http, Ends::Nothing)
+        }
+        Some(mode) => {
+            let reads = if http(protocol) {
+                Reads::Http
+            } else {
+                Reads::Bytes
+            };
+            let ends = if mode == "ISTIO_MUTUAL" {
+                Ends::Mesh
+            } else {
+                Ends::Clients
+            };
+            (reads, ends)
+        }
+        None => (Reads::Bytes, Ends::Nothing),
+    };
+    let hosts = list(server, "hosts").iter().filter_map(as_text);
+    let hosts = hosts.filter_map(|text| {
+        let (whose, host) = match text.split_once('/') {
+            Some(("*", host)) => (None, host),
+            Some((".", host)) => (Some(namespace.to_owned()), host),
+            Some((other, host)) => (Some(other.to_owned()), host),
+            None => (None, text),
+        };
+        Some((whose, pattern(&long(host, namespace))?))
+    });
+    Some(Server {
+        port: port(given, "number")?,
+        reads,
+        ends,
+        hosts: hosts.collect(),
+        redirects: tls.is_some_and(|tls| at(tls, "httpsRedirect") == Some(&Node::Bool(true))),
+    })
+}

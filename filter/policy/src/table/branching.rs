@@ -1,0 +1,269 @@
+//! What becomes of ports that VirtualServices lead.
+
+use crate::cluster::Cluster;
+use crate::decision::{Action, Decision, Reason, Target};
+use crate::digest::Lines;
+use crate::host::{HostName, HostPattern};
+use crate::port::PortNumber;
+use crate::query::{DownstreamProtocol, Query};
+use crate::resource::{Answer, ResourceId};
+use crate::table::hosts::{Host, Port, Verdict};
+use crate::table::routed::{Branch, Routed, Share};
+use crate::table::{PolicyTable, refused, way_to};
+
+/// A host and port of which Envoy's routes choose what becomes of a request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Branching<'t> {
+    /// The host or hosts.
+    pub host: &'t HostPattern,
+    /// The service port.
+    pub port: PortNumber,
+    /// In the order in which they are tried. Where none matches, the answer is 404.
+    pub branches: Vec<BranchOf<'t>>,
+}
+
+/// A route that Envoy may choose, for those who render it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BranchOf<'t> {
+    /// What Envoy's route is called. No other in the table is.
+    pub name: &'t str,
+    /// The VirtualService that has the route.
+    pub virtual_service: Option<&'t ResourceId>,
+    /// Its place in `spec.http`.
+    pub route: usize,
+    /// The places in `spec.http[route].match` that can hold; empty where everything does.
+    pub matches: &'t [usize],
+    /// What it answers without any server.
+    pub answer: Option<Answer>,
+    /// Where it leads; a share with no way is `Err`, and its requests are refused.
+    pub shares: Vec<ShareOf<'t>>,
+}
+
+/// One destination of a branch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ShareOf<'t> {
+    /// Its part of the requests.
+    pub weight: u32,
+    /// Where it goes, or why nowhere.
+    pub leads_to: Result<&'t Cluster, Reason>,
+    /// The port really dialled.
+    pub target: PortNumber,
+    /// The host that servers are told and verified by, where it is not the one that was called.
+    pub name: Option<&'t HostName>,
+    /// The rule that decided.
+    pub rule: Option<&'t ResourceId>,
+}
+
+impl PolicyTable {
+    /// Returns the hosts and ports of which Envoy's routes choose what becomes of a request.
+    pub fn branching(&self) -> impl Iterator<Item = Branching<'_>> {
+        self.hosts.iter().flat_map(move |host| {
+            let ports = self.hosts.ports(host);
+            let ports = ports.filter(|port| self.hosts.serves(port));
+            ports.filter_map(move |port| {
+                let branches = self.hosts.branches(port);
+                let all = branches.iter().map(|branch| self.branch(branch));
+                (!branches.is_empty()).then(|| Branching {
+                    host: &host.pattern,
+                    port: port.number,
+                    branches: all.collect(),
+                })
+            })
+        })
+    }
+
+    /// Whether requests of a port have branches; of any port, where none is given.
+    pub fn has_branches(&self, port: Option<PortNumber>) -> bool {
+        self.branching()
+            .any(|branching| port.is_none_or(|port| port == branching.port))
+    }
+
+    /// Returns a branch of a decision for those who carry it out.
+    pub fn branch<'t>(&'t self, branch: &'t Branch) -> BranchOf<'t> {
+        let shares = self.shares(branch);
+        BranchOf {
+            name: &branch.name,
+            virtual_service: self.resources.get(branch.service as usize),
+            route: branch.route,
+            matches: &branch.matches,
+            answer: branch.answer,
+            shares: shares.collect(),
+        }
+    }
+
+    /// Returns the destinations of a branch.
+    pub fn shares<'t>(&'t self, branch: &'t Branch) -> impl Iterator<Item = ShareOf<'t>> {
+        branch.shares.iter().map(|share| {
+            let verdict = &share.verdict;
+            let cluster = self.clusters.get(verdict.cluster as usize);
+            let reason = verdict.refusal();
+            let leads_to = match (reason, cluster) {
+                (Some(reason), _) => Err(reason),
+                (None, Some(cluster)) => Ok(cluster),
+                (None, None) => Err(Reason::UnknownDestination),
+            };
+            ShareOf {
+                weight: share.weight,
+                leads_to,
+                target: share.target,
+                name: share.name.as_ref(),
+                rule: verdict
+                    .rule()
+                    .and_then(|(rule, _)| self.resources.get(rule)),
+            }
+        })
+    }
+
+    /// Returns what is dialled in place of the host that servers are told.
+    pub(super) fn dialled<'t>(
+        &'t self,
+        routed: Option<&'t Routed>,
+        port: PortNumber,
+    ) -> Option<(&'t str, PortNumber)> {
+        let dial = routed?.dial.as_ref()?.as_str();
+        Some(self.connect_to(dial, port).unwrap_or((dial, port)))
+    }
+
+    /// Decides about a port that VirtualServices lead.
+    pub(super) fn settle_routed<'t: 'q, 'q>(
+        &'t self,
+        host: &'t Host,
+        port: &'t Port,
+        routed: &'t Routed,
+        query: &Query<'q>,
+    ) -> Decision<'t, 'q> {
+        let by = Decision {
+            service_entry: self.entry_of(host),
+            virtual_service: self.resources.get(routed.service as usize),
+            gateway_service: self.resources.get(routed.gateway_service as usize),
+            ..refused(Reason::NoRoute)
+        };
+        let called = host.pattern.exact().map_or(query.host, HostName::as_str);
+        let way = Way {
+            called,
+            allowed: port.allowed,
+            downstream: port.downstream,
+        };
+        if !routed.branches.is_empty() && self.hosts.serves(port) {
+            return self.settle_branch(by, &way, routed, query);
+        }
+        if query.subset.is_some() {
+            return Decision {
+                action: Action::Reject(Reason::UnknownSubset),
+                ..by
+            };
+        }
+        let (name, dial) = (routed.name.as_ref(), routed.dial.as_ref());
+        self.go(by, &way, &port.verdict, port.target, name, dial)
+    }
+
+    fn settle_branch<'t: 'q, 'q>(
+        &'t self,
+        by: Decision<'t, 'q>,
+        way: &Way<'q>,
+        routed: &'t Routed,
+        query: &Query<'q>,
+    ) -> Decision<'t, 'q> {
+        let mut branches = routed.branches.iter();
+        let Some(branch) = branches.find(|branch| Some(&*branch.name) == query.branch) else {
+            return by;
+        };
+        let by = Decision {
+            virtual_service: self.resources.get(branch.service as usize),
+            branch: Some(branch),
+            ..by
+        };
+        match (branch.answer, &branch.shares[..]) {
+            (Some(answer), _) => Decision {
+                action: Action::Respond(answer),
+                ..by
+            },
+            (None, [share]) => {
+                let Share {
+                    verdict,
+                    target,
+                    name,
+                    dial,
+                    ..
+                } = share;
+                self.go(by, way, verdict, *target, name.as_ref(), dial.as_ref())
+            }
+            (None, []) => by,
+            (None, _) => Decision {
+                action: Action::Weighted,
+                ..by
+            },
+        }
+    }
+
+    fn go<'t: 'q, 'q>(
+        &'t self,
+        by: Decision<'t, 'q>,
+        way: &Way<'q>,
+        verdict: &Verdict,
+        port: PortNumber,
+        name: Option<&'t HostName>,
+        dial: Option<&'t HostName>,
+    ) -> Decision<'t, 'q> {
+        let rule = verdict.rule();
+        let by = Decision {
+            rule: rule.and_then(|(rule, _)| self.resources.get(rule)),
+            policy_source: rule.map(|(_, source)| source),
+            ..by
+        };
+        if let Some(reason) = verdict.refusal() {
+            return Decision {
+                action: Action::Reject(reason),
+                ..by
+            };
+        }
+        let Some(cluster) = self.clusters.get(verdict.cluster as usize) else {
+            return by;
+        };
+        let host = name.map_or(way.called, HostName::as_str);
+        let action = way_to(way.downstream, cluster);
+        let dialled = dial.map(|dial| {
+            let dial = dial.as_str();
+            self.connect_to(dial, port).unwrap_or((dial, port))
+        });
+        Decision {
+            action,
+            target: Some(Target { host, port }),
+            connect_to: dialled.or_else(|| self.connect_to(host, port)),
+            plaintext_allowed: way.allowed && matches!(action, Action::Forward(_)),
+            ..by
+        }
+    }
+
+    /// Adds all that decides about ports that are led, for fingerprints.
+    pub(super) fn add_routed(&self, lines: &mut Lines) {
+        for host in self.hosts.iter() {
+            for port in self.hosts.ports(host) {
+                let Some(routed) = self.hosts.routed(port) else {
+                    continue;
+                };
+                let (pattern, number) = (&host.pattern, port.number);
+                let Routed { name, dial, .. } = routed;
+                lines.add(format_args!("{pattern} {number} as {name:?} by {dial:?}"));
+                for (at, branch) in routed.branches.iter().enumerate() {
+                    let (title, matches, answer) = (&branch.name, &branch.matches, branch.answer);
+                    lines.add(format_args!("{title} {at} {matches:?} {answer:?}"));
+                    for (at, share) in self.shares(branch).enumerate() {
+                        let cluster = share.leads_to.map(|cluster| &cluster.name);
+                        let (weight, target, name) = (share.weight, share.target, share.name);
+                        lines.add(format_args!(
+                            "{title} {at} {weight} {cluster:?} {target} {name:?}"
+                        ));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a request brings along.
+struct Way<'q> {
+    called: &'q str,
+    allowed: bool,
+    downstream: DownstreamProtocol,
+}

@@ -1,0 +1,453 @@
+//! VirtualServices, Gateways and Sidecars: where the table leads what they speak of.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that meets what it did not expect should stop"
+)]
+
+use egress_policy::{
+    Action, CompileOptions, Compiled, DownstreamProtocol, Parser, PolicyTable, PortNumber, Proxy,
+    Query, Role, Severity,
+};
+use serde_json::{Value, json};
+#[cfg(target_arch = "wasm32")]
+use wasm_bindgen_test::wasm_bindgen_test as test;
+
+const HOST: &str = "api.example.com";
+const HOP: &str = "istio-egressgateway.istio-system.svc.cluster.local";
+
+fn document(kind: &str, name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "networking.istio.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
+}
+
+fn within(namespace: &str, mut document: Value) -> Value {
+    document["metadata"]["namespace"] = json!(namespace);
+    document
+}
+
+/// An entry with HTTP on 80 and TLS on 443.
+fn entry(host: &str) -> Value {
+    let ports = json!([
+        {"number": 80, "name": "http", "protocol": "HTTP"},
+        {"number": 443, "name": "https", "protocol": "HTTPS"},
+    ]);
+    let name = host.replace('.', "-").replace('*', "any");
+    document(
+        "ServiceEntry",
+        &name,
+        json!({"hosts": [host], "ports": ports, "resolution": "DNS"}),
+    )
+}
+
+/// A rule that asks for TLS on 443 alone.
+fn rule(host: &str) -> Value {
+    let settings = json!([{"port": {"number": 443}, "tls": {"mode": "SIMPLE"}}]);
+    let name = host.replace('.', "-").replace('*', "any");
+    let policy = json!({"portLevelSettings": settings});
+    document(
+        "DestinationRule",
+        &name,
+        json!({"host": host, "trafficPolicy": policy}),
+    )
+}
+
+fn service(http: Value) -> Value {
+    document(
+        "VirtualService",
+        "v",
+        json!({"hosts": [HOST], "http": http}),
+    )
+}
+
+fn to(host: &str, port: u16) -> Value {
+    json!([{"destination": {"host": host, "port": {"number": port}}}])
+}
+
+fn compile(documents: &[Value], options: &CompileOptions) -> Compiled {
+    let mut parser = Parser::new();
+    documents
+        .iter()
+        .for_each(|document| parser.document(document));
+    let (resources, problems) = parser.finish();
+    assert!(!problems.has_errors(), "{problems}");
+    PolicyTable::compile_with_errors(&resources, options)
+}
+
+/// What becomes of a request, in a line: `originate api.example.com:443 by outbound|443||…`, or `reject reason`.
+fn said(compiled: &Compiled, url: &str, branch: Option<&str>) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap();
+    let (host, port) = rest.split_once(':').unwrap();
+    let decision = compiled.table.decide(&Query {
+        host,
+        port: PortNumber::new(port.parse().unwrap()).unwrap(),
+        downstream: match scheme {
+            "http" => DownstreamProtocol::Http,
+            "https" => DownstreamProtocol::Tls,
+            _ => DownstreamProtocol::Tcp,
+        },
+        branch,
+        subset: None,
+    });
+    let action = decision.action.as_str();
+    if let Action::Reject(reason) | Action::LeaveAlone(reason) = decision.action {
+        return format!("{action} {reason}");
+    }
+    let Some(target) = decision.target else {
+        return action.to_owned();
+    };
+    let dialled = decision
+        .connect_to
+        .map_or(String::new(), |(host, port)| format!(" by {host}:{port}"));
+    format!("{action} {}:{}{dialled}", target.host, target.port)
+}
+
+fn errors(compiled: &Compiled) -> Vec<&str> {
+    let errors = compiled.problems.errors();
+    errors
+        .map(|problem| problem.id.unwrap_or_default())
+        .collect()
+}
+
+fn warnings(compiled: &Compiled) -> Vec<&str> {
+    let all = compiled.problems.0.iter();
+    let warnings = all.filter(|problem| problem.severity == Severity::Warning);
+    warnings
+        .map(|problem| problem.id.unwrap_or_default())
+        .collect()
+}
+
+/// Asks for http://api.example.com, with one VirtualService beside entry and rule.
+fn asked(service: Value) -> String {
+    let documents = [entry(HOST), rule(HOST), entry("b.example.com"), service];
+    let compiled = compile(&documents, &CompileOptions::default());
+    said(&compiled, "http://api.example.com:80", None)
+}
+
+#[test]
+fn one_route_for_all_compiles_away() {
+    let port_80 = json!([{"port": 80}]);
+    let secure = "originate api.example.com:443";
+    assert_eq!(
+        asked(service(json!([{"match": port_80, "route": to(HOST, 443)}]))),
+        secure
+    );
+    assert_eq!(
+        asked(service(
+            json!([{"match": [{"uri": {"prefix": "/"}}], "route": to(HOST, 443)}])
+        )),
+        secure
+    );
+    assert_eq!(
+        asked(service(
+            json!([{"route": [{"destination": {"host": HOST, "port": {"number": 443}}, "weight": 100},
+                                      {"destination": {"host": "b.example.com"}, "weight": 0}]}])
+        )),
+        secure
+    );
+    // What has no route for the port leaves it alone.
+    let plain = "forward api.example.com:80";
+    for found in [
+        json!({"port": 443}),
+        json!({"gateways": ["egress"]}),
+        json!({"sourceLabels": {"app": "x"}}),
+        json!({"sourceNamespace": "x"}),
+    ] {
+        assert_eq!(
+            asked(service(json!([{"match": [found], "route": to(HOST, 443)}]))),
+            plain,
+            "{found}"
+        );
+    }
+    // Labels are not looked at beside `gateways`.
+    assert_eq!(
+        asked(service(
+            json!([{"match": [{"gateways": ["mesh"], "sourceLabels": {"app": "x"}}], "route": to(HOST, 443)}])
+        )),
+        secure
+    );
+}
+
+#[test]
+fn another_host_is_dialled_under_the_name_that_was_called() {
+    assert_eq!(
+        asked(service(json!([{"route": to("b.example.com", 80)}]))),
+        "forward api.example.com:80 by b.example.com:80"
+    );
+    let rewritten =
+        json!([{"route": to("b.example.com", 80), "rewrite": {"authority": "b.example.com"}}]);
+    assert_eq!(asked(service(rewritten)), "forward b.example.com:80");
+    let header = json!([{"route": to(HOST, 443), "headers": {"request": {"set": {"Host": "c.example.com"}}}}]);
+    assert_eq!(
+        asked(service(header)),
+        "originate c.example.com:443 by api.example.com:443"
+    );
+}
+
+#[test]
+fn a_destination_that_nothing_describes_refuses_its_host_alone() {
+    for missing in [
+        to("nowhere.example.com", 80),
+        to(HOST, 8443),
+        json!([{"destination": {"host": HOST, "subset": "v1"}}]),
+    ] {
+        let documents = [
+            entry(HOST),
+            entry("b.example.com"),
+            service(json!([{"route": missing}])),
+        ];
+        let compiled = compile(&documents, &CompileOptions::default());
+        assert_eq!(errors(&compiled), [""; 0], "{}", compiled.problems);
+        let said_of = said(&compiled, "http://api.example.com:80", None);
+        assert!(
+            ["reject unknown_destination", "reject unknown_subset"].contains(&&*said_of),
+            "{said_of}"
+        );
+        assert_eq!(
+            said(&compiled, "http://b.example.com:80", None),
+            "forward b.example.com:80"
+        );
+    }
+}
+
+#[test]
+fn what_envoy_must_choose_is_a_branch() {
+    let routes = json!([
+        {"match": [{"uri": {"prefix": "/v1"}}, {"port": 8080}], "route": to(HOST, 443)},
+        {"match": [{"uri": {"prefix": "/gone"}}], "directResponse": {"status": 410}},
+        {"match": [{"uri": {"prefix": "/moved"}}], "redirect": {"authority": "b.example.com"}},
+        {"match": [{"uri": {"prefix": "/half"}}], "route": [
+            {"destination": {"host": HOST, "port": {"number": 443}}, "weight": 1},
+            {"destination": {"host": "b.example.com"}, "weight": 3}]},
+    ]);
+    let documents = [
+        entry(HOST),
+        rule(HOST),
+        entry("b.example.com"),
+        service(routes),
+    ];
+    let compiled = compile(&documents, &CompileOptions::default());
+    assert_eq!(errors(&compiled), [""; 0]);
+    let all: Vec<_> = compiled.table.branching().collect();
+    assert_eq!(all.len(), 1);
+    let branches = &all[0].branches;
+    assert_eq!(branches.len(), 4);
+    assert_eq!((branches[0].matches, branches[0].route), (&[0][..], 0));
+    assert_eq!(branches[3].shares.len(), 2);
+    let url = "http://api.example.com:80";
+    assert_eq!(
+        said(&compiled, url, Some(branches[0].name)),
+        "originate api.example.com:443"
+    );
+    assert_eq!(said(&compiled, url, Some(branches[1].name)), "respond");
+    assert_eq!(said(&compiled, url, Some(branches[2].name)), "redirect");
+    assert_eq!(said(&compiled, url, Some(branches[3].name)), "weighted");
+    assert_eq!(said(&compiled, url, None), "reject no_route");
+    assert_eq!(said(&compiled, url, Some("another")), "reject no_route");
+    // Settings of a route are Envoy's too.
+    let timeout = [
+        entry(HOST),
+        rule(HOST),
+        service(json!([{"route": to(HOST, 443), "timeout": "5s"}])),
+    ];
+    assert!(
+        compile(&timeout, &CompileOptions::default())
+            .table
+            .has_branches(None)
+    );
+}
+
+#[test]
+fn plaintext_of_a_branch_passes_the_gate_like_any_other() {
+    let routes = json!([{"match": [{"uri": {"prefix": "/v1"}}], "route": to(HOST, 443)}]);
+    let compiled = compile(&[entry(HOST), service(routes)], &CompileOptions::default());
+    assert_eq!(
+        errors(&compiled),
+        ["plaintext-to-443"],
+        "{}",
+        compiled.problems
+    );
+    let static_route = json!([{"route": to(HOST, 443)}]);
+    let compiled = compile(
+        &[entry(HOST), service(static_route)],
+        &CompileOptions::default(),
+    );
+    assert_eq!(
+        errors(&compiled),
+        ["plaintext-to-443"],
+        "{}",
+        compiled.problems
+    );
+}
+
+#[test]
+fn a_port_that_is_led_to_and_dialled_is_refused_to_those_who_dial_it() {
+    let documents = [
+        entry(HOST),
+        rule(HOST),
+        service(json!([{"match": [{"port": 80}], "route": to(HOST, 443)}])),
+    ];
+    let compiled = compile(&documents, &CompileOptions::default());
+    assert_eq!(errors(&compiled), [""; 0]);
+    assert_eq!(
+        said(&compiled, "http://api.example.com:80", None),
+        "originate api.example.com:443"
+    );
+    assert_eq!(
+        said(&compiled, "https://api.example.com:443", None),
+        "reject tls_in_tls"
+    );
+    assert!(
+        compile(&documents[..2], &CompileOptions::default())
+            .problems
+            .has_errors()
+    );
+}
+
+#[test]
+fn names_of_tls_connections_lead_them() {
+    let tls = |sni: &str, host: &str| json!([{"match": [{"port": 443, "sniHosts": [sni]}], "route": to(host, 443)}]);
+    let service =
+        |tls: Value| document("VirtualService", "v", json!({"hosts": [HOST], "tls": tls}));
+    let ask = |tls: Value, url: &str| {
+        let documents = [entry(HOST), entry("b.example.com"), service(tls)];
+        let compiled = compile(&documents, &CompileOptions::default());
+        assert_eq!(compiled.problems.0, []);
+        said(&compiled, url, None)
+    };
+    let url = "https://api.example.com:443";
+    assert_eq!(ask(tls(HOST, HOST), url), "passthrough api.example.com:443");
+    assert_eq!(
+        ask(tls(HOST, "b.example.com"), url),
+        "passthrough api.example.com:443 by b.example.com:443"
+    );
+    assert_eq!(
+        ask(tls(HOST, HOST), "https://b.example.com:443"),
+        "passthrough b.example.com:443"
+    );
+}
+
+#[test]
+fn a_hop_is_folded() {
+    let gateway = |protocol: &str, tls: Value| {
+        let mut server =
+            json!({"port": {"number": 443, "name": "p", "protocol": protocol}, "hosts": [HOST]});
+        if !tls.is_null() {
+            server["tls"] = tls;
+        }
+        document(
+            "Gateway",
+            "egress",
+            json!({"selector": {"istio": "egressgateway"}, "servers": [server]}),
+        )
+    };
+    let both = |export_to: Value| {
+        document(
+            "VirtualService",
+            "v",
+            json!({"hosts": [HOST], "gateways": ["egress", "mesh"], "exportTo": export_to, "http": [
+            {"match": [{"gateways": ["mesh"], "port": 80}], "route": to(HOP, 443)},
+            {"match": [{"gateways": ["egress"], "port": 443}], "route": to(HOST, 443)}]}),
+        )
+    };
+    let compiled = |gateway: Value, export_to: Value| {
+        compile(
+            &[entry(HOST), rule(HOST), gateway, both(export_to)],
+            &CompileOptions::default(),
+        )
+    };
+    let all = json!(["*"]);
+    let url = "http://api.example.com:80";
+    let mutual = json!({"mode": "ISTIO_MUTUAL"});
+    let folded = compiled(gateway("HTTPS", mutual.clone()), all.clone());
+    assert_eq!(
+        said(&folded, url, None),
+        "originate api.example.com:443",
+        "{}",
+        folded.problems
+    );
+    assert_eq!(
+        said(
+            &compiled(gateway("HTTP", json!(null)), all.clone()),
+            url,
+            None
+        ),
+        "originate api.example.com:443"
+    );
+    let hidden = compiled(gateway("HTTPS", mutual), json!(["."]));
+    assert_eq!(errors(&hidden), ["gateway-half-hidden"]);
+    let asks = compiled(
+        gateway("HTTPS", json!({"mode": "MUTUAL", "credentialName": "c"})),
+        all,
+    );
+    assert_eq!(errors(&asks), ["gateway-server-tls"]);
+    let nobody = compile(
+        &[entry(HOST), rule(HOST), both(json!(["*"]))],
+        &CompileOptions::default(),
+    );
+    assert_eq!(said(&nobody, url, None), "reject unknown_destination");
+    assert!(warnings(&nobody).contains(&"unknown-destination"));
+    // As the gateway itself, only what its Gateways say is served.
+    let router = CompileOptions {
+        proxy: Proxy {
+            namespace: "istio-system".to_owned(),
+            labels: [("istio".to_owned(), "egressgateway".to_owned())].into(),
+            role: Role::Gateway,
+        },
+        ..CompileOptions::default()
+    };
+    let documents = [
+        entry(HOST),
+        rule(HOST),
+        gateway("HTTP", json!(null)),
+        both(json!(["*"])),
+    ];
+    let router = compile(&documents, &router);
+    assert_eq!(
+        said(&router, "http://api.example.com:443", None),
+        "originate api.example.com:443"
+    );
+    assert_eq!(said(&router, url, None), "reject unknown_port");
+}
+
+#[test]
+fn a_sidecar_says_what_there_is() {
+    let sidecar = |hosts: Value| document("Sidecar", "s", json!({"egress": [{"hosts": hosts}]}));
+    let ask = |sidecar: Value| {
+        let compiled = compile(&[entry(HOST), sidecar], &CompileOptions::default());
+        said(&compiled, "http://api.example.com:80", None)
+    };
+    let (seen, hidden) = ("forward api.example.com:80", "reject unknown_host");
+    assert_eq!(ask(sidecar(json!(["./*"]))), seen);
+    assert_eq!(ask(sidecar(json!(["*/*"]))), seen);
+    assert_eq!(ask(sidecar(json!(["istio-system/*"]))), hidden);
+    assert_eq!(
+        ask(sidecar(json!(["*/*", "~default/api.example.com"]))),
+        hidden
+    );
+    assert_eq!(
+        ask(within("istio-system", sidecar(json!(["istio-system/*"])))),
+        hidden
+    );
+    assert_eq!(
+        ask(within("elsewhere", sidecar(json!(["istio-system/*"])))),
+        seen
+    );
+    // A VirtualService leads to what is not taken in.
+    let alias = document(
+        "VirtualService",
+        "v",
+        json!({"hosts": ["b.example.com"], "http": [{"route": to(HOST, 443)}]}),
+    );
+    let only_b = sidecar(json!(["*/b.example.com"]));
+    let documents = [
+        entry(HOST),
+        rule(HOST),
+        entry("b.example.com"),
+        alias,
+        only_b,
+    ];
+    let compiled = compile(&documents, &CompileOptions::default());
+    assert_eq!(
+        said(&compiled, "http://b.example.com:80", None),
+        "originate b.example.com:443 by api.example.com:443"
+    );
+}
