@@ -11,6 +11,8 @@
 //!   [`tls_server`] that answers bytes with bytes. [`tinyproxy`] is a company's proxy, and [`connect_proxy`] one
 //!   that speaks TLS and takes POST.
 //!
+//! [`istiod`] makes of rules and patches what a live one was seen to make.
+//!
 //! Everything lives on 127.0.0.1, on ports that the kernel chose, or in a network of its own ([`netns`]), and ends when its value is
 //! dropped. Nothing here knows a rule of the engine: a harness that did could only agree with it.
 //!
@@ -41,6 +43,7 @@ pub mod connect_proxy;
 pub mod dns;
 pub mod egressctl;
 pub mod envoy;
+pub mod istiod;
 pub mod netns;
 pub mod nginx;
 pub mod openssl;

@@ -74,19 +74,22 @@ impl<'t> Names<'t> {
     /// Settles how Envoy is to verify what `tls` asks for on a port of `host`, in a cluster of Istio's. There the SNI is
     /// what a rule says, or else the host that a request is sent to, rewritten or not; so the SNI is verified. `None` if
     /// the certificate must have two names at once, which Istio's cluster would have to say.
+    ///
+    /// While Istio's cluster is one of the user's own rule, it may have `auto_san_validation`. Then the list counts, and
+    /// has the host too.
     pub(super) fn in_istios(host: &'t HostPattern, tls: &'t TlsIntent) -> Option<Self> {
         let VerifiedNames {
             authority, any_of, ..
         } = &tls.names;
+        let exact = host.exact().map(|host| host.as_str());
         let (typed, check) = match authority {
-            true if any_of.is_empty() => (vec![nobody()], HostCheck::BySni),
+            true if any_of.is_empty() => (vec![exact.map_or_else(nobody, dns)], HostCheck::BySni),
             true => return None,
             false => (
                 any_of.iter().map(|name| typed(name)).collect(),
                 HostCheck::No,
             ),
         };
-        let exact = host.exact().map(|host| host.as_str());
         Some(Names {
             sni: tls.sni.fixed().or(exact),
             typed,

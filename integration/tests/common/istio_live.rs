@@ -1,0 +1,261 @@
+//! A proxy on a real Envoy, configured as a live istiod did it, with rules and patches of ours.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use egress_integration::{
+    envoy::{self, EnvoyProcess},
+    istiod::{Configuration, Proxy},
+    pki::Leaf,
+    stand_in::{HttpVersions, Listener, StandIn, StandInConfig},
+};
+
+use crate::common::{Trusted, egressctl};
+
+/// Where the TLS of a cluster is.
+pub(crate) const TLS: &str = "/transport_socket/typed_config/common_tls_context";
+
+/// A configuration of a live istiod, and the resources that it was given.
+pub(crate) struct Recorded {
+    pub(crate) given: Vec<Value>,
+    pub(crate) configuration: Configuration,
+}
+
+pub(crate) fn recorded(name: &str) -> Result<Recorded> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/istio-live");
+    let text = std::fs::read_to_string(folder.join(format!("{name}.json")))?;
+    let value: Value = serde_json::from_str(&text)?;
+    Ok(Recorded {
+        given: value["given"].as_array().context("nothing given")?.clone(),
+        configuration: Configuration::read(&value)?,
+    })
+}
+
+pub(crate) fn of_kind<'d>(documents: &'d [Value], kind: &str) -> Vec<&'d Value> {
+    documents.iter().filter(|it| it["kind"] == kind).collect()
+}
+
+pub(crate) fn sidecar() -> Proxy {
+    Proxy {
+        context: "SIDECAR_OUTBOUND",
+        labels: vec![("app".to_owned(), "one".to_owned())],
+    }
+}
+
+pub(crate) fn gateway() -> Proxy {
+    Proxy {
+        context: "GATEWAY",
+        labels: vec![
+            ("app".to_owned(), "one".to_owned()),
+            ("istio".to_owned(), "egressgateway".to_owned()),
+        ],
+    }
+}
+
+/// What a set of resources comes to in a proxy: those of `base`, but for the rules and patches, and without the hosts
+/// that no ServiceEntry has.
+pub(crate) fn assembled(
+    base: &Recorded,
+    resources: &[Value],
+    proxy: &Proxy,
+) -> Result<Configuration> {
+    let mut made = base.configuration.clone();
+    let has = |name: &str| {
+        let entries = of_kind(resources, "ServiceEntry");
+        let mut hosts = entries
+            .iter()
+            .filter_map(|it| it["spec"]["hosts"].as_array())
+            .flatten();
+        hosts.any(|host| *host == name)
+    };
+    made.clusters.retain(|it| {
+        it["name"]
+            .as_str()
+            .and_then(|it| it.rsplit('|').next())
+            .is_some_and(has)
+    });
+    for routes in &mut made.routes {
+        let hosts = routes["virtual_hosts"].as_array_mut().context("no hosts")?;
+        hosts.retain(|it| it["domains"][0] == "*" || it["domains"][0].as_str().is_some_and(has));
+    }
+    made.originate(&of_kind(resources, "DestinationRule"), proxy)?;
+    for filter in of_kind(resources, "EnvoyFilter") {
+        made.patch(filter, proxy)?;
+    }
+    Ok(made)
+}
+
+/// A proxy on a real Envoy, and the servers of the hosts.
+pub(crate) struct Stage {
+    pub(crate) trusted: Trusted,
+    pub(crate) proxy: Proxy,
+    pub(crate) base: Recorded,
+    servers: BTreeMap<&'static str, SocketAddr>,
+    /// The keys and certificates that istiod and its agent hand out, by name.
+    pub(crate) secrets: Vec<(String, Value)>,
+}
+
+impl Stage {
+    pub(crate) fn new(trusted: Trusted, recording: &str, proxy: Proxy) -> Result<Self> {
+        let bundle = json!({"trusted_ca": {"filename": trusted.bundle()}});
+        Ok(Self {
+            secrets: vec![(
+                "file-root:system".to_owned(),
+                json!({"validation_context": bundle}),
+            )],
+            base: recorded(recording)?,
+            servers: BTreeMap::new(),
+            trusted,
+            proxy,
+        })
+    }
+
+    pub(crate) fn leading(mut self, host: &'static str, to: SocketAddr) -> Self {
+        self.servers.insert(host, to);
+        self
+    }
+
+    /// Renders what is merged for these resources, in the order in which it is printed.
+    pub(crate) async fn rendered(&self, given: &[Value], more: &[&str]) -> Result<Vec<Value>> {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": given});
+        let rules = self.trusted.file("rules.json", &list.to_string())?;
+        let rules = rules.display().to_string();
+        let mut args = vec!["render", "istio", "-o", "json", "-f", &rules];
+        let labels: Vec<String> = (self.proxy.labels.iter())
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        for label in &labels {
+            args.extend(["--label", label]);
+        }
+        if self.proxy.context == "GATEWAY" {
+            args.extend(["--for", "gateway"]);
+        }
+        args.extend(more);
+        let output = egressctl(&self.trusted, args).await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{said}");
+        let list: Value = serde_json::from_slice(&output.stdout)?;
+        Ok(list["items"].as_array().context("no items")?.clone())
+    }
+
+    /// What Istio alone makes of what it was given.
+    pub(crate) fn alone(&self) -> Result<Configuration> {
+        assembled(&self.base, &self.base.given, &self.proxy)
+    }
+
+    /// What it makes of what is rendered from that.
+    pub(crate) async fn merged(&self) -> Result<Configuration> {
+        let rendered = self.rendered(&self.base.given, &[]).await?;
+        assembled(&self.base, &rendered, &self.proxy)
+    }
+
+    pub(crate) async fn start(&self, configuration: &Configuration) -> Result<EnvoyProcess> {
+        let bootstrap = self.bootstrap(configuration)?.to_string();
+        EnvoyProcess::start(&envoy::binary()?, &bootstrap, ["--concurrency", "1"]).await
+    }
+
+    fn bootstrap(&self, configuration: &Configuration) -> Result<Value> {
+        let mut configuration = configuration.clone();
+        for cluster in &mut configuration.clusters {
+            self.supply(cluster)?;
+            let endpoints = cluster.pointer_mut("/load_assignment/endpoints/0/lb_endpoints");
+            for endpoint in endpoints
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+            {
+                let address = &mut endpoint["endpoint"]["address"]["socket_address"];
+                let host = address["address"].as_str().context("no address")?;
+                let to = self
+                    .servers
+                    .get(host)
+                    .with_context(|| format!("{host} is nowhere"))?;
+                *address = json!({"address": to.ip().to_string(), "port_value": to.port()});
+            }
+        }
+        for listener in &mut configuration.listeners {
+            listener["address"]["socket_address"] =
+                json!({"address": "127.0.0.1", "port_value": 0});
+            let chains = listener["filter_chains"].as_array_mut();
+            for filter in chains.into_iter().flatten().map(|it| &mut it["filters"][0]) {
+                let manager = filter["typed_config"]
+                    .as_object_mut()
+                    .context("no filter")?;
+                let Some(asked) = manager.remove("rds") else {
+                    continue;
+                };
+                let name = &asked["route_config_name"];
+                let found = configuration.routes.iter().find(|it| it["name"] == *name);
+                let routes = found.with_context(|| format!("no routes {name}"))?;
+                manager.insert("route_config".to_owned(), routes.clone());
+            }
+        }
+        Ok(json!({
+            "node": {"id": "proxy", "cluster": "one"},
+            "static_resources": {
+                "clusters": configuration.clusters,
+                "listeners": configuration.listeners,
+            },
+        }))
+    }
+
+    /// Lets a cluster read its secrets from files. Whom it asked for them is looked at.
+    fn supply(&self, cluster: &mut Value) -> Result<()> {
+        let Some(context) = cluster.pointer_mut(TLS) else {
+            return Ok(());
+        };
+        for path in [
+            "/validation_context_sds_secret_config",
+            "/combined_validation_context/validation_context_sds_secret_config",
+            "/tls_certificate_sds_secret_configs/0",
+        ] {
+            let Some(reference) = context.pointer_mut(path) else {
+                continue;
+            };
+            let name = reference["name"].as_str().context("no name")?.to_owned();
+            let source = reference["sds_config"].clone();
+            let agent = &source["api_config_source"]["grpc_services"];
+            let asked = match name.starts_with("file-") {
+                true => *agent == json!([{"envoy_grpc": {"cluster_name": "sds-grpc"}}]),
+                false => source == json!({"ads": {}, "resource_api_version": "V3"}),
+            };
+            ensure!(asked, "{reference}");
+            let found = self.secrets.iter().find(|(known, _)| *known == name);
+            let found = found.with_context(|| format!("no secret {name}"))?;
+            let mut secret = found.1.clone();
+            let kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+            secret["@type"] = json!(kind);
+            secret["name"] = json!(name);
+            let file = name.replace(['/', ':'], "_") + ".json";
+            let resources = json!({"resources": [secret]}).to_string();
+            let file = self.trusted.file(&file, &resources)?;
+            reference["sds_config"] =
+                json!({"path_config_source": {"path": file}, "resource_api_version": "V3"});
+        }
+        Ok(())
+    }
+}
+
+/// A server of the hosts of the recordings, which speaks HTTP/1.1 as Istio's clusters do.
+pub(crate) async fn server(trusted: &Trusted, names: &[&str]) -> Result<StandIn> {
+    let certificate = trusted.ca.issue(&Leaf::for_names(names.iter().copied()))?;
+    StandIn::start(StandInConfig::new(certificate).http(HttpVersions::OnlyHttp1)).await
+}
+
+/// Proves that nothing came without TLS.
+pub(crate) fn nothing_in_plaintext(site: &StandIn) -> Result<()> {
+    ensure!(site.counts(Listener::Plain).connections == 0);
+    let failed = site.counts(Listener::Tls).failed_handshakes;
+    ensure!(
+        failed.iter().all(|it| it.sni.is_some()),
+        "plaintext arrived: {failed:?}"
+    );
+    let seen = site.seen();
+    ensure!(
+        seen.iter().all(|it| it.listener == Listener::Tls),
+        "{seen:?}"
+    );
+    Ok(())
+}
