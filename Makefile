@@ -62,7 +62,7 @@ bless: host ## Rewrite the golden files; read the difference like code
 	UPDATE_GOLDENS=1 cargo test -p egressctl
 
 .PHONY: bench
-bench: build nginx ## What it costs, against other proxies; ten minutes or more, QUICK=1 one; PARTS=kept,scale some of it
+bench: build nginx ## What it costs, against other proxies; ten minutes or more, QUICK=1 one; PARTS=kept,merge some of it
 	@for tool in wrk h2load haproxy stunnel; do .setup/bench.sh "$$tool" >/dev/null; done
 	@.setup/binaryen.sh >/dev/null
 	@python3 -B integration/bench/bench.py

@@ -75,11 +75,11 @@ def must_verify(origin, running):
             raise Failure(f"{name} does not answer: {status} {body} {proxy.child.errors.read_text()[-2000:]}")
 
 
-def cpu(lab, origin, running):
+def cpu(lab, origin, running, rounds=ROUNDS):
     """Nanoseconds of the worker for each request, as many samples as there are rounds."""
     loads = {name: Load(lab, origin, proxy.port, proxy.authority) for name, proxy in running.items()}
 
-    taken = figures.rounds(ROUNDS, running, lambda name: loads[name].sample(running[name].clock, 1, SETTLE, SAMPLE))
+    taken = figures.rounds(rounds, running, lambda name: loads[name].sample(running[name].clock, 1, SETTLE, SAMPLE))
     for name, load in loads.items():
         load.finish(name)
     return taken
