@@ -20,6 +20,7 @@ use crate::reference::Reference;
 use crate::routes::{self, Routes};
 use crate::secrets::{Documents, Extracted};
 use crate::source::Source;
+use crate::virtual_service::{self, VirtualService};
 use crate::yaml::{self, AlreadyRead, Document, Each, Location};
 
 /// Rules that compile.
@@ -35,6 +36,8 @@ pub struct Rules {
     pub credentials: Documents,
     /// The configuration of the mesh that was given with them.
     pub mesh: MeshConfig,
+    /// The VirtualServices that concern hosts of the rules, read whole.
+    pub virtual_services: Arc<[VirtualService]>,
     documents: Documented,
 }
 
@@ -234,6 +237,7 @@ fn compile_parsed(
         problems,
         extracted,
         mesh,
+        virtual_services,
         notes,
         mut diagnostics,
     } = parsed;
@@ -295,6 +299,7 @@ fn compile_parsed(
         parsed: resources,
         warnings: Report(diagnostics),
         credentials: extracted.documents,
+        virtual_services,
         documents,
     })
 }
@@ -373,6 +378,7 @@ impl Answers {
                 warnings: Report::default(),
                 credentials: parsed.extracted.documents,
                 mesh: parsed.mesh,
+                virtual_services: parsed.virtual_services,
                 documents: parsed.documents,
             },
             unread,
@@ -519,6 +525,7 @@ struct Parsed {
     problems: Problems,
     extracted: Extracted,
     mesh: MeshConfig,
+    virtual_services: Arc<[VirtualService]>,
     /// What is to be said of the configuration of the mesh and prevents nothing.
     notes: Vec<Diagnostic>,
     /// What cannot be read, and what is wrong with Secrets and with the configuration of the mesh.
@@ -592,6 +599,9 @@ fn parse(
         parser.document(&document.value);
     }
     let (resources, mut problems) = parser.finish();
+    let values = documents.iter().map(|(_, document)| &document.value);
+    let (virtual_services, found) = virtual_service::concerning(values, &resources.service_entries);
+    problems.0.extend(found);
     // Secrets decide nothing, and are read all the same.
     let is_secret = |problem: &Problem| extracted.secrets.contains(&problem.origin);
     let is_mesh = |problem: &Problem| {
@@ -612,6 +622,7 @@ fn parse(
         problems,
         extracted,
         mesh,
+        virtual_services,
         notes,
         diagnostics,
     }

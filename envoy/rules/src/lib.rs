@@ -32,6 +32,7 @@ mod reference;
 mod routes;
 mod secrets;
 mod source;
+mod virtual_service;
 pub mod yaml;
 
 pub use compile::{Answers, How, Nothing, Rules, compile, compile_as};
@@ -44,3 +45,8 @@ pub use reference::{InvalidReference, Reference, names_of};
 pub use routes::Routes;
 pub use secrets::{Documents, PAIR_KEYS, SecretDocument, SecretPart, TRUST_KEYS};
 pub use source::Source;
+pub use virtual_service::{
+    Abort, ConnectionMatch, ConnectionRoute, DEFAULT_BODY, DirectResponse, Fault, HeaderChanges,
+    Headers, HttpMatch, HttpRoute, PathRewrite, Pattern, Percent, Redirect, RedirectPort, Request,
+    Retries, RouteAction, Share, StringMatch, VirtualService, normalized, served,
+};

@@ -69,6 +69,7 @@ mod port;
 mod problem;
 mod proxy;
 mod query;
+pub mod reading;
 mod resource;
 mod source;
 mod table;

@@ -37,12 +37,7 @@ pub(crate) fn exported(export_to: &[String], owner: &str, namespace: &str) -> bo
 
 /// Reads `metadata`. What Kubernetes adds to it is let pass. Where the name is missing, which is reported,
 /// it is empty, so that the rest is read all the same. Labels are kept where `with_labels` says so.
-pub(super) fn read_meta(
-    root: &Fields<'_>,
-    kind: &'static str,
-    origin: Origin,
-    with_labels: bool,
-) -> Meta {
+pub fn read_meta(root: &Fields<'_>, kind: &'static str, origin: Origin, with_labels: bool) -> Meta {
     let read = root.require("metadata", |field| {
         let fields = field.fields()?;
         fields.allow_unknown();
@@ -121,11 +116,7 @@ fn labels_of(labels: &Object<'_>) -> Vec<(String, String)> {
 /// Reads `exportTo`. `none_allowed` lets `~` stand, alone.
 ///
 /// Source: istio/istio `pkg/config/validation/validation.go`, `validateExportTo`.
-pub(super) fn read_export_to(
-    fields: &Fields<'_>,
-    namespace: &str,
-    none_allowed: bool,
-) -> Vec<String> {
+pub fn read_export_to(fields: &Fields<'_>, namespace: &str, none_allowed: bool) -> Vec<String> {
     let mut export_to: Vec<String> = Vec::new();
     fields.read("exportTo", |list| {
         list.items(|item| {
@@ -176,7 +167,7 @@ pub(super) fn read_export_to(
 }
 
 /// Reads labels by which workloads or endpoints are chosen.
-pub(super) fn read_labels(field: Field<'_>) -> Vec<(String, String)> {
+pub fn read_labels(field: Field<'_>) -> Vec<(String, String)> {
     let labels = field.labels();
     for (key, value) in &labels {
         if key.is_empty() {
@@ -229,7 +220,7 @@ fn name_of(field: Field<'_>, longest: usize) -> Option<String> {
 }
 
 /// Reads a string that must not be empty.
-pub(super) fn text_of(field: Field<'_>) -> Option<String> {
+pub fn text_of(field: Field<'_>) -> Option<String> {
     let text = field.text()?;
     if text.is_empty() {
         field.error(ProblemKind::Missing);
@@ -239,7 +230,7 @@ pub(super) fn text_of(field: Field<'_>) -> Option<String> {
 }
 
 /// Whether a text is a DNS-1123 label, in either case.
-pub(super) fn is_label(text: &str) -> bool {
+pub fn is_label(text: &str) -> bool {
     let edge = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
     text.len() <= 63
         && text
