@@ -307,6 +307,15 @@ pub(crate) enum Authority {
     Preserve,
 }
 
+/// What a proxy is, as the first part of an Istio proxy's node id says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProxyType {
+    /// Beside an application. Hops through egress gateways are folded: it is the gateway, too.
+    Sidecar,
+    /// An egress gateway.
+    Router,
+}
+
 /// The arguments of every command that reads rules.
 #[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct Input {
@@ -319,6 +328,9 @@ pub(crate) struct Input {
     /// A label of the application, for rules with a workloadSelector; may be repeated
     #[arg(short, long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub(crate) labels: Vec<(String, String)>,
+    /// What the proxy is. A router serves what the Gateways say that select its labels, and nothing else
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t = ProxyType::Sidecar)]
+    pub(crate) proxy_type: ProxyType,
     /// What happens to hosts that no ServiceEntry names
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Outbound::RegistryOnly, ignore_case = true)]
     pub(crate) outbound_traffic_policy: Outbound,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{CompileOptions, Mesh, OutboundMode, PolicyTable, Proxy, Role};
 
-use super::args::{Authority, Credentials, Input, LogFormat, Outbound, Rules as Args};
+use super::args::{Authority, Credentials, Input, LogFormat, Outbound, ProxyType, Rules as Args};
 use super::threads::at_once;
 use super::{locate, sources};
 use egress_credentials::Store;
@@ -67,7 +67,10 @@ pub(crate) fn compile_options(input: &Input) -> CompileOptions {
     let proxy = Proxy {
         namespace: input.namespace.clone(),
         labels: input.labels.iter().cloned().collect(),
-        role: Role::Sidecar,
+        role: match input.proxy_type {
+            ProxyType::Sidecar => Role::Sidecar,
+            ProxyType::Router => Role::Gateway,
+        },
     };
     let outbound = match input.outbound_traffic_policy {
         Outbound::RegistryOnly => OutboundMode::RegistryOnly,

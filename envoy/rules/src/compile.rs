@@ -64,11 +64,25 @@ impl Rules {
             .filter(|unread| unread.concerns(entries))
             .map(|unread| (unread.id.kind, &*unread.id.namespace, &*unread.id.name))
             .collect();
+        let services = self.parsed.virtual_services.iter();
+        let concerned = self.parsed.concerned();
+        let unconcerned: BTreeSet<(&str, &str, &str)> = services
+            .zip(&concerned)
+            .filter(|(_, concerned)| !**concerned)
+            .map(|(service, _)| {
+                let id = &service.meta.id;
+                (id.kind, &*id.namespace, &*id.name)
+            })
+            .collect();
         let wanted = |resource: &Value| {
             let text = |pointer| resource.pointer(pointer).and_then(Value::as_str);
             let namespace = text("/metadata/namespace").unwrap_or(egress_policy::DEFAULT_NAMESPACE);
             let (kind, name) = (kind(resource).unwrap_or_default(), text("/metadata/name"));
-            !is_unread(resource) || concern.contains(&(kind, namespace, name.unwrap_or_default()))
+            let id = (kind, namespace, name.unwrap_or_default());
+            match is_unread(resource) {
+                true => concern.contains(&id),
+                false => !unconcerned.contains(&id),
+            }
         };
         resources.filter(wanted).collect()
     }
@@ -279,6 +293,11 @@ fn compile_parsed(
         .iter()
         .filter(|unread| !unread.concerns(&resources.service_entries))
         .map(|unread| (unread.id.kind, unread.origin));
+    let concerned = resources.concerned();
+    let idle = (resources.virtual_services.iter().zip(&concerned))
+        .filter(|(_, concerned)| !**concerned)
+        .map(|(service, _)| (service.meta.id.kind, service.meta.origin));
+    let unconcerned = unconcerned.chain(idle);
     let services = services(&documents, &resources);
     let is_told = |problem: &Problem| {
         let mut origins = services.iter().map(|(origin, _)| *origin);

@@ -1,5 +1,9 @@
 //! The resources as Istio writes them: one file a kind, read from JSON, no meaning yet.
 
+use std::collections::BTreeSet;
+
+use crate::host::HostPattern;
+
 mod client_tls;
 mod destination_rule;
 mod gateway;
@@ -47,4 +51,30 @@ pub struct Resources {
     pub sidecars: Vec<Sidecar>,
     /// What may change any of that, and is not carried out.
     pub unread: Vec<Unread>,
+}
+
+impl Resources {
+    /// Returns, for each VirtualService, whether it is about a host of the entries, or leads to one.
+    ///
+    /// The others change nothing, and the filter is not given them.
+    pub fn concerned(&self) -> Vec<bool> {
+        if self.virtual_services.is_empty() {
+            return Vec::new();
+        }
+        let hosts = self.service_entries.iter().flat_map(|entry| &entry.hosts);
+        let known: BTreeSet<&HostPattern> = hosts.collect();
+        let wild = known.iter().copied().filter(|host| host.exact().is_none());
+        let wild: Vec<&HostPattern> = wild.collect();
+        let has = |host: &HostPattern| match host.exact() {
+            Some(_) => known.contains(host) || wild.iter().any(|wild| wild.covers(host)),
+            None => known.iter().any(|other| other.overlaps(host)),
+        };
+        let concerns = |service: &VirtualService| {
+            let mut destinations = service.destinations();
+            service.hosts.iter().any(has)
+                || destinations
+                    .any(|to| HostPattern::parse(&to.host).is_ok_and(|host| known.contains(&host)))
+        };
+        self.virtual_services.iter().map(concerns).collect()
+    }
 }

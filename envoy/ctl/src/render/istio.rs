@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::args::{
     Authority, Format, ImagePullPolicy, Input, IstioApi, IstioPlace, IstioWay, Outbound, Phase,
-    RenderIstio,
+    ProxyType, RenderIstio,
 };
 use super::super::output::{Done, Output};
 use super::super::{locate, settings, sources};
@@ -122,6 +122,7 @@ fn input(args: &RenderIstio) -> Input {
         files: args.files.clone(),
         namespace: args.namespace.clone(),
         labels: args.labels.clone(),
+        proxy_type: ProxyType::Sidecar,
         outbound_traffic_policy: Outbound::AllowAny,
         connect_to: args.connect_to.clone(),
         loopback_vips: false,

@@ -203,7 +203,7 @@ pub(super) fn visible<'r>(
 ) -> Vec<Routes<'r>> {
     let all = &resources.virtual_services;
     let order = sorted(&all.iter().map(|service| &service.meta).collect::<Vec<_>>());
-    let concerned = concerned(resources);
+    let concerned = resources.concerned();
     let group = |service: &VirtualService| {
         let owner = &*service.meta.id.namespace;
         let to = &service.export_to[..];
@@ -240,30 +240,6 @@ pub(super) fn visible<'r>(
     }
     sort_by(&mut services, |one, other| one.0.cmp(&other.0));
     services.into_iter().map(|(_, service)| service).collect()
-}
-
-/// Returns, for each VirtualService, whether it is about a host of the entries, or leads to one.
-///
-/// The others change nothing here, and the filter is not given them.
-pub(crate) fn concerned(resources: &Resources) -> Vec<bool> {
-    let entries = &resources.service_entries;
-    let hosts = || entries.iter().flat_map(|entry| &entry.hosts);
-    if resources.virtual_services.is_empty() {
-        return Vec::new();
-    }
-    let known: BTreeSet<&HostPattern> = hosts().collect();
-    let wild: Vec<&HostPattern> = hosts().filter(|host| host.exact().is_none()).collect();
-    let has = |host: &HostPattern| match host.exact() {
-        Some(_) => known.contains(host) || wild.iter().any(|wild| wild.covers(host)),
-        None => known.iter().any(|other| other.overlaps(host)),
-    };
-    let concerns = |service: &VirtualService| {
-        service.hosts.iter().any(has)
-            || service
-                .destinations()
-                .any(|to| HostPattern::parse(&to.host).is_ok_and(|host| known.contains(&host)))
-    };
-    resources.virtual_services.iter().map(concerns).collect()
 }
 
 /// Returns the routes of requests that can count on a port, up to the first that takes all.

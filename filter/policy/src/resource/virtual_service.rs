@@ -7,10 +7,10 @@ use crate::node::Node;
 use crate::port::PortNumber;
 use crate::problem::Origin;
 use crate::proxy::Proxy;
+use crate::resource::Meta;
 use crate::resource::loose::{
     as_text, at, has_others, labels, list, long, meta, number, pattern, port, text, texts,
 };
-use crate::resource::{Meta, ServiceEntry};
 
 /// Where requests and connections to hosts are led.
 #[derive(Debug, Clone, PartialEq)]
@@ -117,17 +117,6 @@ impl VirtualService {
             tcp: routes("tcp"),
             meta,
         }
-    }
-
-    /// Whether it is about a host of these entries, or leads to one.
-    pub fn concerns(&self, entries: &[ServiceEntry]) -> bool {
-        let known = || entries.iter().flat_map(|entry| &entry.hosts);
-        let overlaps = |host: &HostPattern| known().any(|other| host.overlaps(other));
-        self.hosts.iter().any(overlaps)
-            || self.destinations().any(|to| {
-                let host = pattern(&to.host);
-                host.is_some_and(|host| known().any(|other| host == *other))
-            })
     }
 
     /// Returns everywhere that it leads, in sidecars or in gateways.
