@@ -3,6 +3,7 @@
 //! A cluster stands for a host, port and subset, whatever leads to it. So of a route only its destinations matter here:
 //! plain requests may reach a port on which applications speak TLS, and a subset that no request names.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use egress_policy::{
@@ -41,14 +42,37 @@ struct Destination<'v> {
 }
 
 /// Takes the routes out of what was read, and their destinations into account.
+///
+/// A Sidecar hides services, but not from routes. A patch for a cluster that a proxy has not got does nothing, so
+/// Sidecars are taken out too, unless they choose between services of one host.
 pub(crate) fn leave<'v>(resources: &mut Resources, all: impl Iterator<Item = &'v Value>) {
     let destinations: Vec<Destination<'v>> = all.flat_map(destinations).collect();
     let is_route = |kind: &str| KINDS.contains(&kind);
     resources.unread.retain(|unread| !is_route(unread.id.kind));
+    resources.virtual_services.clear();
+    resources.gateways.clear();
+    if !any_host_twice(&resources.service_entries) {
+        resources.sidecars.clear();
+    }
     lead_to_tls_ports(resources, &destinations);
     for rule in &mut resources.destination_rules {
         lead_to_subsets(rule, &destinations);
     }
+}
+
+/// Whether entries of several namespaces have one host.
+fn any_host_twice(entries: &[ServiceEntry]) -> bool {
+    let mut owners = BTreeMap::new();
+    let mut all = entries.iter().flat_map(|entry| {
+        entry
+            .hosts
+            .iter()
+            .map(move |host| (host.to_string(), entry))
+    });
+    all.any(|(host, entry)| {
+        let namespace = &entry.meta.id.namespace;
+        owners.entry(host).or_insert(namespace) != &namespace
+    })
 }
 
 /// Whether a resource does more to the HTTP requests for a host of an entry than to lead them to a port of it.
