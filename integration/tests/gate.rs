@@ -128,14 +128,14 @@ fn forms(target: u16) -> Vec<Form> {
                     &format!("hosts: [{HOST}], http: [{{{}}}]", to(HOST)),
                 ),
         ),
-        refused(
-            "a BackendTLSPolicy",
-            "not_read",
+        mistake(
+            "a BackendTLSPolicy for a port that is not there",
+            "port-never-matches",
             document(
                 "BackendTLSPolicy",
                 "default",
                 &format!(
-                    "targetRefs: [{{{parent}}}], validation: {{hostname: {HOST}, wellKnownCACertificates: System}}"
+                    "targetRefs: [{{{parent}, sectionName: htpp}}], validation: {{hostname: {HOST}, wellKnownCACertificates: System}}"
                 ),
             ),
         ),

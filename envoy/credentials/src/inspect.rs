@@ -100,6 +100,8 @@ struct Block<'r> {
     origin: Origin,
     way: Vec<Segment>,
     resource: String,
+    /// It was made of a BackendTLSPolicy, and so are its fields.
+    policy: bool,
     needs: Vec<String>,
     tls: &'r ClientTls,
 }
@@ -568,6 +570,11 @@ impl<'r> Inspection<'r> {
             (SecretRequest::Validation { .. }, _) if block.tls.ca_certificates.is_none() => "caCrl",
             (SecretRequest::Validation { .. }, _) => "caCertificates",
         };
+        let field = match (block.policy, field) {
+            (false, field) => field,
+            (true, "credentialName") => "caCertificateRefs",
+            (true, _) => "wellKnownCACertificates",
+        };
         let mut path = FieldPath(block.way.clone());
         path.0.push(Segment::Key(field.to_owned()));
         let (file, place) = self.rules.field(block.origin, &path);
@@ -619,10 +626,18 @@ fn blocks(rules: &Rules) -> Vec<Block<'_>> {
             });
             for (mut way, policy) in std::iter::once((way.clone(), policy)).chain(ports) {
                 if let Some(tls) = &policy.tls {
-                    way.push(Segment::Key("tls".to_owned()));
+                    let made = rule.meta.id.is_backend_tls_policy();
+                    match made {
+                        true => {
+                            way.clone_from(&root);
+                            way.push(Segment::Key("validation".to_owned()));
+                        }
+                        false => way.push(Segment::Key("tls".to_owned())),
+                    }
                     found.push(Block {
                         origin: rule.meta.origin,
                         way,
+                        policy: made,
                         resource: rule.meta.id.to_string(),
                         needs: needs(tls),
                         tls,

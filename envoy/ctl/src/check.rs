@@ -1,8 +1,9 @@
 //! `egressctl check`: everything that is wrong with rules.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
-use egress_policy::{GateSummary, Severity};
+use egress_policy::{GateSummary, ResourceId, Resources, Severity};
 use serde_json::{Value, json};
 
 use super::args::{Check, Report as Format};
@@ -35,18 +36,10 @@ pub(super) fn main(args: &Check) -> Done {
                 found.extend(credentials::connect(&rules, &store, now));
             }
             rules.warnings.0.extend(found);
-            let (entries, rest) = (
-                rules.parsed.service_entries.len(),
-                rules.parsed.destination_rules.len(),
-            );
+            let read = read(&rules.parsed);
             (
                 rules.warnings,
-                format!(
-                    "{}, {}{}",
-                    many(entries, "ServiceEntry", "ServiceEntries"),
-                    many(rest, "DestinationRule", "DestinationRules"),
-                    gate(rules.table.gate()),
-                ),
+                format!("{read}{}", gate(rules.table.gate())),
             )
         }
         Err(report) => (report, "nothing would start".to_owned()),
@@ -81,6 +74,24 @@ pub(super) fn main(args: &Check) -> Done {
 
 fn diagnostics(report: &Report) -> Value {
     json!(report.0.iter().map(Diagnostic::to_json).collect::<Vec<_>>())
+}
+
+/// Counts what decides.
+fn read(resources: &Resources) -> String {
+    let ids = resources.destination_rules.iter().map(|rule| &rule.meta.id);
+    let (policies, written): (Vec<&ResourceId>, _) = ids.partition(|id| id.is_backend_tls_policy());
+    let policies: BTreeSet<&ResourceId> = policies.into_iter().collect();
+    let entries = resources.service_entries.len();
+    let mut text = format!(
+        "{}, {}",
+        many(entries, "ServiceEntry", "ServiceEntries"),
+        many(written.len(), "DestinationRule", "DestinationRules"),
+    );
+    if !policies.is_empty() {
+        let count = many(policies.len(), "BackendTLSPolicy", "BackendTLSPolicies");
+        text = format!("{text}, {count}");
+    }
+    text
 }
 
 /// Returns what the gate let pass, where it let anything pass.

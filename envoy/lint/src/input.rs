@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use crate::catalogue::{DUPLICATE_RESOURCE, INVALID};
 use crate::finding::Finding;
 use crate::path::way;
+use crate::policy;
 use crate::severity::Severity;
 use egress_rules::yaml::{self, Document, Location};
 use egress_rules::{Source, is_ours, resources, told};
@@ -66,7 +67,14 @@ impl Subject {
     }
 
     /// Returns the path of a field from the root of the document.
+    ///
+    /// What a rule that was made of a BackendTLSPolicy says of TLS stands in `spec.validation`.
     pub(crate) fn path(&self, path: &str) -> FieldPath {
+        let made = self.name.starts_with("BackendTLSPolicy ");
+        let path = match made && path.starts_with("spec.trafficPolicy") {
+            true => "spec.validation",
+            false => path,
+        };
         let mut segments = Vec::new();
         if let Some(item) = self.origin.item {
             segments.extend([Segment::Key("items".to_owned()), Segment::Index(item)]);
@@ -142,6 +150,7 @@ impl Input {
         }
         let (resources, problems) = parser.finish();
         input.resources = resources;
+        policy::join(&mut input.resources.destination_rules);
         let located = problems
             .0
             .iter()

@@ -39,6 +39,7 @@ mod finding;
 mod findings;
 mod input;
 mod path;
+mod policy;
 mod sarif;
 mod scope;
 mod selection;
@@ -82,7 +83,12 @@ fn examine(input: &Input) -> Report {
     Report {
         findings: list,
         service_entries: input.resources.service_entries.len(),
-        destination_rules: input.resources.destination_rules.len(),
+        destination_rules: input
+            .resources
+            .destination_rules
+            .iter()
+            .filter(|rule| !rule.meta.id.is_backend_tls_policy())
+            .count(),
     }
 }
 

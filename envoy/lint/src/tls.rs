@@ -237,7 +237,8 @@ fn sni_without_san(world: &World<'_>, block: &Block<'_>, findings: &mut Findings
     let replaces = covered
         .filter_map(|service| world.service(service))
         .any(|(entry, _)| !entry.subject_alt_names.is_empty());
-    let fix = (absent && !replaces).then(|| Change::Add {
+    let made = block.rule.meta.id.is_backend_tls_policy();
+    let fix = (absent && !replaces && !made).then(|| Change::Add {
         object: subject.path(&path).0,
         behind: "sni",
         key: "subjectAltNames",
@@ -245,7 +246,10 @@ fn sni_without_san(world: &World<'_>, block: &Block<'_>, findings: &mut Findings
     });
     findings
         .add(&SNI_WITHOUT_SAN, &subject, &format!("{path}.sni"), message)
-        .hint(format!("add `subjectAltNames: [{sni}]`"))
+        .hint(match made {
+            true => format!("add `subjectAltNames: [{{type: Hostname, hostname: {sni}}}]`"),
+            false => format!("add `subjectAltNames: [{sni}]`"),
+        })
         .fix(fix);
 }
 

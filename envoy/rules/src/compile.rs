@@ -13,9 +13,11 @@ use serde_json::Value;
 
 use crate::diagnostic::{Diagnostic, Report, diagnostic, located};
 use crate::document::{
-    self, as_given, bare, into_ours, is_ours, is_unread, kind, name_generated, ours,
+    self, as_given, bare, into_ours, is_backend_tls_policy, is_ours, is_unread, kind,
+    name_generated, ours,
 };
 use crate::mesh::{self, MeshConfig};
+use crate::policy::{check_authorities, policies};
 use crate::reference::Reference;
 use crate::routes::{self, Routes};
 use crate::secrets::{Documents, Extracted};
@@ -62,7 +64,9 @@ impl Rules {
         let unread = self.parsed.unread.iter();
         let concern: BTreeSet<(&str, &str, &str)> = unread
             .filter(|unread| unread.concerns(entries))
-            .map(|unread| (unread.id.kind, &*unread.id.namespace, &*unread.id.name))
+            .map(|unread| &unread.id)
+            .chain(policies(&self.parsed))
+            .map(|id| (id.kind, &*id.namespace, &*id.name))
             .collect();
         let services = self.parsed.virtual_services.iter();
         let concerned = self.parsed.concerned();
@@ -79,7 +83,7 @@ impl Rules {
             let namespace = text("/metadata/namespace").unwrap_or(egress_policy::DEFAULT_NAMESPACE);
             let (kind, name) = (kind(resource).unwrap_or_default(), text("/metadata/name"));
             let id = (kind, namespace, name.unwrap_or_default());
-            match is_unread(resource) {
+            match is_unread(resource) || is_backend_tls_policy(resource) {
                 true => concern.contains(&id),
                 false => !unconcerned.contains(&id),
             }
@@ -248,13 +252,16 @@ fn compile_parsed(
     let Parsed {
         documents,
         resources,
-        problems,
+        mut problems,
         extracted,
         mesh,
         virtual_services,
         notes,
         mut diagnostics,
     } = parsed;
+    if nothing == Nothing::Part {
+        milden(&mut problems);
+    }
     let unreadable = !diagnostics.is_empty();
     let failed = unreadable || problems.has_errors();
     if failed {
@@ -278,13 +285,10 @@ fn compile_parsed(
     };
     let mut compiled = PolicyTable::compile_with_errors(&resources, &options);
     if nothing == Nothing::Part {
-        // What the gate says of these files, another one may put right.
-        let gate = (compiled.problems.0.iter_mut()).filter(|problem| problem.id.is_some());
-        gate.for_each(|problem| problem.severity = Severity::Warning);
+        milden(&mut compiled.problems);
     }
     let (table, warnings) = (compiled.table, compiled.problems);
     let needed = extracted.documents.config_maps(&references(&table));
-    let mut problems = problems;
     problems
         .0
         .retain(|problem| !needed.contains(&problem.origin));
@@ -321,6 +325,12 @@ fn compile_parsed(
         virtual_services,
         documents,
     })
+}
+
+/// Makes warnings of what other files may put right.
+fn milden(problems: &mut Problems) {
+    let missing = (problems.0.iter_mut()).filter(|problem| problem.id.is_some());
+    missing.for_each(|problem| problem.severity = Severity::Warning);
 }
 
 /// Returns what the trust of a table refers to.
@@ -621,6 +631,8 @@ fn parse(
     let values = documents.iter().map(|(_, document)| &document.value);
     let (virtual_services, found) = virtual_service::concerning(values, &resources.service_entries);
     problems.0.extend(found);
+    let missing = check_authorities(&resources, &extracted.documents);
+    problems.0.extend(missing);
     // Secrets decide nothing, and are read all the same.
     let is_secret = |problem: &Problem| extracted.secrets.contains(&problem.origin);
     let is_mesh = |problem: &Problem| {

@@ -72,12 +72,23 @@ pub fn is_ours(value: &Value) -> bool {
     };
     kind(value).is_some_and(|kind| egress_policy::KINDS.contains(&kind) && !other(kind))
         || is_unread(value)
+        || is_backend_tls_policy(value)
+}
+
+/// Whether a value is a policy of which the engine makes a DestinationRule.
+pub(crate) fn is_backend_tls_policy(value: &Value) -> bool {
+    let (known, group) = egress_policy::BACKEND_TLS_POLICY;
+    kind(value) == Some(known) && group_of(value) == Some(group)
+}
+
+fn group_of(value: &Value) -> Option<&str> {
+    let version = value.get("apiVersion").and_then(Value::as_str)?;
+    version.split('/').next()
 }
 
 /// Whether a value is a resource of a kind that is not carried out, and may refuse hosts.
 pub(crate) fn is_unread(value: &Value) -> bool {
-    let version = value.get("apiVersion").and_then(Value::as_str);
-    let group = version.and_then(|version| version.split('/').next());
+    let group = group_of(value);
     let known = |(known, of): &(&str, &str)| kind(value) == Some(known) && group == Some(of);
     egress_policy::UNREAD_KINDS.iter().any(known)
 }

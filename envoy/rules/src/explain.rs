@@ -6,7 +6,7 @@ use egress_filter::{AuthorityMode, contract};
 use egress_policy::{
     Action, Authority, Candidate, Cluster, CompileOptions, Connection, Decision,
     DownstreamProtocol, Endpoints, Identity, NameSource, PolicyTable, PortNumber, Proxy, Query,
-    Sni, Spoken, TlsIntent, Trust, UpstreamProtocol, candidates,
+    ResourceId, Sni, Spoken, TlsIntent, Trust, UpstreamProtocol, candidates,
 };
 use serde_json::{Value, json};
 
@@ -188,6 +188,8 @@ fn answer(
             .map(|tls| tls_answer(tls, cluster, decision, rules)),
         _ => None,
     };
+    let of_policy = |id: &ResourceId| id.is_backend_tls_policy();
+    let source = decision.policy_source.zip(decision.rule);
     let mut answer = json!({
         "query": {
             "scheme": asked.scheme,
@@ -200,10 +202,10 @@ fn answer(
         "reason": decision.reason().map(|reason| reason.as_str()),
         "plaintext": decision.plaintext_allowed.then_some("allowed"),
         "serviceEntry": decision.service_entry.map(|id| id.qualified()),
-        "destinationRule": decision.rule.map(|id| id.qualified()),
+        "destinationRule": decision.rule.filter(|id| !of_policy(id)).map(ResourceId::qualified),
         "virtualService": decision.virtual_service.map(|id| id.qualified()),
         "gatewayService": decision.gateway_service.map(|id| id.qualified()),
-        "policySource": decision.policy_source.map(|source| source.path().to_string()),
+        "policySource": source.map(|(source, id)| source.path_in(id).to_string()),
         "cluster": cluster.map(|cluster| cluster.name.as_str()).or(left_alone),
         "transportSocket": cluster.map(contract::transport_socket),
         "target": target_answer(decision),
@@ -221,6 +223,10 @@ fn answer(
     });
     if let (Some(vip), Some(fields)) = (vip, answer.as_object_mut()) {
         fields.insert("vip".to_owned(), json!(vip));
+    }
+    let policy = decision.rule.filter(|id| of_policy(id));
+    if let (Some(policy), Some(fields)) = (policy, answer.as_object_mut()) {
+        fields.insert("backendTlsPolicy".to_owned(), json!(policy.qualified()));
     }
     let tunnel = cluster.and_then(tunnel_answer);
     if let (Some(tunnel), Some(fields)) = (tunnel, answer.as_object_mut()) {
@@ -415,6 +421,10 @@ fn for_people(answer: &Value, reason: Option<String>) -> String {
     line(
         "destination rule",
         text("/destinationRule").map(|rule| format!("{rule}{source}")),
+    );
+    line(
+        "backend policy",
+        text("/backendTlsPolicy").map(|policy| format!("{policy}{source}")),
     );
     line("cluster", text("/cluster"));
     line("transport socket", text("/transportSocket"));

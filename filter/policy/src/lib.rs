@@ -4,8 +4,8 @@
 //! text ──parse──► resources ──compile──► PolicyTable ──decide──► Decision
 //! ```
 //!
-//! [`Parser`] reads `ServiceEntry` and `DestinationRule` documents into [`Resources`] and reports every problem with
-//! its document and field. [`PolicyTable::compile`] compiles them for one [`Proxy`]. [`PolicyTable::decide`] says what
+//! [`Parser`] reads `ServiceEntry` and `DestinationRule` documents into [`Resources`], makes a DestinationRule of each
+//! `BackendTLSPolicy`, and reports every problem with its document and field. [`PolicyTable::compile`] compiles them for one [`Proxy`]. [`PolicyTable::decide`] says what
 //! happens to a host and port, and [`PolicyTable::decide_connection`] to a connection that names no host. The filter
 //! decides by the same table that the renderer walks, so the two cannot disagree.
 //!
@@ -51,6 +51,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod attach;
 mod cluster;
 mod compile;
 mod decision;
@@ -94,11 +95,12 @@ pub use problem::{
 pub use proxy::{Proxy, ROOT_NAMESPACE, Role};
 pub use query::{Connection, DownstreamProtocol, Query, Spoken};
 pub use resource::{
-    Address, Answer, ClientTls, ConnectionPool, ConsistentHash, DEFAULT_NAMESPACE, DestinationRule,
-    Endpoint, Gateway, H2UpgradePolicy, HashKey, HashRing, HttpPool, LoadBalancer, Meta,
-    OutlierDetection, PortPolicy, ProxyProtocol, Resolution, ResourceId, Resources, RetryBudget,
-    ServiceEntry, ServicePort, Sidecar, SimpleBalancer, Subset, TcpKeepalive, TcpPool, TlsMode,
-    TrafficPolicy, Tunnel, UNREAD_KINDS, Unread, VirtualService, Warmup,
+    Address, Answer, BACKEND_TLS_POLICY, ClientTls, ConnectionPool, ConsistentHash,
+    DEFAULT_NAMESPACE, DestinationRule, Endpoint, Gateway, H2UpgradePolicy, HashKey, HashRing,
+    HttpPool, LoadBalancer, Meta, OutlierDetection, PortPolicy, ProxyProtocol, Resolution,
+    ResourceId, Resources, RetryBudget, ServiceEntry, ServicePort, Sidecar, SimpleBalancer, Subset,
+    TcpKeepalive, TcpPool, TlsMode, TrafficPolicy, Tunnel, UNREAD_KINDS, Unread, VirtualService,
+    Warmup,
 };
 pub use source::{API_VERSIONS, KINDS, Parser, is_list};
 pub use table::branching::{BranchOf, Branching, ShareOf};

@@ -17,7 +17,7 @@ use crate::problem::{FieldPath, Segment};
 use crate::proxy::Proxy;
 use crate::resource::{
     ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, ProxyProtocol,
-    RetryBudget, Subset, TrafficPolicy, Tunnel, exported,
+    ResourceId, RetryBudget, Subset, TrafficPolicy, Tunnel, as_policy, exported,
 };
 
 impl DestinationRule {
@@ -79,6 +79,8 @@ pub(crate) struct Merged<'r> {
     pub(crate) subsets: Vec<(Rule<'r>, &'r Subset)>,
     /// The others.
     pub(crate) others: Vec<Rule<'r>>,
+    /// Those that were made of a `BackendTLSPolicy`: they give `tls` where the policy gives none.
+    attached: Vec<Rule<'r>>,
     /// The indexes of earlier ones of which this one is part too.
     part_of: Vec<usize>,
     /// Istio would drop it: it counts only for callers who do not see what it is part of.
@@ -99,6 +101,7 @@ impl<'r> Merged<'r> {
             policy,
             subsets,
             others: Vec::new(),
+            attached: Vec::new(),
             part_of,
             dropped,
         }
@@ -192,13 +195,17 @@ impl<'r> RuleIndex<'r> {
             let rules = sorted.iter().filter_map(|at| Indexed::at(rules, *at));
             rules.filter(move |rule| rule.selector.is_some() == selected)
         };
+        // What Istio makes itself has no age, and so comes before what people write.
+        let is_made = |rule: &Rule<'_>| rule.meta.id.is_backend_tls_policy();
+        let made = of(false).filter(is_made);
+        let written = of(false).filter(move |rule| !is_made(rule));
         let mut index = RuleIndex {
             local: BTreeMap::new(),
             offered: BTreeMap::new(),
             root: ByHost::default(),
             mesh,
         };
-        for rule in of(true).chain(of(false)) {
+        for rule in of(true).chain(made).chain(written) {
             let owner = &*rule.item.meta.id.namespace;
             if rule.seen_from(owner, mesh) {
                 index.local.entry(owner).or_default().add(rule);
@@ -287,7 +294,27 @@ fn applicable<'r>(rules: &[Rule<'r>], proxy: &Proxy, mesh: &Mesh) -> Option<Merg
 ///
 /// Source: istio/istio `pilot/pkg/model/destination_rule.go`, `mergeDestinationRule`.
 fn merge<'r>(rules: &[Rule<'r>]) -> Vec<Merged<'r>> {
+    let is_made = |rule: &Rule<'r>| rule.meta.id.is_backend_tls_policy();
+    let is_beside = |rule: &Rule<'r>| rule.selector.is_none() && rule.export_to.is_empty();
+    let (made, written): (Vec<Rule<'r>>, Vec<Rule<'r>>) = rules.iter().partition(|it| is_made(it));
     let mut merged: Vec<Merged<'r>> = Vec::new();
+    // A policy joins a rule that is exported like it, and stands before all others where there is none.
+    if !written.iter().any(is_beside) {
+        merged.extend(
+            made.first()
+                .map(|rule| Merged::of(*rule, Vec::new(), false)),
+        );
+    }
+    merge_written(&written, &mut merged);
+    if let Some(home) = merged.iter_mut().find(|it| is_beside(&it.first)) {
+        let others = made.iter().filter(|it| it.index != home.first.index);
+        home.others.extend(others);
+        home.attached = made;
+    }
+    merged
+}
+
+fn merge_written<'r>(rules: &[Rule<'r>], merged: &mut Vec<Merged<'r>>) {
     for rule in rules {
         let exports = rule.exports();
         let mut part_of = Vec::new();
@@ -315,7 +342,6 @@ fn merge<'r>(rules: &[Rule<'r>]) -> Vec<Merged<'r>> {
             merged.push(Merged::of(*rule, part_of, !stands));
         }
     }
-    merged
 }
 
 fn same_labels(a: &[(String, String)], b: &[(String, String)]) -> bool {
@@ -336,6 +362,14 @@ pub enum PolicySource {
 }
 
 impl PolicySource {
+    /// Returns the way to what it names in a rule, which may have been made of a `BackendTLSPolicy`.
+    pub fn path_in(self, rule: &ResourceId) -> FieldPath {
+        match rule.is_backend_tls_policy() {
+            true => as_policy(self.path()),
+            false => self.path(),
+        }
+    }
+
     /// Returns the way to what it names.
     pub fn path(self) -> FieldPath {
         let key = |key: &str| Segment::Key(key.to_owned());
@@ -380,22 +414,52 @@ impl<'r> Settings<'r> {
             retry_budget: policy.and_then(|policy| policy.retry_budget.as_ref()),
         }
     }
+
+    /// Takes TLS from others where there is none.
+    fn filled(self, others: Option<Settings<'r>>) -> Self {
+        match others.filter(|others| self.tls.is_none() && others.tls.is_some()) {
+            Some(others) => Settings {
+                rule: others.rule,
+                source: others.source,
+                tls: others.tls,
+                ..self
+            },
+            None => self,
+        }
+    }
 }
 
 /// Returns the settings for one service port.
 ///
 /// A matching `portLevelSettings` entry replaces the rule's settings as a whole: what it leaves out
 /// takes its default and is not inherited, `tunnel`, `proxyProtocol` and `retryBudget` included. The
-/// first match wins. `port` is the service port, never the target port.
+/// first match wins. `port` is the service port, never the target port. Of what is attached, `tls` for the port fills
+/// a gap in such an entry or makes one, and `tls` for all ports fills a gap in the rest.
 ///
-/// Source: istio/istio `pilot/pkg/networking/util/util.go`, `GetPortLevelTrafficPolicy`.
+/// Source: istio/istio `pilot/pkg/networking/util/util.go`, `GetPortLevelTrafficPolicy`, and
+/// `pilot/pkg/model/destination_rule.go`, `mergeBackendPolicyTrafficPolicy`.
 pub(crate) fn for_port<'r>(merged: &Merged<'r>, port: PortNumber) -> Settings<'r> {
-    let Some((rule, policy)) = merged.policy else {
-        return Settings::of(merged.first, PolicySource::Rule, None);
+    let of_port = |(rule, policy): (Rule<'r>, &'r TrafficPolicy)| {
+        let entry = policy.port_level.iter().find(|entry| entry.port == port)?;
+        let source = PolicySource::Port(entry.index);
+        Some(Settings::of(rule, source, Some(&entry.policy)))
     };
-    match policy.port_level.iter().find(|entry| entry.port == port) {
-        Some(entry) => Settings::of(rule, PolicySource::Port(entry.index), Some(&entry.policy)),
-        None => Settings::of(rule, PolicySource::Rule, Some(policy)),
+    let whole = |(rule, policy)| Settings::of(rule, PolicySource::Rule, Some(policy));
+    let attached = || {
+        let made = merged.attached.iter();
+        made.filter_map(|rule| Some((*rule, rule.item.policy.as_deref()?)))
+    };
+    let own = merged.policy.and_then(of_port);
+    let added = attached().find_map(of_port);
+    match (own, added) {
+        (Some(own), added) => own.filled(added),
+        (None, Some(added)) => added,
+        (None, None) => {
+            let nothing = Settings::of(merged.first, PolicySource::Rule, None);
+            let mut all = attached().map(whole);
+            let added = all.find(|settings| settings.tls.is_some());
+            merged.policy.map_or(nothing, whole).filled(added)
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::host::HostPattern;
 
+mod backend_tls_policy;
 mod client_tls;
 mod destination_rule;
 mod gateway;
@@ -16,13 +17,14 @@ mod traffic_policy;
 mod unread;
 mod virtual_service;
 
+pub(crate) use backend_tls_policy::{At, BackendTlsPolicy, Target, meant};
 pub use client_tls::{ClientTls, TlsMode};
 pub use destination_rule::{DestinationRule, Subset};
 pub use gateway::Gateway;
 pub(crate) use gateway::{Ends, Reads, Server};
-pub use id::{DEFAULT_NAMESPACE, ResourceId};
-pub(crate) use meta::exported;
+pub use id::{BACKEND_TLS_POLICY, DEFAULT_NAMESPACE, ResourceId};
 pub use meta::{Meta, is_label, read_export_to, read_labels, read_meta, text_of};
+pub(crate) use meta::{as_policy, exported};
 pub use service_entry::{Address, Endpoint, Resolution, ServiceEntry, ServicePort};
 pub use sidecar::Sidecar;
 pub(crate) use traffic_policy::read_limits;

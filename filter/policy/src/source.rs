@@ -2,13 +2,14 @@
 
 use serde_json::Value;
 
+use crate::attach::attach;
 use crate::fields::{Cursor, Field, Fields, Report, listed};
 use crate::node::Node;
 use crate::order::sort_by;
 use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Severity, did_you_mean};
 use crate::resource::{
-    DestinationRule, Gateway, Meta, ResourceId, Resources, ServiceEntry, Sidecar, UNREAD_KINDS,
-    Unread, VirtualService,
+    BackendTlsPolicy, DestinationRule, Gateway, Meta, Resources, ServiceEntry, Sidecar,
+    UNREAD_KINDS, Unread, VirtualService,
 };
 
 /// The versions of `networking.istio.io` that are read.
@@ -38,6 +39,7 @@ pub fn is_list(kind: &str) -> bool {
 pub struct Parser {
     documents: usize,
     resources: Resources,
+    policies: Vec<BackendTlsPolicy>,
     problems: Vec<Problem>,
 }
 
@@ -98,6 +100,9 @@ impl Parser {
     /// Returns what was read, and what was wrong. Resources with an error are left out.
     pub fn finish(mut self) -> (Resources, Problems) {
         self.twice();
+        let policies = std::mem::take(&mut self.policies);
+        let mut problems = attach(policies, &mut self.resources);
+        self.problems.append(&mut problems);
         (self.resources, Problems(self.problems))
     }
 
@@ -116,7 +121,8 @@ impl Parser {
         let services = self.resources.virtual_services.iter().map(|it| &it.meta);
         let gateways = self.resources.gateways.iter().map(|it| &it.meta);
         let sidecars = self.resources.sidecars.iter().map(|it| &it.meta);
-        let others = services.chain(gateways).chain(sidecars);
+        let policies = self.policies.iter().map(|it| &it.meta);
+        let others = services.chain(gateways).chain(sidecars).chain(policies);
         let mut metas: Vec<&Meta> = entries.chain(rules).chain(others).collect();
         sort_by(&mut metas, |a, b| (&a.id, a.origin).cmp(&(&b.id, b.origin)));
         let mut problems = Vec::new();
@@ -168,7 +174,12 @@ impl Parser {
             .fields()
             .and_then(|fields| read_resource(&fields, origin));
         let usable = !report.has_errors();
-        self.problems.extend(report.into_problems());
+        let problems = report.into_problems();
+        if let Some(Read::BackendTlsPolicy(mut policy)) = read {
+            policy.problems = problems;
+            return self.policies.push(*policy);
+        }
+        self.problems.extend(problems);
         match read {
             Some(Read::ServiceEntry(mut entry)) if usable => {
                 let entries = &mut self.resources.service_entries;
@@ -211,6 +222,7 @@ fn push<T>(list: &mut Vec<T>, item: T) {
 enum Read {
     ServiceEntry(Box<ServiceEntry>),
     DestinationRule(Box<DestinationRule>),
+    BackendTlsPolicy(Box<BackendTlsPolicy>),
     VirtualService(Box<VirtualService>),
     Gateway(Box<Gateway>),
     Sidecar(Box<Sidecar>),
@@ -242,6 +254,11 @@ fn read_resource(root: &Fields<'_>, origin: Origin) -> Option<Read> {
                 Gateway::KIND => Read::Gateway(Box::new(Gateway::read(origin, metadata, spec))),
                 _ => Read::Sidecar(Box::new(Sidecar::read(origin, metadata, spec))),
             })
+        }
+        kind if BackendTlsPolicy::is(&api_version, kind) => {
+            BackendTlsPolicy::read(root, &api_version, origin)
+                .map(Box::new)
+                .map(Read::BackendTlsPolicy)
         }
         _ => {
             root.allow_unknown();
@@ -292,32 +309,15 @@ fn other_kind(root: &Fields<'_>, api_version: &str, kind: String) {
     });
 }
 
-/// Returns which resource a problem without one belongs to; for messages about several resources.
+/// As [`Meta::problem`].
 pub(crate) fn problem_of(
     severity: Severity,
-    meta: &crate::resource::Meta,
+    meta: &Meta,
     path: FieldPath,
     kind: ProblemKind,
     hint: Option<String>,
 ) -> Problem {
-    let resource: ResourceId = meta.id.clone();
-    let mut path = path;
-    if let Some(item) = meta.origin.item {
-        use crate::problem::Segment;
-        path.0.splice(
-            0..0,
-            [Segment::Key("items".to_owned()), Segment::Index(item)],
-        );
-    }
-    Problem {
-        severity,
-        origin: meta.origin,
-        resource: Some(resource),
-        path,
-        kind,
-        hint,
-        id: None,
-    }
+    meta.problem(severity, path, kind, hint)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ const HOST: &str = "api.example.com";
 fn document(kind: &str, name: &str, spec: Value) -> Value {
     let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
     let group = match kind {
-        "BackendTLSPolicy" | "HTTPRoute" | "TLSRoute" => "gateway.networking.k8s.io",
+        "HTTPRoute" | "TLSRoute" => "gateway.networking.k8s.io",
         _ => "networking.istio.io",
     };
     json!({"apiVersion": format!("{group}/v1"), "kind": kind,
@@ -608,19 +608,6 @@ fn is_silent(with: &Value) {
 #[test]
 fn other_kinds_that_may_change_the_way_refuse_the_host() {
     let target = |kind: &str, name: &str| json!([{"group": "networking.istio.io", "kind": kind, "name": name}]);
-    let validation = json!({"hostname": HOST, "wellKnownCACertificates": "System"});
-    let policy = |refs: Value| {
-        document(
-            "BackendTLSPolicy",
-            "p",
-            json!({"targetRefs": refs, "validation": validation}),
-        )
-    };
-    is_not_read(&policy(target("ServiceEntry", "a")));
-    is_silent(&policy(target("ServiceEntry", "another")));
-    let mut wrong = target("ServiceEntry", "a");
-    wrong[0]["sectionName"] = json!("htpp");
-    is_not_read(&policy(wrong));
     let backend = |host: &str, port: u16| json!([{"group": "networking.istio.io", "kind": "Hostname", "name": host, "port": port}]);
     let route = |host: &str, port: u16| {
         document(

@@ -23,7 +23,8 @@ const NOT_HERE: &str = "originated-by-the-egress-filter.invalid";
 const NOT_PATCHED: &str = "verified-by-the-egress-patches.invalid";
 
 /// Renders the DestinationRules as they were given, but replaces each originated `tls` block with one that always
-/// fails. If such a rule is for some workloads only, there is a closed rule for the others too.
+/// fails. If such a rule is for some workloads only, there is a closed rule for the others too. There also is one beside
+/// each BackendTLSPolicy: Istio lets it overrule the policy.
 pub(super) fn destination_rules(
     rules: &Rules,
     services: &[Service<'_>],
@@ -32,7 +33,8 @@ pub(super) fn destination_rules(
 ) -> Vec<Manifest> {
     let mut carried_out = BTreeMap::<String, BTreeSet<PortNumber>>::new();
     for (service, _) in originated(services, &wanted.way) {
-        let Some(rule) = service.rule else { continue };
+        let written = service.rule.filter(|id| !id.is_backend_tls_policy());
+        let Some(rule) = written else { continue };
         let ports = carried_out.entry(rule.qualified()).or_default();
         // A subset is closed where it stands.
         ports.extend(service.subset.is_none().then_some(service.port));
@@ -127,7 +129,7 @@ fn for_others(
         let selects = service
             .rule
             .and_then(rule_of)
-            .is_some_and(|rule| rule.selector.is_some());
+            .is_some_and(|rule| rule.selector.is_some() || rule.meta.id.is_backend_tls_policy());
         if selects {
             let host = service.host.to_string();
             ports.entry(host).or_default().insert(service.port);
@@ -138,6 +140,7 @@ fn for_others(
         let mut all = rules.parsed.destination_rules.iter();
         let for_all = all.find(|rule| {
             rule.selector.is_none()
+                && !rule.meta.id.is_backend_tls_policy()
                 && rule.host.to_string() == host
                 && *rule.meta.id.namespace == **namespace
         });

@@ -290,7 +290,10 @@ impl<'r> Compiler<'r> {
                         format!(
                             "TLS inside TLS: applications already speak TLS on port {port} of `{host}`"
                         ),
-                        "give `tls` under `portLevelSettings` for the HTTP port alone",
+                        match meta.id.is_backend_tls_policy() {
+                            true => "give the name of the HTTP port in `sectionName`",
+                            false => "give `tls` under `portLevelSettings` for the HTTP port alone",
+                        },
                     ),
                 };
                 self.report(

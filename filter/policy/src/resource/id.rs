@@ -17,7 +17,15 @@ pub struct ResourceId {
     pub name: Arc<str>,
 }
 
+/// The kind of a policy that a DestinationRule is made of, and the group of its `apiVersion`.
+pub const BACKEND_TLS_POLICY: (&str, &str) = ("BackendTLSPolicy", "gateway.networking.k8s.io");
+
 impl ResourceId {
+    /// Whether it is a `BackendTLSPolicy`, of which a DestinationRule was made.
+    pub fn is_backend_tls_policy(&self) -> bool {
+        self.kind == BACKEND_TLS_POLICY.0
+    }
+
     /// Returns `namespace/name`.
     pub fn qualified(&self) -> String {
         format!("{}/{}", self.namespace, self.name)

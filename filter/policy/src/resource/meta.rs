@@ -2,7 +2,7 @@
 
 use crate::fields::{Field, Fields};
 use crate::node::{Node, Object};
-use crate::problem::{Origin, ProblemKind};
+use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Segment, Severity};
 use crate::resource::id::{DEFAULT_NAMESPACE, ResourceId};
 
 /// What every resource has.
@@ -24,6 +24,42 @@ impl Meta {
     /// Source: istio/istio `pilot/pkg/model/config.go`, `sortConfigByCreationTime`.
     pub fn order(&self) -> (&str, &str, &str) {
         (&self.created, &self.id.name, &self.id.namespace)
+    }
+
+    /// Returns a problem of the resource; for messages about several resources.
+    pub(crate) fn problem(
+        &self,
+        severity: Severity,
+        path: FieldPath,
+        kind: ProblemKind,
+        hint: Option<String>,
+    ) -> Problem {
+        let mut path = match self.id.is_backend_tls_policy() {
+            true => as_policy(path),
+            false => path,
+        };
+        if let Some(item) = self.origin.item {
+            let list = [Segment::Key("items".to_owned()), Segment::Index(item)];
+            path.0.splice(0..0, list);
+        }
+        Problem {
+            severity,
+            origin: self.origin,
+            resource: Some(self.id.clone()),
+            path,
+            kind,
+            hint,
+            id: None,
+        }
+    }
+}
+
+/// Returns the field of a `BackendTLSPolicy` of which a field of its DestinationRule was made.
+pub(crate) fn as_policy(path: FieldPath) -> FieldPath {
+    match path.0.get(1) {
+        Some(Segment::Key(key)) if key == "trafficPolicy" => FieldPath::keys("spec.validation"),
+        Some(Segment::Key(key)) if key == "host" => FieldPath::keys("spec.targetRefs"),
+        _ => path,
     }
 }
 

@@ -4,7 +4,7 @@
 //! resource could send plaintext where the resource leads to TLS.
 //!
 //! Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `pilot/pkg/model/sidecar.go`,
-//! `pilot/pkg/config/kube/gateway/backend_policies.go`, `pilot/pkg/networking/core/envoyfilter`.
+//! `pilot/pkg/networking/core/envoyfilter`.
 
 use crate::host::HostPattern;
 use crate::node::Node;
@@ -14,9 +14,8 @@ use crate::resource::loose::{at, labels, list, number, pattern, text};
 use crate::resource::{DEFAULT_NAMESPACE, ResourceId, ServiceEntry, ServicePort};
 
 /// The kinds, each with the group of its `apiVersion`.
-pub const UNREAD_KINDS: [(&str, &str); 6] = [
+pub const UNREAD_KINDS: [(&str, &str); 5] = [
     ("EnvoyFilter", "networking.istio.io"),
-    ("BackendTLSPolicy", "gateway.networking.k8s.io"),
     ("HTTPRoute", "gateway.networking.k8s.io"),
     ("GRPCRoute", "gateway.networking.k8s.io"),
     ("TLSRoute", "gateway.networking.k8s.io"),
@@ -57,16 +56,12 @@ struct Patches {
     patches: Vec<Option<(HostPattern, Option<u64>)>>,
 }
 
-/// What a policy or route of the Gateway API is attached to.
+/// What a route of the Gateway API is attached to: it counts for callers in its own namespace, and for services there.
 #[derive(Debug, Clone, PartialEq)]
 struct Target {
     /// The name and namespace of a ServiceEntry, or a host.
     at: At,
-    /// The name of a port, which a policy gives, or its number, which a route gives.
-    section: Option<String>,
     port: Option<u64>,
-    /// A route counts for callers in its own namespace, and for services there.
-    route: bool,
     /// The only host and port that a route leads to, where it does nothing else.
     only: Option<(HostPattern, u64)>,
 }
@@ -89,14 +84,9 @@ impl Unread {
         let namespace = meta("namespace").unwrap_or(DEFAULT_NAMESPACE);
         let nothing = Node::Null;
         let spec = spec.unwrap_or(&nothing);
-        let ignored = metadata
-            .and_then(|metadata| at(metadata, "annotations"))
-            .and_then(|notes| text(notes, "istio.io/ignore-policy-attachment"))
-            .is_some_and(|word| word == "true");
         let says = match kind {
             "EnvoyFilter" => Says::Patches(patches(spec)),
-            _ if ignored => Says::Attached(Vec::new()),
-            kind => Says::Attached(attached(spec, namespace, kind != "BackendTLSPolicy")),
+            _ => Says::Attached(attached(spec, namespace)),
         };
         Unread {
             id: ResourceId {
@@ -165,8 +155,7 @@ impl Target {
     }
 
     fn changes(&self, asked: Asked<'_>, owner: &str, proxy: &Proxy) -> bool {
-        let seen =
-            !self.route || owner == proxy.namespace || owner == &*asked.entry.meta.id.namespace;
+        let seen = owner == proxy.namespace || owner == &*asked.entry.meta.id.namespace;
         if !seen || !self.is_for(asked.entry, Some(asked.host)) {
             return false;
         }
@@ -175,12 +164,7 @@ impl Target {
             .only
             .as_ref()
             .is_some_and(|(host, port)| host == asked.host && *port == number);
-        if stays || !is_port(self.port, asked) {
-            return false;
-        }
-        let names = |port: &ServicePort| self.section.as_deref() == Some(&*port.name);
-        // A port that is not there may be a slip of the pen: then nobody knows which one was meant.
-        self.section.is_none() || names(asked.port) || !asked.entry.ports.iter().any(names)
+        !stays && is_port(self.port, asked)
     }
 }
 
@@ -270,9 +254,9 @@ fn leads_elsewhere(value: &Node<'_>) -> bool {
     }
 }
 
-fn attached(spec: &Node<'_>, namespace: &str, route: bool) -> Vec<Target> {
-    let refs = list(spec, if route { "parentRefs" } else { "targetRefs" });
-    let only = route.then(|| only(spec, namespace)).flatten();
+fn attached(spec: &Node<'_>, namespace: &str) -> Vec<Target> {
+    let refs = list(spec, "parentRefs");
+    let only = only(spec, namespace);
     let target = |it: &Node<'_>| {
         let name = text(it, "name")?;
         let own = text(it, "namespace").unwrap_or(namespace);
@@ -290,12 +274,9 @@ fn attached(spec: &Node<'_>, namespace: &str, route: bool) -> Vec<Target> {
         pattern(&host).map(At::Host)
     };
     let targets = refs.iter().filter_map(|it| {
-        let section = text(it, "sectionName").filter(|_| !route);
         Some(Target {
             at: target(it)?,
-            section: section.map(str::to_owned),
             port: number(it, "port"),
-            route,
             only: only.clone(),
         })
     });
