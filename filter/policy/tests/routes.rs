@@ -1,6 +1,7 @@
 //! VirtualServices, Gateways and Sidecars: where the table leads what they speak of.
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     reason = "a test that meets what it did not expect should stop"
 )]
 
