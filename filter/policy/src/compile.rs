@@ -21,6 +21,7 @@ use crate::decision::Reason;
 use crate::options::CompileOptions;
 use crate::port::PortNumber;
 use crate::problem::{Problem, Problems};
+use crate::proxy::Role;
 use crate::resource::Resources;
 use crate::table::PolicyTable;
 use crate::table::hosts::{Verdict, narrow};
@@ -142,6 +143,7 @@ impl Compiler<'_> {
             clusters: sorted,
             resources: ids,
             outbound,
+            router: self.options.proxy.role == Role::Gateway && !self.options.foreign,
             connect_to: self.options.connect_to.clone(),
             connections,
             allow_plaintext: self.options.allow_plaintext.clone(),

@@ -34,6 +34,8 @@ pub struct PolicyTable {
     pub(crate) clusters: Vec<Cluster>,
     pub(crate) resources: Vec<ResourceId>,
     pub(crate) outbound: OutboundMode,
+    /// It is a router's: what no Gateway serves is answered 404, whatever becomes of other hosts elsewhere.
+    pub(crate) router: bool,
     pub(crate) connect_to: Vec<ConnectTo>,
     /// What connections without a host are told apart by.
     pub(crate) connections: Connections,
@@ -426,6 +428,7 @@ impl PolicyTable {
         service_entry: Option<&'t ResourceId>,
     ) -> Decision<'t, 'q> {
         let action = match self.outbound {
+            _ if self.router => Action::Reject(Reason::NoRoute),
             OutboundMode::RegistryOnly => Action::Reject(reason),
             OutboundMode::AllowAny => Action::LeaveAlone(reason),
         };

@@ -174,7 +174,11 @@ impl TlsIntent {
         let credential = tls.credential_name.as_deref();
         let from_secret = credential.is_some_and(|name| !name.starts_with("configmap://"));
         if from_secret && rule.selector.is_none() && role == Role::Sidecar {
-            return Err(InvalidTls::CredentialWithoutSelector);
+            return match downstream {
+                // It is a gateway's, and here the application speaks TLS itself.
+                DownstreamProtocol::Tls => Ok(None),
+                _ => Err(InvalidTls::CredentialWithoutSelector),
+            };
         }
         let sni = match (&tls.sni, downstream, host.exact()) {
             (Some(name), ..) => Sni::Rule(name.clone()),

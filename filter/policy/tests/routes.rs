@@ -406,7 +406,7 @@ fn a_hop_is_folded() {
         said(&router, "http://api.example.com:443", None),
         "originate api.example.com:443"
     );
-    assert_eq!(said(&router, url, None), "reject unknown_port");
+    assert_eq!(said(&router, url, None), "reject no_route");
 }
 
 #[test]

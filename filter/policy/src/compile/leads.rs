@@ -270,10 +270,12 @@ impl<'r> Compiler<'r> {
         };
         let scope = Rc::clone(side.scope.as_ref().unwrap_or(&self.scope));
         let number = to.port.unwrap_or_else(|| {
-            // A gateway takes the only port that there is.
+            // A gateway takes the only port that there is, and so do connections.
             let mut numbers = scope.ports(found).map(|(_, port)| port.number);
-            match (side.proxy.role, numbers.next(), numbers.next()) {
-                (Role::Gateway, Some(only), None) => only,
+            let takes =
+                side.proxy.role == Role::Gateway || called.downstream != DownstreamProtocol::Http;
+            match (numbers.next(), numbers.next()) {
+                (Some(only), None) if takes => only,
                 _ => side.port,
             }
         });

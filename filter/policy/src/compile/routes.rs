@@ -128,9 +128,7 @@ impl<'r> Compiler<'r> {
                 let mut known = compiler.hosts.iter();
                 host.exact().is_none()
                     && known.any(|known| {
-                        host.covers(&known.pattern)
-                            && routing.goes_by(&known.pattern) == Some(host)
-                            && compiler.hosts.port(known, port).is_some()
+                        host.covers(&known.pattern) && compiler.hosts.port(known, port).is_some()
                     })
             };
             if serves(host, self) || has_services(self) {

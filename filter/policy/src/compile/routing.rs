@@ -74,7 +74,7 @@ impl<'r> Routing<'r> {
         services.retain(|service| {
             let owner = &*service.meta.id.namespace;
             let taken = |host: &HostPattern| {
-                sidecar.is_none_or(|sidecar| sidecar.takes_in_routes(owner, host))
+                sidecar.is_none_or(|sidecar| sidecar.takes_in_routes(&proxy.namespace, owner, host))
             };
             service.hosts.iter().any(taken)
         });
@@ -136,10 +136,9 @@ impl<'r> Routing<'r> {
     ) -> Option<Vec<Chosen<'r>>> {
         let by = self.goes_by(host)?;
         let places = self.by_host.get(by)?;
-        let asked = if by == host {
-            &places[..]
-        } else {
-            places.get(..1)?
+        let asked = match by.exact() {
+            Some(_) => &places[..],
+            None => places.get(..1)?,
         };
         let routes = |at: &usize| {
             let service = *self.services.get(*at)?;

@@ -61,7 +61,9 @@ impl<'r> Scope<'r> {
             tell(Seen::Entry(entry));
             for (at, host) in entry.item.hosts.iter().enumerate() {
                 let owner = &*entry.meta.id.namespace;
-                if sidecar.is_some_and(|sidecar| !sidecar.takes_in(owner, host, None)) {
+                if sidecar
+                    .is_some_and(|sidecar| !sidecar.takes_in(&proxy.namespace, owner, host, None))
+                {
                     scope.beyond.entry(host).or_insert(entry);
                     continue;
                 }

@@ -102,9 +102,10 @@ impl<'r> Compiler<'r> {
                     continue;
                 }
                 let (number, port_index) = (port.number, port.index);
-                let owner = &*entry.meta.id.namespace;
-                let taken_in =
-                    |sidecar: &Sidecar| sidecar.takes_in(owner, host, Some(number.get().into()));
+                let (owner, caller) = (&*entry.meta.id.namespace, &*self.options.proxy.namespace);
+                let taken_in = |sidecar: &Sidecar| {
+                    sidecar.takes_in(caller, owner, host, Some(number.get().into()))
+                };
                 if !sidecar.is_none_or(taken_in) {
                     continue;
                 }

@@ -90,22 +90,28 @@ impl Sidecar {
         first.map(|(.., sidecar)| sidecar)
     }
 
-    /// Whether a host of a namespace is taken in; without a port, whether any port of it is.
-    pub(crate) fn takes_in(&self, owner: &str, host: &HostPattern, port: Option<u64>) -> bool {
+    /// Whether `caller`, a namespace, takes in a host of another; without a port, whether any port of it.
+    pub(crate) fn takes_in(
+        &self,
+        caller: &str,
+        owner: &str,
+        host: &HostPattern,
+        port: Option<u64>,
+    ) -> bool {
         let covers = |import: &Import| import.host.covers(host);
-        self.is_taken_in(owner, port, &covers, &covers)
+        self.is_taken_in((caller, owner), port, &covers, &covers)
     }
 
     /// Whether a VirtualService's host is taken in: one that is in part is so as a whole.
-    pub(crate) fn takes_in_routes(&self, owner: &str, host: &HostPattern) -> bool {
+    pub(crate) fn takes_in_routes(&self, caller: &str, owner: &str, host: &HostPattern) -> bool {
         let overlaps = |import: &Import| import.host.overlaps(host);
         let covers = |import: &Import| import.host.covers(host);
-        self.is_taken_in(owner, None, &overlaps, &covers)
+        self.is_taken_in((caller, owner), None, &overlaps, &covers)
     }
 
     fn is_taken_in(
         &self,
-        owner: &str,
+        (caller, owner): (&str, &str),
         port: Option<u64>,
         included: &dyn Fn(&Import) -> bool,
         excluded: &dyn Fn(&Import) -> bool,
@@ -115,7 +121,8 @@ impl Sidecar {
         };
         let of = |import: &&Import| match import.namespace.as_str() {
             "*" => true,
-            "." => *owner == *self.meta.id.namespace,
+            // That of the caller, in the root namespace's Sidecar too.
+            "." => owner == caller,
             "~" => import.excluded,
             other => other == owner,
         };
