@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use egress_policy::{
-    FieldPath, HostPattern, KINDS, Meta, Origin, Parser, Problem, ProblemKind, Resources, Segment,
+    FieldPath, HostPattern, Meta, Origin, Parser, Problem, ProblemKind, Resources, Segment,
 };
 use serde_json::{Map, Value};
 
@@ -14,6 +14,9 @@ use crate::policy;
 use crate::severity::Severity;
 use egress_rules::yaml::{self, Document, Location};
 use egress_rules::{Source, is_ours, resources, told};
+
+/// The kinds that have findings. All others may rely on what these say.
+const LINTED: [&str; 2] = ["ServiceEntry", "DestinationRule"];
 
 /// Files, documents and resources.
 pub(crate) struct Input {
@@ -143,7 +146,7 @@ impl Input {
             for (_, value) in resources(&read.document.value) {
                 let kind = value.get("kind").and_then(Value::as_str);
                 let kind = kind.unwrap_or_default();
-                if !KINDS.contains(&kind) && !["Secret", "ConfigMap"].contains(&kind) {
+                if !LINTED.contains(&kind) && !["Secret", "ConfigMap"].contains(&kind) {
                     collect_texts(value, &mut input.elsewhere);
                 }
             }
@@ -371,7 +374,7 @@ fn namespace(value: &Value) -> &str {
 
 fn as_bare(value: &Value, origin: Origin, refused: bool) -> Option<Bare> {
     let kind = value.get("kind").and_then(Value::as_str)?;
-    let kind = KINDS.into_iter().find(|known| *known == kind)?;
+    let kind = LINTED.into_iter().find(|known| *known == kind)?;
     let namespace = namespace(value);
     let name = value.pointer("/metadata/name").and_then(Value::as_str);
     let name = name.unwrap_or_default();
