@@ -78,10 +78,15 @@ impl Rules {
                 (id.kind, &*id.namespace, &*id.name)
             })
             .collect();
+        let selecting = entries.iter().filter(|it| it.workload_selector.is_some());
+        let selecting: BTreeSet<&str> = selecting.map(|it| &*it.meta.id.namespace).collect();
         let wanted = |resource: &Value| {
             let text = |pointer| resource.pointer(pointer).and_then(Value::as_str);
             let namespace = text("/metadata/namespace").unwrap_or(egress_policy::DEFAULT_NAMESPACE);
             let (kind, name) = (kind(resource).unwrap_or_default(), text("/metadata/name"));
+            if kind == "WorkloadEntry" {
+                return selecting.contains(namespace);
+            }
             let id = (kind, namespace, name.unwrap_or_default());
             match is_unread(resource) || is_backend_tls_policy(resource) {
                 true => concern.contains(&id),

@@ -96,7 +96,8 @@ pub(crate) fn is_unread(value: &Value) -> bool {
 /// Returns resources without what Kubernetes notes down on them: the filter has no use for it, and with ten
 /// thousand resources it is most of the text.
 ///
-/// Labels decide only whether entries with one host join, so they stay where a host has several entries.
+/// Labels decide only whether entries with one host join, so they stay where a host has several entries, and by which
+/// entries a WorkloadEntry is selected.
 pub(crate) fn bare(mut resources: Vec<Value>) -> Vec<Value> {
     let mut entries = BTreeMap::<String, usize>::new();
     for host in resources.iter().flat_map(hosts) {
@@ -105,8 +106,10 @@ pub(crate) fn bare(mut resources: Vec<Value>) -> Vec<Value> {
     let labelled: Vec<bool> = resources
         .iter()
         .map(|resource| {
+            // Those of a WorkloadEntry say who selects it.
+            let workload = kind(resource) == Some("WorkloadEntry");
             let mut hosts = hosts(resource);
-            hosts.any(|host| entries.get(&host).is_some_and(|count| *count > 1))
+            workload || hosts.any(|host| entries.get(&host).is_some_and(|count| *count > 1))
         })
         .collect();
     for (resource, labelled) in resources.iter_mut().zip(labelled) {

@@ -77,6 +77,7 @@ mod table;
 mod tls;
 mod visible;
 mod words;
+mod workloads;
 
 pub use cluster::{Cluster, ClusterName, Endpoints, LbEndpoint, UpstreamProtocol};
 pub use compile::Compiled;

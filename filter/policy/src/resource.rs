@@ -16,6 +16,7 @@ mod sidecar;
 mod traffic_policy;
 mod unread;
 mod virtual_service;
+mod workload_entry;
 
 pub(crate) use backend_tls_policy::{At, BackendTlsPolicy, Target, meant};
 pub use client_tls::{ClientTls, TlsMode};
@@ -37,6 +38,7 @@ pub(crate) use unread::Asked;
 pub use unread::{UNREAD_KINDS, Unread};
 pub use virtual_service::{Answer, VirtualService};
 pub(crate) use virtual_service::{Destination, GatewayName, Match, Route};
+pub(crate) use workload_entry::WorkloadEntry;
 
 /// All resources of a configuration, in the order they were read.
 #[derive(Debug, Clone, Default)]

@@ -9,8 +9,9 @@ use crate::order::sort_by;
 use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Severity, did_you_mean};
 use crate::resource::{
     BackendTlsPolicy, DestinationRule, Gateway, Meta, Resources, ServiceEntry, Sidecar,
-    UNREAD_KINDS, Unread, VirtualService,
+    UNREAD_KINDS, Unread, VirtualService, WorkloadEntry,
 };
+use crate::workloads::select;
 
 /// The versions of `networking.istio.io` that are read.
 pub const API_VERSIONS: [&str; 3] = [
@@ -20,12 +21,13 @@ pub const API_VERSIONS: [&str; 3] = [
 ];
 
 /// The kinds that are read.
-pub const KINDS: [&str; 5] = [
+pub const KINDS: [&str; 6] = [
     ServiceEntry::KIND,
     DestinationRule::KIND,
     VirtualService::KIND,
     Gateway::KIND,
     Sidecar::KIND,
+    WorkloadEntry::KIND,
 ];
 
 /// Whether a kind is a list of resources, where it has `items`: `List`, or `ServiceEntryList` as the API server has
@@ -40,6 +42,7 @@ pub struct Parser {
     documents: usize,
     resources: Resources,
     policies: Vec<BackendTlsPolicy>,
+    workloads: Vec<WorkloadEntry>,
     problems: Vec<Problem>,
 }
 
@@ -100,6 +103,9 @@ impl Parser {
     /// Returns what was read, and what was wrong. Resources with an error are left out.
     pub fn finish(mut self) -> (Resources, Problems) {
         self.twice();
+        let workloads = std::mem::take(&mut self.workloads);
+        let mut problems = select(workloads, &mut self.resources.service_entries);
+        self.problems.append(&mut problems);
         let policies = std::mem::take(&mut self.policies);
         let mut problems = attach(policies, &mut self.resources);
         self.problems.append(&mut problems);
@@ -122,7 +128,9 @@ impl Parser {
         let gateways = self.resources.gateways.iter().map(|it| &it.meta);
         let sidecars = self.resources.sidecars.iter().map(|it| &it.meta);
         let policies = self.policies.iter().map(|it| &it.meta);
-        let others = services.chain(gateways).chain(sidecars).chain(policies);
+        let workloads = self.workloads.iter().map(|it| &it.meta);
+        let others = services.chain(gateways).chain(sidecars);
+        let others = others.chain(policies).chain(workloads);
         let mut metas: Vec<&Meta> = entries.chain(rules).chain(others).collect();
         sort_by(&mut metas, |a, b| (&a.id, a.origin).cmp(&(&b.id, b.origin)));
         let mut problems = Vec::new();
@@ -204,6 +212,7 @@ impl Parser {
             }
             Some(Read::Gateway(gateway)) => push(&mut self.resources.gateways, *gateway),
             Some(Read::Sidecar(sidecar)) => push(&mut self.resources.sidecars, *sidecar),
+            Some(Read::WorkloadEntry(workload)) if usable => self.workloads.push(*workload),
             Some(Read::Unread(unread)) => self.resources.unread.push(*unread),
             _ => {}
         }
@@ -223,6 +232,7 @@ enum Read {
     ServiceEntry(Box<ServiceEntry>),
     DestinationRule(Box<DestinationRule>),
     BackendTlsPolicy(Box<BackendTlsPolicy>),
+    WorkloadEntry(Box<WorkloadEntry>),
     VirtualService(Box<VirtualService>),
     Gateway(Box<Gateway>),
     Sidecar(Box<Sidecar>),
@@ -244,6 +254,9 @@ fn read_resource(root: &Fields<'_>, origin: Origin) -> Option<Read> {
         DestinationRule::KIND if known => DestinationRule::read(root, origin)
             .map(Box::new)
             .map(Read::DestinationRule),
+        WorkloadEntry::KIND if known => WorkloadEntry::read(root, origin)
+            .map(Box::new)
+            .map(Read::WorkloadEntry),
         VirtualService::KIND | Gateway::KIND | Sidecar::KIND if known => {
             root.allow_unknown();
             let (metadata, spec) = (root.peek("metadata"), root.peek("spec"));

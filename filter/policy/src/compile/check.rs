@@ -9,6 +9,7 @@ use crate::resource::{Resolution, ServiceEntry, ServicePort};
 impl<'r> Compiler<'r> {
     /// Reports what an entry asks for and does not get.
     pub(super) fn check_entry(&mut self, entry: &ServiceEntry) {
+        self.check_selector(entry);
         let mut told = |severity: Severity, path: FieldPath, text: &str, hint: &str| {
             self.report(
                 severity,
@@ -24,15 +25,6 @@ impl<'r> Compiler<'r> {
                 Severity::Warning,
                 FieldPath::keys("spec.resolution"),
                 "`resolution: NONE`",
-                hint,
-            );
-        }
-        if entry.workload_selector.is_some() {
-            let hint = "workloads are known to a Kubernetes cluster only, so its hosts are refused; list them in `endpoints`";
-            told(
-                Severity::Warning,
-                FieldPath::keys("spec.workloadSelector"),
-                "`workloadSelector`",
                 hint,
             );
         }
@@ -94,6 +86,39 @@ impl<'r> Compiler<'r> {
                 }
             }
         }
+    }
+
+    /// Reports a selector that nothing here answers to.
+    fn check_selector(&mut self, entry: &ServiceEntry) {
+        let labels = entry.workload_selector.as_deref();
+        let Some(labels) = labels.filter(|_| entry.endpoints.is_empty()) else {
+            return;
+        };
+        let labels: Vec<String> = labels
+            .iter()
+            .map(|(key, to)| format!("{key}={to}"))
+            .collect();
+        let which = match &labels[..] {
+            [] => String::new(),
+            labels => format!(" with labels {}", labels.join(",")),
+        };
+        let text = match entry.resolution {
+            Resolution::None | Resolution::DynamicDns => format!(
+                "`resolution: {}` takes no addresses of workloads: its hosts are refused (`not_read`)",
+                entry.resolution.as_str()
+            ),
+            _ => format!(
+                "no WorkloadEntry of namespace `{}` is here{which}, and pods are known to a cluster only: its hosts are refused (`not_read`)",
+                entry.meta.id.namespace
+            ),
+        };
+        self.report(
+            Severity::Warning,
+            &entry.meta,
+            FieldPath::keys("spec.workloadSelector"),
+            ProblemKind::Invalid(text),
+            "give the WorkloadEntries with the rules, or list the addresses in `endpoints`",
+        );
     }
 
     /// Reports a host that is another entry's, and why.

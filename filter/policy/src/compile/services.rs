@@ -175,7 +175,7 @@ impl<'r> Compiler<'r> {
             let port = Port::new(port.number, port.target, downstream, verdict);
             return Some((port, Subsets::new()));
         }
-        if entry.workload_selector.is_some() {
+        if entry.workload_selector.is_some() && entry.endpoints.is_empty() {
             let verdict = Verdict::refused(Reason::NotRead, None);
             let port = Port::new(port.number, port.target, downstream, verdict);
             return Some((port, Subsets::new()));

@@ -535,7 +535,7 @@ fn read_endpoint(
 
 /// Whether an endpoint has no address but a network, through whose gateway Istio would reach it. There is none
 /// here, so the endpoint is left out, with a warning.
-fn is_elsewhere(fields: &Fields<'_>, resolution: Resolution) -> bool {
+pub(super) fn is_elsewhere(fields: &Fields<'_>, resolution: Resolution) -> bool {
     let is_empty = match fields.peek("address") {
         None | Some(Node::Null) => true,
         Some(Node::Text(text)) => text.is_empty(),
@@ -550,7 +550,11 @@ fn is_elsewhere(fields: &Fields<'_>, resolution: Resolution) -> bool {
     elsewhere
 }
 
-fn read_address(field: Field<'_>, resolution: Resolution, ports: usize) -> Option<String> {
+pub(super) fn read_address(
+    field: Field<'_>,
+    resolution: Resolution,
+    ports: usize,
+) -> Option<String> {
     let text = field.text()?;
     let invalid =
         |text: String, hint: &str| field.error_with_hint(ProblemKind::Invalid(text), hint);
