@@ -503,12 +503,39 @@ async fn a_client_certificate_comes_with_the_patches() -> Result<()> {
         labels: vec![("app".to_owned(), "two".to_owned())],
         ..sidecar()
     };
-    for (what, resources, proxy, status) in [
-        ("all", rendered.clone(), &one, 200),
-        ("no rule", without("DestinationRule"), &one, 200),
-        ("no patches", without("EnvoyFilter"), &one, 503),
-        ("another workload", rendered.clone(), &two, 503),
+    let certificate = stage.secrets[1].1.clone();
+    for (what, resources, proxy, secret, status) in [
+        ("all", rendered.clone(), &one, &certificate, 200),
+        (
+            "no rule",
+            without("DestinationRule"),
+            &one,
+            &certificate,
+            200,
+        ),
+        (
+            "no patches",
+            without("EnvoyFilter"),
+            &one,
+            &certificate,
+            503,
+        ),
+        (
+            "no Role or RoleBinding",
+            rendered.clone(),
+            &one,
+            &Value::Null,
+            503,
+        ),
+        (
+            "another workload",
+            rendered.clone(),
+            &two,
+            &certificate,
+            503,
+        ),
     ] {
+        stage.secrets[1].1 = secret.clone();
         let envoy = stage
             .start(&assembled(&stage.base, &resources, proxy)?)
             .await?;

@@ -34,7 +34,9 @@ pub fn manifests(
             // The patch alone verifies, and the closed rule alone refuses: so whatever comes first, nothing is open, and
             // nothing is refused either if the patch does.
             all.extend(rbac::manifests(&services, options, wanted)?);
-            all.push(merged::envoy_filter(&services, &selector, options, wanted)?);
+            all.push(merged::envoy_filter(
+                rules, &services, &selector, options, wanted,
+            )?);
             all.extend(closed);
         }
         Way::Filter(filter) => {

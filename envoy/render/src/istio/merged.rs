@@ -1,17 +1,19 @@
 //! The EnvoyFilter that merges our verification into the clusters that istiod makes.
 //!
 //! Each patch is for one cluster by its name, `outbound|PORT|SUBSET|HOST`. A match by service and port without a subset
-//! would take those of all subsets too.
+//! would take those of all subsets too. Istio's name of a host is what its ServiceEntry says, to the letter; a patch for
+//! a cluster that is not there does nothing.
 //!
 //! Source: istio/istio `pilot/pkg/networking/core/envoyfilter/cluster_patch.go`, `clusterMatch`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use egress_policy::Service;
+use egress_policy::{HostPattern, Service};
+use egress_rules::Rules;
 use serde_json::{Value, json};
 
 use super::envoy_filter::{context, of_patches};
-use super::manifest::Manifest;
+use super::manifest::{Manifest, given};
 use super::selector::ProxySelector;
 use super::services::originated;
 use super::unsupported::Unsupported;
@@ -19,19 +21,24 @@ use super::wanted::Wanted;
 use crate::xds::{Options, sockets};
 
 pub(super) fn envoy_filter(
+    rules: &Rules,
     services: &[Service<'_>],
     selector: &ProxySelector,
     options: &Options,
     wanted: &Wanted,
 ) -> Result<Manifest, Unsupported> {
+    let written = as_written(rules);
     let mut clusters = BTreeMap::new();
     for (service, tls) in originated(services, &wanted.way) {
         let sockets = sockets(service, tls, options).map_err(|_| Unsupported::TwoNames {
             host: service.host.to_string(),
         })?;
         let subset = service.subset.unwrap_or_default();
-        let name = format!("outbound|{}|{subset}|{}", service.port, service.host);
-        clusters.entry(name).or_insert(sockets);
+        let host = service.host.to_string();
+        for host in written.get(&host).into_iter().flatten().chain([&host]) {
+            let name = format!("outbound|{}|{subset}|{host}", service.port);
+            clusters.entry(name).or_insert_with(|| sockets.clone());
+        }
     }
     let context = context(wanted.proxies);
     let mut patches: Vec<Value> = Vec::new();
@@ -45,6 +52,21 @@ pub(super) fn envoy_filter(
         }));
     }
     Ok(of_patches(patches, selector, options, wanted).described(PURPOSE))
+}
+
+/// Returns the hosts of ServiceEntries as they are written, by what they are.
+fn as_written(rules: &Rules) -> BTreeMap<String, BTreeSet<String>> {
+    let mut written = BTreeMap::<String, BTreeSet<String>>::new();
+    for entry in given(rules, "ServiceEntry") {
+        let hosts = entry.value.pointer("/spec/hosts").and_then(Value::as_array);
+        for text in hosts.into_iter().flatten().filter_map(Value::as_str) {
+            if let Ok(host) = HostPattern::parse(text) {
+                let texts = written.entry(host.to_string()).or_default();
+                texts.insert(text.to_owned());
+            }
+        }
+    }
+    written
 }
 
 /// What the patches are for, and when they come and go.
