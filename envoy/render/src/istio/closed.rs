@@ -5,9 +5,11 @@
 //! a patch of ours takes the place of what it verifies. The rules keep everything else, which holds for the ports that
 //! Istio serves by itself. A `sni` stays if there are patches: without it, Istio takes the SNI from each request.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use egress_policy::{DestinationRule, HostPattern, PortNumber, ResourceId, Service, fnv};
+use egress_policy::{
+    DestinationRule, HostPattern, PortNumber, ResourceId, Service, Sni, TlsIntent, fnv,
+};
 use serde_json::{Value, json};
 
 use super::manifest::{Manifest, fields, given, id_of, manifest};
@@ -22,6 +24,9 @@ const NOT_HERE: &str = "originated-by-the-egress-filter.invalid";
 /// The same, where a patch tells Istio's cluster whom to verify.
 const NOT_PATCHED: &str = "verified-by-the-egress-patches.invalid";
 
+/// The closed `tls` of ports.
+type Ports = BTreeMap<PortNumber, Value>;
+
 /// Renders the DestinationRules as they were given, but replaces each originated `tls` block with one that always
 /// fails. If such a rule is for some workloads only, there is a closed rule for the others too. There also is one beside
 /// each BackendTLSPolicy: Istio lets it overrule the policy.
@@ -31,13 +36,17 @@ pub(super) fn destination_rules(
     options: &Options,
     wanted: &Wanted,
 ) -> Vec<Manifest> {
-    let mut carried_out = BTreeMap::<String, BTreeSet<PortNumber>>::new();
-    for (service, _) in originated(services, &wanted.way) {
+    let mut carried_out = BTreeMap::<String, Ports>::new();
+    for (service, tls) in originated(services, &wanted.way) {
         let written = service.rule.filter(|id| !id.is_backend_tls_policy());
         let Some(rule) = written else { continue };
         let ports = carried_out.entry(rule.qualified()).or_default();
         // A subset is closed where it stands.
-        ports.extend(service.subset.is_none().then_some(service.port));
+        let closed = service
+            .subset
+            .is_none()
+            .then(|| closed_for(tls, &wanted.way));
+        ports.extend(closed.map(|closed| (service.port, closed)));
     }
     let mut all: Vec<Manifest> = given(rules, "DestinationRule")
         .into_iter()
@@ -46,8 +55,8 @@ pub(super) fn destination_rules(
                 && let Some(spec) = rule.value.get_mut("spec")
             {
                 close(spec, &wanted.way);
-                for port in ports {
-                    close_port(spec, *port, &wanted.way);
+                for (port, closed) in ports {
+                    close_port(spec, *port, closed);
                 }
             }
             rule
@@ -102,6 +111,15 @@ fn items<'v>(value: &'v mut Value, key: &str) -> impl Iterator<Item = &'v mut Va
     list.into_iter().flatten()
 }
 
+/// Returns the closed form of what a rule asks for.
+fn closed_for(tls: &TlsIntent, way: &Way) -> Value {
+    let mut closed = closed(way);
+    if let (Way::Merge, Sni::Rule(name), Some(fields)) = (way, &tls.sni, closed.as_object_mut()) {
+        fields.insert("sni".to_owned(), json!(name));
+    }
+    closed
+}
+
 fn closed(way: &Way) -> Value {
     let nobody = match way {
         Way::Merge => NOT_PATCHED,
@@ -124,15 +142,18 @@ fn for_others(
         let mut all = rules.parsed.destination_rules.iter();
         all.find(|rule| rule.meta.id == *id)
     };
-    let mut ports = BTreeMap::<String, BTreeSet<PortNumber>>::new();
-    for (service, _) in originated(services, &wanted.way) {
+    let mut ports = BTreeMap::<String, Ports>::new();
+    for (service, tls) in originated(services, &wanted.way) {
         let selects = service
             .rule
             .and_then(rule_of)
             .is_some_and(|rule| rule.selector.is_some() || rule.meta.id.is_backend_tls_policy());
         if selects {
             let host = service.host.to_string();
-            ports.entry(host).or_default().insert(service.port);
+            let ports = ports.entry(host).or_default();
+            ports
+                .entry(service.port)
+                .or_insert_with(|| closed_for(tls, &wanted.way));
         }
     }
     let mut more = Vec::new();
@@ -151,13 +172,14 @@ fn for_others(
             .find(|rule| Some(id_of(&rule.value).qualified()) == for_all);
         match given.and_then(|rule| rule.value.get_mut("spec")) {
             Some(spec) => ports
-                .into_iter()
-                .for_each(|port| close_port(spec, port, &wanted.way)),
+                .iter()
+                .for_each(|(port, closed)| close_port(spec, *port, closed)),
             None => {
                 let led = led_by_another(rules, namespace, &host, &ports);
-                let ports = ports.into_iter();
-                let settings: Vec<Value> =
-                    ports.map(|port| closed_port(port, &wanted.way)).collect();
+                let ports = ports.iter();
+                let settings: Vec<Value> = ports
+                    .map(|(port, closed)| closed_port(*port, closed))
+                    .collect();
                 let mut spec =
                     json!({"host": host, "trafficPolicy": {"portLevelSettings": settings}});
                 if led && let Some(spec) = spec.as_object_mut() {
@@ -182,12 +204,7 @@ fn for_others(
 /// Whether a rule of the root namespace, or one of ours for more hosts, says what TLS a host has for other
 /// namespaces. Istio asks the namespace of the service first, and there for the most specific host alone, so a closed
 /// rule that all see would take its place.
-fn led_by_another(
-    rules: &Rules,
-    namespace: &str,
-    host: &str,
-    ports: &BTreeSet<PortNumber>,
-) -> bool {
+fn led_by_another(rules: &Rules, namespace: &str, host: &str, ports: &Ports) -> bool {
     let Ok(host) = HostPattern::parse(host) else {
         return false;
     };
@@ -208,16 +225,16 @@ fn led_by_another(
         [root, namespace].contains(&&*rule.meta.id.namespace)
             && !private(rule)
             && rule.host.covers(&host)
-            && ports.iter().any(settled)
+            && ports.keys().any(settled)
     })
 }
 
-fn closed_port(port: PortNumber, way: &Way) -> Value {
-    json!({"port": {"number": port.get()}, "tls": closed(way)})
+fn closed_port(port: PortNumber, closed: &Value) -> Value {
+    json!({"port": {"number": port.get()}, "tls": closed})
 }
 
 /// Closes a port of a rule that says nothing of TLS for it: without our filter its requests would be plaintext.
-fn close_port(spec: &mut Value, port: PortNumber, way: &Way) {
+fn close_port(spec: &mut Value, port: PortNumber, closed: &Value) {
     let Some(spec) = spec.as_object_mut() else {
         return;
     };
@@ -229,14 +246,14 @@ fn close_port(spec: &mut Value, port: PortNumber, way: &Way) {
         if own.get("tls").is_none()
             && let Some(fields) = own.as_object_mut()
         {
-            fields.insert("tls".to_owned(), closed(way));
+            fields.insert("tls".to_owned(), closed.clone());
         }
         return;
     }
     if policy.get("tls").is_some() {
         return;
     }
-    let mut settings = closed_port(port, way);
+    let mut settings = closed_port(port, closed);
     // The settings of a port replace those of all ports.
     for key in ["loadBalancer", "connectionPool", "outlierDetection"] {
         if let (Some(found), Some(fields)) = (policy.get(key), settings.as_object_mut()) {
@@ -276,7 +293,7 @@ mod tests {
         let port = PortNumber::new(80).unwrap();
         let with = |policy: Value| {
             let mut spec = json!({"host": "a.example.com", "trafficPolicy": policy});
-            close_port(&mut spec, port, &Way::Merge);
+            close_port(&mut spec, port, &closed(&Way::Merge));
             spec["trafficPolicy"].clone()
         };
         let closed_80 = json!({"port": {"number": 80}, "tls": closed(&Way::Merge)});
@@ -294,7 +311,7 @@ mod tests {
         let plain = json!({"tls": {"mode": "DISABLE"}});
         assert_eq!(with(plain.clone()), plain);
         let mut bare = json!({"host": "a.example.com"});
-        close_port(&mut bare, port, &Way::Merge);
+        close_port(&mut bare, port, &closed(&Way::Merge));
         assert_eq!(
             bare["trafficPolicy"],
             json!({"portLevelSettings": [closed_80]})
