@@ -22,6 +22,7 @@ use crate::reference::Reference;
 use crate::routes::{self, Routes};
 use crate::secrets::{Documents, Extracted};
 use crate::source::Source;
+use crate::strict;
 use crate::virtual_service::{self, VirtualService};
 use crate::yaml::{self, AlreadyRead, Document, Each, Location};
 
@@ -633,9 +634,13 @@ fn parse(
         parser.document(&document.value);
     }
     let (resources, mut problems) = parser.finish();
-    let values = documents.iter().map(|(_, document)| &document.value);
-    let (virtual_services, found) = virtual_service::concerning(values, &resources.service_entries);
+    let values = || documents.iter().map(|(_, document)| &document.value);
+    let entries = &resources.service_entries;
+    let (virtual_services, found) = virtual_service::concerning(values(), entries);
     problems.0.extend(found);
+    problems
+        .0
+        .extend(strict::problems(values(), &virtual_services));
     let missing = check_authorities(&resources, &extracted.documents);
     problems.0.extend(missing);
     // Secrets decide nothing, and are read all the same.

@@ -33,6 +33,7 @@ mod reference;
 mod routes;
 mod secrets;
 mod source;
+mod strict;
 mod virtual_service;
 pub mod yaml;
 

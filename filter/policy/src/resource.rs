@@ -28,6 +28,7 @@ pub use meta::{Meta, is_label, read_export_to, read_labels, read_meta, text_of};
 pub(crate) use meta::{as_policy, exported};
 pub use service_entry::{Address, Endpoint, Resolution, ServiceEntry, ServicePort};
 pub use sidecar::Sidecar;
+pub use traffic_policy::read_connection_pool;
 pub(crate) use traffic_policy::read_limits;
 pub use traffic_policy::{
     ConnectionPool, ConsistentHash, H2UpgradePolicy, HashKey, HashRing, HttpPool, LoadBalancer,

@@ -670,7 +670,8 @@ fn time(field: Field<'_>) -> Option<Duration> {
     Some(duration)
 }
 
-fn read_connection_pool(field: Field<'_>) -> Option<ConnectionPool> {
+/// Reads `connectionPool`.
+pub fn read_connection_pool(field: Field<'_>) -> Option<ConnectionPool> {
     let fields = field.fields()?;
     if !fields.has("tcp") && !fields.has("http") {
         field.error(ProblemKind::Invalid(
