@@ -308,3 +308,42 @@ fn a_folder_is_written_and_then_compared() {
     assert_eq!(status, 1);
     assert!(renamed.contains("--- gitops/wasmplugin.default.egress.yaml\n+++ /dev/null\n"));
 }
+
+#[test]
+fn many_hosts_are_patched_by_several_envoy_filters() {
+    let folder = tempfile::tempdir().unwrap();
+    let hosts: Vec<String> = (0..1000).map(|at| format!("h{at}.example.com")).collect();
+    let meta = json!({"name": "many", "namespace": "default"});
+    let (version, resolution) = ("networking.istio.io/v1", "DNS");
+    let port = json!({"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 443});
+    let rules = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": version, "kind": "ServiceEntry", "metadata": meta,
+            "spec": {"hosts": hosts, "ports": [port], "resolution": resolution}},
+        {"apiVersion": version, "kind": "DestinationRule", "metadata": meta,
+            "spec": {"host": "*.example.com", "trafficPolicy": {"tls": {"mode": "SIMPLE"}}}},
+    ]});
+    fs::write(folder.path().join("rules.yaml"), rules.to_string()).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_egressctl"))
+        .args(["render", "istio", "-o", "json", "-f", "rules.yaml"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (mut names, mut patches) = (Vec::new(), Vec::new());
+    for item in list["items"].as_array().unwrap() {
+        if item["kind"] == "EnvoyFilter" {
+            names.push(item["metadata"]["name"].as_str().unwrap());
+            assert!(item.to_string().len() < 1_000_000);
+            patches.extend(item["spec"]["configPatches"].as_array().unwrap());
+        }
+    }
+    assert_eq!(names, ["egress", "egress-2", "egress-3"]);
+    for host in hosts {
+        let name = format!("outbound|80||{host}");
+        let of_host = patches.iter();
+        let of_host = of_host.filter(|patch| patch["match"]["cluster"]["name"] == *name);
+        assert_eq!(of_host.count(), 2, "{host}");
+    }
+}

@@ -50,7 +50,7 @@ pub(super) fn envoy_filter(
             })
         }));
     }
-    of_patches(patches, selector, options, wanted)
+    of_patches(patches, &wanted.name, selector, options)
 }
 
 /// Returns which of a proxy's configurations are patched.
@@ -64,9 +64,9 @@ pub(super) fn context(proxies: ProxyKind) -> &'static str {
 /// Makes an EnvoyFilter for the proxies that are meant.
 pub(super) fn of_patches(
     patches: Vec<Value>,
+    name: &str,
     selector: &ProxySelector,
     options: &Options,
-    wanted: &Wanted,
 ) -> Manifest {
     let [selector, target_refs] = selector.named("labels");
     let spec = fields([
@@ -76,7 +76,7 @@ pub(super) fn of_patches(
     ]);
     let kind = ("networking.istio.io/v1alpha3", "EnvoyFilter");
     let body = fields([("spec", Some(json!(spec)))]);
-    manifest(kind, &wanted.name, options, body)
+    manifest(kind, name, options, body)
 }
 
 /// Names the router of a port's listener. A gateway's listener may have another port than its service.

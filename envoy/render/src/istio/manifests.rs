@@ -34,7 +34,7 @@ pub fn manifests(
             // The patch alone verifies, and the closed rule alone refuses: so whatever comes first, nothing is open, and
             // nothing is refused either if the patch does.
             all.extend(rbac::manifests(&services, options, wanted)?);
-            all.push(merged::envoy_filter(
+            all.extend(merged::envoy_filters(
                 rules, &services, &selector, options, wanted,
             )?);
             all.extend(closed);

@@ -20,13 +20,17 @@ use super::unsupported::Unsupported;
 use super::wanted::Wanted;
 use crate::xds::{Options, sockets};
 
-pub(super) fn envoy_filter(
+/// The clusters that one EnvoyFilter patches, at most: Kubernetes limits the size of a resource.
+const MAX_CLUSTERS: usize = 400;
+
+/// Renders one EnvoyFilter, or several if there are many clusters.
+pub(super) fn envoy_filters(
     rules: &Rules,
     services: &[Service<'_>],
     selector: &ProxySelector,
     options: &Options,
     wanted: &Wanted,
-) -> Result<Manifest, Unsupported> {
+) -> Result<Vec<Manifest>, Unsupported> {
     let written = as_written(rules);
     let mut clusters = BTreeMap::new();
     for (service, tls) in originated(services, &wanted.way) {
@@ -40,18 +44,31 @@ pub(super) fn envoy_filter(
             clusters.entry(name).or_insert_with(|| sockets.clone());
         }
     }
-    let context = context(wanted.proxies);
-    let mut patches: Vec<Value> = Vec::new();
-    for (name, sockets) in clusters {
-        patches.extend(sockets.into_iter().map(|socket| {
+    let clusters: Vec<(String, Vec<Value>)> = clusters.into_iter().collect();
+    let parts = clusters.chunks(MAX_CLUSTERS).enumerate();
+    let filters = parts.map(|(part, clusters)| {
+        let name = match part {
+            0 => wanted.name.clone(),
+            part => format!("{}-{}", wanted.name, part + 1),
+        };
+        let patches = patches(clusters, context(wanted.proxies));
+        of_patches(patches, &name, selector, options).described(PURPOSE)
+    });
+    Ok(filters.collect())
+}
+
+fn patches(clusters: &[(String, Vec<Value>)], context: &str) -> Vec<Value> {
+    let of_cluster = |(name, sockets): &(String, Vec<Value>)| {
+        let patch = |socket: &Value| {
             json!({
                 "applyTo": "CLUSTER",
                 "match": {"context": context, "cluster": {"name": name}},
                 "patch": {"operation": "MERGE", "value": {"transport_socket": socket}},
             })
-        }));
-    }
-    Ok(of_patches(patches, selector, options, wanted).described(PURPOSE))
+        };
+        sockets.iter().map(patch).collect::<Vec<Value>>()
+    };
+    clusters.iter().flat_map(of_cluster).collect()
 }
 
 /// Returns the hosts of ServiceEntries as they are written, by what they are.
