@@ -505,6 +505,12 @@ pub(crate) struct Explain {
     /// A subset of the host, as a VirtualService might choose it
     #[arg(long, value_name = "NAME")]
     pub(crate) subset: Option<String>,
+    /// The method of the request, which routes of a VirtualService may ask for
+    #[arg(long, value_name = "METHOD", default_value = "GET")]
+    pub(crate) method: String,
+    /// A header of the request, which routes of a VirtualService may ask for
+    #[arg(short = 'H', long = "header", value_name = "NAME:VALUE", value_parser = header)]
+    pub(crate) headers: Vec<(String, String)>,
     /// How to print the answer
     #[arg(short, long, value_enum, default_value_t = Report::Text)]
     pub(crate) output: Report,
@@ -681,6 +687,11 @@ fn envoy_version(text: &str) -> Result<String, String> {
         Some(_) if plain => Ok(text.to_owned()),
         _ => Err("write it as MAJOR.MINOR.PATCH, for example 1.38.2".to_owned()),
     }
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("write NAME:VALUE")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 fn admin(text: &str) -> Result<Admin, String> {

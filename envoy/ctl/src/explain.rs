@@ -16,6 +16,8 @@ pub(super) fn main(args: &Explain) -> Done {
         sni: args.sni.as_deref(),
         subset: args.subset.as_deref(),
         authority: settings::authority(&args.input),
+        method: &args.method,
+        headers: &args.headers,
     };
     let explanation = answers.explain(&question, &options)?;
     Ok(Output::lines(match args.output {

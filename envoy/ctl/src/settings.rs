@@ -163,6 +163,7 @@ fn deployed(
     let options = Options {
         workloads,
         mesh: rules.mesh.clone(),
+        virtual_services: rules.virtual_services.clone(),
         ..asked
     };
     options.check(&rules.table).map_err(told)?;

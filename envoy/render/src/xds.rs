@@ -14,6 +14,7 @@
 
 mod access_log;
 mod bootstrap;
+mod branches;
 mod capture;
 mod chain;
 mod cluster;
@@ -34,6 +35,7 @@ mod passthrough;
 mod plugin;
 mod proxy_url;
 mod rendering;
+mod route_action;
 mod secret;
 mod secrets;
 mod server_name;

@@ -4,14 +4,16 @@ use std::fmt::{self, Write as _};
 
 use egress_filter::{AuthorityMode, contract};
 use egress_policy::{
-    Action, Authority, Candidate, Cluster, CompileOptions, Connection, Decision,
-    DownstreamProtocol, Endpoints, Identity, NameSource, PolicyTable, PortNumber, Proxy, Query,
-    ResourceId, Sni, Spoken, TlsIntent, Trust, UpstreamProtocol, candidates,
+    Action, Answer, Authority, Branch, BranchOf, Branching, Candidate, Cluster, CompileOptions,
+    Connection, Decision, DownstreamProtocol, Endpoints, Identity, NameSource, PolicyTable,
+    PortNumber, Proxy, Query, Reason, ResourceId, Sni, Spoken, TlsIntent, Trust, UpstreamProtocol,
+    candidates,
 };
 use serde_json::{Value, json};
 
 use crate::compile::{Answers, Rules};
 use crate::complaint::{Complaint, Refusal};
+use crate::virtual_service::{HttpRoute, Request, normalized};
 
 /// What somebody asks about the rules.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +26,10 @@ pub struct Question<'q> {
     pub subset: Option<&'q str>,
     /// What upstream is told in `:authority`.
     pub authority: AuthorityMode,
+    /// The method of the request.
+    pub method: &'q str,
+    /// The headers of the request.
+    pub headers: &'q [(String, String)],
 }
 
 /// The decision about one host and port, with all that led to it.
@@ -48,6 +54,48 @@ impl fmt::Display for Explanation {
 }
 
 impl Answers {
+    /// Returns the name of the branch that Envoy would choose for a request.
+    fn branch(&self, query: &Query<'_>, asked: &Asked, question: &Question<'_>) -> Option<String> {
+        let table = &self.rules.table;
+        let mut branching: Vec<Branching<'_>> = table
+            .branching()
+            .filter(|it| it.port == query.port && it.host.matches(query.host))
+            .collect();
+        branching.sort_by_key(|it| std::cmp::Reverse(it.host.specificity()));
+        let written = asked.path.as_str();
+        let path = normalized(written).unwrap_or_else(|| written.to_owned());
+        let request = Request {
+            method: question.method,
+            path: &path,
+            authority: &asked.written,
+            scheme: "http",
+            headers: question.headers,
+        };
+        let holds = |branch: &&BranchOf<'_>| {
+            let Some(route) = self.route(branch) else {
+                return false;
+            };
+            let mut matches = branch.matches.iter();
+            let found = |index: &usize| {
+                let asked = route.matches.get(*index);
+                asked.is_some_and(|asked| request.is_taken_by(asked))
+            };
+            branch.matches.is_empty() || matches.any(found)
+        };
+        let first = branching.first()?;
+        let branch = first.branches.iter().find(holds)?;
+        Some(branch.name.to_owned())
+    }
+
+    /// Returns the route of a VirtualService that a branch is.
+    fn route(&self, branch: &BranchOf<'_>) -> Option<&HttpRoute> {
+        let id = branch.virtual_service?;
+        let mut services = self.rules.virtual_services.iter();
+        let service = services
+            .find(|service| service.id.namespace == id.namespace && service.id.name == id.name)?;
+        service.http.get(branch.route)
+    }
+
     /// Returns what becomes of a request, and why.
     ///
     /// # Errors
@@ -65,6 +113,13 @@ impl Answers {
             downstream: asked.downstream,
             branch: None,
             subset: question.subset,
+        };
+        let branch = (asked.downstream == DownstreamProtocol::Http)
+            .then(|| self.branch(&query, &asked, question))
+            .flatten();
+        let query = Query {
+            branch: branch.as_deref(),
+            ..query
         };
         let errors = self.errors_of(&asked.host, asked.port);
         if !errors.0.is_empty() {
@@ -93,6 +148,8 @@ struct Asked {
     scheme: &'static str,
     /// As it was written, for `authority`.
     written: String,
+    /// The path, and behind `?` the query.
+    path: String,
     host: String,
     /// The host that has the address, where an address was asked for that is within a service's `addresses`.
     served_by: Option<String>,
@@ -111,7 +168,13 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
         Some((scheme, rest)) => (Some(scheme.to_ascii_lowercase()), rest),
         None => (None, url),
     };
-    let written = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let (written, path) = rest.split_at_checked(end).unwrap_or((rest, ""));
+    let path = path.split('#').next().unwrap_or_default();
+    let path = match path.starts_with('/') {
+        true => path.to_owned(),
+        false => format!("/{path}"),
+    };
     let authority = Authority::parse(written).map_err(|error| wrong(&error.to_string()))?;
     let (scheme, downstream, default) = match scheme.as_deref() {
         Some("http") => ("http", DownstreamProtocol::Http, Some(PortNumber::HTTP)),
@@ -158,6 +221,7 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
     Ok(Asked {
         scheme,
         written: written.to_owned(),
+        path,
         host,
         served_by,
         port,
@@ -203,6 +267,9 @@ fn answer(
         "plaintext": decision.plaintext_allowed.then_some("allowed"),
         "serviceEntry": decision.service_entry.map(|id| id.qualified()),
         "destinationRule": decision.rule.filter(|id| !of_policy(id)).map(ResourceId::qualified),
+        "route": decision.branch.map(Branch::name),
+        "status": status(decision),
+        "shares": shares_answer(decision, rules),
         "virtualService": decision.virtual_service.map(|id| id.qualified()),
         "gatewayService": decision.gateway_service.map(|id| id.qualified()),
         "policySource": source.map(|(source, id)| source.path_in(id).to_string()),
@@ -233,6 +300,31 @@ fn answer(
         fields.insert("tunnel".to_owned(), tunnel);
     }
     answer
+}
+
+/// Returns the status that a route answers by itself, or with which a request that no route takes is refused.
+fn status(decision: &Decision<'_, '_>) -> Option<u16> {
+    match decision.action {
+        Action::Respond(Answer::Status(status) | Answer::Redirect(status)) => Some(status),
+        Action::Reject(Reason::NoRoute) => Some(404),
+        Action::Reject(Reason::UnknownDestination) => Some(503),
+        _ => None,
+    }
+}
+
+/// Returns where a route with several destinations leads, each with its weight.
+fn shares_answer(decision: &Decision<'_, '_>, rules: &Rules) -> Option<Vec<String>> {
+    let branch = decision
+        .branch
+        .filter(|_| decision.action == Action::Weighted)?;
+    let shares = rules.table.shares(branch).map(|share| {
+        let way = match share.leads_to {
+            Ok(cluster) => cluster.name.to_string(),
+            Err(reason) => format!("reject ({reason})"),
+        };
+        format!("{} {way}", share.weight)
+    });
+    Some(shares.collect())
 }
 
 /// Returns the one host and port, or path, that the rules lead to; nothing where there are several.
@@ -414,6 +506,9 @@ fn for_people(answer: &Value, reason: Option<String>) -> String {
         "plaintext",
         text("/plaintext").map(|word| format!("{word} by --allow-plaintext")),
     );
+    line("route", text("/route"));
+    line("status", text("/status"));
+    line("destinations", text("/shares"));
     line("service entry", text("/serviceEntry"));
     let source = text("/policySource")
         .map(|source| format!(" ({source})"))

@@ -11,7 +11,7 @@ use egress_policy::fields::{Cursor, Field, Fields, Report};
 use egress_policy::node::Node;
 use egress_policy::reading::{read_export_to, read_meta};
 use egress_policy::{
-    HostName, HostPattern, Origin, Problem, ProblemKind, ResourceId, ServiceEntry,
+    HostName, HostPattern, Origin, Problem, ProblemKind, ResourceId, ServiceEntry, Severity,
 };
 use serde_json::Value;
 
@@ -100,10 +100,12 @@ impl VirtualService {
     /// Whether it is for a host of these entries, or leads to one. One whose hosts cannot all be read may be for any.
     fn concerns(&self, entries: &[ServiceEntry]) -> bool {
         let known = || entries.iter().flat_map(|entry| &entry.hosts);
-        let overlaps =
-            |host: &HostPattern| known().any(|known| host.covers(known) || known.covers(host));
+        let overlaps = |host: &HostPattern| {
+            let host = HostPattern::parse(&full(&host.to_string(), &self.id.namespace));
+            host.is_ok_and(|host| known().any(|known| host.overlaps(known)))
+        };
         let leads_to = |host: &str| {
-            let host = HostPattern::parse(host).ok();
+            let host = HostPattern::parse(&full(host, &self.id.namespace)).ok();
             host.is_some_and(|host| known().any(|known| *known == host))
         };
         !self.hosts_are_whole
@@ -141,13 +143,26 @@ pub(crate) fn concerning<'d>(
                 continue;
             }
             let (read, found) = VirtualService::read(resource, Origin { document, item });
+            let wrong = |problem: &Problem| problem.severity == Severity::Error;
             if read.as_ref().is_none_or(|read| read.concerns(entries)) {
                 problems.extend(found);
-                all.extend(read);
+            } else if found.iter().any(wrong) {
+                continue;
             }
+            all.extend(read);
         }
     }
     (all.into(), problems)
+}
+
+/// Returns the full name of a Service, for which its first part may stand.
+///
+/// Source: istio/istio `pilot/pkg/model/config.go`, `ResolveShortnameToFQDN`.
+fn full(host: &str, namespace: &str) -> String {
+    match host.contains(['.', ':', '*']) {
+        true => host.to_owned(),
+        false => format!("{host}.{namespace}.svc.cluster.local"),
+    }
 }
 
 /// Source: istio/istio `pkg/config/validation/validation.go`, `ValidateVirtualService`.

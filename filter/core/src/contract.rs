@@ -10,6 +10,42 @@ pub const ORIGINATE_HEADER: &str = "x-egress-originate";
 /// The request header that names the cluster of a request that the rules forward as it is.
 pub const FORWARD_HEADER: &str = "x-egress-forward";
 
+/// The request headers that name the cluster of each destination of a route that has several. Envoy draws one of them.
+pub const SHARE_HEADERS: [&str; 32] = [
+    "x-egress-share-0",
+    "x-egress-share-1",
+    "x-egress-share-2",
+    "x-egress-share-3",
+    "x-egress-share-4",
+    "x-egress-share-5",
+    "x-egress-share-6",
+    "x-egress-share-7",
+    "x-egress-share-8",
+    "x-egress-share-9",
+    "x-egress-share-10",
+    "x-egress-share-11",
+    "x-egress-share-12",
+    "x-egress-share-13",
+    "x-egress-share-14",
+    "x-egress-share-15",
+    "x-egress-share-16",
+    "x-egress-share-17",
+    "x-egress-share-18",
+    "x-egress-share-19",
+    "x-egress-share-20",
+    "x-egress-share-21",
+    "x-egress-share-22",
+    "x-egress-share-23",
+    "x-egress-share-24",
+    "x-egress-share-25",
+    "x-egress-share-26",
+    "x-egress-share-27",
+    "x-egress-share-28",
+    "x-egress-share-29",
+    "x-egress-share-30",
+    "x-egress-share-31",
+];
+
 /// What all request headers of ours begin with. Requests from outside lose them before routing.
 pub const HEADER_PREFIX: &str = "x-egress-";
 
@@ -57,6 +93,9 @@ pub const DESTINATION_ADDRESS: [&str; 2] = ["destination", "address"];
 
 /// The property with the SNI of the application's own TLS.
 pub const SERVER_NAME: [&str; 2] = ["connection", "requested_server_name"];
+
+/// The property with the name of the route that Envoy chose.
+pub const ROUTE_NAME: [&str; 2] = ["xds", "route_name"];
 
 /// The property that says why Envoy could not connect to a server.
 pub const TRANSPORT_FAILURE: [&str; 2] = ["upstream", "transport_failure_reason"];

@@ -15,6 +15,8 @@ pub struct Facts<'f> {
     /// The method is CONNECT: bytes are to be carried, and the authority names where to. Only a forward proxy is
     /// asked this.
     pub connect: bool,
+    /// The name of the route that Envoy chose, where the listener's hosts have branches.
+    pub route: Option<&'f str>,
 }
 
 /// The facts of one request as a host hands them over: they live as long as the stream.
@@ -26,6 +28,8 @@ pub struct HttpRequest {
     pub port: Option<PortNumber>,
     /// As [`Facts::connect`].
     pub connect: bool,
+    /// As [`Facts::route`].
+    pub route: Option<Vec<u8>>,
 }
 
 impl HttpRequest {
@@ -35,6 +39,7 @@ impl HttpRequest {
             authority: text(&self.authority),
             port: self.port,
             connect: self.connect,
+            route: self.route.as_deref().map(text),
         }
     }
 
@@ -59,6 +64,8 @@ pub struct HttpWanted {
     pub dialled_port: bool,
     /// What a forward proxy is asked: whether the method is CONNECT, and otherwise the scheme of the URL.
     pub proxy_request: bool,
+    /// The name of the route that Envoy chose.
+    pub route: bool,
 }
 
 /// The facts of one connection, before any of its bytes are passed on.

@@ -39,6 +39,8 @@ pub struct Loaded {
     pub default_cluster: Option<String>,
     /// Requests have lost `x-egress-*` before they come here.
     pub headers_stripped: bool,
+    /// Hosts of the listener have branches, and Envoy's routes choose among them.
+    pub branches: bool,
     /// What Envoy hands over.
     pub filter: FilterKind,
     /// How metadata is written.
@@ -155,12 +157,16 @@ pub fn load_for(
                 .services()
                 .filter(|service| service.downstream != DownstreamProtocol::Tls)
                 .map(|service| service.cluster)
+                .chain(table.branch_clusters().map(|(_, _, cluster)| cluster))
                 .filter(|cluster| cluster.own.is_some())
                 .filter(|cluster| kind == Variants::Clusters || cluster.tls.is_some())
                 .map(|cluster| (cluster.name.as_str().into(), contract::variant(cluster))),
         ),
     };
+    // Elsewhere routes are not ours, and have other names.
+    let ours = settings.headers_stripped && settings.listener_port.is_some();
     Ok(Loaded {
+        branches: ours && table.has_branches(settings.listener_port),
         variants,
         variant_kind: settings.variants,
         table,

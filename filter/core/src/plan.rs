@@ -170,10 +170,17 @@ fn push_names(
     Ok(())
 }
 
-/// Whether a cluster is one host's, and so has its name.
+/// Whether a cluster knows all names that its server's certificate must have, and the name that it is asked for.
+fn names_are_its_own(cluster: &Cluster) -> bool {
+    cluster.tls.as_ref().is_none_or(|tls| {
+        let beside = tls.names.authority && !tls.names.any_of.is_empty();
+        exact(cluster) && !beside
+    })
+}
+
+/// Whether a cluster's server is told one host by all requests, whose name the cluster then has.
 fn exact(cluster: &Cluster) -> bool {
-    let own = cluster.own.as_ref();
-    own.is_some_and(|(host, _)| host.exact().is_some())
+    cluster.told_host().is_some()
 }
 
 /// Returns the host of an authority that we wrote; its hosts are names, so a colon begins the port.

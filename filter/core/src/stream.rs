@@ -270,6 +270,7 @@ mod tests {
             authority: authority.into(),
             port: None,
             connect,
+            route: None,
         }
     }
 

@@ -85,6 +85,7 @@ mod tests {
             authority,
             port: None,
             connect: false,
+            route: None,
         };
         let mut effects = Vec::new();
         worker
@@ -124,6 +125,7 @@ mod tests {
             authority: "web.example",
             port: None,
             connect: false,
+            route: None,
         };
         let mut outer = Vec::new();
         worker

@@ -179,6 +179,7 @@ fn planned(config: &Loaded, authority: &str) -> (Vec<String>, BTreeMap<String, S
         authority,
         port: None,
         connect: false,
+        route: None,
     };
     shown(|act| plan_http(config, &facts, &mut scratch, act))
 }
@@ -538,6 +539,7 @@ fn the_port_of_the_listener_or_else_of_the_connection_decides() {
             authority: "edition.cnn.com:80",
             port: port.and_then(PortNumber::new),
             connect: false,
+            route: None,
         };
         let mut first = None;
         plan_http(&config, &facts, &mut scratch, &mut |effect| {
@@ -573,6 +575,7 @@ fn asked_of_a_proxy(authority: &str, port: Option<PortNumber>, connect: bool) ->
         authority,
         port,
         connect,
+        route: None,
     };
     shown(|act| plan_http(&config, &facts, &mut Scratch::default(), act)).0
 }
@@ -716,6 +719,7 @@ fn a_failed_connection_is_told_without_envoys_words() {
         authority: "EDITION.cnn.com:80",
         port: None,
         connect: false,
+        route: None,
     };
     let (_, before) = planned(&config, facts.authority);
     let mut scratch = Scratch::default();
@@ -760,6 +764,7 @@ fn only_what_was_sent_can_fail() {
             authority,
             port: None,
             connect: false,
+            route: None,
         };
         failed(config, &facts, details)
     };

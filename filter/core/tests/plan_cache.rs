@@ -131,6 +131,7 @@ fn remembers_all_of(json: &[u8]) -> usize {
             authority: &authority,
             port,
             connect,
+            route: None,
         };
         let planned = shown(|act| plan_http(&config, &facts, &mut scratch, act));
         let names = planned.iter().map(|effect| effect.split('(').next());
@@ -149,6 +150,7 @@ fn remembers_all_of(json: &[u8]) -> usize {
             authority: &authority,
             port,
             connect,
+            route: None,
         };
         let planned = shown(|act| plan_http(&config, &facts, &mut scratch, act));
         assert_eq!(remembered(&all, &facts), planned, "{facts:?}");
@@ -164,6 +166,7 @@ fn a_request_like_one_before_it_allocates_nothing() {
             authority,
             port: HTTP,
             connect: false,
+            route: None,
         };
         let before = counting::allocations();
         let mut count = 0;
@@ -199,6 +202,7 @@ fn the_first_error_ends_a_plan() {
         authority: "own.example",
         port: HTTP,
         connect: false,
+        route: None,
     };
     for _ in 0..2 {
         let mut asked = 0;
@@ -220,6 +224,7 @@ fn a_plan_that_was_cut_short_is_not_remembered() {
         authority: "odd.example",
         port: HTTP,
         connect: false,
+        route: None,
     };
     let whole = shown(|act| plan_http(&config, &facts, &mut Scratch::default(), act));
     assert!(whole.len() > 2, "{whole:?}");

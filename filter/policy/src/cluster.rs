@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::digest::Digest;
-use crate::host::HostPattern;
+use crate::host::{HostName, HostPattern};
 use crate::port::PortNumber;
 use crate::resource::{
     ConnectionPool, LoadBalancer, OutlierDetection, ProxyProtocol, RetryBudget, Tunnel,
@@ -143,6 +143,9 @@ pub struct Cluster {
     pub name: ClusterName,
     /// The host and service port it is for; `None` where hosts share it.
     pub own: Option<(HostPattern, PortNumber)>,
+    /// The host that its server is told and verified by, where that is another than its own: a VirtualService led
+    /// there, and said so or did not.
+    pub told: Option<HostPattern>,
     /// TLS towards the server; `None` sends what the application sent.
     pub tls: Option<TlsIntent>,
     /// `tunnel`: the endpoints are a proxy's, which is asked for another host. TLS, HTTP and limits are those
@@ -175,6 +178,12 @@ impl Cluster {
         self.endpoints == Endpoints::OfTheRequest
     }
 
+    /// Returns the host that its server is told, if it is one for all requests. Requests say it where this is `None`.
+    pub fn told_host(&self) -> Option<&HostName> {
+        let own = self.own.as_ref().map(|(host, _)| host);
+        self.told.as_ref().or(own)?.exact()
+    }
+
     /// Returns all of it in one line, for fingerprints.
     pub(crate) fn line(&self) -> String {
         let tls = self
@@ -200,6 +209,7 @@ impl fmt::Debug for Spelled<'_, Cluster> {
         let Cluster {
             name,
             own,
+            told,
             tls: _,
             tunnel,
             upstream,
@@ -212,9 +222,12 @@ impl fmt::Debug for Spelled<'_, Cluster> {
             proxy_protocol,
             retry_budget,
         } = self.0;
-        f.debug_struct("Cluster")
-            .field("name", name)
-            .field("own", own)
+        let mut fields = f.debug_struct("Cluster");
+        fields.field("name", name).field("own", own);
+        if let Some(told) = told {
+            fields.field("told", told);
+        }
+        fields
             .field("tls", &None::<()>)
             .field("tunnel", tunnel)
             .field("speaks", upstream)

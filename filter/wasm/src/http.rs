@@ -42,6 +42,9 @@ impl Request {
                 request.port = Some(HttpRequest::port_of_scheme(&scheme));
             }
         }
+        if wanted.route {
+            request.route = host::property(&contract::ROUTE_NAME)?;
+        }
         stream.on_request(request, &mut apply)
     }
 }

@@ -41,6 +41,15 @@ pub enum Conflict {
     },
     /// A rule's tunnel is not the same for all workloads. Names the rule.
     TunnelDiffers(String),
+    /// A host has branches, and Envoy could not choose among them.
+    Branches {
+        /// The flag that stands in the way.
+        flag: &'static str,
+        /// The host.
+        host: String,
+        /// Its port.
+        port: PortNumber,
+    },
     /// A host's endpoints are not the host itself, which a proxy could not be told.
     EndpointsBehindProxy {
         /// The host.
@@ -77,6 +86,9 @@ impl Conflict {
                     .to_owned()
             }
             Conflict::TunnelDiffers(_) => "leave `--labels-from-node` out".to_owned(),
+            Conflict::Branches { flag, .. } => {
+                format!("leave `{flag}` out, or lead the host's requests all to one destination")
+            }
             Conflict::EndpointsBehindProxy { .. } => {
                 "leave `endpoints` out and use `resolution: DNS`".to_owned()
             }
@@ -123,6 +135,10 @@ impl fmt::Display for Conflict {
                 f,
                 "the `tunnel` of DestinationRule {rule} is not the same for all workloads, and with `--labels-from-node` one configuration serves them all"
             ),
+            Conflict::Branches { flag, host, port } => write!(
+                f,
+                "requests to `{host}:{port}` take several routes of VirtualServices, and with `{flag}` they could not be told apart"
+            ),
             Conflict::EndpointsBehindProxy { host, entry } => write!(
                 f,
                 "`{host}` of ServiceEntry {entry} has endpoints of its own, and `--upstream-proxy` can only be asked for the host"
@@ -164,6 +180,9 @@ impl Options {
         if let Some(conflict) = self.around_the_tunnel(table) {
             return Err(conflict);
         }
+        if let Some(conflict) = self.branches(table) {
+            return Err(conflict);
+        }
         match self.upstream_proxy {
             Some(_) => listed_elsewhere(table).map_or(Ok(()), Err),
             None => Ok(()),
@@ -199,6 +218,29 @@ impl Options {
         };
         let is_loop = allow_any && !listen.to_canonical().is_loopback();
         is_loop.then(|| Conflict::CaptureLoop(self.listen.clone()))
+    }
+
+    /// Finds a host with branches, where they could not be chosen: a forward proxy has one list of routes for all ports, an
+    /// upstream proxy is told one destination, and Envoy's routes are the same for all workloads.
+    fn branches(&self, table: &PolicyTable) -> Option<Conflict> {
+        let flag = if self.forward_proxy.is_some() {
+            "--forward-proxy"
+        } else if self.upstream_proxy.is_some() {
+            "--upstream-proxy"
+        } else if !self.workloads.is_empty() {
+            "--labels-from-node"
+        } else {
+            return None;
+        };
+        let mut tables = std::iter::once(table).chain(&self.workloads);
+        tables.find_map(|table| {
+            let branching = table.branching().next()?;
+            Some(Conflict::Branches {
+                flag,
+                host: branching.host.to_string(),
+                port: branching.port,
+            })
+        })
     }
 
     /// Finds a `tunnel` that what was asked for would go around, or go into twice.

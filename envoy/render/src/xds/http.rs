@@ -10,12 +10,13 @@ use egress_policy::{
 use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
+use super::branches::Branches;
 use super::chain::{HttpManager, listener_name};
 use super::dns::{self, Cached};
 use super::message::{duration, extension, set, set_some};
 use super::plugin::{self, Plugin};
 use super::rendering::Rendering;
-use super::{guard, upgrade, upstream_proxy, variants};
+use super::{guard, route_action, upgrade, upstream_proxy, variants};
 
 /// What one connection manager has of its own.
 pub(super) struct HttpSettings {
@@ -77,11 +78,21 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
         let cache = dns::cache(Cached::Public, rendering);
         filters.extend(guard::http_filters(&guarded, &cache));
     }
+    let branches = port.map(|port| Branches::of(port, rendering));
+    let branches = branches.unwrap_or_default();
+    if branches.faults {
+        filters.push(route_action::fault_filter());
+    }
     filters.push(upgrade::http_filter());
+    let router = match branches.hosts.is_empty() {
+        true => json!({}),
+        // Rewrites and timeouts would be told to the server.
+        false => json!({"suppress_envoy_headers": true}),
+    };
     filters.push(extension(
         "envoy.filters.http.router",
         "envoy.extensions.filters.http.router.v3.Router",
-        json!({}),
+        router,
     ));
     let mut routes = settings.routes_first;
     routes.extend(written(routes_of(port, default, rendering)));
@@ -95,10 +106,11 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
     // What clients send to steer us or Envoy is gone before a route is chosen.
     let stripping = json!([stripping(settings.headers_removed)]);
     set(&mut fields, "early_header_mutation_extensions", stripping);
-    let routes = json!({
-        "name": settings.routes_name,
-        "virtual_hosts": [{"name": "egress", "domains": ["*"], "routes": routes}],
-    });
+    if branches.paths {
+        // What is compared is what the server gets.
+        set(&mut fields, "normalize_path", json!(true));
+    }
+    let routes = route_config(settings.routes_name, routes, branches);
     set(&mut fields, "route_config", routes);
     let log = access_log(&Metadata::Filter, options);
     set(&mut fields, "access_log", json!([log]));
@@ -123,6 +135,27 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
         plugin: Arc::new(Plugin::new(&config, options)),
         filters,
     }
+}
+
+/// Renders the virtual hosts of a listener: one for each host with branches, and one for all others.
+fn route_config(name: String, routes: Vec<Value>, branches: Branches) -> Value {
+    let mut fields = Map::new();
+    set(&mut fields, "name", json!(name));
+    if !branches.hosts.is_empty() {
+        set(&mut fields, "ignore_port_in_host_matching", json!(true));
+    }
+    let largest = branches.largest_body;
+    set_some(&mut fields, "max_direct_response_body_size_bytes", largest);
+    let mut domains = branches.others;
+    if !branches.takes_all {
+        domains.push("*".to_owned());
+    }
+    let mut hosts = branches.hosts;
+    if !domains.is_empty() {
+        hosts.push(json!({"name": "egress", "domains": domains, "routes": routes}));
+    }
+    set(&mut fields, "virtual_hosts", Value::Array(hosts));
+    Value::Object(fields)
 }
 
 /// Renders what takes headers away as soon as a request has come, those of `more` too.
@@ -153,6 +186,12 @@ fn guarded(port: Option<PortNumber>, rendering: &Rendering<'_>) -> BTreeSet<Stri
         if guard::is_on(service.cluster, options) {
             let name = variants::named(rendering.variants, service.cluster);
             all.insert(name.unwrap_or_else(|| service.cluster.name.to_string()));
+        }
+    }
+    for (_, number, cluster) in rendering.table.branch_clusters() {
+        if port == Some(number) && guard::is_on(cluster, options) {
+            let name = variants::named(rendering.variants, cluster);
+            all.insert(name.unwrap_or_else(|| cluster.name.to_string()));
         }
     }
     if rendering.table.outbound() == OutboundMode::AllowAny {
@@ -305,11 +344,11 @@ impl Route {
             None => set(&mut fields, "direct_response", json!({"status": 502})),
         }
         if self.https {
-            let https = json!([{
-                "header": {"key": "x-forwarded-proto", "value": "https"},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }]);
-            set(&mut fields, "request_headers_to_add", https);
+            set(
+                &mut fields,
+                "request_headers_to_add",
+                json!([https_header()]),
+            );
         }
         if !self.filters.is_empty() {
             let filters = Value::Object(self.filters);
@@ -319,8 +358,16 @@ impl Route {
     }
 }
 
+/// Renders for what a route adds that the server is told of TLS.
+pub(super) fn https_header() -> Value {
+    json!({
+        "header": {"key": "x-forwarded-proto", "value": "https"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    })
+}
+
 /// Only what the server says it has not looked at: trying a refused handshake again would change nothing.
-fn retries() -> Value {
+pub(super) fn retries() -> Value {
     json!({"retry_on": "refused-stream", "num_retries": 2})
 }
 
@@ -398,7 +445,7 @@ fn particular(
 }
 
 /// Returns what a cluster's requests are hashed by, for the routes that lead to it.
-fn hash_policy(cluster: &Cluster) -> Option<Value> {
+pub(super) fn hash_policy(cluster: &Cluster) -> Option<Value> {
     let hash = cluster.load_balancer.as_ref()?.consistent_hash.as_ref()?;
     let policy = match hash.key.as_ref()? {
         HashKey::Header(name) => json!({"header": {"header_name": name}}),

@@ -49,8 +49,7 @@ pub(super) enum HostCheck {
 impl<'t> Names<'t> {
     /// Settles how Envoy is to verify what `tls`, of `cluster`, asks for.
     pub(super) fn of(cluster: &'t Cluster, tls: &'t TlsIntent) -> Self {
-        let exact = cluster.own.as_ref().and_then(|(host, _)| host.exact());
-        let exact = exact.map(|host| host.as_str());
+        let exact = cluster.told_host().map(|host| host.as_str());
         let VerifiedNames {
             authority, any_of, ..
         } = &tls.names;

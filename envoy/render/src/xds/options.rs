@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{PolicyTable, PortNumber, Proxy};
 
 use super::proxy_url::UpstreamProxy;
 use super::secret::Secrets;
-use egress_rules::MeshConfig;
+use egress_rules::{MeshConfig, VirtualService};
 
 /// What rendering takes besides the table.
 #[derive(Debug, Clone)]
@@ -48,6 +49,8 @@ pub struct Options {
     pub loopback_vips: bool,
     /// The configuration of the mesh; with it the rules were compiled.
     pub mesh: MeshConfig,
+    /// The VirtualServices of the rules, read whole: the table says which of their routes count.
+    pub virtual_services: Arc<[VirtualService]>,
     /// The Envoy that is to read the bootstrap.
     pub version: Version,
     /// How it comes by certificates and keys.
@@ -80,6 +83,7 @@ impl Default for Options {
             guarded_dns: None,
             loopback_vips: false,
             mesh: MeshConfig::default(),
+            virtual_services: Arc::default(),
             version: OLDEST,
             secrets: Secrets::AtStart(BTreeMap::new()),
             reloads: false,

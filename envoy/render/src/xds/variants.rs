@@ -73,10 +73,12 @@ pub(super) fn reached<'t>(table: &'t PolicyTable, options: &'t Options) -> Reach
         })
     };
     let services = passed_through().chain(tables(table, options).flat_map(decided));
-    for service in services {
-        let group = groups.entry(service.cluster.name.as_str()).or_default();
-        if !group.contains(&service.cluster) {
-            group.push(service.cluster);
+    let branches = tables(table, options).flat_map(PolicyTable::branch_clusters);
+    let clusters = services.map(|service| service.cluster);
+    for cluster in clusters.chain(branches.map(|(_, _, cluster)| cluster)) {
+        let group = groups.entry(cluster.name.as_str()).or_default();
+        if !group.contains(&cluster) {
+            group.push(cluster);
         }
     }
     let groups: Vec<Vec<&Cluster>> = groups.into_values().collect();

@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
+use egress_filter::contract;
 use egress_policy::fields::{Field, Fields};
 use egress_policy::reading::is_label;
-use egress_policy::{HostPattern, PortNumber, ProblemKind};
+use egress_policy::{HostName, HostPattern, PortNumber, ProblemKind};
 
 use super::headers::{Headers, read_headers};
 
@@ -47,6 +48,12 @@ pub(super) fn read_shares(fields: &Fields<'_>, http: bool) -> Vec<Share> {
             let kind = ProblemKind::Invalid("total destination weight = 0".to_owned());
             list.error_with_hint(kind, "give one of them a `weight`");
         }
+        if http && served(&shares).count() > contract::SHARE_HEADERS.len() {
+            let most = contract::SHARE_HEADERS.len();
+            let kind =
+                ProblemKind::NotSupported(format!("a route with more than {most} destinations"));
+            list.error_with_hint(kind, "divide it into several routes");
+        }
         if total > u64::from(u32::MAX) {
             let kind =
                 ProblemKind::Invalid(format!("total destination weight {total} is too large"));
@@ -66,6 +73,12 @@ fn read_share(field: Field<'_>, http: bool) -> Option<Share> {
         true => fields.read("headers", read_headers).unwrap_or_default(),
         false => Headers::default(),
     };
+    let told = headers.request.authority.as_deref();
+    if let Some(Err(error)) = told.map(HostName::dns) {
+        let text = format!("the host is none: {error}");
+        let hint = "write the host alone, without scheme, port and path";
+        fields.error_at("headers", ProblemKind::Invalid(text), Some(hint));
+    }
     let destination = fields.require("destination", read_destination);
     let (host, port, subset) = destination?;
     Some(Share {

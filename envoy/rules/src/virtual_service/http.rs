@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use egress_policy::fields::{Field, Fields};
-use egress_policy::{Authority, ProblemKind};
+use egress_policy::{HostName, ProblemKind};
 
 use super::answer::{DirectResponse, Redirect, read_direct_response, read_redirect};
 use super::destination::{Share, read_destination, read_shares, served};
@@ -199,9 +199,9 @@ fn read_rewrite(fields: &Fields<'_>, headers: &Headers) -> (Option<PathRewrite>,
     };
     let authority = authority.or(of_headers);
     // It becomes the name that is sent and verified.
-    if let Some(Err(error)) = authority.as_deref().map(Authority::parse) {
+    if let Some(Err(error)) = authority.as_deref().map(HostName::dns) {
         let text = format!("the host is none: {error}");
-        let hint = "write the host, without scheme and path";
+        let hint = "write the host alone, without scheme, port and path";
         fields.error_at(name, ProblemKind::Invalid(text), Some(hint));
     }
     (rewrite, authority)

@@ -33,6 +33,8 @@ struct Plan {
     authority: String,
     port: Option<PortNumber>,
     connect: bool,
+    /// That of the facts, or nothing.
+    route: Option<String>,
     /// All its effects are here, and the host could apply them.
     whole: bool,
     effects: Vec<Kept>,
@@ -67,7 +69,7 @@ impl PlanCache {
         if self.plans.is_empty() {
             self.plans.resize_with(PLANS, || None);
         }
-        let Some(slot) = self.plans.get_mut(index(facts.authority)) else {
+        let Some(slot) = self.plans.get_mut(index(facts.authority, facts.route)) else {
             return plan_http(config, facts, scratch, act);
         };
         if let Some(plan) = slot
@@ -95,6 +97,7 @@ impl Plan {
             && self.authority == facts.authority
             && self.port == facts.port
             && self.connect == facts.connect
+            && self.route.as_deref() == facts.route
     }
 
     /// Forgets what was kept here: another plan takes its place.
@@ -110,6 +113,13 @@ impl Plan {
         self.authority.clear();
         self.authority.push_str(facts.authority);
         (self.port, self.connect) = (facts.port, facts.connect);
+        match (&mut self.route, facts.route) {
+            (Some(route), Some(name)) => {
+                route.clear();
+                route.push_str(name);
+            }
+            (route, name) => *route = name.map(str::to_owned),
+        }
         self.whole = true;
     }
 
@@ -161,20 +171,24 @@ impl Plan {
     }
 }
 
-/// Where the plan for an authority is kept. Those that share a place are planned anew each time, and decided no
-/// differently.
-fn index(authority: &str) -> usize {
-    let mix =
-        |hash: u64, part: u64| (hash.rotate_left(5) ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let (chunks, rest) = authority.as_bytes().as_chunks::<8>();
-    let hash = chunks
-        .iter()
-        .fold(0, |hash, chunk| mix(hash, u64::from_le_bytes(*chunk)));
-    let hash = rest
-        .iter()
-        .fold(hash, |hash, byte| mix(hash, u64::from(*byte)));
+/// Where the plan for an authority and a route is kept. Those that share a place are planned anew each time, and decided
+/// no differently.
+fn index(authority: &str, route: Option<&str>) -> usize {
+    let hash = mixed(0, authority);
+    let hash = route.map_or(hash, |route| mixed(hash, route));
     // Only the uppermost bits of a product depend on all that went in.
     usize::try_from(hash >> (u64::BITS - PLANS.trailing_zeros())).unwrap_or(0)
+}
+
+fn mixed(hash: u64, text: &str) -> u64 {
+    let mix =
+        |hash: u64, part: u64| (hash.rotate_left(5) ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let (chunks, rest) = text.as_bytes().as_chunks::<8>();
+    let hash = chunks
+        .iter()
+        .fold(hash, |hash, chunk| mix(hash, u64::from_le_bytes(*chunk)));
+    rest.iter()
+        .fold(hash, |hash, byte| mix(hash, u64::from(*byte)))
 }
 
 #[cfg(test)]
@@ -191,7 +205,7 @@ mod tests {
             ("cdn.example-", "xyz:80"),
         ] {
             let indexes: BTreeSet<usize> = (100..400)
-                .map(|n| index(&format!("{begin}{n}{end}")))
+                .map(|n| index(&format!("{begin}{n}{end}"), None))
                 .collect();
             assert!(indexes.len() > 150, "{begin}…{end}: {}", indexes.len());
             assert!(indexes.iter().all(|index| *index < PLANS));

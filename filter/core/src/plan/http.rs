@@ -1,7 +1,7 @@
 //! A request's facts become effects, and so do those of its response when the connection failed.
 
 use egress_policy::{
-    Action, Authority, Cluster, Decision, DownstreamProtocol, Endpoints, InvalidAuthority,
+    Action, Authority, Branch, Cluster, Decision, DownstreamProtocol, Endpoints, InvalidAuthority,
     PortNumber, Query, Reason,
 };
 
@@ -12,8 +12,8 @@ use crate::facts::{Facts, HttpWanted};
 use crate::failure::{Failure, FailureFacts};
 use crate::load::Loaded;
 use crate::plan::{
-    Scratch, found_by_name, host_of, push_names, push_tunnel, refused, write_metadata, write_names,
-    write_tunnel,
+    Scratch, found_by_name, host_of, names_are_its_own, push_names, push_tunnel, refused,
+    write_metadata, write_names, write_tunnel,
 };
 use crate::text::itoa;
 
@@ -23,6 +23,7 @@ pub fn http_wanted(config: &Loaded) -> HttpWanted {
     HttpWanted {
         dialled_port: !listener_says && !config.forward_proxy,
         proxy_request: !listener_says && config.forward_proxy,
+        route: config.branches,
     }
 }
 
@@ -44,6 +45,9 @@ pub fn plan_http(
     let decision = decide(config, facts, &parsed);
     write_metadata(config, facts.authority, &decision, None, scratch);
 
+    if let Some(branch) = decision.branch {
+        return on_branch(config, facts, branch, &decision, scratch, act);
+    }
     match decision.action {
         Action::Originate(cluster) => originate(config, facts, cluster, &decision, scratch, act),
         Action::Forward(cluster) => plain(config, facts, cluster, &decision, scratch, act),
@@ -71,6 +75,57 @@ pub fn plan_http(
         Action::Reject(reason) => answer(config, reason, scratch, act),
         Action::Weighted | Action::Respond(_) => answer(config, Reason::NoRoute, scratch, act),
     }
+}
+
+/// Leads a request that took one of the host's branches. Its route is chosen and stays: it has the path, the headers and
+/// the host that the server is told, and this names only the clusters.
+fn on_branch(
+    config: &Loaded,
+    facts: &Facts<'_>,
+    branch: &Branch,
+    decision: &Decision<'_, '_>,
+    scratch: &mut Scratch,
+    act: Act<'_>,
+) -> Result<(), HostError> {
+    match decision.action {
+        // Envoy's route or its fault filter answers.
+        Action::Respond(_) => {}
+        Action::Originate(cluster) | Action::Forward(cluster) => {
+            let header = match cluster.tls {
+                Some(_) => contract::ORIGINATE_HEADER,
+                None => contract::FORWARD_HEADER,
+            };
+            act(Effect::Header(header, config.cluster_name(cluster)))?;
+            act(Effect::ChooseRouteAgain)?;
+            // The client's words name the host only where the cluster does not know it.
+            let told = cluster.told_host().is_some();
+            let sends =
+                upstream_authority(AuthorityMode::Preserve, facts.authority, decision, scratch);
+            let other = !told && sends == (Sends::AsWritten { canonical: false });
+            write_names(cluster, &mut scratch.names);
+            push_names(cluster, other, scratch, act)?;
+        }
+        Action::Weighted => {
+            let shares = config.table.shares(branch).zip(contract::SHARE_HEADERS);
+            for (share, header) in shares {
+                // What the filter would have to say of one server's names, it would say of all.
+                if let Ok(cluster) = share.leads_to
+                    && names_are_its_own(cluster)
+                {
+                    act(Effect::Header(header, config.cluster_name(cluster)))?;
+                }
+            }
+            act(Effect::ChooseRouteAgain)?;
+        }
+        Action::Passthrough(_) => return answer(config, Reason::OtherProtocol, scratch, act),
+        Action::Reject(reason) | Action::LeaveAlone(reason) => {
+            return answer(config, reason, scratch, act);
+        }
+    }
+    if decision.plaintext_allowed {
+        act(Effect::CountAllowed)?;
+    }
+    act(Effect::Metadata(&scratch.metadata))
 }
 
 /// Leads a request to a cluster with TLS.
@@ -227,7 +282,7 @@ pub fn plan_failure(
 /// Decides about a request.
 fn decide<'t: 'q, 'q>(
     config: &'t Loaded,
-    facts: &Facts<'_>,
+    facts: &Facts<'q>,
     parsed: &'q Result<Authority<'_>, InvalidAuthority>,
 ) -> Decision<'t, 'q> {
     let port = match parsed {
@@ -243,7 +298,7 @@ fn decide<'t: 'q, 'q>(
                     true => DownstreamProtocol::Tls,
                     false => DownstreamProtocol::Http,
                 },
-                branch: None,
+                branch: facts.route,
                 subset: None,
             };
             config.table.decide(&query)

@@ -26,6 +26,7 @@ impl<'r> Compiler<'r> {
             leads,
             downstream,
             alone,
+            told,
             ..
         } = service;
         let elsewhere = matches!(leads, Leads::To(_));
@@ -100,6 +101,7 @@ impl<'r> Compiler<'r> {
                 false => ClusterName::shared(tls.as_ref(), upstream, any_name, public_only),
             },
             own: own.then(|| (host.clone(), port.number)),
+            told: told.filter(|told| own && *told != host).cloned(),
             tls,
             tunnel,
             upstream,

@@ -108,6 +108,8 @@ pub(super) struct Wanted<'w> {
     pub(super) role: Role,
     /// It has a cluster of its own, whatever others have.
     pub(super) alone: bool,
+    /// The host that its server is told by requests that VirtualServices lead there.
+    pub(super) told: Option<&'w HostPattern>,
 }
 
 impl<'r> Compiler<'r> {

@@ -196,7 +196,7 @@ impl<'r> Compiler<'r> {
             }
             let id = &chosen.service.meta.id;
             let (host, port, index) = (called.host, called.port, chosen.index);
-            let name = format!("{}/{} http[{index}] {host}:{port}", id.namespace, id.name);
+            let name = format!("{}/{}/http[{index}]/{host}:{port}", id.namespace, id.name);
             branches.push(Branch {
                 name: name.into_boxed_str(),
                 service: narrow(self.service_index(chosen)),
@@ -289,6 +289,10 @@ impl<'r> Compiler<'r> {
         let merged = self.rules.rule(&side.proxy, owner, found.host);
         let names = alt_names(found.entry, siblings, &self.options.mesh.trust_domain);
         let leads = Leads::of(found.entry.item, siblings, (from.item, port));
+        let name = chosen.route.authority.as_ref().or(to.authority.as_ref());
+        let name = name.map(|name| HostPattern::Exact(name.clone()));
+        let told = name.as_ref().unwrap_or(called.host);
+        let http = called.downstream == DownstreamProtocol::Http;
         let wanted = Wanted {
             entry: found.entry.item,
             host: found.host,
@@ -298,6 +302,7 @@ impl<'r> Compiler<'r> {
             downstream: called.downstream,
             role: side.proxy.role,
             alone: side.alone,
+            told: http.then_some(told),
         };
         let mut settings = merged.as_ref().map(|merged| for_port(merged, number));
         if let (Some(merged), Some(settings)) = (&merged, settings) {

@@ -189,6 +189,7 @@ impl<'r> Compiler<'r> {
             downstream,
             role: self.options.proxy.role,
             alone: false,
+            told: None,
         };
         let settings = merged.map(|merged| for_port(merged, port.number));
         if let (Some(merged), Some(settings)) = (merged, settings) {

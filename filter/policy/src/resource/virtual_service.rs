@@ -268,10 +268,10 @@ fn status(node: &Node<'_>, key: &str) -> u16 {
 /// Returns what a fault answers to every request.
 fn aborts(route: &Node<'_>) -> Option<Answer> {
     let abort = at(at(route, "fault")?, "abort")?;
-    // Without a percentage it is every request.
+    // Without a percentage Istio has Envoy abort nothing.
     let every = match at(abort, "percentage").and_then(|it| at(it, "value")) {
         Some(Node::Number(value)) => value.as_f64().is_some_and(|value| value >= 100.0),
-        _ => at(abort, "percentage").is_none(),
+        _ => false,
     };
     let grpc = at(abort, "grpcStatus").is_some();
     let status = if grpc {

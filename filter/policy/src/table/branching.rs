@@ -18,6 +18,8 @@ pub struct Branching<'t> {
     pub host: &'t HostPattern,
     /// The service port.
     pub port: PortNumber,
+    /// The addresses that stand for the host.
+    pub addresses: Vec<&'t HostName>,
     /// In the order in which they are tried. Where none matches, the answer is 404.
     pub branches: Vec<BranchOf<'t>>,
 }
@@ -63,9 +65,12 @@ impl PolicyTable {
             ports.filter_map(move |port| {
                 let branches = self.hosts.branches(port);
                 let all = branches.iter().map(|branch| self.branch(branch));
+                let aliases = self.hosts.aliases();
+                let own = aliases.filter(|(_, of)| **of == host.pattern);
                 (!branches.is_empty()).then(|| Branching {
                     host: &host.pattern,
                     port: port.number,
+                    addresses: own.map(|(address, _)| address).collect(),
                     branches: all.collect(),
                 })
             })
@@ -76,6 +81,16 @@ impl PolicyTable {
     pub fn has_branches(&self, port: Option<PortNumber>) -> bool {
         self.branching()
             .any(|branching| port.is_none_or(|port| port == branching.port))
+    }
+
+    /// Returns the clusters that branches lead to, each with the host and port that has them; one may come again.
+    pub fn branch_clusters(&self) -> impl Iterator<Item = (&HostPattern, PortNumber, &Cluster)> {
+        self.branching().flat_map(|branching| {
+            let (host, port) = (branching.host, branching.port);
+            let shares = branching.branches.into_iter().flat_map(|it| it.shares);
+            let led = shares.filter_map(|share| share.leads_to.ok());
+            led.map(move |cluster| (host, port, cluster))
+        })
     }
 
     /// Returns a branch of a decision for those who carry it out.
