@@ -30,7 +30,7 @@ pub enum PullPolicy {
 pub enum Api {
     /// `WasmPlugin`.
     WasmPlugin,
-    /// `TrafficExtension`, which Istio makes of a WasmPlugin since 1.32.
+    /// `TrafficExtension`, its successor, from Istio 1.30 on.
     TrafficExtension,
 }
 
