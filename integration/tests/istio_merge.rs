@@ -33,7 +33,7 @@ use egress_integration::{
     tls_server::{TlsServer, TlsServerConfig},
 };
 
-use common::{SOON, Trusted, only};
+use common::{SOON, Trusted, only, route};
 use istio_live::{
     Stage, TLS, assembled, gateway, nothing_in_plaintext, of_kind, recorded, server, sidecar,
 };
@@ -585,4 +585,78 @@ async fn the_users_own_client_certificate_beside_the_patches_is_refused() -> Res
     assert_eq!(certificates.as_array().map(Vec::len), Some(2));
     assert!(stage.start(&both).await.is_err());
     nothing_in_plaintext(&site)
+}
+
+/// The first patch of each cluster takes away what is verified, so alone it must open nothing.
+#[tokio::test]
+async fn no_patch_alone_opens_a_cluster() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = server(&trusted, &[API]).await?;
+    let stage = Stage::new(trusted, "own-simple", sidecar())?.leading(API, site.tls_addr());
+    let rendered = stage.rendered(&stage.base.given, &[]).await?;
+    let own = of_kind(&stage.base.given, "DestinationRule")[0];
+    let patches = rendered[0].pointer("/spec/configPatches");
+    let patches = patches.and_then(Value::as_array).context("no patches")?;
+    assert_eq!(patches.len(), 2);
+    for rule in [own, &rendered[1], &Value::Null] {
+        let mut resources = vec![rendered[2].clone(), rendered[0].clone()];
+        resources.extend((!rule.is_null()).then(|| rule.clone()));
+        resources[1]["spec"]["configPatches"] = json!([patches[0]]);
+        let configuration = assembled(&stage.base, &resources, &stage.proxy)?;
+        let refused = stage.start(&configuration).await.err();
+        let refused = refused.context("Envoy took a cluster that verifies nothing")?;
+        assert!(refused.to_string().contains("Envoy ended"), "{refused}");
+    }
+    nothing_in_plaintext(&site)
+}
+
+/// The other way, on what a live istiod made: the filter stands before Istio's routes, and tells the server the port
+/// that was dialled, unless it is to keep what the application wrote.
+#[tokio::test]
+async fn the_filter_tells_the_server_the_port_unless_it_is_to_keep_the_host() -> Result<()> {
+    for (authority, host) in [("REWRITE", "api.example.com:8443"), ("KEEP", API)] {
+        let trusted = Trusted::new()?;
+        let site = server(&trusted, &[API]).await?;
+        let stage = Stage::new(trusted, "own-simple", sidecar())?.leading(API, site.tls_addr());
+        let to = route(API, 8443, site.tls_addr());
+        let url = "oci://registry.example.com/egress:1.0";
+        let more = ["--way", "filter", "--url", url, "--connect-to", &to];
+        let more = [&more[..], &["--authority", authority]].concat();
+        let rendered = stage.rendered(&stage.base.given, &more).await?;
+        let mut made = assembled(&stage.base, &rendered, &stage.proxy)?;
+        let listener = made.listeners.iter_mut().find(|it| it["name"] == PORT_80);
+        let manager = "/filter_chains/0/filters/0/typed_config/http_filters";
+        let filters = listener.and_then(|it| it.pointer_mut(manager));
+        let filters = filters.and_then(Value::as_array_mut);
+        filters.context("no filters")?.insert(0, plugin(&rendered)?);
+        let envoy = stage.start(&made).await?;
+        let found = outcome(&envoy, &site, API, "/").await?;
+        assert_eq!((found.status, found.host.as_deref()), (200, Some(host)));
+        assert_eq!(found.sni.as_deref(), Some(API));
+        nothing_in_plaintext(&site)?;
+    }
+    Ok(())
+}
+
+/// The filter, as istiod's agent hands it to Envoy.
+fn plugin(rendered: &[Value]) -> Result<Value> {
+    let plugin = *of_kind(rendered, "WasmPlugin")
+        .first()
+        .context("no plugin")?;
+    let module = egress_integration::egressctl::binary()?.with_file_name("egress-filter.wasm");
+    let kind = "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm";
+    let config = json!({
+        "name": "default.egress",
+        "root_id": plugin["spec"]["pluginName"],
+        "failure_policy": "FAIL_CLOSED",
+        "vm_config": {
+            "runtime": "envoy.wasm.runtime.v8",
+            "code": {"local": {"filename": module}},
+        },
+        "configuration": {
+            "@type": "type.googleapis.com/google.protobuf.StringValue",
+            "value": plugin["spec"]["pluginConfig"].to_string(),
+        },
+    });
+    Ok(json!({"name": "default.egress", "typed_config": {"@type": kind, "config": config}}))
 }
