@@ -1,8 +1,7 @@
 //! The resources as Istio writes them: one file a kind, read from JSON, no meaning yet.
 
-use std::collections::BTreeSet;
-
 use crate::host::HostPattern;
+use crate::order::sort_by;
 
 mod backend_tls_policy;
 mod client_tls;
@@ -67,18 +66,20 @@ impl Resources {
             return Vec::new();
         }
         let hosts = self.service_entries.iter().flat_map(|entry| &entry.hosts);
-        let known: BTreeSet<&HostPattern> = hosts.collect();
+        let mut known: Vec<&HostPattern> = hosts.collect();
+        sort_by(&mut known, |one, other| one.cmp(other));
+        let has_exactly = |host: &HostPattern| known.binary_search(&host).is_ok();
         let wild = known.iter().copied().filter(|host| host.exact().is_none());
         let wild: Vec<&HostPattern> = wild.collect();
         let has = |host: &HostPattern| match host.exact() {
-            Some(_) => known.contains(host) || wild.iter().any(|wild| wild.covers(host)),
+            Some(_) => has_exactly(host) || wild.iter().any(|wild| wild.covers(host)),
             None => known.iter().any(|other| other.overlaps(host)),
         };
         let concerns = |service: &VirtualService| {
             let mut destinations = service.destinations();
             service.hosts.iter().any(has)
                 || destinations
-                    .any(|to| HostPattern::parse(&to.host).is_ok_and(|host| known.contains(&host)))
+                    .any(|to| HostPattern::parse(&to.host).is_ok_and(|host| has_exactly(&host)))
         };
         self.virtual_services.iter().map(concerns).collect()
     }

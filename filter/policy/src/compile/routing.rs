@@ -2,8 +2,6 @@
 //!
 //! Nothing here looks at destinations. [`leads`](crate::compile::leads) follows the routes.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use crate::host::HostPattern;
 use crate::indexed::Indexed;
 use crate::mesh::{Mesh, Visibility};
@@ -47,12 +45,12 @@ impl Chosen<'_> {
 pub(super) struct Routing<'r> {
     /// In their order.
     services: Vec<Routes<'r>>,
-    /// The places in `services`, by host.
-    by_host: BTreeMap<&'r HostPattern, Vec<usize>>,
+    /// The places in `services`, in the order of the hosts and then of the places.
+    by_host: Vec<(&'r HostPattern, usize)>,
     /// The hosts of `by_host` that are wildcards, the most specific first.
     wild: Vec<&'r HostPattern>,
     /// Where any VirtualService leads plaintext, whoever sees it.
-    led: BTreeSet<(HostPattern, Option<PortNumber>)>,
+    led: Vec<(HostPattern, Option<PortNumber>)>,
 }
 
 /// A name that connections of TLS ask for, and the route that they take.
@@ -78,17 +76,14 @@ impl<'r> Routing<'r> {
             };
             service.hosts.iter().any(taken)
         });
-        let mut by_host: BTreeMap<&HostPattern, Vec<usize>> = BTreeMap::new();
+        let mut by_host: Vec<(&HostPattern, usize)> = Vec::new();
         for (at, service) in services.iter().enumerate() {
-            for host in &service.item.hosts {
-                by_host.entry(host).or_default().push(at);
-            }
+            by_host.extend(service.item.hosts.iter().map(|host| (host, at)));
         }
-        let wild = by_host
-            .keys()
-            .copied()
-            .filter(|host| host.exact().is_none());
-        let mut wild: Vec<&HostPattern> = wild.collect();
+        sort_by(&mut by_host, |one, other| one.cmp(other));
+        let mut wild: Vec<&HostPattern> = by_host.iter().map(|(host, _)| *host).collect();
+        wild.retain(|host| host.exact().is_none());
+        wild.dedup();
         sort_by(&mut wild, |one, other| {
             other.specificity().cmp(&one.specificity())
         });
@@ -97,8 +92,10 @@ impl<'r> Routing<'r> {
             routes.flat_map(|route| &route.destinations)
         });
         let led = plain.filter_map(|to| Some((HostPattern::parse(&to.host).ok()?, to.port)));
+        let mut led: Vec<(HostPattern, Option<PortNumber>)> = led.collect();
+        sort_by(&mut led, |one, other| one.cmp(other));
         Routing {
-            led: led.collect(),
+            led,
             services,
             by_host,
             wild,
@@ -107,18 +104,30 @@ impl<'r> Routing<'r> {
 
     /// Whether any VirtualService leads plaintext to a port of a host.
     pub(super) fn leads_to(&self, host: &HostPattern, port: PortNumber) -> bool {
-        let to = |port| self.led.contains(&(host.clone(), port));
-        !self.led.is_empty() && (to(None) || to(Some(port)))
+        let begin = self.led.partition_point(|(other, _)| other < host);
+        let all = self.led.get(begin..).unwrap_or_default().iter();
+        let mut of_host = all.take_while(|(other, _)| other == host);
+        of_host.any(|(_, own)| own.is_none_or(|own| own == port))
     }
 
     /// Returns the hosts that any VirtualService is for.
     pub(super) fn hosts(&self) -> impl Iterator<Item = &'r HostPattern> {
-        self.by_host.keys().copied()
+        let mut last = None;
+        let hosts = self.by_host.iter().map(|(host, _)| *host);
+        hosts.filter(move |host| last.replace(*host) != Some(*host))
+    }
+
+    /// Returns the places of the VirtualServices that name a host, and the host as they have it.
+    fn named(&self, host: &HostPattern) -> &[(&'r HostPattern, usize)] {
+        let begin = self.by_host.partition_point(|(other, _)| *other < host);
+        let rest = self.by_host.get(begin..).unwrap_or_default();
+        let count = rest.iter().take_while(|(other, _)| *other == host).count();
+        rest.get(..count).unwrap_or_default()
     }
 
     /// Returns the host of VirtualServices that a service goes by: its own, or the most specific wildcard.
     pub(super) fn goes_by(&self, host: &HostPattern) -> Option<&'r HostPattern> {
-        let own = self.by_host.get_key_value(host).map(|(host, _)| *host);
+        let own = self.named(host).first().map(|(host, _)| *host);
         own.or_else(|| self.wild.iter().copied().find(|wild| wild.covers(host)))
     }
 
@@ -135,12 +144,12 @@ impl<'r> Routing<'r> {
         proxy: &Proxy,
     ) -> Option<Vec<Chosen<'r>>> {
         let by = self.goes_by(host)?;
-        let places = self.by_host.get(by)?;
+        let places = self.named(by);
         let asked = match by.exact() {
-            Some(_) => &places[..],
+            Some(_) => places,
             None => places.get(..1)?,
         };
-        let routes = |at: &usize| {
+        let routes = |(_, at): &(&HostPattern, usize)| {
             let service = *self.services.get(*at)?;
             let routes = requests(service, port, proxy, &GatewayName::Mesh);
             (!routes.is_empty()).then_some(routes)

@@ -1,7 +1,5 @@
 //! What one proxy sees: the services, each with the entry that it is.
 
-use std::collections::BTreeMap;
-
 use crate::compile::owners::{Entry, Families, Owner, in_order, joins};
 use crate::host::HostPattern;
 use crate::indexed::Indexed;
@@ -23,7 +21,7 @@ pub(super) struct Scope<'r> {
     /// What the proxy's Sidecar does not take in. A VirtualService may lead there all the same.
     ///
     /// Source: istio/istio `pilot/pkg/model/sidecar.go`, `collectImportedServices`.
-    beyond: BTreeMap<&'r HostPattern, Entry<'r>>,
+    beyond: Vec<(&'r HostPattern, Entry<'r>)>,
 }
 
 /// What is told while a scope is made.
@@ -64,7 +62,7 @@ impl<'r> Scope<'r> {
                 if sidecar
                     .is_some_and(|sidecar| !sidecar.takes_in(&proxy.namespace, owner, host, None))
                 {
-                    scope.beyond.entry(host).or_insert(entry);
+                    scope.beyond.push((host, entry));
                     continue;
                 }
                 scope.add(entry, at, host, tell);
@@ -146,9 +144,10 @@ impl<'r> Scope<'r> {
             })
         });
         own.or_else(|| {
-            let (host, entry) = self.beyond.get_key_value(host)?;
+            let mut beyond = self.beyond.iter();
+            let (host, entry) = *beyond.find(|(other, _)| *other == host)?;
             Some(Found {
-                entry: *entry,
+                entry,
                 host,
                 index: None,
             })
