@@ -15,7 +15,8 @@ use egress_integration::{
 use serde_json::Value;
 
 use common::{
-    SOON, Trusted, assert_originated, egressctl, entry_with, log_of, only, rendered, route, rule,
+    SIMPLE, SOON, Trusted, assert_originated, by_dns, dns, egressctl, entry_with, log_of, only,
+    originated, rendered, route, rule,
 };
 
 const API: &str = "api.example.com";
@@ -333,6 +334,71 @@ async fn without_the_filter_no_route_leads_anywhere() -> Result<()> {
     }
     ensure!(site.counts(Listener::Tls).connections == 0);
     Ok(())
+}
+
+#[tokio::test]
+async fn a_wildcard_has_branches_and_a_host_below_it_its_own_way() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site(["*.wild.example.com"]).await?;
+    let dns = dns().await?;
+    let port = site.tls_addr().port();
+    let wild = format!(
+        "resolution: DYNAMIC_DNS, location: MESH_INTERNAL, \
+         ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]"
+    );
+    let branches = "  - match: [{uri: {prefix: /v1}}]\n    \
+                    route: [{destination: {host: \"*.wild.example.com\"}}]";
+    let own = virtual_service(
+        "own.wild.example.com",
+        "  - route: [{destination: {host: own.wild.example.com}}]",
+    );
+    let rules = entry_with("*.wild.example.com", &wild)
+        + &rule("*.wild.example.com", SIMPLE)
+        + &originated("own.wild.example.com", port)
+        + &virtual_service("*.wild.example.com", branches)
+        + &own.replace("name: routes", "name: own");
+    let proxy = by_dns(&trusted, &rules, &dns).await?;
+    let http = proxy.listener(80)?;
+    for (written, host) in [
+        ("a.wild.example.com", "a.wild.example.com"),
+        ("B.wild.example.com:80", "b.wild.example.com"),
+    ] {
+        let answer = probe::get(http, written, "/v1").await?;
+        assert_eq!(answer.status, 200, "{written}: {}", answer.body);
+        // Below a wildcard the application's own words stay, as in Istio.
+        assert_originated(&only(&site)?, written, host);
+        assert_eq!(probe::get(http, written, "/none").await?.status, 404);
+    }
+    // It has no branches, so none of the wildcard's is asked for its requests.
+    for path in ["/v1", "/none"] {
+        let answer = probe::get(http, "own.wild.example.com", path).await?;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        let told = format!("own.wild.example.com:{port}");
+        assert_originated(&only(&site)?, &told, "own.wild.example.com");
+    }
+    ensure!(site.counts(Listener::Plain).connections == 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_upgrade_takes_the_route_of_its_path() -> Result<()> {
+    let (_trusted, stage) = Stage::start().await?;
+    for (path, status) in [("/v1/socket", "200"), ("/none", "404"), ("/moved", "302")] {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {API}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+        );
+        let answer = probe::raw(stage.proxy.listener(80)?, request.as_bytes(), SOON).await?;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        // The site does not know the upgrade, and answers the request.
+        ensure!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{path}: {answer}"
+        );
+    }
+    let seen = only(&stage.api)?;
+    assert_originated(&seen, API, API);
+    assert_eq!(seen.alpn.as_deref(), Some("http/1.1"));
+    stage.nothing_in_plaintext().await
 }
 
 /// Takes our filter out of every listener.

@@ -170,12 +170,13 @@ fn push_names(
     Ok(())
 }
 
-/// Whether a cluster knows all names that its server's certificate must have, and the name that it is asked for.
-fn names_are_its_own(cluster: &Cluster) -> bool {
-    cluster.tls.as_ref().is_none_or(|tls| {
+/// Whether a cluster knows by itself where it leads, and all names that its server is asked for and must have.
+fn says_all_itself(cluster: &Cluster) -> bool {
+    let names = cluster.tls.as_ref().is_none_or(|tls| {
         let beside = tls.names.authority && !tls.names.any_of.is_empty();
         exact(cluster) && !beside
-    })
+    });
+    names && cluster.endpoints != Endpoints::OfTheRequest
 }
 
 /// Whether a cluster's server is told one host by all requests, whose name the cluster then has.

@@ -980,3 +980,87 @@ fn labels_that_cannot_be_read_load_nothing() {
         "default/bank"
     );
 }
+
+/// Rules with branches: a path with TLS, shares of which one is told another host, an answer, and a lost destination.
+fn branching() -> Loaded {
+    let entry = |name: &str, ports: serde_json::Value| {
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": {"name": name},
+            "spec": {"hosts": [format!("{name}.example")], "resolution": "DNS", "ports": ports},
+        })
+    };
+    let rule = |name: &str| {
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": name},
+            "spec": {"host": format!("{name}.example"), "trafficPolicy": {"portLevelSettings": [
+                {"port": {"number": 443}, "tls": {"mode": "SIMPLE"}},
+            ]}},
+        })
+    };
+    let http = json!({"number": 80, "name": "http", "protocol": "HTTP"});
+    let https = json!({"number": 443, "name": "https", "protocol": "HTTPS"});
+    let to = |host: &str| json!({"destination": {"host": host, "port": {"number": 443}}});
+    let weighted = |host: &str| {
+        let mut to = to(host);
+        to["weight"] = json!(1);
+        to
+    };
+    let config = json!({
+        "listener": {"port": 80}, "controlHeaders": "STRIPPED",
+        "resources": [
+            entry("api", json!([http, https])), rule("api"),
+            entry("other", json!([https])), rule("other"),
+            {
+                "apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "v"},
+                "spec": {"hosts": ["api.example"], "http": [
+                    {"match": [{"uri": {"prefix": "/a"}}], "route": [to("other.example")]},
+                    {"match": [{"uri": {"prefix": "/b"}}],
+                     "route": [weighted("api.example"), weighted("other.example")]},
+                    {"match": [{"uri": {"prefix": "/c"}}], "directResponse": {"status": 410}},
+                    {"match": [{"uri": {"prefix": "/d"}}], "route": [to("nowhere.example")]},
+                ]},
+            },
+        ],
+    });
+    load(config.to_string().as_bytes()).unwrap()
+}
+
+#[test]
+fn a_branch_names_its_clusters_and_leaves_the_request_as_it_is() {
+    let config = branching();
+    let planned = |route: Option<&str>| {
+        let mut scratch = Scratch::default();
+        let facts = Facts {
+            authority: "Api.example:80",
+            port: None,
+            connect: false,
+            route,
+        };
+        shown(|act| plan_http(&config, &facts, &mut scratch, act)).0
+    };
+    let branch = |index: usize| planned(Some(&format!("default/v/http[{index}]/api.example:80")));
+    assert_eq!(
+        branch(0),
+        [
+            "x-egress-originate: outbound|443||other.example",
+            "choose route"
+        ]
+    );
+    assert_eq!(
+        branch(1),
+        [
+            "x-egress-share-0: outbound|443||api.example",
+            "x-egress-share-1: outbound|443||other.example",
+            "choose route"
+        ]
+    );
+    assert!(branch(2).is_empty());
+    assert_eq!(branch(3), ["answer 503 egress_unknown_destination"]);
+    for unknown in [None, Some(""), Some("no_route"), Some("originate")] {
+        assert_eq!(
+            planned(unknown),
+            ["answer 404 egress_no_route"],
+            "{unknown:?}"
+        );
+    }
+}

@@ -18,7 +18,6 @@ use egress_policy::{BranchOf, Branching, Cluster, HostName, HostPattern, PortNum
 use egress_rules::{DEFAULT_BODY, HttpMatch, HttpRoute, RouteAction, Share, StringMatch};
 use serde_json::{Map, Value, json};
 
-use super::http::{hash_policy, https_header};
 use super::message::{set, set_some};
 use super::rendering::Rendering;
 use super::{guard, route_action, upgrade};
@@ -267,10 +266,10 @@ fn forward(ways: &[Way<'_>], route: &HttpRoute, headers: &mut route_action::Head
             set_some(&mut fields, "host_rewrite_literal", way.told.as_deref());
             headers.remove_from_requests(header);
             if tls {
-                headers.add_to_requests(https_header());
+                headers.add_to_requests(route_action::https_header());
             }
             headers.extend(&way.share.headers);
-            let hash = way.cluster.ok().and_then(hash_policy);
+            let hash = way.cluster.ok().and_then(route_action::hash_policy);
             set_some(&mut fields, "hash_policy", hash);
         }
         // Where nothing is left, the header is never there.
@@ -305,7 +304,7 @@ fn weighted(way: &Way<'_>, header: &str) -> Value {
     set_some(&mut fields, "host_rewrite_literal", way.told.as_deref());
     let mut headers = route_action::HeaderFields::default();
     if way.cluster.is_ok_and(|cluster| cluster.tls.is_some()) {
-        headers.add_to_requests(https_header());
+        headers.add_to_requests(route_action::https_header());
     }
     headers.extend(&way.share.headers);
     headers.write(&mut fields);

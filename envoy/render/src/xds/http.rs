@@ -4,16 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use egress_filter::{FilterKind, PluginConfig, Variants, contract};
-use egress_policy::{
-    Cluster, DownstreamProtocol, HashKey, OutboundMode, PolicyTable, PortNumber, Service,
-};
+use egress_policy::{Cluster, DownstreamProtocol, OutboundMode, PolicyTable, PortNumber, Service};
 use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
 use super::branches::Branches;
 use super::chain::{HttpManager, listener_name};
 use super::dns::{self, Cached};
-use super::message::{duration, extension, set, set_some};
+use super::message::{extension, set, set_some};
 use super::plugin::{self, Plugin};
 use super::rendering::Rendering;
 use super::{guard, route_action, upgrade, upstream_proxy, variants};
@@ -336,7 +334,7 @@ impl Route {
                 let mut route = Map::new();
                 set(&mut route, field, cluster);
                 set(&mut route, "timeout", json!("0s"));
-                set(&mut route, "retry_policy", retries());
+                set(&mut route, "retry_policy", route_action::retries());
                 set_some(&mut route, "hash_policy", self.hash_policy);
                 set(&mut fields, "route", Value::Object(route));
                 set(&mut fields, "stat_prefix", json!(self.name));
@@ -347,7 +345,7 @@ impl Route {
             set(
                 &mut fields,
                 "request_headers_to_add",
-                json!([https_header()]),
+                json!([route_action::https_header()]),
             );
         }
         if !self.filters.is_empty() {
@@ -356,19 +354,6 @@ impl Route {
         }
         Value::Object(fields)
     }
-}
-
-/// Renders for what a route adds that the server is told of TLS.
-pub(super) fn https_header() -> Value {
-    json!({
-        "header": {"key": "x-forwarded-proto", "value": "https"},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    })
-}
-
-/// Only what the server says it has not looked at: trying a refused handshake again would change nothing.
-pub(super) fn retries() -> Value {
-    json!({"retry_on": "refused-stream", "num_retries": 2})
 }
 
 /// Writes routes, and before all of them those for upgrades.
@@ -425,7 +410,7 @@ fn particular(
         routes.insert(cluster.to_owned(), route);
     };
     for service in all_http_services(port, rendering) {
-        let (cluster, hash) = (service.cluster, hash_policy(service.cluster));
+        let (cluster, hash) = (service.cluster, route_action::hash_policy(service.cluster));
         let guarded = guard::by_filters(cluster, options);
         if every || hash.is_some() || guarded {
             let name = variants::named(rendering.variants, cluster);
@@ -442,40 +427,4 @@ fn particular(
         add(contract::PASSTHROUGH_CLUSTER, false, None, guarded);
     }
     routes.into_values().collect()
-}
-
-/// Returns what a cluster's requests are hashed by, for the routes that lead to it.
-pub(super) fn hash_policy(cluster: &Cluster) -> Option<Value> {
-    let hash = cluster.load_balancer.as_ref()?.consistent_hash.as_ref()?;
-    let policy = match hash.key.as_ref()? {
-        HashKey::Header(name) => json!({"header": {"header_name": name}}),
-        HashKey::SourceIp => json!({"connection_properties": {"source_ip": true}}),
-        HashKey::QueryParameter(name) => json!({"query_parameter": {"name": name}}),
-        HashKey::Cookie {
-            name,
-            path,
-            ttl,
-            attributes,
-        } => {
-            let mut cookie = Map::new();
-            set(&mut cookie, "name", json!(name));
-            set_some(
-                &mut cookie,
-                "path",
-                Some(path.as_str()).filter(|path| !path.is_empty()),
-            );
-            set_some(&mut cookie, "ttl", ttl.map(duration));
-            let attributes: Vec<Value> = attributes
-                .iter()
-                .map(|(name, value)| json!({"name": name, "value": value}))
-                .collect();
-            set_some(
-                &mut cookie,
-                "attributes",
-                Some(attributes).filter(|list| !list.is_empty()),
-            );
-            json!({"cookie": cookie})
-        }
-    };
-    Some(json!([policy]))
 }

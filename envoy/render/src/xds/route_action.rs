@@ -4,14 +4,13 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use egress_policy::PortNumber;
+use egress_policy::{Cluster, HashKey, PortNumber};
 use egress_rules::{
     Abort, DirectResponse, Fault, HeaderChanges, Headers, HttpRoute, PathRewrite, Percent,
     Redirect, RedirectPort, Retries,
 };
 use serde_json::{Map, Value, json};
 
-use super::http::retries;
 use super::message::{duration, extension, set, set_some};
 
 /// The name of Envoy's filter for faults.
@@ -89,6 +88,55 @@ pub(super) fn effort(route: &HttpRoute, fields: &mut Map<String, Value>) {
             set(fields, "regex_rewrite", rewrite);
         }
     }
+}
+
+/// Renders for what a route adds that the server is told of TLS.
+pub(super) fn https_header() -> Value {
+    json!({
+        "header": {"key": "x-forwarded-proto", "value": "https"},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    })
+}
+
+/// Only what the server says it has not looked at: trying a refused handshake again would change nothing.
+pub(super) fn retries() -> Value {
+    json!({"retry_on": "refused-stream", "num_retries": 2})
+}
+
+/// Returns what a cluster's requests are hashed by, for the routes that lead to it.
+pub(super) fn hash_policy(cluster: &Cluster) -> Option<Value> {
+    let hash = cluster.load_balancer.as_ref()?.consistent_hash.as_ref()?;
+    let policy = match hash.key.as_ref()? {
+        HashKey::Header(name) => json!({"header": {"header_name": name}}),
+        HashKey::SourceIp => json!({"connection_properties": {"source_ip": true}}),
+        HashKey::QueryParameter(name) => json!({"query_parameter": {"name": name}}),
+        HashKey::Cookie {
+            name,
+            path,
+            ttl,
+            attributes,
+        } => {
+            let mut cookie = Map::new();
+            set(&mut cookie, "name", json!(name));
+            set_some(
+                &mut cookie,
+                "path",
+                Some(path.as_str()).filter(|path| !path.is_empty()),
+            );
+            set_some(&mut cookie, "ttl", ttl.map(duration));
+            let attributes: Vec<Value> = attributes
+                .iter()
+                .map(|(name, value)| json!({"name": name, "value": value}))
+                .collect();
+            set_some(
+                &mut cookie,
+                "attributes",
+                Some(attributes).filter(|list| !list.is_empty()),
+            );
+            json!({"cookie": cookie})
+        }
+    };
+    Some(json!([policy]))
 }
 
 /// Renders how often a request is tried again, if it is.

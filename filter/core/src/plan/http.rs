@@ -12,7 +12,7 @@ use crate::facts::{Facts, HttpWanted};
 use crate::failure::{Failure, FailureFacts};
 use crate::load::Loaded;
 use crate::plan::{
-    Scratch, found_by_name, host_of, names_are_its_own, push_names, push_tunnel, refused,
+    Scratch, found_by_name, host_of, push_names, push_tunnel, refused, says_all_itself,
     write_metadata, write_names, write_tunnel,
 };
 use crate::text::itoa;
@@ -95,22 +95,29 @@ fn on_branch(
                 Some(_) => contract::ORIGINATE_HEADER,
                 None => contract::FORWARD_HEADER,
             };
-            act(Effect::Header(header, config.cluster_name(cluster)))?;
-            act(Effect::ChooseRouteAgain)?;
             // The client's words name the host only where the cluster does not know it.
             let told = cluster.told_host().is_some();
-            let sends =
-                upstream_authority(AuthorityMode::Preserve, facts.authority, decision, scratch);
+            let sends = match cluster.tls {
+                Some(_) => {
+                    let keep = AuthorityMode::Preserve;
+                    upstream_authority(keep, facts.authority, decision, scratch)
+                }
+                None => forwarded_authority(facts.authority, decision, scratch),
+            };
+            let detour = detour(config, cluster, decision, sends, &mut scratch.dial_port);
             let other = !told && sends == (Sends::AsWritten { canonical: false });
             write_names(cluster, &mut scratch.names);
+            act(Effect::Header(header, config.cluster_name(cluster)))?;
+            act(Effect::ChooseRouteAgain)?;
+            push_detour(detour, scratch, act)?;
             push_names(cluster, other, scratch, act)?;
         }
         Action::Weighted => {
             let shares = config.table.shares(branch).zip(contract::SHARE_HEADERS);
             for (share, header) in shares {
-                // What the filter would have to say of one server's names, it would say of all.
+                // What the filter would have to say of one server, it would say of all.
                 if let Ok(cluster) = share.leads_to
-                    && names_are_its_own(cluster)
+                    && says_all_itself(cluster)
                 {
                     act(Effect::Header(header, config.cluster_name(cluster)))?;
                 }
