@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::diagnostic::{Diagnostic, Report, diagnostic, located};
 use crate::document::{
-    self, as_given, bare, into_ours, is_backend_tls_policy, is_ours, is_unread, kind,
+    self, as_given, bare, into_ours, is_backend_tls_policy, is_ours, is_service, is_unread, kind,
     name_generated, ours,
 };
 use crate::mesh::{self, MeshConfig};
@@ -67,6 +67,7 @@ impl Rules {
             .filter(|unread| unread.concerns(entries))
             .map(|unread| &unread.id)
             .chain(policies(&self.parsed))
+            .chain(self.parsed.services.iter().map(|service| &service.meta.id))
             .map(|id| (id.kind, &*id.namespace, &*id.name))
             .collect();
         let services = self.parsed.virtual_services.iter();
@@ -89,7 +90,7 @@ impl Rules {
                 return selecting.contains(namespace);
             }
             let id = (kind, namespace, name.unwrap_or_default());
-            match is_unread(resource) || is_backend_tls_policy(resource) {
+            match is_unread(resource) || is_backend_tls_policy(resource) || is_service(resource) {
                 true => concern.contains(&id),
                 false => !unconcerned.contains(&id),
             }
@@ -308,17 +309,10 @@ fn compile_parsed(
         .filter(|(_, concerned)| !**concerned)
         .map(|(service, _)| (service.meta.id.kind, service.meta.origin));
     let unconcerned = unconcerned.chain(idle);
-    let services = services(&documents, &resources);
-    let is_told = |problem: &Problem| {
-        let mut origins = services.iter().map(|(origin, _)| *origin);
-        origins.any(|origin| origin == problem.origin)
-    };
-    problems.0.retain(|problem| !is_told(problem));
     diagnostics.extend(notes);
     diagnostics.extend(ignored(&mut problems, unconcerned, &documents));
     diagnostics.extend(located(&problems, &documents));
     diagnostics.extend(located(&warnings, &documents));
-    diagnostics.extend(services.into_iter().map(|(_, diagnostic)| diagnostic));
     if warnings.has_errors() {
         return Err(Report(diagnostics));
     }
@@ -438,56 +432,6 @@ impl Answers {
         );
         Report(diagnostics)
     }
-}
-
-/// Reports Kubernetes Services that have the host of an entry.
-///
-/// Source: istio/istio `pilot/pkg/model/sidecar.go`, `selectServices` and `appendSidecarServices`.
-fn services(documents: &Documented, resources: &Resources) -> Vec<(Origin, Diagnostic)> {
-    let mut diagnostics = Vec::new();
-    for (index, (file, document)) in documents.iter().enumerate() {
-        for (item, service) in document::resources(&document.value) {
-            let text = |pointer: &str| service.pointer(pointer).and_then(Value::as_str);
-            let version = text("/apiVersion");
-            let name = text("/metadata/name").filter(|_| version == Some("v1"));
-            let Some(name) = name.filter(|_| kind(service) == Some("Service")) else {
-                continue;
-            };
-            let namespace = text("/metadata/namespace").unwrap_or(DEFAULT_NAMESPACE);
-            let Ok(host) = HostPattern::parse(&format!("{name}.{namespace}.svc.cluster.local"))
-            else {
-                continue;
-            };
-            let mut entries = resources.service_entries.iter();
-            let Some(entry) = entries.find(|entry| entry.hosts.contains(&host)) else {
-                continue;
-            };
-            let mut path = FieldPath::keys("metadata.name");
-            let origin = Origin {
-                document: index,
-                item,
-            };
-            if let Some(item) = item {
-                let list = [Segment::Key("items".to_owned()), Segment::Index(item)];
-                path.0.splice(0..0, list);
-            }
-            let diagnostic = Diagnostic {
-                id: None,
-                severity: Severity::Warning,
-                file: file.to_string(),
-                place: document.place(&path, false),
-                path: path.to_string(),
-                what: format!("`{host}` is the host of {} too", entry.meta.id),
-                resource: Some(format!("Service {namespace}/{name}")),
-                hint: Some(format!(
-                    "here the entry counts; Istio uses the Service and its pods, but for callers in namespace `{}`",
-                    entry.meta.id.namespace
-                )),
-            };
-            diagnostics.push((origin, diagnostic));
-        }
-    }
-    diagnostics
 }
 
 /// Returns which hosts a resource is for, as far as its text tells.

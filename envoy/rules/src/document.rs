@@ -73,6 +73,13 @@ pub fn is_ours(value: &Value) -> bool {
     kind(value).is_some_and(|kind| egress_policy::KINDS.contains(&kind) && !other(kind))
         || is_unread(value)
         || is_backend_tls_policy(value)
+        || is_service(value)
+}
+
+/// Whether a value is a Service of Kubernetes, which may have a host of an entry or be another name for one.
+pub(crate) fn is_service(value: &Value) -> bool {
+    let version = value.get("apiVersion").and_then(Value::as_str);
+    kind(value) == Some("Service") && version == Some("v1")
 }
 
 /// Whether a value is a policy of which the engine makes a DestinationRule.
@@ -113,6 +120,8 @@ pub(crate) fn bare(mut resources: Vec<Value>) -> Vec<Value> {
         })
         .collect();
     for (resource, labelled) in resources.iter_mut().zip(labelled) {
+        // One of them says who sees the Service.
+        let service = is_service(resource);
         let Value::Object(fields) = resource else {
             continue;
         };
@@ -121,6 +130,7 @@ pub(crate) fn bare(mut resources: Vec<Value>) -> Vec<Value> {
             meta.retain(|key, _| match key.as_str() {
                 "name" | "namespace" | "creationTimestamp" => true,
                 "labels" => labelled,
+                "annotations" => service,
                 _ => false,
             });
         }

@@ -7,6 +7,7 @@ mod cluster;
 mod compiler;
 mod connections;
 mod gate;
+mod kubernetes;
 mod leads;
 mod pinned;
 mod routes;
@@ -49,6 +50,7 @@ impl PolicyTable {
     pub fn compile_with_errors(resources: &Resources, options: &CompileOptions) -> Compiled {
         let mut compiler = Compiler::new(resources, options);
         compiler.entries();
+        compiler.kubernetes();
         compiler.gate();
         compiler.finish()
     }

@@ -51,6 +51,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod aliases;
 mod attach;
 mod cluster;
 mod compile;
@@ -98,10 +99,10 @@ pub use query::{Connection, DownstreamProtocol, Query, Spoken};
 pub use resource::{
     Address, Answer, BACKEND_TLS_POLICY, ClientTls, ConnectionPool, ConsistentHash,
     DEFAULT_NAMESPACE, DestinationRule, Endpoint, Gateway, H2UpgradePolicy, HashKey, HashRing,
-    HttpPool, LoadBalancer, Meta, OutlierDetection, PortPolicy, ProxyProtocol, Resolution,
-    ResourceId, Resources, RetryBudget, ServiceEntry, ServicePort, Sidecar, SimpleBalancer, Subset,
-    TcpKeepalive, TcpPool, TlsMode, TrafficPolicy, Tunnel, UNREAD_KINDS, Unread, VirtualService,
-    Warmup,
+    HttpPool, KubernetesService, LoadBalancer, Meta, OutlierDetection, PortPolicy, ProxyProtocol,
+    Resolution, ResourceId, Resources, RetryBudget, ServiceEntry, ServicePort, Sidecar,
+    SimpleBalancer, Subset, TcpKeepalive, TcpPool, TlsMode, TrafficPolicy, Tunnel, UNREAD_KINDS,
+    Unread, VirtualService, Warmup,
 };
 pub use source::{API_VERSIONS, KINDS, Parser, is_list};
 pub use table::branching::{BranchOf, Branching, ShareOf};

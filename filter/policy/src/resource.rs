@@ -10,6 +10,7 @@ mod gateway;
 pub(crate) mod id;
 mod loose;
 mod meta;
+mod service;
 mod service_entry;
 mod sidecar;
 mod traffic_policy;
@@ -25,6 +26,7 @@ pub(crate) use gateway::{Ends, Reads, Server};
 pub use id::{BACKEND_TLS_POLICY, DEFAULT_NAMESPACE, ResourceId};
 pub use meta::{Meta, is_label, read_export_to, read_labels, read_meta, text_of};
 pub(crate) use meta::{as_policy, exported};
+pub use service::KubernetesService;
 pub use service_entry::{Address, Endpoint, Resolution, ServiceEntry, ServicePort};
 pub use sidecar::Sidecar;
 pub use traffic_policy::read_connection_pool;
@@ -53,6 +55,8 @@ pub struct Resources {
     pub gateways: Vec<Gateway>,
     /// What workloads see.
     pub sidecars: Vec<Sidecar>,
+    /// The Services of Kubernetes that have a host of an entry, or are another name for it.
+    pub services: Vec<KubernetesService>,
     /// What may change any of that, and is not carried out.
     pub unread: Vec<Unread>,
 }

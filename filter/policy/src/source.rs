@@ -2,14 +2,15 @@
 
 use serde_json::Value;
 
+use crate::aliases::resolve;
 use crate::attach::attach;
 use crate::fields::{Cursor, Field, Fields, Report, listed};
 use crate::node::Node;
 use crate::order::sort_by;
 use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Problems, Severity, did_you_mean};
 use crate::resource::{
-    BackendTlsPolicy, DestinationRule, Gateway, Meta, Resources, ServiceEntry, Sidecar,
-    UNREAD_KINDS, Unread, VirtualService, WorkloadEntry,
+    BackendTlsPolicy, DestinationRule, Gateway, KubernetesService, Meta, Resources, ServiceEntry,
+    Sidecar, UNREAD_KINDS, Unread, VirtualService, WorkloadEntry,
 };
 use crate::workloads::select;
 
@@ -43,6 +44,7 @@ pub struct Parser {
     resources: Resources,
     policies: Vec<BackendTlsPolicy>,
     workloads: Vec<WorkloadEntry>,
+    services: Vec<KubernetesService>,
     problems: Vec<Problem>,
 }
 
@@ -103,6 +105,9 @@ impl Parser {
     /// Returns what was read, and what was wrong. Resources with an error are left out.
     pub fn finish(mut self) -> (Resources, Problems) {
         self.twice();
+        let services = std::mem::take(&mut self.services);
+        let mut problems = resolve(services, &mut self.resources);
+        self.problems.append(&mut problems);
         let workloads = std::mem::take(&mut self.workloads);
         let mut problems = select(workloads, &mut self.resources.service_entries);
         self.problems.append(&mut problems);
@@ -213,6 +218,7 @@ impl Parser {
             Some(Read::Gateway(gateway)) => push(&mut self.resources.gateways, *gateway),
             Some(Read::Sidecar(sidecar)) => push(&mut self.resources.sidecars, *sidecar),
             Some(Read::WorkloadEntry(workload)) if usable => self.workloads.push(*workload),
+            Some(Read::Service(service)) => self.services.push(*service),
             Some(Read::Unread(unread)) => self.resources.unread.push(*unread),
             _ => {}
         }
@@ -233,6 +239,7 @@ enum Read {
     DestinationRule(Box<DestinationRule>),
     BackendTlsPolicy(Box<BackendTlsPolicy>),
     WorkloadEntry(Box<WorkloadEntry>),
+    Service(Box<KubernetesService>),
     VirtualService(Box<VirtualService>),
     Gateway(Box<Gateway>),
     Sidecar(Box<Sidecar>),
@@ -267,6 +274,13 @@ fn read_resource(root: &Fields<'_>, origin: Origin) -> Option<Read> {
                 Gateway::KIND => Read::Gateway(Box::new(Gateway::read(origin, metadata, spec))),
                 _ => Read::Sidecar(Box::new(Sidecar::read(origin, metadata, spec))),
             })
+        }
+        KubernetesService::KIND if api_version == "v1" => {
+            root.allow_unknown();
+            let (metadata, spec) = (root.peek("metadata"), root.peek("spec"));
+            KubernetesService::read(origin, metadata, spec)
+                .map(Box::new)
+                .map(Read::Service)
         }
         kind if BackendTlsPolicy::is(&api_version, kind) => {
             BackendTlsPolicy::read(root, &api_version, origin)

@@ -101,7 +101,16 @@ impl PolicyTable {
         // Ports are looked for behind the most specific host first. A host without the port hides no wider
         // one that has it, as routes are per port in Istio.
         let mut first = None;
+        // As in Istio, TLS is led by the names of the host alone, and not by those of Services that stand for it.
+        let is_its_own = |host: &Host| {
+            query.downstream != DownstreamProtocol::Tls
+                || host.pattern.matches(query.host)
+                || query.host.parse::<std::net::IpAddr>().is_ok()
+        };
         let found = self.hosts.find_map(query.host, |host| {
+            if !is_its_own(host) {
+                return None;
+            }
             first = first.or(Some(host));
             Some((host, self.hosts.port(host, query.port)?))
         });

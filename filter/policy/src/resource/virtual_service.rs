@@ -2,6 +2,8 @@
 //!
 //! Source: istio/api `networking/v1alpha3/virtual_service.proto`.
 
+use std::collections::BTreeMap;
+
 use crate::host::{HostName, HostPattern};
 use crate::node::Node;
 use crate::port::PortNumber;
@@ -116,6 +118,20 @@ impl VirtualService {
             tls: routes("tls"),
             tcp: routes("tcp"),
             meta,
+        }
+    }
+
+    /// Leads to other hosts where it leads to these.
+    pub(crate) fn lead_elsewhere(&mut self, instead: &BTreeMap<String, String>) {
+        let routes = self
+            .http
+            .iter_mut()
+            .chain(&mut self.tls)
+            .chain(&mut self.tcp);
+        for to in routes.flat_map(|route| &mut route.destinations) {
+            if let Some(host) = instead.get(&to.host) {
+                to.host.clone_from(host);
+            }
         }
     }
 
