@@ -18,7 +18,7 @@ RECORDED = ROOT / "integration/tests/istio-live/own-simple.json"
 RECORDED_HOST = "api.example.com"
 ALONE, MERGED = "Istio's own TLS", "the same, with ours merged into it"
 MOST = 1.02
-ROUNDS = 11 if QUICK else 61
+ROUNDS = 11 if QUICK else 151
 
 
 def merged(lab, given):
