@@ -265,14 +265,12 @@ fn read_resource(root: &Fields<'_>, origin: Origin) -> Option<Read> {
             .map(Box::new)
             .map(Read::WorkloadEntry),
         VirtualService::KIND | Gateway::KIND | Sidecar::KIND if known => {
-            root.allow_unknown();
-            let (metadata, spec) = (root.peek("metadata"), root.peek("spec"));
             Some(match kind.as_str() {
                 VirtualService::KIND => {
-                    Read::VirtualService(Box::new(VirtualService::read(origin, metadata, spec)))
+                    Read::VirtualService(Box::new(VirtualService::read(root, origin)))
                 }
-                Gateway::KIND => Read::Gateway(Box::new(Gateway::read(origin, metadata, spec))),
-                _ => Read::Sidecar(Box::new(Sidecar::read(origin, metadata, spec))),
+                Gateway::KIND => Read::Gateway(Box::new(Gateway::read(root, origin))),
+                _ => Read::Sidecar(Box::new(Sidecar::read(root, origin))),
             })
         }
         KubernetesService::KIND if api_version == "v1" => {

@@ -2,13 +2,15 @@
 //!
 //! Source: istio/api `networking/v1alpha3/gateway.proto`.
 
+use crate::fields::Fields;
 use crate::host::HostPattern;
 use crate::node::Node;
 use crate::port::PortNumber;
 use crate::problem::Origin;
 use crate::proxy::Proxy;
 use crate::resource::Meta;
-use crate::resource::loose::{as_text, at, labels, list, long, meta, pattern, port, text};
+use crate::resource::loose::{as_text, at, labels, list, long, pattern, port, text};
+use crate::resource::meta::read_meta;
 
 /// The listeners of a router.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,12 +61,10 @@ pub(crate) enum Ends {
 impl Gateway {
     pub(crate) const KIND: &'static str = "Gateway";
 
-    pub(crate) fn read(
-        origin: Origin,
-        metadata: Option<&Node<'_>>,
-        spec: Option<&Node<'_>>,
-    ) -> Gateway {
-        let meta = meta(Self::KIND, origin, metadata);
+    pub(crate) fn read(root: &Fields<'_>, origin: Origin) -> Gateway {
+        let meta = read_meta(root, Self::KIND, origin, false);
+        root.allow_unknown();
+        let spec = root.peek("spec");
         let spec = spec.unwrap_or(&Node::Null);
         let namespace = &*meta.id.namespace;
         let servers = list(spec, "servers").iter();

@@ -2,13 +2,15 @@
 //!
 //! Source: istio/api `networking/v1alpha3/sidecar.proto`.
 
+use crate::fields::Fields;
 use crate::host::HostPattern;
 use crate::node::Node;
 use crate::options::OutboundMode;
 use crate::problem::Origin;
 use crate::proxy::{Proxy, Role};
 use crate::resource::Meta;
-use crate::resource::loose::{as_text, at, labels, list, meta, number, pattern, text};
+use crate::resource::loose::{as_text, at, labels, list, number, pattern, text};
+use crate::resource::meta::read_meta;
 
 /// What workloads of a namespace see.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,11 +38,10 @@ struct Import {
 impl Sidecar {
     pub(crate) const KIND: &'static str = "Sidecar";
 
-    pub(crate) fn read(
-        origin: Origin,
-        metadata: Option<&Node<'_>>,
-        spec: Option<&Node<'_>>,
-    ) -> Sidecar {
+    pub(crate) fn read(root: &Fields<'_>, origin: Origin) -> Sidecar {
+        let meta = read_meta(root, Self::KIND, origin, false);
+        root.allow_unknown();
+        let spec = root.peek("spec");
         let spec = spec.unwrap_or(&Node::Null);
         let selector = at(spec, "workloadSelector").map(|selector| labels(selector, "labels"));
         let egress = match list(spec, "egress") {
@@ -49,7 +50,7 @@ impl Sidecar {
         };
         let outbound = at(spec, "outboundTrafficPolicy");
         Sidecar {
-            meta: meta(Self::KIND, origin, metadata),
+            meta,
             selector: selector.filter(|labels| !labels.is_empty()),
             egress: egress.map(|all| all.iter().flat_map(imports).collect()),
             // Without a mode it is the first word of the enumeration.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::fields::Fields;
 use crate::host::{HostName, HostPattern};
 use crate::node::Node;
 use crate::port::PortNumber;
@@ -11,8 +12,9 @@ use crate::problem::Origin;
 use crate::proxy::Proxy;
 use crate::resource::Meta;
 use crate::resource::loose::{
-    as_text, at, has_others, labels, list, long, meta, number, pattern, port, text, texts,
+    as_text, at, has_others, labels, list, long, number, pattern, port, text, texts,
 };
+use crate::resource::meta::read_meta;
 
 /// Where requests and connections to hosts are led.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,12 +94,10 @@ pub(crate) struct Destination {
 impl VirtualService {
     pub(crate) const KIND: &'static str = "VirtualService";
 
-    pub(crate) fn read(
-        origin: Origin,
-        metadata: Option<&Node<'_>>,
-        spec: Option<&Node<'_>>,
-    ) -> VirtualService {
-        let meta = meta(Self::KIND, origin, metadata);
+    pub(crate) fn read(root: &Fields<'_>, origin: Origin) -> VirtualService {
+        let meta = read_meta(root, Self::KIND, origin, false);
+        root.allow_unknown();
+        let spec = root.peek("spec");
         let spec = spec.unwrap_or(&Node::Null);
         let namespace = &*meta.id.namespace;
         let hosts = list(spec, "hosts").iter();
