@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::compile::{Answers, Rules};
 use crate::complaint::{Complaint, Refusal};
-use crate::virtual_service::{HttpRoute, Request, normalized};
+use crate::virtual_service::{HttpRoute, Request, normalized, virtual_service};
 
 /// What somebody asks about the rules.
 #[derive(Debug, Clone, Copy)]
@@ -90,9 +90,7 @@ impl Answers {
     /// Returns the route of a VirtualService that a branch is.
     fn route(&self, branch: &BranchOf<'_>) -> Option<&HttpRoute> {
         let id = branch.virtual_service?;
-        let mut services = self.rules.virtual_services.iter();
-        let service = services
-            .find(|service| service.id.namespace == id.namespace && service.id.name == id.name)?;
+        let service = virtual_service(&self.rules.virtual_services, id)?;
         service.http.get(branch.route)
     }
 

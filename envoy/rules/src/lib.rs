@@ -50,5 +50,5 @@ pub use source::Source;
 pub use virtual_service::{
     Abort, ConnectionMatch, ConnectionRoute, DEFAULT_BODY, DirectResponse, Fault, HeaderChanges,
     Headers, HttpMatch, HttpRoute, PathRewrite, Pattern, Percent, Redirect, RedirectPort, Request,
-    Retries, RouteAction, Share, StringMatch, VirtualService, normalized, served,
+    Retries, RouteAction, Share, StringMatch, VirtualService, normalized, served, virtual_service,
 };

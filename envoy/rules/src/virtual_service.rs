@@ -152,7 +152,17 @@ pub(crate) fn concerning<'d>(
             all.extend(read);
         }
     }
+    all.sort_by(|one, other| one.id.cmp(&other.id));
     (all.into(), problems)
+}
+
+/// Finds one among those that a set of rules has, which are in the order of their ids.
+pub fn virtual_service<'v>(
+    all: &'v [VirtualService],
+    id: &ResourceId,
+) -> Option<&'v VirtualService> {
+    let at = all.binary_search_by(|service| service.id.cmp(id)).ok()?;
+    all.get(at)
 }
 
 /// Returns the full name of a Service, for which its first part may stand.

@@ -338,6 +338,11 @@ impl PolicyTable {
         })
     }
 
+    /// Returns the addresses that stand for hosts, each with its host.
+    pub fn aliases(&self) -> impl Iterator<Item = (&HostName, &HostPattern)> {
+        self.hosts.aliases()
+    }
+
     /// Returns the addresses that are dialled in place of others.
     pub fn connect_tos(&self) -> &[ConnectTo] {
         &self.connect_to

@@ -13,9 +13,13 @@
 //!
 //! Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `translateRoute`.
 
+use std::collections::BTreeMap;
+
 use egress_filter::{AuthorityMode, contract};
 use egress_policy::{BranchOf, Branching, Cluster, HostName, HostPattern, PortNumber, ShareOf};
-use egress_rules::{DEFAULT_BODY, HttpMatch, HttpRoute, RouteAction, Share, StringMatch};
+use egress_rules::{
+    DEFAULT_BODY, HttpMatch, HttpRoute, RouteAction, Share, StringMatch, virtual_service,
+};
 use serde_json::{Map, Value, json};
 
 use super::message::{set, set_some};
@@ -51,12 +55,18 @@ impl Branches {
         if here.is_empty() {
             return all;
         }
+        let mut addresses = BTreeMap::<&HostPattern, Vec<&HostName>>::new();
+        for (address, host) in rendering.table.aliases() {
+            addresses.entry(host).or_default().push(address);
+        }
         for branching in &here {
             all.takes_all |= *branching.host == HostPattern::Any;
             for branch in &branching.branches {
                 all.note(route_of(branch, rendering));
             }
-            all.hosts.push(virtual_host(branching, rendering));
+            let addresses = addresses.get(branching.host).map_or(&[][..], Vec::as_slice);
+            all.hosts
+                .push(virtual_host(branching, addresses, rendering));
         }
         let wild: Vec<&HostPattern> = here
             .iter()
@@ -96,9 +106,7 @@ impl Branches {
 /// Returns the route of a VirtualService that a branch is.
 fn route_of<'r>(branch: &BranchOf<'_>, rendering: &Rendering<'r>) -> Option<&'r HttpRoute> {
     let id = branch.virtual_service?;
-    let mut services = rendering.options.virtual_services.iter();
-    let service = services
-        .find(|service| service.id.namespace == id.namespace && service.id.name == id.name)?;
+    let service = virtual_service(&rendering.options.virtual_services, id)?;
     service.http.get(branch.route)
 }
 
@@ -116,10 +124,14 @@ fn names(host: &HostPattern) -> Vec<String> {
     }
 }
 
-fn virtual_host(branching: &Branching<'_>, rendering: &Rendering<'_>) -> Value {
+fn virtual_host(
+    branching: &Branching<'_>,
+    addresses: &[&HostName],
+    rendering: &Rendering<'_>,
+) -> Value {
     let mut domains = names(branching.host);
     let alias = |name: &HostName| names(&HostPattern::Exact(name.clone())).pop();
-    domains.extend(branching.addresses.iter().filter_map(|name| alias(name)));
+    domains.extend(addresses.iter().filter_map(|name| alias(name)));
     domains.sort();
     domains.dedup();
     let branches = branching.branches.iter();

@@ -18,8 +18,6 @@ pub struct Branching<'t> {
     pub host: &'t HostPattern,
     /// The service port.
     pub port: PortNumber,
-    /// The addresses that stand for the host.
-    pub addresses: Vec<&'t HostName>,
     /// In the order in which they are tried. Where none matches, the answer is 404.
     pub branches: Vec<BranchOf<'t>>,
 }
@@ -65,12 +63,9 @@ impl PolicyTable {
             ports.filter_map(move |port| {
                 let branches = self.hosts.branches(port);
                 let all = branches.iter().map(|branch| self.branch(branch));
-                let aliases = self.hosts.aliases();
-                let own = aliases.filter(|(_, of)| **of == host.pattern);
                 (!branches.is_empty()).then(|| Branching {
                     host: &host.pattern,
                     port: port.number,
-                    addresses: own.map(|(address, _)| address).collect(),
                     branches: all.collect(),
                 })
             })
