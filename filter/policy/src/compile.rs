@@ -18,14 +18,14 @@ mod tunnels;
 
 use crate::cluster::Cluster;
 use crate::compile::compiler::{Compiler, Fault};
-use crate::decision::Reason;
 use crate::options::CompileOptions;
 use crate::port::PortNumber;
 use crate::problem::{Problem, Problems};
 use crate::proxy::Role;
+use crate::reason::Reason;
 use crate::resource::Resources;
 use crate::table::PolicyTable;
-use crate::table::hosts::{Verdict, narrow};
+use crate::table::verdict::{Verdict, narrow};
 
 impl PolicyTable {
     /// Compiles resources for one proxy, or tells everything that prevents it.

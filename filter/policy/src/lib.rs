@@ -67,11 +67,13 @@ mod mesh;
 pub mod node;
 mod options;
 mod order;
+mod policy_source;
 mod port;
 mod problem;
 mod proxy;
 mod query;
 pub mod reading;
+mod reason;
 mod resource;
 mod source;
 mod table;
@@ -82,20 +84,21 @@ mod workloads;
 
 pub use cluster::{Cluster, ClusterName, Endpoints, LbEndpoint, UpstreamProtocol};
 pub use compile::Compiled;
-pub use decision::{Action, Decision, Reason, Target};
+pub use decision::{Action, Decision, Target};
 pub use digest::{Digest, fnv};
 pub use explain::{Candidate, Outcome, candidates};
 pub use host::{Authority, HostName, HostPattern, InvalidAuthority, InvalidHost, MAX_HOST_BYTES};
-pub use merge::PolicySource;
 pub use mesh::{MESH_FIELDS, Mesh, Visibility};
 pub use options::{AllowPlaintext, CompileOptions, ConnectTo, OutboundMode};
 pub use order::map_of;
+pub use policy_source::PolicySource;
 pub use port::{PortNumber, Protocol, ProtocolClass};
 pub use problem::{
     FieldPath, Origin, Problem, ProblemKind, Problems, Segment, Severity, did_you_mean,
 };
 pub use proxy::{Proxy, ROOT_NAMESPACE, Role};
 pub use query::{Connection, DownstreamProtocol, Query, Spoken};
+pub use reason::Reason;
 pub use resource::{
     Address, Answer, BACKEND_TLS_POLICY, ClientTls, ConnectionPool, ConsistentHash,
     DEFAULT_NAMESPACE, DestinationRule, Endpoint, Gateway, H2UpgradePolicy, HashKey, HashRing,

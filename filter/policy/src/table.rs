@@ -3,12 +3,13 @@
 use std::net::Ipv4Addr;
 
 use crate::cluster::Cluster;
-use crate::decision::{Action, Decision, Reason, Target};
+use crate::decision::{Action, Decision, Target};
 use crate::digest::{Digest, Lines};
 use crate::host::{HostName, HostPattern};
 use crate::options::{AllowPlaintext, ConnectTo, OutboundMode};
 use crate::port::PortNumber;
 use crate::query::{Connection, DownstreamProtocol, Query, Spoken};
+use crate::reason::Reason;
 use crate::resource::{Address, ResourceId};
 use crate::table::connections::Connections;
 use crate::table::hosts::{Host, Hosts, Port};
@@ -17,6 +18,7 @@ pub(crate) mod branching;
 pub(crate) mod connections;
 pub(crate) mod hosts;
 pub(crate) mod routed;
+pub(crate) mod verdict;
 
 /// What the gate counts, for the summary of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -13,22 +13,24 @@
 use crate::cluster::Cluster;
 use crate::compile::compiler::{Compiler, Plain};
 use crate::compile::owners::{Entry, Leads, Owner, is_looked_up};
-use crate::decision::Reason;
 use crate::host::HostPattern;
 use crate::indexed::Indexed;
-use crate::merge::{ByHost, Merged, PolicySource, Rule, Settings, for_port};
+use crate::merge::{ByHost, Merged, Rule, Settings, for_port};
 use crate::options::{AllowPlaintext, CompileOptions, OutboundMode};
 use crate::order::{sort_by, sorted};
+use crate::policy_source::PolicySource;
 use crate::port::{PortNumber, Protocol};
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity, edits};
 use crate::proxy::Proxy;
 use crate::query::DownstreamProtocol;
+use crate::reason::Reason;
 use crate::resource::{
     Asked, ClientTls, DestinationRule, Meta, Resources, ServiceEntry, ServicePort, TlsMode,
     TrafficPolicy, Unread,
 };
 use crate::source::problem_of;
-use crate::table::hosts::{Port, Verdict};
+use crate::table::hosts::Port;
+use crate::table::verdict::Verdict;
 
 /// A `tls` block that asks for TLS.
 #[derive(Clone, Copy)]

@@ -1,12 +1,12 @@
 //! Services of Kubernetes beside ServiceEntries: aliases of their hosts, and owners of them.
 
 use crate::compile::compiler::Compiler;
-use crate::decision::Reason;
 use crate::host::HostPattern;
 use crate::problem::{FieldPath, ProblemKind, Severity};
 use crate::proxy::Role;
+use crate::reason::Reason;
 use crate::resource::{KubernetesService, exported};
-use crate::table::hosts::Verdict;
+use crate::table::verdict::Verdict;
 
 impl<'r> Compiler<'r> {
     /// Lets aliases stand for their hosts, and refuses hosts that are a Service's.

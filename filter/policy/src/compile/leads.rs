@@ -15,19 +15,20 @@ use crate::compile::owners::{Entry, Leads};
 use crate::compile::routing::{Chosen, Domain, domains, gateways};
 use crate::compile::scope::{Found, Scope};
 use crate::compile::services::{alt_names, downstream};
-use crate::decision::Reason;
 use crate::host::HostPattern;
 use crate::merge::{for_port, for_subset};
 use crate::port::PortNumber;
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity};
 use crate::proxy::{Proxy, Role};
 use crate::query::DownstreamProtocol;
+use crate::reason::Reason;
 use crate::resource::{
     ClientTls, Destination, Ends, Gateway, GatewayName, Meta, Reads, ServicePort, TlsMode,
 };
 use crate::source::problem_of;
-use crate::table::hosts::{Port, Verdict, narrow};
+use crate::table::hosts::Port;
 use crate::table::routed::{Branch, Routed, Share};
+use crate::table::verdict::{Verdict, narrow};
 
 /// A host and port of the table that routes are followed for.
 #[derive(Clone, Copy)]

@@ -6,7 +6,8 @@ use crate::compile::compiler::Compiler;
 use crate::host::HostPattern;
 use crate::options::ConnectTo;
 use crate::query::DownstreamProtocol;
-use crate::table::hosts::{Host, Port, Subsets, narrow};
+use crate::table::hosts::{Host, Port, Subsets};
+use crate::table::verdict::narrow;
 
 /// What a host takes from the wildcard that it is below.
 struct Below {

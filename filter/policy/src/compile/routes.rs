@@ -6,14 +6,15 @@ use crate::compile::compiler::Compiler;
 use crate::compile::leads::{Called, Side};
 use crate::compile::routing::{Chosen, Named, domains};
 use crate::compile::services::downstream;
-use crate::decision::Reason;
 use crate::host::HostPattern;
 use crate::port::PortNumber;
 use crate::problem::Severity;
 use crate::query::DownstreamProtocol;
+use crate::reason::Reason;
 use crate::resource::{Reads, ServicePort};
-use crate::table::hosts::{Port, Verdict};
+use crate::table::hosts::Port;
 use crate::table::routed::Routed;
+use crate::table::verdict::Verdict;
 
 impl<'r> Compiler<'r> {
     /// Adds a service's port that VirtualServices lead; nothing where its own way counts.

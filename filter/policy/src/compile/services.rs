@@ -7,7 +7,6 @@ use crate::compile::compiler::{Compiler, Wanted};
 use crate::compile::owners::{Entry, Leads, Owner, Siblings};
 use crate::compile::routing::Routing;
 use crate::compile::scope::{Scope, Seen};
-use crate::decision::Reason;
 use crate::host::{HostName, HostPattern};
 use crate::merge::{Merged, Settings, for_port, for_subset};
 use crate::options::OutboundMode;
@@ -15,8 +14,10 @@ use crate::port::ProtocolClass;
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity};
 use crate::proxy::Role;
 use crate::query::DownstreamProtocol;
+use crate::reason::Reason;
 use crate::resource::{ServiceEntry, ServicePort, Sidecar, SimpleBalancer, Subset};
-use crate::table::hosts::{Port, Subsets, Verdict};
+use crate::table::hosts::{Port, Subsets};
+use crate::table::verdict::Verdict;
 use crate::tls::{TlsIntent, Trust};
 
 impl<'r> Compiler<'r> {

@@ -4,7 +4,8 @@
 //! proxy's address in `endpoints`. What cannot go into its tunnel is refused, so nothing goes around it.
 
 use crate::compile::compiler::{Compiler, Wanted};
-use crate::merge::{Merged, PolicySource, Settings};
+use crate::merge::{Merged, Settings};
+use crate::policy_source::PolicySource;
 use crate::problem::{FieldPath, ProblemKind, Segment, Severity};
 use crate::query::DownstreamProtocol;
 use crate::resource::{Subset, Tunnel};

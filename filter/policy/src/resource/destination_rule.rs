@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::fields::{Field, Fields};
 use crate::host::HostPattern;
-use crate::merge::PolicySource;
+use crate::policy_source::PolicySource;
 use crate::port::PortNumber;
 use crate::problem::{Origin, ProblemKind};
 use crate::resource::client_tls::ClientTls;

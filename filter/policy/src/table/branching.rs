@@ -1,14 +1,16 @@
 //! What becomes of ports that VirtualServices lead.
 
 use crate::cluster::Cluster;
-use crate::decision::{Action, Decision, Reason, Target};
+use crate::decision::{Action, Decision, Target};
 use crate::digest::Lines;
 use crate::host::{HostName, HostPattern};
 use crate::port::PortNumber;
 use crate::query::{DownstreamProtocol, Query};
+use crate::reason::Reason;
 use crate::resource::{Answer, ResourceId};
-use crate::table::hosts::{Host, Port, Verdict};
+use crate::table::hosts::{Host, Port};
 use crate::table::routed::{Branch, Routed, Share};
+use crate::table::verdict::Verdict;
 use crate::table::{PolicyTable, refused, way_to};
 
 /// A host and port of which Envoy's routes choose what becomes of a request.

@@ -1,10 +1,10 @@
 //! What VirtualServices add to the ports of a table.
 
-use crate::decision::Reason;
 use crate::host::HostName;
 use crate::port::PortNumber;
+use crate::reason::Reason;
 use crate::resource::Answer;
-use crate::table::hosts::Verdict;
+use crate::table::verdict::Verdict;
 
 /// How routes lead a port on.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,7 +52,7 @@ impl Routed {
     /// What a VirtualService says without a word about names.
     pub(crate) fn by(service: Option<usize>) -> Self {
         Routed {
-            service: service.map_or(u32::MAX, crate::table::hosts::narrow),
+            service: service.map_or(u32::MAX, crate::table::verdict::narrow),
             gateway_service: u32::MAX,
             name: None,
             dial: None,
