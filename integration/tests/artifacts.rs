@@ -17,8 +17,9 @@ use sha256::hex;
 use wasmparser::{Parser, Payload};
 
 /// What a module may weigh: each Envoy that is configured anew fetches it. The filter judges plaintext by itself, with
-/// whose each host is and what other kinds may change, which is a quarter of it.
-const LIMIT: usize = 530_000;
+/// whose each host is, where routes lead and what policies add, which is two fifths of it: 508,583 bytes before
+/// VirtualServices and four more kinds were carried out.
+const LIMIT: usize = 650_000;
 
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 

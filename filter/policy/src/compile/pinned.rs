@@ -69,6 +69,11 @@ impl Compiler<'_> {
             // On its other ports the host is treated as the wildcard is.
             host.named |= below.named;
         }
+        // A VirtualService has given it the port already.
+        if let Some(own) = self.hosts.port_mut(index, port.number) {
+            own.verdict = verdict;
+            return;
+        }
         let mut pinned = Port::new(port.number, port.target, port.downstream, verdict);
         pinned.allowed = port.allowed;
         self.hosts.add_port(index, pinned, subsets);
