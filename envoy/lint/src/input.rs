@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::catalogue::{DUPLICATE_RESOURCE, INVALID};
 use crate::finding::Finding;
+use crate::leads::{self, Leads};
 use crate::path::way;
 use crate::policy;
 use crate::severity::Severity;
@@ -17,6 +18,15 @@ use egress_rules::{Source, is_ours, resources, told};
 
 /// The kinds that have findings. All others may rely on what these say.
 const LINTED: [&str; 2] = ["ServiceEntry", "DestinationRule"];
+
+/// The kinds that lead nothing, or where it is known what they lead: see [`leads`].
+const UNDERSTOOD: [&str; 5] = [
+    "VirtualService",
+    "Gateway",
+    "Sidecar",
+    "WorkloadEntry",
+    "BackendTLSPolicy",
+];
 
 /// Files, documents and resources.
 pub(crate) struct Input {
@@ -29,6 +39,10 @@ pub(crate) struct Input {
     pub(crate) gateways: BTreeSet<String>,
     /// The texts in resources of other kinds, in small letters: they may name hosts that they lead requests to.
     elsewhere: BTreeSet<String>,
+    /// Those of them in resources that may lead requests in ways that are not understood.
+    beyond: BTreeSet<String>,
+    /// What VirtualServices lead.
+    pub(crate) leads: Vec<Leads>,
     /// Whether anything could not even be looked at, so that nothing follows from what is not there.
     pub(crate) partial: bool,
     found: Vec<Finding>,
@@ -107,6 +121,8 @@ impl Input {
             bare: Vec::new(),
             gateways: BTreeSet::new(),
             elsewhere: BTreeSet::new(),
+            beyond: BTreeSet::new(),
+            leads: Vec::new(),
             partial: false,
             found: Vec::new(),
             files: BTreeMap::new(),
@@ -148,7 +164,11 @@ impl Input {
                 let kind = kind.unwrap_or_default();
                 if !LINTED.contains(&kind) && !["Secret", "ConfigMap"].contains(&kind) {
                     collect_texts(value, &mut input.elsewhere);
+                    if !UNDERSTOOD.contains(&kind) {
+                        collect_texts(value, &mut input.beyond);
+                    }
                 }
+                input.leads.extend(leads::read(value, namespace(value)));
             }
         }
         let (resources, problems) = parser.finish();
@@ -306,18 +326,12 @@ impl Input {
     ///
     /// Such a resource may lead plain HTTP to any port of the host, and to any subset.
     pub(crate) fn may_be_led_to(&self, host: &HostPattern) -> bool {
-        let name = host.to_string().to_ascii_lowercase();
-        let name = name.trim_start_matches('*');
-        // Of a service of the cluster the first parts of its name are enough.
-        let local = name.ends_with(".svc.cluster.local");
-        let names = |text: &String| {
-            text.contains(name)
-                || (local
-                    && name
-                        .strip_prefix(text.as_str())
-                        .is_some_and(|rest| rest.starts_with('.')))
-        };
-        self.partial || self.elsewhere.iter().any(names)
+        self.partial || names(&self.elsewhere, host)
+    }
+
+    /// As [`Input::may_be_led_to`], but for resources of which it is not known what they lead.
+    pub(crate) fn may_be_led_unseen(&self, host: &HostPattern) -> bool {
+        self.partial || names(&self.beyond, host)
     }
 
     /// Whether a resource of a kind that could not be read speaks of any host that `host` covers, or
@@ -348,6 +362,21 @@ fn invalid(severity: Severity, origin: Origin, message: String) -> Finding {
         fix: None,
         covers: Vec::new(),
     }
+}
+
+/// Whether any of these texts may name a host.
+fn names(texts: &BTreeSet<String>, host: &HostPattern) -> bool {
+    let name = host.to_string().to_ascii_lowercase();
+    let name = name.trim_start_matches('*');
+    // Of a service of the cluster the first parts of its name are enough.
+    let local = name.ends_with(".svc.cluster.local");
+    texts.iter().any(|text| {
+        text.contains(name)
+            || (local
+                && name
+                    .strip_prefix(text.as_str())
+                    .is_some_and(|rest| rest.starts_with('.')))
+    })
 }
 
 /// Collects all texts of a value but its keys.

@@ -38,6 +38,7 @@ mod edit;
 mod finding;
 mod findings;
 mod input;
+mod leads;
 mod path;
 mod policy;
 mod sarif;

@@ -300,7 +300,10 @@ fn double_tls(
     if block.tunnelled() {
         return;
     }
-    let tls = |reach: &&Reach<'_>| reach.port.protocol.class() == ProtocolClass::Tls;
+    // The way from a port of plain HTTP to this one is just what is meant.
+    let tls = |reach: &&Reach<'_>| {
+        reach.port.protocol.class() == ProtocolClass::Tls && !world.led(block, reach)
+    };
     let Some(twice) = reach.iter().find(tls) else {
         return;
     };
@@ -327,7 +330,7 @@ fn double_tls(
             "remove `tls` for this port, or give it the number of the port of plain HTTP".to_owned()
         }
     };
-    let led = world.input.may_be_led_to(&block.rule.host);
+    let led = world.input.may_be_led_unseen(&block.rule.host);
     let fix = one
         .filter(|_| may_move(world, block, reach))
         .map(|port| Change::MoveToPort {
@@ -336,9 +339,8 @@ fn double_tls(
         });
     let finding = findings.add(&DOUBLE_TLS, &subject, &block.path(), message);
     match led {
-        // It may be the way from a port of plain HTTP to this one, and then it is just what is meant.
         true => finding.severity(Severity::Warning).hint(
-            "this is right where a VirtualService leads plain HTTP to this port, and only there",
+            "this is right where something that is not read here leads plain HTTP to this port, and only there",
         ),
         false => finding.hint(hint).fix(fix),
     };
@@ -425,7 +427,7 @@ fn tls_to_port_80(
             .all(|endpoint| own(endpoint).is_some_and(|port| port != 80));
     let plain =
         port.protocol.class() == ProtocolClass::Http || port.protocol.class() == ProtocolClass::Tcp;
-    if port.target.get() != 80 || elsewhere || !plain {
+    if port.target.get() != 80 || elsewhere || !plain || world.led_away(reach) {
         return;
     }
     let subject = Subject::of(&reach.entry.meta);

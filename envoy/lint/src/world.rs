@@ -8,6 +8,7 @@ use egress_policy::{
 };
 
 use crate::input::Input;
+use crate::leads::{Leads, Way};
 use crate::scope::{Scope, Service};
 
 /// All that rules ask.
@@ -197,6 +198,70 @@ impl<'i> World<'i> {
             }));
         }
         reach
+    }
+
+    /// Whether a VirtualService leads plain HTTP or TCP to a port that a block reaches, and to the block.
+    pub(crate) fn led(&self, block: &Block<'i>, reach: &Reach<'i>) -> bool {
+        let used = |subset: Option<&str>| {
+            let named = |index: usize| {
+                let of = block.rule.subsets.iter().find(|of| of.index == index);
+                of.is_some_and(|of| Some(&*of.name) == subset)
+            };
+            match block.source {
+                PolicySource::Subset(index) | PolicySource::SubsetPort(index, _) => named(index),
+                // What a subset says of a policy takes the place of the rule's.
+                _ => subset.is_none_or(|name| {
+                    let mut subsets = block.rule.subsets.iter();
+                    subsets.any(|of| &*of.name == name && of.policy.is_none())
+                }),
+            }
+        };
+        self.ways_to(reach)
+            .any(|(leads, way)| self.is_plain(leads, way) && used(way.subset.as_deref()))
+    }
+
+    /// Whether whoever calls this very port is led somewhere else.
+    pub(crate) fn led_away(&self, reach: &Reach<'i>) -> bool {
+        let (class, port) = (
+            reach.port.protocol.class(),
+            u64::from(reach.port.number.get()),
+        );
+        let taken = self.input.leads.iter().any(|leads| {
+            let takes = |way: &Way| way.mesh && way.class == class && way.is_from(port);
+            leads.public && leads.hosts.contains(reach.host) && leads.ways.iter().any(takes)
+        });
+        taken && self.ways_to(reach).next().is_none()
+    }
+
+    fn ways_to(&self, reach: &Reach<'i>) -> impl Iterator<Item = (&'i Leads, &'i Way)> {
+        let (host, port) = (reach.host, u64::from(reach.port.number.get()));
+        let single = reach.entry.ports.len() == 1;
+        let all = self.input.leads.iter();
+        all.flat_map(|leads| leads.ways.iter().map(move |way| (leads, way)))
+            .filter(move |(_, way)| match way.port {
+                Some(to) => to == port,
+                // Without a port it is the only one, or the one that was called.
+                None => single || way.is_from(port),
+            })
+            .filter(move |(_, way)| HostPattern::parse(&way.host).as_ref() == Ok(host))
+    }
+
+    /// Whether what goes this way is plaintext when it comes to the VirtualService.
+    fn is_plain(&self, leads: &Leads, way: &Way) -> bool {
+        // A gateway has taken the TLS off, or there was none: otherwise these routes are not asked.
+        if !way.mesh {
+            return way.port.is_some();
+        }
+        leads.hosts.iter().any(|host| {
+            let Some(services) = self.hosts.get(host) else {
+                return way.port.is_some();
+            };
+            let entries = services.iter().filter_map(|at| self.service(*at));
+            let mut ports = entries.flat_map(|(entry, _)| entry.ports.iter());
+            ports.any(|port| {
+                port.protocol.class() == way.class && way.is_from(u64::from(port.number.get()))
+            })
+        }) || leads.hosts.is_empty()
     }
 
     /// Returns the ServiceEntry and the host of it.

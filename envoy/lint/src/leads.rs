@@ -1,0 +1,124 @@
+//! Where VirtualServices lead plain HTTP and TCP, as far as other rules depend on it.
+//!
+//! Read from the bare values, so that one that the parser refuses still counts.
+
+use egress_policy::{HostPattern, ProtocolClass};
+use serde_json::{Map, Value};
+
+/// A VirtualService.
+pub(crate) struct Leads {
+    /// In full.
+    pub(crate) hosts: Vec<HostPattern>,
+    /// Whether it is for everybody.
+    pub(crate) public: bool,
+    pub(crate) ways: Vec<Way>,
+}
+
+/// A place that a route leads to, for one of its matches.
+pub(crate) struct Way {
+    /// The class of the ports that the route is for.
+    pub(crate) class: ProtocolClass,
+    /// Whether applications call it; otherwise a gateway does.
+    pub(crate) mesh: bool,
+    /// The port that is called. Without one, any.
+    pub(crate) from: Option<u64>,
+    /// In full, as Istio compares it.
+    pub(crate) host: String,
+    pub(crate) port: Option<u64>,
+    pub(crate) subset: Option<String>,
+}
+
+impl Way {
+    /// Whether it is for calls of a port.
+    pub(crate) fn is_from(&self, port: u64) -> bool {
+        self.from.is_none_or(|from| from == port)
+    }
+}
+
+/// Reads a VirtualService of Istio's.
+///
+/// Routes of `tls` are left out: what they lead is TLS already.
+pub(crate) fn read(resource: &Value, namespace: &str) -> Option<Leads> {
+    let text = |name: &str| resource.get(name).and_then(Value::as_str);
+    let ours = text("apiVersion")?.starts_with("networking.istio.io/");
+    if !ours || text("kind")? != "VirtualService" {
+        return None;
+    }
+    let spec = resource.get("spec")?.as_object()?;
+    let hosts = texts(spec, "hosts").map(|host| long(host, namespace));
+    let gateways: Vec<&str> = texts(spec, "gateways").collect();
+    let mut ways = Vec::new();
+    for (key, class) in [("http", ProtocolClass::Http), ("tcp", ProtocolClass::Tcp)] {
+        for route in objects(spec, key) {
+            add_ways(route, class, namespace, &gateways, &mut ways);
+        }
+    }
+    let mut export_to = texts(spec, "exportTo").peekable();
+    Some(Leads {
+        hosts: hosts
+            .filter_map(|host| HostPattern::parse(&host).ok())
+            .collect(),
+        public: export_to.peek().is_none() || export_to.any(|to| to == "*"),
+        ways,
+    })
+}
+
+fn add_ways(
+    route: &Map<String, Value>,
+    class: ProtocolClass,
+    namespace: &str,
+    gateways: &[&str],
+    ways: &mut Vec<Way>,
+) {
+    let everything = Map::new();
+    let mut matches: Vec<&Map<String, Value>> = objects(route, "match").collect();
+    if matches.is_empty() {
+        matches.push(&everything);
+    }
+    for to in objects(route, "route") {
+        let Some(to) = to.get("destination").and_then(Value::as_object) else {
+            continue;
+        };
+        let text = |name: &str| to.get(name).and_then(Value::as_str);
+        let number = |port: &Value| port.get("number").and_then(Value::as_u64);
+        for of in &matches {
+            let own: Vec<&str> = texts(of, "gateways").collect();
+            let from = if own.is_empty() { gateways } else { &own };
+            let called = |mesh| Way {
+                class,
+                mesh,
+                from: of.get("port").and_then(Value::as_u64),
+                host: long(text("host").unwrap_or_default(), namespace),
+                port: to.get("port").and_then(number),
+                subset: text("subset").map(str::to_owned),
+            };
+            if from.is_empty() || from.contains(&"mesh") {
+                ways.push(called(true));
+            }
+            if from.iter().any(|name| *name != "mesh") {
+                ways.push(called(false));
+            }
+        }
+    }
+}
+
+fn objects<'v>(
+    of: &'v Map<String, Value>,
+    key: &str,
+) -> impl Iterator<Item = &'v Map<String, Value>> {
+    let list = of.get(key).and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_object)
+}
+
+fn texts<'v>(of: &'v Map<String, Value>, key: &str) -> impl Iterator<Item = &'v str> {
+    let list = of.get(key).and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// Source: istio/istio `pkg/config/model` `ResolveShortnameToFQDN`.
+fn long(host: &str, namespace: &str) -> String {
+    match host.contains(['.', '*']) {
+        true => host.to_ascii_lowercase(),
+        false => format!("{host}.{namespace}.svc.cluster.local").to_ascii_lowercase(),
+    }
+}
