@@ -36,6 +36,10 @@ const DESTINATION_RULE: &str =
     "https://istio.io/latest/docs/reference/config/networking/destination-rule/#DestinationRule";
 const SERVICE_ENTRY: &str =
     "https://istio.io/latest/docs/reference/config/networking/service-entry/#ServiceEntry";
+const VIRTUAL_SERVICE: &str =
+    "https://istio.io/latest/docs/reference/config/networking/virtual-service/#VirtualService";
+const ROUTED: &str =
+    "https://istio.io/latest/docs/reference/config/networking/virtual-service/#Destination";
 
 macro_rules! rules {
     ($($name:ident: $id:literal, $severity:ident, $versions:expr, $reference:expr, $title:literal;)*) => {
@@ -68,6 +72,10 @@ rules! {
         "Two resources have the same kind, namespace and name";
     EXPORTED_TO_NOBODY: "exported-to-nobody", Warning, ALL, SERVICE_ENTRY,
         "A rule asks for TLS to a host that no namespace sees";
+    GATEWAY_HALF_HIDDEN: "gateway-half-hidden", Error, ALL, VIRTUAL_SERVICE,
+        "Requests are led to a gateway that does not see the VirtualService for them";
+    HOP_WITHOUT_SNI: "hop-without-sni", Warning, ALL, TLS,
+        "The connection to a gateway of ISTIO_MUTUAL has no `sni`, so the gateway closes it";
     HOST_NEVER_MATCHES: "host-never-matches", Warning, ALL, DESTINATION_RULE,
         "A DestinationRule is for a host that no ServiceEntry has";
     INSECURE_SKIP_VERIFY: "insecure-skip-verify", Error, ALL, TLS,
@@ -98,6 +106,10 @@ rules! {
         "On a TCP port, no SNI is sent and no name is verified unless the rule gives both";
     TLS_TO_PORT_80: "tls-to-port-80", Error, ALL, SERVICE_ENTRY,
         "TLS is originated to port 80, where servers speak plaintext";
+    UNKNOWN_DESTINATION: "unknown-destination", Warning, ALL, ROUTED,
+        "A VirtualService leads to a host or port that nothing describes";
+    UNKNOWN_SUBSET: "unknown-subset", Warning, ALL, ROUTED,
+        "A VirtualService leads to a subset that no DestinationRule has";
     WILDCARD_NEEDS_DYNAMIC_DNS: "wildcard-needs-dynamic-dns", Warning, "all supported versions; DYNAMIC_DNS, the remedy, came for waypoints in October 2025 and for sidecars in March 2026", SERVICE_ENTRY,
         "A wildcard host has TLS, but Istio does not look up its addresses";
     WILDCARD_SAN: "wildcard-san", Warning, ALL, TLS,

@@ -27,8 +27,8 @@
 //! assert!(ids.contains(&"insecure-skip-verify"), "{report}");
 //! ```
 //!
-//! What it does not do: it opens no file, and it compiles nothing. `egress_rules::compile` says whether our own filter
-//! would carry a rule out.
+//! What it does not do: it opens no file. It compiles only to learn where VirtualServices lead; `egress_rules::compile` says
+//! whether our own filter would carry a rule out.
 #![forbid(unsafe_code)]
 
 use egress_rules::Source;
@@ -41,6 +41,7 @@ mod input;
 mod leads;
 mod path;
 mod policy;
+mod routing;
 mod sarif;
 mod scope;
 mod selection;
@@ -72,6 +73,7 @@ fn examine(input: &Input) -> Report {
     tls::lint(&world, &mut findings);
     services::lint(&world, &mut findings);
     selection::lint(&world, &mut findings);
+    routing::lint(&world, &mut findings);
     findings.problems();
     let mut list = findings.list;
     list.sort_by(|a, b| {

@@ -1,0 +1,77 @@
+//! Rules about VirtualServices that miss what they lead to. The engine finds them when it compiles.
+
+use std::collections::BTreeSet;
+
+use egress_policy::{
+    AllowPlaintext, CompileOptions, OutboundMode, PolicyTable, Problem, Proxy, Severity as Level,
+};
+
+use crate::catalogue::{
+    GATEWAY_HALF_HIDDEN, HOP_WITHOUT_SNI, Rule, UNKNOWN_DESTINATION, UNKNOWN_SUBSET,
+};
+use crate::findings::Findings;
+use crate::input::Subject;
+use crate::severity::Severity;
+use crate::world::World;
+
+/// The rest of what the engine says is about what our filter does, and not Istio.
+static RULES: [&Rule; 4] = [
+    &GATEWAY_HALF_HIDDEN,
+    &HOP_WITHOUT_SNI,
+    &UNKNOWN_DESTINATION,
+    &UNKNOWN_SUBSET,
+];
+
+pub(crate) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
+    // What is missing may stand in the file that could not be read.
+    if world.input.partial {
+        return;
+    }
+    let resources = &world.input.resources;
+    // Whoever else sees a VirtualService may not see what it leads to, and need not call it.
+    let services = resources.virtual_services.iter();
+    let callers: BTreeSet<&str> = services.map(|it| &*it.meta.id.namespace).collect();
+    for namespace in callers {
+        let options = CompileOptions {
+            proxy: Proxy {
+                namespace: namespace.to_owned(),
+                ..Proxy::default()
+            },
+            outbound: OutboundMode::AllowAny,
+            allow_plaintext: vec![AllowPlaintext::everywhere()],
+            ..CompileOptions::default()
+        };
+        let compiled = PolicyTable::compile_with_errors(resources, &options);
+        for problem in &compiled.problems.0 {
+            let mut rules = RULES.into_iter();
+            if let Some(rule) = rules.find(|rule| Some(rule.id) == problem.id) {
+                add(rule, problem, findings);
+            }
+        }
+    }
+}
+
+fn add(rule: &'static Rule, problem: &Problem, findings: &mut Findings<'_>) {
+    let message = problem.kind.to_string();
+    // Services of the cluster are seldom among the files.
+    let of_cluster = rule.id == UNKNOWN_DESTINATION.id && message.contains(".svc.cluster.local");
+    let severity = match problem.severity {
+        _ if of_cluster => Severity::Info,
+        Level::Error => Severity::Error,
+        Level::Warning => Severity::Warning,
+    };
+    let name = problem.resource.as_ref().map(ToString::to_string);
+    let subject = Subject {
+        origin: problem.origin,
+        name: name.unwrap_or_default(),
+    };
+    // The engine's path begins at the root of the document already.
+    let full = problem.path.to_string();
+    let path = full.find("spec").and_then(|at| full.get(at..));
+    let added = findings
+        .add(rule, &subject, path.unwrap_or("spec"), message)
+        .severity(severity);
+    if let Some(hint) = &problem.hint {
+        added.hint(hint.clone());
+    }
+}
