@@ -154,12 +154,12 @@ impl Input {
             }
         }
         let mut parser = Parser::new();
-        for read in &input.documents {
+        for (document, read) in input.documents.iter().enumerate() {
             parser.document(&read.document.value);
             let gateways = resources(&read.document.value).filter(|(_, value)| is_gateway(value));
             let namespaces = gateways.map(|(_, value)| namespace(value).to_owned());
             input.gateways.extend(namespaces);
-            for (_, value) in resources(&read.document.value) {
+            for (item, value) in resources(&read.document.value) {
                 let kind = value.get("kind").and_then(Value::as_str);
                 let kind = kind.unwrap_or_default();
                 if !LINTED.contains(&kind) && !["Secret", "ConfigMap"].contains(&kind) {
@@ -168,7 +168,11 @@ impl Input {
                         collect_texts(value, &mut input.beyond);
                     }
                 }
-                input.leads.extend(leads::read(value, namespace(value)));
+                input.leads.extend(leads::read(
+                    value,
+                    namespace(value),
+                    Origin { document, item },
+                ));
             }
         }
         let (resources, problems) = parser.finish();

@@ -2,11 +2,14 @@
 //!
 //! Read from the bare values, so that one that the parser refuses still counts.
 
-use egress_policy::{HostPattern, ProtocolClass};
+use egress_policy::{HostPattern, Origin, ProtocolClass};
 use serde_json::{Map, Value};
 
 /// A VirtualService.
 pub(crate) struct Leads {
+    pub(crate) origin: Origin,
+    /// For example `VirtualService default/api`.
+    pub(crate) name: String,
     /// In full.
     pub(crate) hosts: Vec<HostPattern>,
     /// Whether it is for everybody.
@@ -26,6 +29,8 @@ pub(crate) struct Way {
     pub(crate) host: String,
     pub(crate) port: Option<u64>,
     pub(crate) subset: Option<String>,
+    /// Where the destination stands.
+    pub(crate) path: String,
 }
 
 impl Way {
@@ -38,7 +43,7 @@ impl Way {
 /// Reads a VirtualService of Istio's.
 ///
 /// Routes of `tls` are left out: what they lead is TLS already.
-pub(crate) fn read(resource: &Value, namespace: &str) -> Option<Leads> {
+pub(crate) fn read(resource: &Value, namespace: &str, origin: Origin) -> Option<Leads> {
     let text = |name: &str| resource.get(name).and_then(Value::as_str);
     let ours = text("apiVersion")?.starts_with("networking.istio.io/");
     if !ours || text("kind")? != "VirtualService" {
@@ -49,12 +54,20 @@ pub(crate) fn read(resource: &Value, namespace: &str) -> Option<Leads> {
     let gateways: Vec<&str> = texts(spec, "gateways").collect();
     let mut ways = Vec::new();
     for (key, class) in [("http", ProtocolClass::Http), ("tcp", ProtocolClass::Tcp)] {
-        for route in objects(spec, key) {
-            add_ways(route, class, namespace, &gateways, &mut ways);
+        for (at, route) in objects(spec, key).enumerate() {
+            let mut added = Vec::new();
+            add_ways(route, class, namespace, &gateways, &mut added);
+            for way in &mut added {
+                way.path = format!("spec.{key}[{at}].{}", way.path);
+            }
+            ways.append(&mut added);
         }
     }
     let mut export_to = texts(spec, "exportTo").peekable();
+    let named = resource.pointer("/metadata/name").and_then(Value::as_str);
     Some(Leads {
+        origin,
+        name: format!("VirtualService {namespace}/{}", named.unwrap_or_default()),
         hosts: hosts
             .filter_map(|host| HostPattern::parse(&host).ok())
             .collect(),
@@ -75,7 +88,7 @@ fn add_ways(
     if matches.is_empty() {
         matches.push(&everything);
     }
-    for to in objects(route, "route") {
+    for (at, to) in objects(route, "route").enumerate() {
         let Some(to) = to.get("destination").and_then(Value::as_object) else {
             continue;
         };
@@ -91,6 +104,7 @@ fn add_ways(
                 host: long(text("host").unwrap_or_default(), namespace),
                 port: to.get("port").and_then(number),
                 subset: text("subset").map(str::to_owned),
+                path: format!("route[{at}].destination"),
             };
             if from.is_empty() || from.contains(&"mesh") {
                 ways.push(called(true));

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use egress_policy::{
-    AllowPlaintext, CompileOptions, OutboundMode, PolicyTable, Problem, Proxy, Severity as Level,
+    AllowPlaintext, CompileOptions, HostPattern, OutboundMode, PolicyTable, Problem, Proxy,
+    Severity as Level,
 };
 
 use crate::catalogue::{
@@ -27,6 +28,7 @@ pub(crate) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
     if world.input.partial {
         return;
     }
+    unknown_subsets(world, findings);
     let resources = &world.input.resources;
     // Whoever else sees a VirtualService may not see what it leads to, and need not call it.
     let services = resources.virtual_services.iter();
@@ -47,6 +49,36 @@ pub(crate) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
             if let Some(rule) = rules.find(|rule| Some(rule.id) == problem.id) {
                 add(rule, problem, findings);
             }
+        }
+    }
+}
+
+/// Finds subsets of hosts of ServiceEntries that no rule has, whoever sees it.
+fn unknown_subsets(world: &World<'_>, findings: &mut Findings<'_>) {
+    let known: BTreeSet<&HostPattern> = world.same_hosts().map(|(host, _)| host).collect();
+    for leads in &world.input.leads {
+        for way in &leads.ways {
+            let (Some(subset), Ok(host)) = (&way.subset, HostPattern::parse(&way.host)) else {
+                continue;
+            };
+            let mut rules = world.rules().iter().filter(|rule| rule.host.covers(&host));
+            let has = rules.any(|rule| rule.subsets.iter().any(|of| of.name == *subset));
+            // A rule that was refused may have it.
+            let refused = world.input.may_be_refused("DestinationRule", &host);
+            if has || refused || subset.is_empty() || !known.contains(&host) {
+                continue;
+            }
+            let subject = Subject {
+                origin: leads.origin,
+                name: leads.name.clone(),
+            };
+            let path = format!("{}.subset", way.path);
+            let message = format!(
+                "no DestinationRule for `{host}` has subset `{subset}`: Istio answers 503 to these requests"
+            );
+            findings
+                .add(&UNKNOWN_SUBSET, &subject, &path, message)
+                .hint(format!("add `{subset}` to `subsets` of the DestinationRule for `{host}`, or leave `subset` out"));
         }
     }
 }
