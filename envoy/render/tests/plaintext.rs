@@ -6,7 +6,6 @@
 //!
 //! `FUZZ_SECONDS=600 cargo test --test plaintext -- --nocapture` goes on for ten minutes and says how many sets it tried.
 
-#![expect(clippy::panic, reason = "what no set has stops the test")]
 #![expect(
     clippy::disallowed_methods,
     reason = "the test asks for how long it shall run, and looks at the clock; what it tests does not"
@@ -21,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use egress_filter::load;
 use egress_policy::{
-    Action, AllowPlaintext, CompileOptions, Connection, DownstreamProtocol, OutboundMode,
-    PortNumber, Proxy, Query, Spoken,
+    Action, AllowPlaintext, Branch, Branching, Cluster, CompileOptions, Connection, Decision,
+    DownstreamProtocol, OutboundMode, PolicyTable, PortNumber, Proxy, Query, ShareOf, Spoken,
 };
 use egress_render::xds::{self, Options, Version};
 use egress_rules as rules;
@@ -50,6 +49,7 @@ impl Draw {
 }
 
 const NAMESPACES: [&str; 4] = ["default", "shop", "third", "istio-system"];
+const HOP: &str = "istio-egressgateway.istio-system.svc.cluster.local";
 const HOSTS: [&str; 6] = [
     "a.example.com",
     "b.example.com",
@@ -180,23 +180,56 @@ fn rule(draw: &mut Draw, at: usize) -> Value {
     document(draw, "DestinationRule", at, spec)
 }
 
-fn other(draw: &mut Draw, at: usize) -> Value {
-    let host = draw.one(&HOSTS);
-    match draw.below(3) {
+/// A destination that may be one of the hosts.
+fn destination(draw: &mut Draw) -> Value {
+    json!({"host": draw.one(&HOSTS[..4]), "port": {"number": *draw.one(&[&80, &443])}})
+}
+
+/// What leads requests, or says what there is; of routes a set has one VirtualService at most.
+fn others(draw: &mut Draw, at: usize) -> Vec<Value> {
+    let host = *draw.one(&[&HOSTS[0], &HOSTS[1], &HOSTS[2], &HOSTS[4]]);
+    match draw.below(5) {
         0 => {
-            let to =
-                json!({"host": draw.one(&HOSTS[..4]), "port": {"number": *draw.one(&[&80, &443])}});
-            let spec = json!({"hosts": [host], "http": [{"route": [{"destination": to}]}]});
-            document(draw, "VirtualService", at, spec)
+            let spec =
+                json!({"hosts": [host], "http": [{"route": [{"destination": destination(draw)}]}]});
+            vec![document(draw, "VirtualService", at, spec)]
         }
         1 => {
             let target = json!({"group": "networking.istio.io", "kind": "ServiceEntry", "name": "serviceentry-0"});
             let spec = json!({"targetRefs": [target], "validation": {"hostname": "a.example.com", "wellKnownCACertificates": "System"}});
-            document(draw, "BackendTLSPolicy", at, spec)
+            vec![document(draw, "BackendTLSPolicy", at, spec)]
+        }
+        2 => {
+            let hosts = draw.one(&["*/*", "./*", "shop/*"]);
+            let spec = json!({"egress": [{"hosts": [hosts]}]});
+            vec![document(draw, "Sidecar", at, spec)]
+        }
+        3 => {
+            let (one, two, three) = (destination(draw), destination(draw), destination(draw));
+            let spec = json!({"hosts": [host], "http": [
+                {"match": [{"uri": {"prefix": "/v1"}}], "route": [{"destination": one}], "timeout": "3s"},
+                {"match": [{"uri": {"exact": "/gone"}}], "directResponse": {"status": 410}},
+                {"route": [{"destination": two, "weight": 30}, {"destination": three, "weight": 70}]},
+            ]});
+            vec![document(draw, "VirtualService", at, spec)]
         }
         _ => {
-            let hosts = draw.one(&["*/*", "./*", "shop/*"]);
-            document(draw, "Sidecar", at, json!({"egress": [{"hosts": [hosts]}]}))
+            let port = *draw.one(&[&80, &443]);
+            let server =
+                json!({"port": {"number": port, "name": "p", "protocol": "HTTP"}, "hosts": [host]});
+            let spec = json!({"selector": {"istio": "egressgateway"}, "servers": [server]});
+            let gateway = document(draw, "Gateway", at, spec);
+            let (namespace, name) = (
+                &gateway["metadata"]["namespace"],
+                &gateway["metadata"]["name"],
+            );
+            let bound = format!("{}/{}", namespace.as_str().unwrap(), name.as_str().unwrap());
+            let hop = json!({"host": HOP, "port": {"number": port}});
+            let spec = json!({"hosts": [host], "gateways": ["mesh", bound], "http": [
+                {"match": [{"gateways": ["mesh"], "port": 80}], "route": [{"destination": hop}]},
+                {"match": [{"gateways": [bound], "port": port}], "route": [{"destination": destination(draw)}]},
+            ]});
+            vec![gateway.clone(), document(draw, "VirtualService", at, spec)]
         }
     }
 }
@@ -219,7 +252,7 @@ fn set(draw: &mut Draw) -> Vec<Value> {
     }
     documents.extend((0..rules).map(|at| rule(draw, at)));
     if draw.times_in(1, 6) {
-        documents.push(other(draw, 0));
+        documents.extend(others(draw, 0));
     }
     documents
 }
@@ -272,13 +305,21 @@ fn is_meant(documents: &[Value], name: &str, port: u16) -> bool {
     rules.any(|rule| has(rule, name) && says(rule, port, |mode| mode == "DISABLE"))
 }
 
-/// Returns where the one VirtualService of a set leads.
-fn led_to(documents: &[Value]) -> (&str, u16) {
+/// Returns where a share of the one VirtualService of a set leads.
+fn led_to<'d>(
+    documents: &'d [Value],
+    decision: &Decision<'_, '_>,
+    share: usize,
+) -> Option<(&'d str, u16)> {
     let mut services = documents.iter();
-    let service = services.find(|it| it["kind"] == "VirtualService").unwrap();
-    let to = &service["spec"]["http"][0]["route"][0]["destination"];
-    let port = to["port"]["number"].as_u64().unwrap();
-    (to["host"].as_str().unwrap(), u16::try_from(port).unwrap())
+    let service = services.find(|it| it["kind"] == "VirtualService")?;
+    let route = match (decision.gateway_service, decision.branch) {
+        (Some(_), _) => 1,
+        (None, branch) => branch.map_or(0, Branch::route),
+    };
+    let to = &service["spec"]["http"][route]["route"][share]["destination"];
+    let port = to["port"]["number"].as_u64()?;
+    Some((to["host"].as_str()?, u16::try_from(port).ok()?))
 }
 
 fn options(proxy: Proxy) -> Options {
@@ -353,57 +394,103 @@ fn leaks(documents: &[Value], compile_options: &CompileOptions) -> Option<Vec<St
         let loaded = load(text.as_bytes()).unwrap();
         let number = PortNumber::new(port).unwrap();
         for name in NAMES {
-            let decision = match is_network {
-                // Nothing in a connection of bytes says which host it is for.
-                true => loaded.table.decide_connection(&Connection {
-                    port: number,
-                    address: None,
-                    spoken: Spoken::Bytes,
-                }),
-                false => loaded.table.decide(&Query {
-                    host: name,
-                    port: number,
-                    downstream: DownstreamProtocol::Http,
-                    branch: None,
-                    subset: None,
-                }),
-            };
-            let name = match (is_network, decision.target) {
-                (true, Some(target)) => target.host,
-                _ => name,
-            };
-            let (dialled, what) = match decision.action {
-                Action::Reject(_) => continue,
-                Action::Weighted | Action::Respond(_) => panic!("no set has branches"),
-                Action::LeaveAlone(_) => (vec![u64::from(port)], "left alone".to_owned()),
-                Action::Originate(to) | Action::Forward(to) | Action::Passthrough(to) => {
-                    let (tls, ports) = cluster(&bootstrap, to.name.as_str());
-                    if tls {
-                        continue;
-                    }
-                    let target = decision.target.map(|target| u64::from(target.port.get()));
-                    let dialled = if ports.is_empty() {
-                        target.into_iter().collect()
-                    } else {
-                        ports
-                    };
-                    (dialled, to.name.to_string())
-                }
-            };
-            let left_alone = what == "left alone";
-            // What is led elsewhere is asked about there.
-            let (name, port) = match decision.virtual_service {
-                Some(_) => led_to(documents),
-                None => (name, port),
-            };
-            let meant = is_meant(documents, name, port);
-            if is_asked(documents, name, port) || (!left_alone && !meant && dialled.contains(&443))
-            {
-                leaks.push(format!("{name}:{port} by {what} to {dialled:?}"));
+            let of_name = |all: &Branching<'_>| all.port == number && all.host.matches(name);
+            let branching = loaded.table.branching().filter(of_name);
+            let branches = branching.flat_map(|all| all.branches);
+            let branches: Vec<&str> = branches.map(|branch| branch.name).collect();
+            for branch in std::iter::once(None).chain(branches.into_iter().map(Some)) {
+                let decision = match is_network {
+                    // Nothing in a connection of bytes says which host it is for.
+                    true => loaded.table.decide_connection(&Connection {
+                        port: number,
+                        address: None,
+                        spoken: Spoken::Bytes,
+                    }),
+                    false => loaded.table.decide(&Query {
+                        host: name,
+                        port: number,
+                        downstream: DownstreamProtocol::Http,
+                        branch,
+                        subset: None,
+                    }),
+                };
+                let name = match (is_network, decision.target) {
+                    (true, Some(target)) => target.host,
+                    _ => name,
+                };
+                let asked = Asked {
+                    documents,
+                    bootstrap: &bootstrap,
+                    table: &loaded.table,
+                    name,
+                    port,
+                };
+                leaks.extend(asked.leaks(&decision));
             }
         }
     }
     Some(leaks)
+}
+
+/// A host and port that was asked for.
+struct Asked<'a> {
+    documents: &'a [Value],
+    bootstrap: &'a Value,
+    table: &'a PolicyTable,
+    name: &'a str,
+    port: u16,
+}
+
+impl Asked<'_> {
+    /// Returns what a decision lets out in plaintext against somebody's word.
+    fn leaks(&self, decision: &Decision<'_, '_>) -> Vec<String> {
+        let target = decision.target.map(|target| u64::from(target.port.get()));
+        let one = |to: &Cluster| self.leak(decision, to.name.as_str(), 0, target);
+        match decision.action {
+            Action::Reject(_) | Action::Respond(_) => Vec::new(),
+            Action::LeaveAlone(_) => {
+                let asked = is_asked(self.documents, self.name, self.port);
+                let text = format!("{}:{} left alone", self.name, self.port);
+                asked.then_some(text).into_iter().collect()
+            }
+            Action::Originate(to) | Action::Forward(to) | Action::Passthrough(to) => {
+                one(to).into_iter().collect()
+            }
+            Action::Weighted => {
+                let branch = self.table.branch(decision.branch.unwrap());
+                let shares = branch.shares.into_iter().enumerate();
+                let leak = |(at, share): (usize, ShareOf<'_>)| {
+                    let target = Some(u64::from(share.target.get()));
+                    self.leak(decision, share.leads_to.ok()?.name.as_str(), at, target)
+                };
+                shares.filter_map(leak).collect()
+            }
+        }
+    }
+
+    fn leak(
+        &self,
+        decision: &Decision<'_, '_>,
+        to: &str,
+        share: usize,
+        target: Option<u64>,
+    ) -> Option<String> {
+        let (tls, ports) = cluster(self.bootstrap, to);
+        if tls {
+            return None;
+        }
+        let dialled = match ports.is_empty() {
+            true => target.into_iter().collect(),
+            false => ports,
+        };
+        // What is led elsewhere is asked about there.
+        let led = decision.virtual_service;
+        let led = led.and_then(|_| led_to(self.documents, decision, share));
+        let (name, port) = led.unwrap_or((self.name, self.port));
+        let meant = is_meant(self.documents, name, port);
+        let leaks = is_asked(self.documents, name, port) || (!meant && dialled.contains(&443));
+        leaks.then(|| format!("{name}:{port} by {to} to {dialled:?}"))
+    }
 }
 
 #[test]
