@@ -508,6 +508,19 @@ fn for_people(answer: &Value, reason: Option<String>) -> String {
     line("status", text("/status"));
     line("destinations", text("/shares"));
     line("service entry", text("/serviceEntry"));
+    let led = text("/virtualService").map(|service| {
+        let gateway = text("/gatewayService").map_or(String::new(), |gateway| {
+            format!(", through an egress gateway by {gateway}")
+        });
+        match text("/endpoints") {
+            Some(to) => format!(
+                "{service} leads port {} to {to}{gateway}",
+                query("/query/port")
+            ),
+            None => format!("{service}{gateway}"),
+        }
+    });
+    line("virtual service", led);
     let source = text("/policySource")
         .map(|source| format!(" ({source})"))
         .unwrap_or_default();
