@@ -14,6 +14,8 @@ pub(crate) struct Leads {
     pub(crate) hosts: Vec<HostPattern>,
     /// Whether it is for everybody.
     pub(crate) public: bool,
+    /// Whether all it has are routes of `http` that lead somewhere.
+    pub(crate) only_http: bool,
     pub(crate) ways: Vec<Way>,
 }
 
@@ -23,6 +25,8 @@ pub(crate) struct Way {
     pub(crate) class: ProtocolClass,
     /// Whether applications call it; otherwise a gateway does.
     pub(crate) mesh: bool,
+    /// Whether it is for all workloads.
+    pub(crate) for_all: bool,
     /// The port that is called. Without one, any.
     pub(crate) from: Option<u64>,
     /// In full, as Istio compares it.
@@ -68,6 +72,9 @@ pub(crate) fn read(resource: &Value, namespace: &str, origin: Origin) -> Option<
     Some(Leads {
         origin,
         name: format!("VirtualService {namespace}/{}", named.unwrap_or_default()),
+        only_http: !spec.contains_key("tls")
+            && !spec.contains_key("tcp")
+            && objects(spec, "http").all(|route| route.contains_key("route")),
         hosts: hosts
             .filter_map(|host| HostPattern::parse(&host).ok())
             .collect(),
@@ -100,6 +107,7 @@ fn add_ways(
             let called = |mesh| Way {
                 class,
                 mesh,
+                for_all: !of.contains_key("sourceLabels") && !of.contains_key("sourceNamespace"),
                 from: of.get("port").and_then(Value::as_u64),
                 host: long(text("host").unwrap_or_default(), namespace),
                 port: to.get("port").and_then(number),

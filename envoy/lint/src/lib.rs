@@ -47,6 +47,7 @@ mod scope;
 mod selection;
 mod services;
 mod severity;
+mod shadowed;
 mod tls;
 mod world;
 
@@ -74,6 +75,7 @@ fn examine(input: &Input) -> Report {
     services::lint(&world, &mut findings);
     selection::lint(&world, &mut findings);
     routing::lint(&world, &mut findings);
+    shadowed::lint(&world, &mut findings);
     findings.problems();
     let mut list = findings.list;
     list.sort_by(|a, b| {

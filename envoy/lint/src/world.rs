@@ -234,7 +234,8 @@ impl<'i> World<'i> {
     }
 
     fn ways_to(&self, reach: &Reach<'i>) -> impl Iterator<Item = (&'i Leads, &'i Way)> {
-        let (host, port) = (reach.host, u64::from(reach.port.number.get()));
+        let host = reach.host.to_string().to_ascii_lowercase();
+        let port = u64::from(reach.port.number.get());
         let single = reach.entry.ports.len() == 1;
         let all = self.input.leads.iter();
         all.flat_map(|leads| leads.ways.iter().map(move |way| (leads, way)))
@@ -243,7 +244,7 @@ impl<'i> World<'i> {
                 // Without a port it is the only one, or the one that was called.
                 None => single || way.is_from(port),
             })
-            .filter(move |(_, way)| HostPattern::parse(&way.host).as_ref() == Ok(host))
+            .filter(move |(_, way)| way.host == host)
     }
 
     /// Whether what goes this way is plaintext when it comes to the VirtualService.
