@@ -410,6 +410,35 @@ fn a_hop_is_folded() {
 }
 
 #[test]
+fn a_router_does_not_open_what_a_gateway_keeps_shut() {
+    for mode in ["ISTIO_MUTUAL", "MUTUAL"] {
+        let server = json!({"port": {"number": 443, "name": "p", "protocol": "HTTPS"}, "hosts": [HOST], "tls": {"mode": mode, "credentialName": "c"}});
+        let gateway = document(
+            "Gateway",
+            "egress",
+            json!({"selector": {"istio": "egressgateway"}, "servers": [server]}),
+        );
+        let options = CompileOptions {
+            proxy: Proxy {
+                labels: [("istio".to_owned(), "egressgateway".to_owned())].into(),
+                role: Role::Gateway,
+                ..Proxy::default()
+            },
+            ..CompileOptions::default()
+        };
+        let documents = [entry(HOST), rule(HOST), gateway];
+        assert_eq!(
+            errors(&compile(&documents, &options)),
+            ["gateway-server-tls"]
+        );
+        assert_eq!(
+            errors(&compile(&documents, &CompileOptions::default())),
+            [""]
+        );
+    }
+}
+
+#[test]
 fn a_sidecar_says_what_there_is() {
     let sidecar = |hosts: Value| document("Sidecar", "s", json!({"egress": [{"hosts": hosts}]}));
     let ask = |sidecar: Value| {

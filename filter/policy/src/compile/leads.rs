@@ -456,7 +456,7 @@ impl<'r> Compiler<'r> {
         self.tell_about(severity, id, &chosen.service.item.meta, path, text, hint);
     }
 
-    fn tell_about(
+    pub(super) fn tell_about(
         &mut self,
         severity: Severity,
         id: &'static str,

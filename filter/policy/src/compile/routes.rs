@@ -4,14 +4,14 @@ use std::rc::Rc;
 
 use crate::compile::compiler::Compiler;
 use crate::compile::leads::{Called, Side};
-use crate::compile::routing::{Chosen, Named, domains};
+use crate::compile::routing::{Chosen, Named, domains, gateways};
 use crate::compile::services::downstream;
 use crate::host::HostPattern;
 use crate::port::PortNumber;
-use crate::problem::Severity;
+use crate::problem::{FieldPath, Segment, Severity};
 use crate::query::DownstreamProtocol;
 use crate::reason::Reason;
-use crate::resource::{Reads, ServicePort};
+use crate::resource::{Ends, Reads, ServicePort};
 use crate::table::hosts::Port;
 use crate::table::routed::Routed;
 use crate::table::verdict::Verdict;
@@ -159,6 +159,7 @@ impl<'r> Compiler<'r> {
 
     /// Adds what a router serves.
     pub(super) fn serve_gateways(&mut self) {
+        self.check_servers();
         let proxy = &self.options.proxy;
         let served = domains(self.resources, proxy, &self.options.mesh, None);
         let scope = self.router_scope(proxy);
@@ -183,6 +184,42 @@ impl<'r> Compiler<'r> {
             }
             let routes = domain.http(port, &side.proxy);
             self.add_served(port, &domain.host, downstream, &side, &routes);
+        }
+    }
+
+    /// Reports servers that are not carried out: whoever the TLS of one keeps out would be let in.
+    fn check_servers(&mut self) {
+        for gateway in gateways(self.resources).filter(|it| it.selects(&self.options.proxy)) {
+            for (at, server) in gateway.servers.iter().enumerate() {
+                let mut path = FieldPath::keys("spec.servers");
+                path.0.push(Segment::Index(at));
+                let port = server.port;
+                let (severity, text, hint) = match (server.ends, server.reads) {
+                    (Ends::Mesh | Ends::Clients, _) => (
+                        Severity::Error,
+                        format!(
+                            "the server on port {port} ends the TLS of its clients, and nothing here does: anybody would be let in"
+                        ),
+                        "let the server speak HTTP or pass TLS through, or leave the gateway to Istio",
+                    ),
+                    (Ends::Nothing, Reads::Bytes) => (
+                        Severity::Warning,
+                        format!(
+                            "the server on port {port} speaks TCP, and nothing listens on it here"
+                        ),
+                        "let the server speak HTTP or pass TLS through",
+                    ),
+                    _ => continue,
+                };
+                self.tell_about(
+                    severity,
+                    "gateway-server-tls",
+                    &gateway.meta,
+                    path,
+                    text,
+                    hint,
+                );
+            }
         }
     }
 
