@@ -426,7 +426,7 @@ fn tls_answer(
         "allOf": all_of,
         "anyOf": any_of,
         "sanSource": source,
-        "trust": tls.trust.to_string(),
+        "trust": trust_answer(&tls.trust),
         "clientCertificate": tls.identity.as_ref().map(|identity| match identity {
             Identity::Files { certificate, .. } => certificate.as_str(),
             Identity::Credential(name) => name.as_str(),
@@ -435,6 +435,14 @@ fn tls_answer(
         "maxVersion": "TLSv1.3",
         "alpn": alpn,
     })
+}
+
+/// Returns whom a connection trusts, a credential as Envoy's secrets have it.
+fn trust_answer(trust: &Trust) -> String {
+    match trust {
+        Trust::Credential(name) if !name.contains("://") => format!("kubernetes://{name}"),
+        trust => trust.to_string(),
+    }
 }
 
 fn candidate_answer(candidate: &Candidate<'_>, rules: &Rules) -> Value {
