@@ -1001,9 +1001,8 @@ fn branching() -> Loaded {
     let https = json!({"number": 443, "name": "https", "protocol": "HTTPS"});
     let to = |host: &str| json!({"destination": {"host": host, "port": {"number": 443}}});
     let weighted = |host: &str| {
-        let mut to = to(host);
-        to["weight"] = json!(1);
-        to
+        let destination = json!({"host": host, "port": {"number": 443}});
+        json!({"destination": destination, "weight": 1})
     };
     let config = json!({
         "listener": {"port": 80}, "controlHeaders": "STRIPPED",

@@ -1,10 +1,4 @@
 //! Services of Kubernetes beside ServiceEntries: other names for their hosts, and owners of them.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test that meets what it did not expect should stop"
-)]
-
 use egress_policy::{
     CompileOptions, DownstreamProtocol, Parser, PolicyTable, PortNumber, Proxy, Query,
 };

@@ -1,7 +1,6 @@
 //! ServiceEntries with a `workloadSelector`: their endpoints are the WorkloadEntries with its labels.
 #![expect(
     clippy::unwrap_used,
-    clippy::indexing_slicing,
     reason = "a test that meets what it did not expect should stop"
 )]
 

@@ -26,7 +26,7 @@ pub(super) fn texts(fields: &Fields<'_>, names: &[&'static str]) {
 /// Reads lists of texts that need no look.
 pub(super) fn lists(fields: &Fields<'_>, names: &[&'static str]) {
     for name in names {
-        fields.read(name, |field| Some(drop(field.texts())));
+        fields.read(name, |field| Some(field.texts()));
     }
 }
 

@@ -134,7 +134,7 @@ fn check_ingress_listener(field: Field<'_>, known: &mut BTreeSet<u64>) -> Option
             port.is_some_and(|port: u16| port != 0)
         };
         let is_path = text.strip_prefix("unix://").is_some_and(|it| it.starts_with(['/', '@']));
-        if !text.is_empty() && !is_path && !hosts.iter().any(|host| port(&host)) {
+        if !text.is_empty() && !is_path && !hosts.iter().any(port) {
             let text = "sidecar: defaultEndpoint must be of form 127.0.0.1:<port>, 0.0.0.0:<port>, [::1]:<port>, [::]:<port>, unix://filepath or unset";
             invalid(&field, text, "name the port that the application listens on");
         }
