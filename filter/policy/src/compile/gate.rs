@@ -306,7 +306,7 @@ impl<'r> Compiler<'r> {
         self.options.allow_plaintext.iter().find(is_it)
     }
 
-    fn tell(
+    pub(super) fn tell(
         &mut self,
         severity: Severity,
         id: &'static str,

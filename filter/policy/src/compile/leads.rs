@@ -18,14 +18,13 @@ use crate::compile::services::{alt_names, downstream};
 use crate::host::HostPattern;
 use crate::merge::{for_port, for_subset};
 use crate::port::PortNumber;
-use crate::problem::{FieldPath, ProblemKind, Segment, Severity};
+use crate::problem::{FieldPath, Segment, Severity};
 use crate::proxy::{Proxy, Role};
 use crate::query::DownstreamProtocol;
 use crate::reason::Reason;
 use crate::resource::{
     ClientTls, Destination, Ends, Gateway, GatewayName, Meta, Reads, ServicePort, TlsMode,
 };
-use crate::source::problem_of;
 use crate::table::hosts::Port;
 use crate::table::routed::{Branch, Routed, Share};
 use crate::table::verdict::{Verdict, narrow};
@@ -465,9 +464,10 @@ impl<'r> Compiler<'r> {
         text: String,
         hint: &str,
     ) {
-        let kind = ProblemKind::Conflict(text);
-        let mut problem = problem_of(severity, meta, path, kind, Some(hint.to_owned()));
-        problem.id = Some(id);
+        self.tell(severity, id, meta, path, text, hint);
+        let Some(problem) = self.problems.pop() else {
+            return;
+        };
         // Several hosts may go by one route.
         let again = |other: &crate::problem::Problem| {
             other.id == problem.id && other.path == problem.path && other.kind == problem.kind
