@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use egress_policy::fields::{Cursor, Field, Report};
+use egress_policy::node::Node;
+use egress_policy::reading::read_meta;
+use egress_policy::{Meta, Origin, Problem};
 use serde_json::Value;
 
 /// Returns the resources of a document, those of a `List` each with its index in it.
@@ -40,6 +44,33 @@ pub(crate) fn name_generated(value: &mut Value, document: usize) {
         }
         _ => name(value, 0),
     }
+}
+
+/// Reads a resource whose `spec` is read strictly, and tells everything that is wrong with it.
+pub(crate) fn read_spec<T>(
+    resource: &Value,
+    origin: Origin,
+    kind: &'static str,
+    spec: impl FnOnce(Field<'_>, Meta) -> Option<T>,
+) -> (Option<T>, Vec<Problem>) {
+    let report = Report::new(origin);
+    let node = Node::from(resource);
+    let list = Cursor::Key(&Cursor::Root, "items");
+    let cursor = match origin.item {
+        Some(item) => Cursor::Index(&list, item),
+        None => Cursor::Root,
+    };
+    let field = Field {
+        report: &report,
+        cursor,
+        value: &node,
+    };
+    let read = field.fields().and_then(|root| {
+        root.ignore(&["apiVersion", "kind", "status"]);
+        let meta = read_meta(&root, kind, origin, false);
+        root.require("spec", |field| spec(field, meta))
+    });
+    (read, report.into_problems())
 }
 
 /// Returns the resources of a document that the filter is given: ours, and nothing else that stands in

@@ -5,9 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use egress_policy::fields::{Cursor, Field, Report};
-use egress_policy::node::Node;
-use egress_policy::reading::read_meta;
+use egress_policy::fields::Field;
 use egress_policy::{DEFAULT_NAMESPACE, Origin, Problem};
 use serde_json::Value;
 
@@ -75,24 +73,7 @@ fn read(
     kind: &'static str,
     check: fn(Field<'_>) -> Option<()>,
 ) -> Vec<Problem> {
-    let report = Report::new(origin);
-    let node = Node::from(resource);
-    let list = Cursor::Key(&Cursor::Root, "items");
-    let cursor = match origin.item {
-        Some(item) => Cursor::Index(&list, item),
-        None => Cursor::Root,
-    };
-    let field = Field {
-        report: &report,
-        cursor,
-        value: &node,
-    };
-    if let Some(root) = field.fields() {
-        root.ignore(&["apiVersion", "kind", "status"]);
-        read_meta(&root, kind, origin, false);
-        root.require("spec", check);
-    }
-    report.into_problems()
+    document::read_spec(resource, origin, kind, |field, _| check(field)).1
 }
 
 #[cfg(test)]

@@ -7,9 +7,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use egress_policy::fields::{Cursor, Field, Fields, Report};
-use egress_policy::node::Node;
-use egress_policy::reading::{read_export_to, read_meta};
+use egress_policy::fields::{Field, Fields};
+use egress_policy::reading::read_export_to;
 use egress_policy::{
     HostName, HostPattern, Origin, Problem, ProblemKind, ResourceId, ServiceEntry, Severity,
 };
@@ -77,24 +76,9 @@ impl VirtualService {
 
     /// Reads one, and tells everything that is wrong with it.
     pub fn read(resource: &Value, origin: Origin) -> (Option<VirtualService>, Vec<Problem>) {
-        let report = Report::new(origin);
-        let node = Node::from(resource);
-        let list = Cursor::Key(&Cursor::Root, "items");
-        let cursor = match origin.item {
-            Some(item) => Cursor::Index(&list, item),
-            None => Cursor::Root,
-        };
-        let field = Field {
-            report: &report,
-            cursor,
-            value: &node,
-        };
-        let read = field.fields().and_then(|root| {
-            root.ignore(&["apiVersion", "kind", "status"]);
-            let meta = read_meta(&root, KIND, origin, false);
-            root.require("spec", |field| read_spec(field, meta.id, origin))
-        });
-        (read, report.into_problems())
+        document::read_spec(resource, origin, KIND, |field, meta| {
+            read_spec(field, meta.id, origin)
+        })
     }
 
     /// Whether it is for a host of these entries, or leads to one. One whose hosts cannot all be read may be for any.
