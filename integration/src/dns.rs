@@ -1,4 +1,4 @@
-//! A DNS server that leads the names of a test to this machine, and counts who asked.
+//! A DNS server that leads the names of a test to this machine, counts who asked, and fails where it is told to.
 
 use std::{
     collections::BTreeMap,
@@ -72,11 +72,41 @@ impl Zone {
     }
 }
 
+/// What a [`DnsServer`] does to questions about a name in place of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It says that it failed.
+    ServFail,
+    /// It says that there is no such name.
+    NxDomain,
+    /// It says nothing, as when the answer is lost.
+    Silence,
+}
+
 /// A running DNS server, over UDP and TCP on one port. Dropping it closes the port.
 pub struct DnsServer {
     addr: SocketAddr,
     asked: Asked,
+    state: Arc<Mutex<State>>,
     _server: Server<Answerer>,
+}
+
+/// What is answered; a test may change it.
+struct State {
+    zone: Zone,
+    troubles: BTreeMap<String, (Trouble, u64)>,
+    /// How many questions were not answered as the zone has it.
+    troubled: BTreeMap<String, u64>,
+}
+
+impl State {
+    /// Returns what to do to a question about this name, and counts it.
+    fn trouble(&mut self, name: &str) -> Option<Trouble> {
+        let (trouble, left) = self.troubles.get_mut(name).filter(|(_, left)| *left > 0)?;
+        *left -= 1;
+        *self.troubled.entry(name.to_owned()).or_default() += 1;
+        Some(*trouble)
+    }
 }
 
 impl DnsServer {
@@ -92,8 +122,13 @@ impl DnsServer {
         let (tcp, udp) = bind().await?;
         let addr = tcp.local_addr()?;
         let asked = Asked::default();
-        let mut server = Server::new(Answerer {
+        let state = Arc::new(Mutex::new(State {
             zone,
+            troubles: BTreeMap::new(),
+            troubled: BTreeMap::new(),
+        }));
+        let mut server = Server::new(Answerer {
+            state: Arc::clone(&state),
             asked: asked.clone(),
         });
         server.register_socket(udp);
@@ -101,6 +136,7 @@ impl DnsServer {
         Ok(Self {
             addr,
             asked,
+            state,
             _server: server,
         })
     }
@@ -108,6 +144,29 @@ impl DnsServer {
     /// Where it listens, for UDP and for TCP.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Leads a name to other addresses from now on.
+    pub fn lead<A: Into<IpAddr>>(&self, name: &str, addresses: impl IntoIterator<Item = A>) {
+        let addresses = addresses.into_iter().map(Into::into).collect();
+        let mut state = lock(&self.state);
+        state.zone.names.insert(canonical(name), addresses);
+    }
+
+    /// Does this to the next questions of any type about a name, and answers those after them.
+    pub fn trouble(&self, name: &str, trouble: Trouble, questions: u64) {
+        let mut state = lock(&self.state);
+        state.troubles.insert(canonical(name), (trouble, questions));
+    }
+
+    /// How many questions about a name met a [`Trouble`].
+    pub fn troubled(&self, name: &str) -> u64 {
+        let state = lock(&self.state);
+        state
+            .troubled
+            .get(&canonical(name))
+            .copied()
+            .unwrap_or_default()
     }
 
     /// How many questions of any type were asked about a name, known or not.
@@ -127,22 +186,34 @@ struct Asked(Arc<Mutex<BTreeMap<String, u64>>>);
 
 impl Asked {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
-        // Counts stay sound whoever panicked while holding them.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
+/// What is behind it stays sound whoever panicked while holding it.
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Answerer {
-    zone: Zone,
+    state: Arc<Mutex<State>>,
     asked: Asked,
 }
 
 impl Answerer {
-    fn records(&self, name: &Name, asked_for: RecordType) -> (ResponseCode, Vec<Record>) {
+    /// Returns the answer, or nothing where there is to be none.
+    fn records(&self, name: &Name, asked_for: RecordType) -> Option<(ResponseCode, Vec<Record>)> {
         let key = canonical(&name.to_utf8());
         *self.asked.lock().entry(key.clone()).or_default() += 1;
-        let Some(addresses) = self.zone.addresses(&key) else {
-            return (ResponseCode::NXDomain, Vec::new());
+        let mut state = lock(&self.state);
+        match state.trouble(&key) {
+            None => {}
+            Some(Trouble::ServFail) => return Some((ResponseCode::ServFail, Vec::new())),
+            Some(Trouble::NxDomain) => return Some((ResponseCode::NXDomain, Vec::new())),
+            Some(Trouble::Silence) => return None,
+        }
+        let Some(addresses) = state.zone.addresses(&key) else {
+            return Some((ResponseCode::NXDomain, Vec::new()));
         };
         let records = addresses.iter().filter_map(|ip| match (ip, asked_for) {
             (IpAddr::V4(ip), RecordType::A) => Some(RData::A(A(*ip))),
@@ -152,7 +223,7 @@ impl Answerer {
         let records = records
             .map(|data| Record::from_rdata(name.clone(), TTL_SECONDS, data))
             .collect();
-        (ResponseCode::NoError, records)
+        Some((ResponseCode::NoError, records))
     }
 }
 
@@ -165,11 +236,16 @@ impl RequestHandler for Answerer {
     ) -> ResponseInfo {
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.authoritative = true;
-        let (code, records) = match request.request_info() {
+        let found = match request.request_info() {
             Ok(info) => self.records(info.query.name(), info.query.query_type()),
-            Err(_) => (ResponseCode::FormErr, Vec::new()),
+            Err(_) => Some((ResponseCode::FormErr, Vec::new())),
         };
+        let silent = found.is_none();
+        let (code, records) = found.unwrap_or_default();
         metadata.response_code = code;
+        if silent {
+            return told(metadata);
+        }
         let message = MessageResponseBuilder::from_message_request(request).build(
             metadata,
             &records,
@@ -179,14 +255,19 @@ impl RequestHandler for Answerer {
         );
         match response.send_response(message).await {
             Ok(info) => info,
-            // Whoever asked has gone. The server wants to know what would have been said.
-            Err(_) => hickory_proto::op::Header {
-                metadata,
-                counts: hickory_proto::op::HeaderCounts::default(),
-            }
-            .into(),
+            // Whoever asked has gone.
+            Err(_) => told(metadata),
         }
     }
+}
+
+/// The server wants to know what would have been said.
+fn told(metadata: Metadata) -> ResponseInfo {
+    hickory_proto::op::Header {
+        metadata,
+        counts: hickory_proto::op::HeaderCounts::default(),
+    }
+    .into()
 }
 
 async fn bind() -> Result<(TcpListener, UdpSocket)> {

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use egress_integration::{
-    dns::{DnsServer, Zone},
+    dns::{DnsServer, Trouble, Zone},
     pki::{self, Ca, Key, Leaf, Usage, Validity},
     probe,
     silent_port::SilentPort,
@@ -503,5 +503,32 @@ async fn dns_can_answer_for_every_name() -> Result<()> {
     ensure!(addresses(&any) == [Ipv4Addr::LOCALHOST]);
     let own_answer = ask_udp(dns.addr(), "own.example.", RecordType::A).await?;
     ensure!(addresses(&own_answer) == [own]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dns_server_fails_as_often_as_it_is_told_to_and_moves_names() -> Result<()> {
+    let (before, after) = (Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2));
+    let dns = DnsServer::start(Zone::new().name(HOST, [before])).await?;
+    let addr = dns.addr();
+    for (trouble, code) in [
+        (Trouble::ServFail, ResponseCode::ServFail),
+        (Trouble::NxDomain, ResponseCode::NXDomain),
+    ] {
+        dns.trouble(HOST, trouble, 1);
+        let failed = ask_udp(addr, "edition.cnn.com.", RecordType::A).await?;
+        ensure!(failed.metadata.response_code == code);
+    }
+    ensure!(dns.troubled(HOST) == 2);
+    dns.lead(HOST, [after]);
+    let found = ask_udp(addr, "edition.cnn.com.", RecordType::A).await?;
+    ensure!(addresses(&found) == [after]);
+
+    dns.trouble(HOST, Trouble::Silence, 1);
+    let lost = timeout(SHORT, ask_udp(addr, "edition.cnn.com.", RecordType::A)).await;
+    ensure!(lost.is_err(), "{lost:?}");
+    let found = ask_udp(addr, "edition.cnn.com.", RecordType::A).await?;
+    ensure!(addresses(&found) == [after]);
+    ensure!(dns.troubled(HOST) == 3);
     Ok(())
 }
