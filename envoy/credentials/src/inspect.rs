@@ -452,7 +452,8 @@ impl<'r> Inspection<'r> {
         }
         for held in &store.documents.secrets {
             let is_near = held.namespace == store.namespace;
-            if is_near && names.contains(&held.name) {
+            // One without any certificate is about something else.
+            if held.parts.is_empty() || (is_near && names.contains(&held.name)) {
                 continue;
             }
             let hint = if is_near {

@@ -1,13 +1,13 @@
 //! Rules from files: read, parsed and compiled, with every problem at its line.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use egress_filter::config::compact;
 use egress_policy::{
     CompileOptions, Compiled, DEFAULT_NAMESPACE, FieldPath, HostPattern, Origin, OutboundMode,
     Parser, PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Role,
-    Segment, ServiceEntry, Severity, Trust,
+    Segment, ServiceEntry, Severity,
 };
 use serde_json::Value;
 
@@ -17,8 +17,8 @@ use crate::document::{
     name_generated, ours,
 };
 use crate::mesh::{self, MeshConfig};
+use crate::others::{self, Around};
 use crate::policy::{check_authorities, policies};
-use crate::reference::Reference;
 use crate::routes::{self, Routes};
 use crate::secrets::{Documents, Extracted};
 use crate::source::Source;
@@ -294,23 +294,19 @@ fn compile_parsed(
     if nothing == Nothing::Part {
         milden(&mut compiled.problems);
     }
-    let (table, warnings) = (compiled.table, compiled.problems);
-    let needed = extracted.documents.config_maps(&references(&table));
-    problems
-        .0
-        .retain(|problem| !needed.contains(&problem.origin));
-    let unconcerned = resources
-        .unread
-        .iter()
-        .filter(|unread| !unread.concerns(&resources.service_entries))
-        .map(|unread| (unread.id.kind, unread.origin));
-    let concerned = resources.concerned();
-    let idle = (resources.virtual_services.iter().zip(&concerned))
-        .filter(|(_, concerned)| !**concerned)
-        .map(|(service, _)| (service.meta.id.kind, service.meta.origin));
-    let unconcerned = unconcerned.chain(idle);
+    let (table, mut warnings) = (compiled.table, compiled.problems);
+    if !options.foreign {
+        let proxy = &options.proxy;
+        let around = Around {
+            sidecar: (proxy.role == Role::Sidecar).then_some(proxy),
+            routers: &compiled.gateways,
+            root: &options.mesh.root_namespace,
+            resources: &resources,
+        };
+        let values = documents.iter().map(|(_, document)| &document.value);
+        warnings.0.extend(others::problems(values, &around));
+    }
     diagnostics.extend(notes);
-    diagnostics.extend(ignored(&mut problems, unconcerned, &documents));
     diagnostics.extend(located(&problems, &documents));
     diagnostics.extend(located(&warnings, &documents));
     if warnings.has_errors() {
@@ -331,16 +327,6 @@ fn compile_parsed(
 fn milden(problems: &mut Problems) {
     let missing = (problems.0.iter_mut()).filter(|problem| problem.id.is_some());
     missing.for_each(|problem| problem.severity = Severity::Warning);
-}
-
-/// Returns what the trust of a table refers to.
-fn references(table: &PolicyTable) -> Vec<Reference> {
-    let trusts = table.clusters().filter_map(|cluster| cluster.tls.as_ref());
-    let credentials = trusts.filter_map(|tls| match &tls.trust {
-        Trust::Credential(name) => Reference::parse(name, "").ok(),
-        _ => None,
-    });
-    credentials.collect()
 }
 
 /// Rules for people who ask about one host: what is wrong with others does not matter to the answer.
@@ -450,53 +436,6 @@ fn concerns(resource: Option<&Value>) -> Concerns {
     patterns.map_or(Concerns::All, Concerns::Hosts)
 }
 
-/// Takes out what was said of each document of another kind, and says it once of all.
-fn ignored<'k>(
-    problems: &mut Problems,
-    unconcerned: impl Iterator<Item = (&'k str, Origin)>,
-    documents: &[(Arc<str>, Document)],
-) -> Option<Diagnostic> {
-    let mut kinds = BTreeMap::<String, usize>::new();
-    let mut first: Option<Origin> = None;
-    let mut count = |kind: &str, origin: Origin| {
-        *kinds.entry(kind.to_owned()).or_default() += 1;
-        first = Some(first.map_or(origin, |first| first.min(origin)));
-    };
-    for (kind, origin) in unconcerned {
-        count(kind, origin);
-    }
-    problems.0.retain(|problem| match &problem.kind {
-        ProblemKind::IgnoredKind(kind) => {
-            count(kind, problem.origin);
-            false
-        }
-        _ => true,
-    });
-    let origin = first?;
-    let total: usize = kinds.values().sum();
-    let each: Vec<String> = kinds
-        .iter()
-        .map(|(kind, count)| format!("`{kind}` {count}"))
-        .collect();
-    let (documents_are, concern) = match total {
-        1 => ("1 resource of another kind is", "concerns"),
-        _ => (&*format!("{total} resources of other kinds are"), "concern"),
-    };
-    let problem = Problem {
-        severity: Severity::Warning,
-        origin,
-        resource: None,
-        path: FieldPath::keys("kind"),
-        kind: ProblemKind::Invalid(format!(
-            "{documents_are} not read, and {concern} no host of the rules: {}",
-            each.join(", ")
-        )),
-        hint: None,
-        id: None,
-    };
-    Some(diagnostic(&problem, documents))
-}
-
 /// What was read, and everything that is wrong with it so far.
 struct Parsed {
     documents: Documented,
@@ -587,6 +526,11 @@ fn parse(
         .extend(strict::problems(values(), &virtual_services));
     let missing = check_authorities(&resources, &extracted.documents);
     problems.0.extend(missing);
+    // Whatever is not read is passed over in silence, unless there is something to say of its kind.
+    problems
+        .0
+        .retain(|problem| !matches!(problem.kind, ProblemKind::IgnoredKind(_)));
+    problems.0.extend(others::unknown(values()));
     // Secrets decide nothing, and are read all the same.
     let is_secret = |problem: &Problem| extracted.secrets.contains(&problem.origin);
     let is_mesh = |problem: &Problem| {
@@ -645,5 +589,32 @@ error: spec.trafficPolicy.tls.mode: unknown mode `SIMPEL`
 hint: did you mean `SIMPLE`?
 "
         );
+    }
+
+    #[test]
+    fn in_istio_its_own_kinds_need_no_word() {
+        let text = "\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: api}
+spec:
+  hosts: [api.example.com]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: DNS
+---
+apiVersion: extensions.istio.io/v1alpha1
+kind: WasmPlugin
+metadata: {name: token}
+";
+        let sources = [Source {
+            name: "rules.yaml".to_owned(),
+            text: text.to_owned(),
+            mesh: false,
+        }];
+        let mut options = CompileOptions::default();
+        let report = compile(&sources, &options).unwrap_err().to_string();
+        assert!(report.contains("`default/token` runs code"), "{report}");
+        options.foreign = true;
+        assert!(compile(&sources, &options).unwrap().warnings.0.is_empty());
     }
 }

@@ -28,6 +28,7 @@ mod diagnostic;
 mod document;
 mod explain;
 mod mesh;
+mod others;
 mod policy;
 mod reference;
 mod routes;

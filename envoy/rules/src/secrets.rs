@@ -14,7 +14,6 @@ use zeroize::Zeroizing;
 
 use crate::diagnostic::Diagnostic;
 use crate::document::resources;
-use crate::reference::Reference;
 use crate::yaml::{Document, Location};
 
 /// What a certificate and its key are called in a credential, as in Istio.
@@ -31,23 +30,6 @@ pub struct Documents {
     pub secrets: Vec<SecretDocument>,
     /// The ConfigMaps.
     pub config_maps: Vec<SecretDocument>,
-}
-
-impl Documents {
-    /// Returns where the ConfigMaps stand that any of `named` refers to.
-    pub(crate) fn config_maps(&self, named: &[Reference]) -> Vec<Origin> {
-        let is_named = |held: &&SecretDocument| {
-            named.contains(&Reference::ConfigMap {
-                namespace: held.namespace.clone(),
-                name: held.name.clone(),
-            })
-        };
-        self.config_maps
-            .iter()
-            .filter(is_named)
-            .map(|held| held.origin)
-            .collect()
-    }
 }
 
 /// A Secret or a ConfigMap.

@@ -21,7 +21,7 @@ use crate::compile::compiler::{Compiler, Fault};
 use crate::options::CompileOptions;
 use crate::port::PortNumber;
 use crate::problem::{Problem, Problems};
-use crate::proxy::Role;
+use crate::proxy::{Proxy, Role};
 use crate::reason::Reason;
 use crate::resource::Resources;
 use crate::table::PolicyTable;
@@ -63,6 +63,8 @@ pub struct Compiled {
     pub table: PolicyTable,
     /// Everything that is wrong.
     pub problems: Problems,
+    /// The gateways whose part the table plays: those that requests go through, or the proxy itself.
+    pub gateways: Vec<Proxy>,
     /// The errors, by the host and port that are refused for them.
     faults: Vec<Fault>,
 }
@@ -154,6 +156,7 @@ impl Compiler<'_> {
         Compiled {
             table,
             problems: Problems(self.problems),
+            gateways: self.routers.into_iter().map(|(router, _)| router).collect(),
             faults: self.faults,
         }
     }

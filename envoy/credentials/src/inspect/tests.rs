@@ -348,7 +348,7 @@ fn a_secret_among_the_rules_is_told_of_where_it_stands() {
     let mut stage = Stage::credential();
     stage.folders = false;
     stage.more = format!(
-        "---\napiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Secret\n  metadata: {{name: c}}\n  data:\n    tls.crt: {}\n    tls.key: {}\n    ca.crt: {}\n- apiVersion: v1\n  kind: Secret\n  metadata: {{name: spare, namespace: other}}\n  stringData: {{password: hunter2}}\n",
+        "---\napiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Secret\n  metadata: {{name: c}}\n  data:\n    tls.crt: {}\n    tls.key: {}\n    ca.crt: {}\n- apiVersion: v1\n  kind: Secret\n  metadata: {{name: spare, namespace: other}}\n  stringData: {{ca.crt: hunter2}}\n",
         STANDARD.encode(&one.certificate),
         STANDARD.encode(&two.key),
         STANDARD.encode(&ca.pem)

@@ -120,6 +120,11 @@ impl Unread {
         }
     }
 
+    /// Whether it has a patch that may change the way of a host, or its TLS.
+    pub fn patches_any(&self) -> bool {
+        matches!(&self.says, Says::Patches(patches) if !patches.patches.is_empty())
+    }
+
     /// Whether it may change what becomes of a host and port for this caller.
     pub(crate) fn changes(&self, asked: Asked<'_>, proxy: &Proxy) -> bool {
         let owner = &*self.id.namespace;
