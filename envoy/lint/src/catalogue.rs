@@ -74,6 +74,8 @@ rules! {
         "A rule asks for TLS to a host that no namespace sees";
     GATEWAY_HALF_HIDDEN: "gateway-half-hidden", Error, ALL, VIRTUAL_SERVICE,
         "Requests are led to a gateway that does not see the VirtualService for them";
+    GATEWAY_WRONG_PORT: "gateway-wrong-port", Warning, ALL, ROUTED,
+        "A VirtualService is for a port that its Gateway does not listen on";
     HOP_WITHOUT_SNI: "hop-without-sni", Warning, ALL, TLS,
         "The connection to a gateway of ISTIO_MUTUAL has no `sni`, so the gateway closes it";
     HOST_NEVER_MATCHES: "host-never-matches", Warning, ALL, DESTINATION_RULE,
@@ -92,6 +94,8 @@ rules! {
         "MUTUAL without certificate and key sends plaintext";
     NO_HTTPS_PASSTHROUGH: "no-https-passthrough", Info, ALL, SERVICE_ENTRY,
         "Applications that speak HTTPS to the host have no port for it";
+    PLAINTEXT_AFTER_VIRTUAL_SERVICE: "plaintext-after-virtual-service", Warning, ALL, ROUTED,
+        "A VirtualService leads requests past the TLS that a rule asks for";
     PLAINTEXT_TO_443: "plaintext-to-443", Warning, ALL, SERVICE_ENTRY,
         "HTTP is sent to port 443, and no rule originates TLS";
     PORT_NEVER_MATCHES: "port-never-matches", Warning, ALL, POLICY,

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::catalogue::{DUPLICATE_RESOURCE, INVALID};
 use crate::finding::Finding;
+use crate::gateways::{self, Gateway};
 use crate::leads::{self, Leads};
 use crate::path::way;
 use crate::policy;
@@ -37,6 +38,8 @@ pub(crate) struct Input {
     pub(crate) bare: Vec<Bare>,
     /// The namespaces that have a Gateway, of Istio's kind or of Kubernetes'.
     pub(crate) gateways: BTreeSet<String>,
+    /// The Gateways of Istio's kind, with their servers.
+    pub(crate) servers: Vec<Gateway>,
     /// The texts in resources of other kinds, in small letters: they may name hosts that they lead requests to.
     elsewhere: BTreeSet<String>,
     /// Those of them in resources that may lead requests in ways that are not understood.
@@ -120,6 +123,7 @@ impl Input {
             resources: Resources::default(),
             bare: Vec::new(),
             gateways: BTreeSet::new(),
+            servers: Vec::new(),
             elsewhere: BTreeSet::new(),
             beyond: BTreeSet::new(),
             leads: Vec::new(),
@@ -168,6 +172,9 @@ impl Input {
                         collect_texts(value, &mut input.beyond);
                     }
                 }
+                input
+                    .servers
+                    .extend(gateways::read(value, namespace(value)));
                 input.leads.extend(leads::read(
                     value,
                     namespace(value),

@@ -17,6 +17,8 @@ pub(crate) struct Leads {
     /// Whether all it has are routes of `http` that lead somewhere.
     pub(crate) only_http: bool,
     pub(crate) ways: Vec<Way>,
+    /// Those of routes of `tls`, which lead no plaintext.
+    pub(crate) tls_ways: Vec<Way>,
 }
 
 /// A place that a route leads to, for one of its matches.
@@ -33,8 +35,12 @@ pub(crate) struct Way {
     pub(crate) host: String,
     pub(crate) port: Option<u64>,
     pub(crate) subset: Option<String>,
+    /// The Gateways, as `namespace/name`, of a way that is theirs alone; empty for others.
+    pub(crate) gateways: Vec<String>,
     /// Where the destination stands.
     pub(crate) path: String,
+    /// Where the port that is called stands.
+    pub(crate) port_path: Option<String>,
 }
 
 impl Way {
@@ -45,8 +51,6 @@ impl Way {
 }
 
 /// Reads a VirtualService of Istio's.
-///
-/// Routes of `tls` are left out: what they lead is TLS already.
 pub(crate) fn read(resource: &Value, namespace: &str, origin: Origin) -> Option<Leads> {
     let text = |name: &str| resource.get(name).and_then(Value::as_str);
     let ours = text("apiVersion")?.starts_with("networking.istio.io/");
@@ -56,15 +60,25 @@ pub(crate) fn read(resource: &Value, namespace: &str, origin: Origin) -> Option<
     let spec = resource.get("spec")?.as_object()?;
     let hosts = texts(spec, "hosts").map(|host| long(host, namespace));
     let gateways: Vec<&str> = texts(spec, "gateways").collect();
-    let mut ways = Vec::new();
-    for (key, class) in [("http", ProtocolClass::Http), ("tcp", ProtocolClass::Tcp)] {
+    let (mut ways, mut tls_ways) = (Vec::new(), Vec::new());
+    for (key, class) in [
+        ("http", ProtocolClass::Http),
+        ("tcp", ProtocolClass::Tcp),
+        ("tls", ProtocolClass::Tls),
+    ] {
         for (at, route) in objects(spec, key).enumerate() {
             let mut added = Vec::new();
             add_ways(route, class, namespace, &gateways, &mut added);
             for way in &mut added {
                 way.path = format!("spec.{key}[{at}].{}", way.path);
+                let port = way.port_path.as_mut();
+                port.into_iter()
+                    .for_each(|path| path.insert_str(0, &format!("spec.{key}[{at}].")));
             }
-            ways.append(&mut added);
+            match class {
+                ProtocolClass::Tls => tls_ways.append(&mut added),
+                _ => ways.append(&mut added),
+            }
         }
     }
     let mut export_to = texts(spec, "exportTo").peekable();
@@ -80,6 +94,7 @@ pub(crate) fn read(resource: &Value, namespace: &str, origin: Origin) -> Option<
             .collect(),
         public: export_to.peek().is_none() || export_to.any(|to| to == "*"),
         ways,
+        tls_ways,
     })
 }
 
@@ -101,20 +116,27 @@ fn add_ways(
         };
         let text = |name: &str| to.get(name).and_then(Value::as_str);
         let number = |port: &Value| port.get("number").and_then(Value::as_u64);
-        for of in &matches {
+        for (asked, of) in matches.iter().enumerate() {
             let own: Vec<&str> = texts(of, "gateways").collect();
             let from = if own.is_empty() { gateways } else { &own };
+            let from_mesh = from.is_empty() || from.contains(&"mesh");
+            let port = of.get("port").and_then(Value::as_u64);
             let called = |mesh| Way {
+                gateways: match mesh || from_mesh {
+                    true => Vec::new(),
+                    false => from.iter().map(|name| full(name, namespace)).collect(),
+                },
+                port_path: port.map(|_| format!("match[{asked}].port")),
                 class,
                 mesh,
                 for_all: !of.contains_key("sourceLabels") && !of.contains_key("sourceNamespace"),
-                from: of.get("port").and_then(Value::as_u64),
+                from: port.filter(|port| *port != 0),
                 host: long(text("host").unwrap_or_default(), namespace),
                 port: to.get("port").and_then(number),
                 subset: text("subset").map(str::to_owned),
                 path: format!("route[{at}].destination"),
             };
-            if from.is_empty() || from.contains(&"mesh") {
+            if from_mesh {
                 ways.push(called(true));
             }
             if from.iter().any(|name| *name != "mesh") {
@@ -135,6 +157,21 @@ fn objects<'v>(
 fn texts<'v>(of: &'v Map<String, Value>, key: &str) -> impl Iterator<Item = &'v str> {
     let list = of.get(key).and_then(Value::as_array);
     list.into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// Returns the name of a Gateway as `namespace/name`.
+///
+/// Source: istio/istio `pilot/pkg/model/config.go`, `resolveGatewayName`.
+fn full(name: &str, namespace: &str) -> String {
+    match name.split_once('/') {
+        Some((".", name)) => format!("{namespace}/{name}"),
+        Some(_) => name.to_owned(),
+        None => {
+            let mut labels = name.split('.');
+            let name = labels.next().unwrap_or(name);
+            format!("{}/{name}", labels.next().unwrap_or(namespace))
+        }
+    }
 }
 
 /// Source: istio/istio `pkg/config/model` `ResolveShortnameToFQDN`.

@@ -122,6 +122,11 @@ impl<'i> World<'i> {
             .map(|(host, services)| (*host, services.as_slice()))
     }
 
+    /// Returns the entries that have a host by this name.
+    pub(crate) fn entries_of(&self, host: &HostPattern) -> &[Service] {
+        self.hosts.get(host).map_or(&[], Vec::as_slice)
+    }
+
     /// Returns every block of every rule.
     pub(crate) fn blocks(&self) -> Vec<Block<'i>> {
         let mut blocks = Vec::new();
