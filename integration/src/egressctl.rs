@@ -343,6 +343,20 @@ impl Running {
         stopped.context("cannot stop `egressctl run`")
     }
 
+    /// Waits until it has ended, which it was asked to before.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end within half a minute, or leaves a process behind.
+    pub async fn ended(mut self) -> Result<ExitStatus> {
+        self.child.ended(STOP_LIMIT).await
+    }
+
+    /// Where the access log is.
+    pub fn access_log_path(&self) -> &Path {
+        &self.access_log
+    }
+
     /// Kills it as nobody should, and waits until the Envoy it started has gone too.
     ///
     /// # Errors

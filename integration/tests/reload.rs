@@ -609,35 +609,12 @@ async fn a_secret_among_the_rules_changes_with_them() -> Result<()> {
     Ok(())
 }
 
-/// A server that takes its time: a piece of the body each quarter of a second.
-async fn slow(pieces: usize) -> Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let address = listener.local_addr()?;
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut request = [0; 4096];
-                let _read = stream.read(&mut request).await;
-                let _sent = stream
-                    .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-                    .await;
-                for _ in 0..pieces {
-                    let _sent = stream.write_all(b"5\r\npiece\r\n").await;
-                    tokio::time::sleep(Duration::from_millis(250)).await;
-                }
-                let _sent = stream.write_all(b"0\r\n\r\n").await;
-            });
-        }
-    });
-    Ok(address)
-}
-
 #[tokio::test]
 async fn what_began_under_the_old_rules_ends_under_them() -> Result<()> {
     const PIECES: usize = 16;
     let trusted = Trusted::new()?;
     let site = trusted.site([HOST]).await?;
-    let server = slow(PIECES).await?;
+    let server = common::slow(PIECES).await?;
     let plain = entry_with(
         HOST,
         "resolution: DNS, ports: [{number: 80, name: http-port, protocol: HTTP}]",

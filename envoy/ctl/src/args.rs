@@ -11,6 +11,10 @@ use egress_policy::{Address, AllowPlaintext, ConnectTo, HostName, HostPattern, P
 use egress_render::istio::Url;
 use egress_render::xds::{Admin, Version};
 
+mod run;
+
+pub(crate) use run::Run;
+
 /// TLS origination for plain HTTP, from Istio's ServiceEntry and DestinationRule, in any Envoy.
 #[derive(Debug, Parser)]
 #[command(
@@ -28,10 +32,14 @@ pub(crate) struct Args {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Start Envoy with the rules, and stop it on Ctrl-C
+    /// Start Envoy with the rules; stop it on Ctrl-C, drain it on SIGTERM
     #[command(
         after_help = "Example:\n  egressctl run -f rules.yaml --port 80=10080 --port 443=10443\n  \
-                            curl -H 'Host: edition.cnn.com' http://127.0.0.1:10080/politics"
+                            curl -H 'Host: edition.cnn.com' http://127.0.0.1:10080/politics\n\n\
+                      Signals:\n  SIGTERM  let open requests finish, see --drain; a second one ends at once\n  \
+                            SIGINT   end at once\n  \
+                            SIGHUP   read the rules again and apply them\n  \
+                            SIGUSR1  open the access log again"
     )]
     Run(Run),
     /// Print configuration without starting anything
@@ -248,23 +256,6 @@ pub(crate) struct RenderIstio {
     /// Show how this folder differs from what --output-folder would write: 0 equal, 1 different
     #[arg(long, value_name = "DIR", conflicts_with = "output_folder")]
     pub(crate) diff: Option<PathBuf>,
-}
-
-/// `egressctl run`.
-#[derive(Debug, Clone, ClapArgs)]
-pub(crate) struct Run {
-    /// What every command with rules takes.
-    #[command(flatten)]
-    pub(crate) rules: Rules,
-    /// The Envoy to start [default: `envoy` on PATH, or the one that `make envoy` installed]
-    #[arg(long, value_name = "PATH")]
-    pub(crate) envoy: Option<PathBuf>,
-    /// Envoy's worker threads [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) concurrency: Option<u32>,
-    /// Keep the first rules, even if their files change
-    #[arg(long)]
-    pub(crate) once: bool,
 }
 
 /// Languages for structured output.

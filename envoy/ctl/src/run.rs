@@ -20,7 +20,7 @@ use super::threads::at_once;
 use super::{locate, settings, sources};
 use egress_run::admin::Addresses;
 use egress_run::{
-    Deployment, Event, Recompile, Reload, Reloaded, Start, envoy_log, supervise, version_of,
+    Deployment, Drain, Event, Recompile, Reload, Reloaded, Start, envoy_log, supervise, version_of,
 };
 
 /// Runs Envoy until it ends or we are told to.
@@ -56,6 +56,7 @@ pub(super) fn main(args: &Run) -> Done {
     let start = Start {
         envoy,
         concurrency: args.concurrency,
+        drain: args.drain,
         deployment,
         reload,
     };
@@ -209,6 +210,8 @@ fn show(event: Event) -> Result<(), Complaint> {
         }
         Event::SecretBack(name) => tell(&format!("the secret `{name}` is there now")),
         Event::EnvoySaid(line) => repeat(&line),
+        Event::Draining(how) => tell(&draining_line(how)),
+        Event::Reopened => tell("the access log is opened again"),
         Event::Warning(text) => tell(&format!("warning: {text}")),
     }
     Ok(())
@@ -250,6 +253,19 @@ fn reloaded_line(reloaded: &Reloaded) -> String {
     }
     let _ = writeln!(line, " digest={}", reloaded.digest);
     line + &vips
+}
+
+/// Writes what SIGTERM leads to.
+fn draining_line(how: Drain) -> String {
+    let time = |time| humantime::format_duration(time).to_string();
+    let delay = match how.delay.is_zero() {
+        true => String::new(),
+        false => format!("in {} ", time(how.delay)),
+    };
+    format!(
+        "draining: {delay}open requests get {} to finish; another signal ends them at once",
+        time(how.limit)
+    )
 }
 
 /// Writes the loopback addresses that TCP services have, and what would stand in /etc/hosts for them.

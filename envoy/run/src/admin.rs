@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty};
-use hyper::Request;
 use hyper::body::Bytes;
+use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -137,6 +137,50 @@ pub(super) async fn taken(admin: &Admin, written: &Path) -> Option<(Taken, Taken
     ))
 }
 
+/// Returns how many requests and TCP connections Envoy serves at this moment.
+pub(super) async fn active(admin: &Admin, written: &Path) -> Option<u64> {
+    let admin = found(admin, written)?;
+    let path = "/stats?format=json&filter=%5C.downstream_(rq%7Ccx)_active$";
+    let (_, body) = get(&admin, path).await?;
+    let body: Value = serde_json::from_slice(&body).ok()?;
+    let stats = body.get("stats")?.as_array()?;
+    Some(served(stats.iter().filter_map(|stat| {
+        Some((stat.get("name")?.as_str()?, stat.get("value")?.as_u64()?))
+    })))
+}
+
+/// Adds up what is served: requests, and connections on which no HTTP is spoken. Envoy counts the latter with all
+/// others only. What asks the admin interface does not count.
+fn served<'s>(stats: impl Iterator<Item = (&'s str, u64)>) -> u64 {
+    let (mut requests, mut http, mut all) = (0, 0, 0);
+    for (name, value) in stats {
+        match name.split_once('.') {
+            Some(("http", rest)) if !rest.starts_with("admin.") => {
+                match rest.ends_with("rq_active") {
+                    true => requests += value,
+                    false => http += value,
+                }
+            }
+            Some(("listener", rest))
+                if !rest.starts_with("admin.") && !rest.contains(".worker_") =>
+            {
+                all += value;
+            }
+            _ => {}
+        }
+    }
+    requests + u64::saturating_sub(all, http)
+}
+
+/// Tells Envoy to do something; returns whether it did.
+pub(super) async fn post(admin: &Admin, written: &Path, path: &str) -> bool {
+    let Some(admin) = found(admin, written) else {
+        return false;
+    };
+    let answer = ask_at(&admin, Method::POST, path).await;
+    matches!(answer, Some((200, _)))
+}
+
 /// Asks once, for commands that do nothing else meanwhile; `None` when there is no good answer.
 pub fn get_once(admin: &Admin, path: &str) -> Option<Bytes> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -148,15 +192,19 @@ pub fn get_once(admin: &Admin, path: &str) -> Option<Bytes> {
 }
 
 async fn get(admin: &Admin, path: &str) -> Option<(u16, Bytes)> {
+    ask_at(admin, Method::GET, path).await
+}
+
+async fn ask_at(admin: &Admin, method: Method, path: &str) -> Option<(u16, Bytes)> {
     let answer = async {
         match admin {
-            Admin::Pipe(socket) => ask(UnixStream::connect(socket).await.ok()?, path).await,
+            Admin::Pipe(socket) => {
+                let stream = UnixStream::connect(socket).await.ok()?;
+                ask(stream, method, path).await
+            }
             Admin::Tcp(address, port) => {
-                ask(
-                    TcpStream::connect((address.as_str(), *port)).await.ok()?,
-                    path,
-                )
-                .await
+                let stream = TcpStream::connect((address.as_str(), *port)).await.ok()?;
+                ask(stream, method, path).await
             }
         }
     };
@@ -165,13 +213,16 @@ async fn get(admin: &Admin, path: &str) -> Option<(u16, Bytes)> {
 
 async fn ask<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
+    method: Method,
     path: &str,
 ) -> Option<(u16, Bytes)> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .ok()?;
     let connection = tokio::spawn(connection);
-    let request = Request::get(path)
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header("host", "admin")
         .body(Empty::<Bytes>::new())
         .ok()?;
@@ -180,4 +231,27 @@ async fn ask<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let body = response.into_body().collect().await.ok()?.to_bytes();
     connection.abort();
     Some((status, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_connections_without_http_are_served() {
+        let served = |stats: &[(&'static str, u64)]| served(stats.iter().copied());
+        let idle = [
+            ("http.admin.downstream_cx_active", 1),
+            ("http.admin.downstream_rq_active", 1),
+            ("listener.admin.downstream_cx_active", 1),
+            ("http.outbound_80.downstream_cx_active", 3),
+            ("http.outbound_80.downstream_rq_active", 0),
+            ("listener.127.0.0.1_80.downstream_cx_active", 3),
+            ("listener.127.0.0.1_80.worker_0.downstream_cx_active", 3),
+        ];
+        assert_eq!(served(&idle), 0);
+        let tcp = ("listener.127.0.0.1_6379.downstream_cx_active", 2);
+        let requests = ("http.outbound_8080.downstream_rq_active", 4);
+        assert_eq!(served(&[&idle[..], &[tcp, requests]].concat()), 6);
+    }
 }

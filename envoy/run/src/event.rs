@@ -5,6 +5,7 @@ use egress_rules::Refusal;
 use tokio::sync::mpsc;
 
 use super::admin::Addresses;
+use super::drain::Drain;
 
 /// The way of events to whoever shows them, in the order in which they happen. When nobody takes them any more, the
 /// run ends.
@@ -32,6 +33,10 @@ pub enum Event {
     SecretBack(String),
     /// A line of Envoy's log.
     EnvoySaid(String),
+    /// Requests finish, then Envoy ends.
+    Draining(Drain),
+    /// Envoy is asked to open its access log again.
+    Reopened,
     /// Something else that is not as it should be.
     Warning(String),
 }

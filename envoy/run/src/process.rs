@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::event::{Event, Events, send};
-use super::reload::Reloader;
+use super::reload::{DRAIN, Reloader};
 use super::{admin, envoy_log};
 use egress_render::xds::{self, Options};
 
@@ -48,7 +48,6 @@ pub(super) fn start(
     bootstrap: &Path,
     admin_address: &Path,
     concurrency: Option<u32>,
-    drain: Option<Duration>,
 ) -> io::Result<Child> {
     let mut command = std::process::Command::new(envoy);
     command
@@ -64,11 +63,9 @@ pub(super) fn start(
         "--file-flush-interval-msec",
         "200",
     ]);
-    if let Some(drain) = drain {
-        // Who asks again on a connection of before is told to close it, from the first answer on.
-        command.args(["--drain-strategy", "immediate", "--drain-time-s"]);
-        command.arg(drain.as_secs().to_string());
-    }
+    // Who asks again on a connection of before is told to close it, from the first answer on.
+    command.args(["--drain-strategy", "immediate", "--drain-time-s"]);
+    command.arg(DRAIN.as_secs().to_string());
     if let Some(workers) = concurrency {
         command.arg("--concurrency").arg(workers.to_string());
     }

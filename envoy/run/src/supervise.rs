@@ -1,9 +1,9 @@
 //! An Envoy that is run with what was rendered, from the first secret to its end.
 
 use std::collections::BTreeMap;
-use std::io::{self, IsTerminal as _};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::process::ExitStatus;
 use std::sync::Arc;
 
 use egress_render::xds::{self, Options};
@@ -11,16 +11,19 @@ use egress_rules::yaml::AlreadyRead;
 use egress_rules::{Complaint, Source};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::TcpSocket;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::deployment::{Deployment, Recompile};
+use super::drain::{Drain, drain};
 use super::event::{Event, Events, send};
 use super::folder::DISCOVERY_SOCKET;
 use super::ports::{check_ports, reserve};
 use super::process::{ready, start, stop};
 use super::reload::{self, Reloader};
-use super::{atomic, discovery, envoy_log, folder, resolver, secrets};
+use super::signals::{Asked, Signals};
+use super::{admin, atomic, discovery, envoy_log, folder, resolver, secrets};
 
 /// What is run.
 pub struct Start {
@@ -28,6 +31,8 @@ pub struct Start {
     pub envoy: PathBuf,
     /// Its worker threads; one for each processor when nothing is said.
     pub concurrency: Option<u32>,
+    /// How it ends when SIGTERM asks it to.
+    pub drain: Drain,
     /// The rules that it starts with.
     pub deployment: Deployment,
     /// What it takes to follow the rules when they change; without it, those that it starts with stay.
@@ -77,12 +82,12 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
     let file = folder.path().join("bootstrap.json");
     atomic::write_private(&file, &bootstrap.to_string())
         .map_err(|error| Complaint::us(format!("cannot write the bootstrap: {error}")))?;
-    let (refused, refusals) = tokio::sync::watch::channel(String::new());
+    let (refused, refusals) = watch::channel(String::new());
     // Before Envoy, which asks for its secrets first of all.
     let (secrets, kept) =
         secrets::keep(deployment.store.clone(), deployment.needs(), events.clone());
-    let (plugins, offered) = tokio::sync::watch::channel(discovery::Resources::default());
-    let (acks, said) = tokio::sync::watch::channel(discovery::Acks::new());
+    let (plugins, offered) = watch::channel(discovery::Resources::default());
+    let (acks, said) = watch::channel(discovery::Acks::new());
     let served = discovery::Served {
         secrets: kept,
         plugins: offered,
@@ -123,16 +128,18 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
         bootstrap: &file,
         options: &options,
         concurrency: start.concurrency,
+        drain: start.drain,
     };
-    follow(process, reserved, reloading, &refused, &events).await
+    follow(process, reserved, reloading, refused, &events).await
 }
 
-/// What Envoy is started with.
+/// What Envoy is started with, and how it ends.
 struct Process<'p> {
     envoy: &'p Path,
     bootstrap: &'p Path,
     options: &'p Options,
     concurrency: Option<u32>,
+    drain: Drain,
 }
 
 /// Starts Envoy and stays with it.
@@ -140,7 +147,7 @@ async fn follow(
     process: Process<'_>,
     reserved: Vec<TcpSocket>,
     reloading: Option<(Reloader, Vec<Source>)>,
-    refused: &tokio::sync::watch::Sender<String>,
+    refused: watch::Sender<String>,
     events: &Events,
 ) -> Result<(), Complaint> {
     let Process {
@@ -148,50 +155,22 @@ async fn follow(
         bootstrap,
         options,
         concurrency,
+        drain: how,
     } = process;
-    let (Ok(mut interrupt), Ok(mut terminate)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    ) else {
-        return Err(Complaint::us("cannot listen for signals"));
-    };
-    let mut hangup = match &reloading {
-        Some(_) => signal(SignalKind::hangup()).ok(),
-        None => None,
-    };
-    let in_terminal = io::stderr().is_terminal();
+    let mut signals = Signals::listen()
+        .map_err(|error| Complaint::us(format!("cannot listen for signals: {error}")))?;
     let admin_address = bootstrap.with_file_name(folder::ADMIN_ADDRESS);
-    let drain = reloading.is_some().then_some(reload::DRAIN);
-    let mut child = match start(envoy, bootstrap, &admin_address, concurrency, drain) {
-        Ok(child) => child,
-        Err(error) => {
-            let text = format!("cannot start `{}`: {error}", envoy.display());
-            return Err(Complaint::us(text));
-        }
-    };
-    let (sender, mut lines) = mpsc::unbounded_channel();
-    if let Some(stderr) = child.stderr.take() {
-        tokio::spawn(async move {
-            let mut reader = BufReader::new(stderr).lines();
-            while let Ok(Some(line)) = reader.next_line().await {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-    }
-    let asked_to_end = async {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            () = events.closed() => {}
-        }
-    };
-    let mut asked_to_end = pin!(asked_to_end);
+    let mut child = start(envoy, bootstrap, &admin_address, concurrency)
+        .map_err(|error| Complaint::us(format!("cannot start `{}`: {error}", envoy.display())))?;
+    let mut lines = said(&mut child);
     let reloader = reloading.as_ref().map(|(reloader, _)| reloader);
     let started = tokio::select! {
         started = ready(&mut child, &mut lines, options, &admin_address, reloader, events) => started,
-        () = &mut asked_to_end => {
+        () = signals.end() => {
+            stop(&mut child, events).await;
+            return Ok(());
+        }
+        () = events.closed() => {
             stop(&mut child, events).await;
             return Ok(());
         }
@@ -204,47 +183,90 @@ async fn follow(
         }
     }
     drop(reserved);
+    let log = tokio::spawn(repeat(lines, refused, events.clone()));
     let (forced, at_once) = mpsc::channel(1);
-    if let Some((reloader, sources)) = reloading {
-        tokio::spawn(reloader.follow(sources, at_once));
-    }
+    let follows = reloading.map(|(reloader, sources)| {
+        let following = reloader.follow(sources, at_once);
+        tokio::spawn(following).abort_handle()
+    });
     loop {
-        let hung_up = async {
-            match &mut hangup {
-                Some(hangup) => hangup.recv().await,
-                None => std::future::pending().await,
-            }
+        let asked = tokio::select! {
+            asked = signals.next() => asked,
+            () = events.closed() => Asked::End,
+            status = child.wait() => return Err(ended(status, log).await),
         };
-        tokio::select! {
-            () = &mut asked_to_end => {
-                stop(&mut child, events).await;
-                return Ok(());
+        match asked {
+            Asked::End => break,
+            Asked::Drain => {
+                send(events, Event::Draining(how));
+                follows.inspect(AbortHandle::abort);
+                tokio::select! {
+                    () = drain(how, &options.admin, &admin_address, events) => {}
+                    () = signals.end() => {}
+                    () = events.closed() => {}
+                    status = child.wait() => return Err(ended(status, log).await),
+                }
+                break;
             }
-            _ = hung_up => {
-                // The signal is also how a terminal says that it goes.
-                if in_terminal && !io::stderr().is_terminal() {
-                    stop(&mut child, events).await;
-                    return Ok(());
-                }
-                // One that waits is enough.
-                let _ = forced.try_send(());
+            Asked::Reload if follows.is_none() => {
+                let text = "SIGHUP: the rules stay those of the start, as was asked for";
+                send(events, Event::Warning(text.to_owned()));
             }
-            line = lines.recv() => match line {
-                Some(line) => {
-                    match envoy_log::refusal(&line) {
-                        // It is told with what was not applied.
-                        Some(reason) => { refused.send_replace(reason); }
-                        None => send(events, Event::EnvoySaid(line)),
-                    }
-                }
-                None => {
-                    let status = child.wait().await;
-                    return Err(Complaint::us(match status {
-                        Ok(status) => format!("Envoy ended by itself: {status}"),
-                        Err(error) => format!("Envoy ended by itself: {error}"),
-                    }));
-                }
-            },
+            // One that waits is enough.
+            Asked::Reload => drop(forced.try_send(())),
+            Asked::Reopen => {
+                let done = admin::post(&options.admin, &admin_address, "/reopen_logs").await;
+                let failed = "Envoy does not open its access log again";
+                send(
+                    events,
+                    match done {
+                        true => Event::Reopened,
+                        false => Event::Warning(failed.to_owned()),
+                    },
+                );
+            }
         }
     }
+    stop(&mut child, events).await;
+    Ok(())
+}
+
+/// Returns what Envoy writes to its standard error, line by line.
+fn said(child: &mut Child) -> mpsc::UnboundedReceiver<String> {
+    let (sender, lines) = mpsc::unbounded_channel();
+    if let Some(stderr) = child.stderr.take() {
+        tokio::spawn(async move {
+            let mut reader = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = reader.next_line().await {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    lines
+}
+
+/// Tells what Envoy says, until it says no more.
+async fn repeat(
+    mut lines: mpsc::UnboundedReceiver<String>,
+    refused: watch::Sender<String>,
+    events: Events,
+) {
+    while let Some(line) = lines.recv().await {
+        match envoy_log::refusal(&line) {
+            // It is told with what was not applied.
+            Some(reason) => drop(refused.send_replace(reason)),
+            None => send(&events, Event::EnvoySaid(line)),
+        }
+    }
+}
+
+/// Returns how Envoy ended that nobody asked to, once all that it said is told.
+async fn ended(status: io::Result<ExitStatus>, log: JoinHandle<()>) -> Complaint {
+    let _ = log.await;
+    Complaint::us(match status {
+        Ok(status) => format!("Envoy ended by itself: {status}"),
+        Err(error) => format!("Envoy ended by itself: {error}"),
+    })
 }

@@ -385,6 +385,29 @@ pub(crate) async fn tunnel(proxy: SocketAddr, lines: &[&str]) -> Result<(SocketA
     Ok((address, running))
 }
 
+/// A server that takes its time: a piece of the body each quarter of a second.
+pub(crate) async fn slow(pieces: usize) -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 4096];
+                let _read = stream.read(&mut request).await;
+                let _sent = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+                    .await;
+                for _ in 0..pieces {
+                    let _sent = stream.write_all(b"5\r\npiece\r\n").await;
+                    tokio::time::sleep(Duration::from_millis(250)).await;
+                }
+                let _sent = stream.write_all(b"0\r\n\r\n").await;
+            });
+        }
+    });
+    Ok(address)
+}
+
 /// Waits until something holds that another process is about to do.
 pub(crate) async fn eventually(what: &str, holds: impl AsyncFn() -> Result<bool>) -> Result<()> {
     let trying = async {
