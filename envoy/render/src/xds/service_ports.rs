@@ -14,7 +14,11 @@ pub fn service_ports(table: &PolicyTable) -> Vec<(PortNumber, Vec<DownstreamProt
         .refused()
         .filter(|refused| refused.downstream != DownstreamProtocol::Tcp || refused.connectable);
     let refused = refused.map(|refused| (refused.port, refused.downstream));
-    for (port, downstream) in services.chain(refused) {
+    // Of these hosts Envoy's routes choose, so they are no services and are not refused.
+    let branching = table
+        .branching()
+        .map(|it| (it.port, DownstreamProtocol::Http));
+    for (port, downstream) in services.chain(refused).chain(branching) {
         let downstreams = ports.entry(port).or_default();
         if !downstreams.contains(&downstream) {
             downstreams.push(downstream);
