@@ -43,6 +43,7 @@ pub mod connect_proxy;
 pub mod dns;
 pub mod egressctl;
 pub mod envoy;
+pub mod failing_server;
 pub mod istiod;
 pub mod netns;
 pub mod nginx;

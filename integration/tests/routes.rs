@@ -8,6 +8,8 @@ use anyhow::{Context, Result, ensure};
 use egress_integration::{
     egressctl::Running,
     envoy::{self, EnvoyProcess},
+    failing_server::FailingServer,
+    pki::Leaf,
     probe,
     silent_port::SilentPort,
     stand_in::{Listener, StandIn},
@@ -463,4 +465,46 @@ async fn explain_says_which_route_decides() -> Result<()> {
         assert_eq!(answer["status"].as_u64(), status, "{args:?}");
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_request_is_tried_again_as_its_route_says() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let certificate = trusted.ca.issue(&Leaf::for_names([API]))?;
+    let server = FailingServer::start(&certificate).await?;
+    let silent = SilentPort::start().await?;
+    let routes = [
+        format!(
+            "  - match: [{{headers: {{x-once: {{exact: \"1\"}}}}}}]\n    route: [{}]",
+            to(API, "")
+        ),
+        format!(
+            "  - retries: {{attempts: 3, retryOn: \"reset,503\", perTryTimeout: 2s}}\n    route: [{}]",
+            to(API, "")
+        ),
+    ];
+    let rules = served(API, "{number: 80, name: http, protocol: HTTP}, ")
+        + &virtual_service(API, &routes.join("\n"));
+    let proxy = trusted.egressctl(&rules).port(80, 0).port(443, 0);
+    let proxy = proxy.connect_to(&route(API, 443, server.addr()));
+    let proxy = proxy.connect_to(&route(API, 80, silent.addr()));
+    let proxy = proxy.start().await?;
+    let ask = async |path: &str, headers: &[(&str, &str)]| {
+        let answer = probe::get_with(proxy.listener(80)?, API, path, headers).await?;
+        anyhow::Ok((answer.status, server.heard(path)))
+    };
+    let once = [("x-once", "1")];
+    // A failure of the server, and a connection that it closes without a word.
+    assert_eq!(ask("/503/reset/200", &[]).await?, (200, 3));
+    // Three times more, and no further.
+    assert_eq!(ask("/503/503/503/503/200", &[]).await?, (503, 4));
+    // What `retryOn` does not name is the answer.
+    assert_eq!(ask("/500/200", &[]).await?, (500, 1));
+    // A try that takes too long is given up, and the request has not failed with it.
+    let (status, tries) = ask("/hang/200", &[]).await?;
+    assert_eq!(status, 200);
+    assert!((2..=4).contains(&tries), "{tries}");
+    // A route without `retries` has none for these.
+    assert_eq!(ask("/503/200/200", &once).await?, (503, 1));
+    silent.assert_silent().await
 }
