@@ -302,3 +302,53 @@ async fn what_leads_nowhere_is_refused_and_the_rest_works() -> Result<()> {
     assert_eq!(stage.get(HOST, "/politics").await?.status, 200);
     stage.nothing_in_plaintext().await
 }
+
+#[tokio::test]
+async fn an_egress_gateway_that_matches_requests_a_second_time() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let to = |host: &str, port: u16| {
+        format!("route: [{{destination: {{host: {host}, port: {{number: {port}}}}}}}]")
+    };
+    let (hop, out) = (to(HOP, 80), to(HOST, 443));
+    let mesh = format!(
+        "hosts: [{HOST}], gateways: [mesh], http: [
+  {{match: [{{uri: {{prefix: /news}}, port: 80}}], {hop}}},
+  {{match: [{{port: 80}}], directResponse: {{status: 418}}}}]"
+    );
+    let behind = format!(
+        "hosts: [{HOST}], gateways: [egress], http: [
+  {{match: [{{uri: {{prefix: /news/world}}}}, {{uri: {{prefix: /never}}}}], {out}}},
+  {{match: [{{headers: {{x-desk: {{exact: closed}}}}}}], directResponse: {{status: 410}}}},
+  {{match: [{{headers: {{x-desk: {{prefix: s}}}}}}], headers: {{request: {{set: {{x-by: gateway}}}}}}, {out}}}]"
+    );
+    let rules = entry()
+        + &rule("mode: SIMPLE")
+        + &gateway(80, "HTTP", "")
+        + &document("VirtualService", "mesh", &mesh)
+        + &document("VirtualService", "behind", &behind);
+    let site = trusted.site([HOST]).await?;
+    let stage = Stage::start(trusted.egressctl(&rules), site, [HOST]).await?;
+    let sport = [("x-desk", "sport")];
+    for (path, headers, status, arrives) in [
+        ("/news/world", &[][..], 200, true),
+        // The sidecar's route has it, and none of the gateway's: no other of the sidecar's takes it.
+        ("/news/local", &[], 404, false),
+        ("/news/local", &sport, 200, true),
+        ("/news/local", &[("x-desk", "closed")], 410, false),
+        // What both must ask for, the gateway's route alone does not get.
+        ("/never", &[], 418, false),
+        ("/other", &sport, 418, false),
+    ] {
+        let answer = stage.get_with(HOST, path, headers).await?;
+        assert_eq!(answer.status, status, "{path} {:?}", stage.proxy.stderr());
+        let seen = stage.site.take_seen();
+        assert_eq!(seen.len(), usize::from(arrives), "{path} {seen:?}");
+        for seen in seen {
+            assert_originated(&seen, HOST, HOST);
+            assert_eq!(seen.path, path);
+            let by = (!headers.is_empty()).then_some("gateway");
+            assert_eq!(seen.header("x-by"), by);
+        }
+    }
+    stage.nothing_in_plaintext().await
+}

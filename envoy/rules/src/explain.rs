@@ -75,12 +75,25 @@ impl Answers {
             let Some(route) = self.route(branch) else {
                 return false;
             };
-            let mut matches = branch.matches.iter();
-            let found = |index: &usize| {
-                let asked = route.matches.get(*index);
+            let takes = |route: &HttpRoute, index: usize| {
+                let asked = route.matches.get(index);
                 asked.is_some_and(|asked| request.is_taken_by(asked))
             };
-            branch.matches.is_empty() || matches.any(found)
+            let Some(before) = branch.before else {
+                let mut matches = branch.matches.iter();
+                return branch.matches.is_empty() || matches.any(|index| takes(route, *index));
+            };
+            // Behind an egress gateway a request is what both halves ask for.
+            let first = before
+                .virtual_service
+                .and_then(|id| self.http(id, before.route));
+            first.is_some_and(|first| {
+                let mut pairs = before.pairs.iter();
+                pairs.any(|(one, two)| {
+                    one.is_none_or(|one| takes(first, one))
+                        && two.is_none_or(|two| takes(route, two))
+                })
+            })
         };
         let first = branching.first()?;
         let branch = first.branches.iter().find(holds)?;
@@ -89,9 +102,12 @@ impl Answers {
 
     /// Returns the route of a VirtualService that a branch is.
     fn route(&self, branch: &BranchOf<'_>) -> Option<&HttpRoute> {
-        let id = branch.virtual_service?;
+        self.http(branch.virtual_service?, branch.route)
+    }
+
+    fn http(&self, id: &ResourceId, route: usize) -> Option<&HttpRoute> {
         let service = virtual_service(&self.rules.virtual_services, id)?;
-        service.http.get(branch.route)
+        service.http.get(route)
     }
 
     /// Returns what becomes of a request, and why.

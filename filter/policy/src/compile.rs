@@ -7,6 +7,7 @@ mod cluster;
 mod compiler;
 mod connections;
 mod gate;
+mod hops;
 mod kubernetes;
 mod leads;
 mod pinned;

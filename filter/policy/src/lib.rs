@@ -108,7 +108,7 @@ pub use resource::{
     Unread, VirtualService, Warmup,
 };
 pub use source::{API_VERSIONS, KINDS, Parser, is_list};
-pub use table::branching::{BranchOf, Branching, ShareOf};
+pub use table::branching::{BeforeOf, BranchOf, Branching, ShareOf};
 pub use table::routed::Branch;
 pub use table::{GateSummary, PolicyTable, Refused, Service};
 pub use tls::{Escaped, Identity, InvalidTls, NameSource, Sni, TlsIntent, Trust, VerifiedNames};

@@ -39,7 +39,7 @@ pub use traffic_policy::{
 pub(crate) use unread::Asked;
 pub use unread::{UNREAD_KINDS, Unread};
 pub use virtual_service::{Answer, VirtualService};
-pub(crate) use virtual_service::{Destination, GatewayName, Match, Route};
+pub(crate) use virtual_service::{Both, Destination, GatewayName, Match, Route};
 pub(crate) use workload_entry::WorkloadEntry;
 
 /// All resources of a configuration, in the order they were read.

@@ -481,3 +481,121 @@ fn a_sidecar_says_what_there_is() {
         "originate b.example.com:443 by api.example.com:443"
     );
 }
+
+/// A way of `mesh` routes through an egress gateway with routes of its own.
+fn twice(mesh: Value, behind: Value) -> Compiled {
+    let server = json!({"port": {"number": 80, "name": "p", "protocol": "HTTP"}, "hosts": [HOST]});
+    let gateway = document(
+        "Gateway",
+        "egress",
+        json!({"selector": {"istio": "egressgateway"}, "servers": [server]}),
+    );
+    let of = |name: &str, gateways: Value, http: Value| {
+        let spec = json!({"hosts": [HOST], "gateways": gateways, "http": http});
+        document("VirtualService", name, spec)
+    };
+    let documents = [
+        entry(HOST),
+        rule(HOST),
+        gateway,
+        of("a", json!(["mesh"]), mesh),
+        of("b", json!(["egress"]), behind),
+    ];
+    compile(&documents, &CompileOptions::default())
+}
+
+#[test]
+fn a_gateway_may_match_a_second_time() {
+    let uri = |how: &str, text: &str| json!([{"uri": {how: text}}]);
+    let compiled = twice(
+        json!([
+            {"match": [{"uri": {"prefix": "/news"}}, {"method": {"exact": "HEAD"}}], "route": to(HOP, 80)},
+            {"match": uri("prefix", "/old"), "route": to(HOST, 443)},
+            {"route": to(HOP, 80)},
+        ]),
+        json!([
+            {"match": uri("prefix", "/news/world"), "route": to(HOST, 443)},
+            {"match": uri("exact", "/older"), "directResponse": {"status": 410}},
+        ]),
+    );
+    assert_eq!(errors(&compiled), [""; 0], "{}", compiled.problems);
+    let found: Vec<String> = compiled
+        .table
+        .branching()
+        .flat_map(|it| it.branches)
+        .map(|branch| {
+            let pairs = branch.before.map(|before| (before.route, before.pairs));
+            let led = branch.shares.iter().filter(|it| it.leads_to.is_ok());
+            format!(
+                "{} {pairs:?} {:?} {}",
+                branch.name,
+                branch.answer,
+                led.count()
+            )
+        })
+        .collect();
+    // Of two paths only those stay together that a request can have. What no route of the gateway takes gets no other.
+    assert_eq!(
+        found,
+        [
+            "default/a/http[0]+default/b/http[0]/api.example.com:80 Some((0, [(Some(0), Some(0)), (Some(1), Some(0))])) None 1",
+            "default/a/http[0]+default/b/http[1]/api.example.com:80 Some((0, [(Some(1), Some(0))])) Some(Status(410)) 0",
+            "default/a/http[0]/api.example.com:80 Some((0, [(Some(0), None), (Some(1), None)])) None 0",
+            "default/a/http[1]/api.example.com:80 None None 1",
+            "default/a/http[2]+default/b/http[0]/api.example.com:80 Some((2, [(None, Some(0))])) None 1",
+            "default/a/http[2]+default/b/http[1]/api.example.com:80 Some((2, [(None, Some(0))])) Some(Status(410)) 0",
+            "default/a/http[2]/api.example.com:80 Some((2, [(None, None)])) None 0",
+        ]
+    );
+    let url = "http://api.example.com:80";
+    let by = |branch: &str| said(&compiled, url, Some(branch));
+    assert_eq!(
+        by("default/a/http[0]+default/b/http[0]/api.example.com:80"),
+        "originate api.example.com:443"
+    );
+    assert_eq!(
+        by("default/a/http[0]/api.example.com:80"),
+        "reject no_route"
+    );
+}
+
+#[test]
+fn what_cannot_be_matched_at_once_is_refused() {
+    let url = "http://api.example.com:80";
+    let plain = json!([{"match": [{"uri": {"prefix": "/a"}}], "route": to(HOST, 443)}]);
+    let led = |route: Value| json!([route, {"route": to(HOST, 443)}]);
+    let refused = |mesh: Value, behind: &Value| {
+        let compiled = twice(mesh, behind.clone());
+        assert_eq!(said(&compiled, url, None), "reject not_read");
+        assert!(
+            warnings(&compiled).contains(&"not-read"),
+            "{}",
+            compiled.problems
+        );
+    };
+    let asks = |uri: Value| json!({"match": [uri], "route": to(HOP, 80)});
+    refused(led(asks(json!({"uri": {"regex": "/[a-z]"}}))), &plain);
+    refused(
+        led(asks(
+            json!({"uri": {"prefix": "/A"}, "ignoreUriCase": true}),
+        )),
+        &plain,
+    );
+    let mut changes = asks(json!({"method": {"exact": "GET"}}));
+    changes["rewrite"] = json!({"uri": "/a"});
+    refused(led(changes), &plain);
+    let mut named = asks(json!({"method": {"exact": "GET"}}));
+    named["rewrite"] = json!({"authority": HOST});
+    refused(led(named), &plain);
+    let shares = json!([
+        {"destination": {"host": HOP, "port": {"number": 80}}, "weight": 1},
+        {"destination": {"host": HOST, "port": {"number": 443}}, "weight": 1},
+    ]);
+    refused(json!([{"route": shares}]), &plain);
+    // A regular expression is no matter where only one of the two asks for a path.
+    let fits = twice(
+        led(asks(json!({"uri": {"regex": "/[a-z]"}}))),
+        json!([{"match": [{"method": {"exact": "GET"}}], "route": to(HOST, 443)}]),
+    );
+    assert_eq!(said(&fits, url, None), "reject no_route");
+}

@@ -63,6 +63,7 @@ impl Branches {
             all.takes_all |= *branching.host == HostPattern::Any;
             for branch in &branching.branches {
                 all.note(route_of(branch, rendering));
+                all.note(route_before(branch, rendering));
             }
             let addresses = addresses.get(branching.host).map_or(&[][..], Vec::as_slice);
             all.hosts
@@ -108,6 +109,42 @@ fn route_of<'r>(branch: &BranchOf<'_>, rendering: &Rendering<'r>) -> Option<&'r 
     let id = branch.virtual_service?;
     let service = virtual_service(&rendering.options.virtual_services, id)?;
     service.http.get(branch.route)
+}
+
+/// Returns the route by which a sidecar leads to the egress gateway that has the branch.
+fn route_before<'r>(branch: &BranchOf<'_>, rendering: &Rendering<'r>) -> Option<&'r HttpRoute> {
+    let before = branch.before?;
+    let services = &rendering.options.virtual_services;
+    let service = virtual_service(services, before.virtual_service?)?;
+    service.http.get(before.route)
+}
+
+/// Returns the ways to be what a branch takes: what is asked of a request at once.
+fn asked<'r>(
+    branch: &BranchOf<'_>,
+    route: &'r HttpRoute,
+    rendering: &Rendering<'r>,
+) -> Vec<Vec<&'r HttpMatch>> {
+    let of = |route: &'r HttpRoute, place: Option<usize>| {
+        place.map(|place| route.matches.get(place).ok_or(()))
+    };
+    let Some(before) = branch.before else {
+        return match branch.matches {
+            [] => vec![Vec::new()],
+            all => all
+                .iter()
+                .filter_map(|at| Some(vec![route.matches.get(*at)?]))
+                .collect(),
+        };
+    };
+    let Some(first) = route_before(branch, rendering) else {
+        return Vec::new();
+    };
+    let both = before.pairs.iter().map(|(one, two)| {
+        let asked = [of(first, *one), of(route, *two)];
+        asked.into_iter().flatten().collect::<Result<_, ()>>()
+    });
+    both.filter_map(Result::ok).collect()
 }
 
 /// Returns the names by which Envoy finds a host: with a final dot, too. Ports are left out of what is compared.
@@ -163,21 +200,18 @@ fn routes(
             "direct_response": {"status": 503},
         })];
     };
-    let asked: Vec<Option<&HttpMatch>> = match branch.matches {
-        [] => vec![None],
-        indexes => {
-            let found = indexes.iter().filter_map(|index| route.matches.get(*index));
-            found.map(Some).collect()
-        }
-    };
-    let write = |asked| write(branching, branch, (route, asked), upgrade, rendering);
-    asked.into_iter().map(write).collect()
+    let write =
+        |asked: Vec<&HttpMatch>| write(branching, branch, (route, &asked), upgrade, rendering);
+    asked(branch, route, rendering)
+        .into_iter()
+        .map(write)
+        .collect()
 }
 
 fn write(
     branching: &Branching<'_>,
     branch: &BranchOf<'_>,
-    (route, asked): (&HttpRoute, Option<&HttpMatch>),
+    (route, asked): (&HttpRoute, &[&HttpMatch]),
     upgrade: bool,
     rendering: &Rendering<'_>,
 ) -> Value {
@@ -323,14 +357,19 @@ fn weighted(way: &Way<'_>, header: &str) -> Value {
     Value::Object(fields)
 }
 
-/// Renders what a route asks of a request.
+/// Renders what a route asks of a request; where two routes ask, what both do.
 ///
 /// Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `TranslateRouteMatch`.
-fn match_of(asked: Option<&HttpMatch>, upgrade: bool) -> Value {
-    let nothing = HttpMatch::default();
-    let asked = asked.unwrap_or(&nothing);
+fn match_of(asked: &[&HttpMatch], upgrade: bool) -> Value {
     let mut fields = Map::new();
-    match &asked.uri {
+    // Of two paths one has all that the other takes, or the table has no such branch.
+    let narrowest = asked.iter().max_by_key(|asked| match &asked.uri {
+        Some(StringMatch::Exact(path)) => (2, path.len()),
+        Some(StringMatch::Prefix(prefix)) => (1, prefix.len()),
+        Some(StringMatch::Regex(_)) => (3, 0),
+        Some(StringMatch::Present) | None => (0, 0),
+    });
+    match narrowest.and_then(|asked| asked.uri.as_ref()) {
         Some(StringMatch::Exact(path)) => set(&mut fields, "path", json!(path)),
         Some(StringMatch::Prefix(prefix)) => set(&mut fields, "prefix", json!(prefix)),
         Some(StringMatch::Regex(pattern)) => {
@@ -339,13 +378,28 @@ fn match_of(asked: Option<&HttpMatch>, upgrade: bool) -> Value {
         }
         Some(StringMatch::Present) | None => set(&mut fields, "prefix", json!("/")),
     }
-    if asked.ignore_uri_case {
+    if narrowest.is_some_and(|asked| asked.ignore_uri_case) {
         set(&mut fields, "case_sensitive", json!(false));
     }
     let mut headers = Vec::new();
     if upgrade {
         headers.push(upgrade::header());
     }
+    for asked in asked {
+        add_headers(asked, &mut headers);
+    }
+    if !headers.is_empty() {
+        set(&mut fields, "headers", json!(headers));
+    }
+    let query = asked.iter().flat_map(|asked| &asked.query);
+    let query: Vec<Value> = query.map(|(name, text)| matcher(name, text)).collect();
+    if !query.is_empty() {
+        set(&mut fields, "query_parameters", json!(query));
+    }
+    Value::Object(fields)
+}
+
+fn add_headers(asked: &HttpMatch, headers: &mut Vec<Value>) {
     let named = asked.headers.iter();
     headers.extend(named.map(|(name, text)| matcher(name, text)));
     for (name, text) in &asked.without_headers {
@@ -365,18 +419,6 @@ fn match_of(asked: Option<&HttpMatch>, upgrade: bool) -> Value {
     ] {
         headers.extend(text.as_ref().map(|text| matcher(name, text)));
     }
-    if !headers.is_empty() {
-        set(&mut fields, "headers", json!(headers));
-    }
-    let query: Vec<Value> = asked
-        .query
-        .iter()
-        .map(|(name, text)| matcher(name, text))
-        .collect();
-    if !query.is_empty() {
-        set(&mut fields, "query_parameters", json!(query));
-    }
-    Value::Object(fields)
 }
 
 /// Renders what a header or a parameter of the query must be.

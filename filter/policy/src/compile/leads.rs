@@ -12,7 +12,7 @@ use std::rc::Rc;
 use crate::compile::compiler::{Compiler, Plain, Wanted};
 use crate::compile::gate::dialled;
 use crate::compile::owners::{Entry, Leads};
-use crate::compile::routing::{Chosen, Domain, domains, gateways};
+use crate::compile::routing::{Chosen, Domain};
 use crate::compile::scope::{Found, Scope};
 use crate::compile::services::{alt_names, downstream};
 use crate::host::HostPattern;
@@ -22,11 +22,9 @@ use crate::problem::{FieldPath, Segment, Severity};
 use crate::proxy::{Proxy, Role};
 use crate::query::DownstreamProtocol;
 use crate::reason::Reason;
-use crate::resource::{
-    ClientTls, Destination, Ends, Gateway, GatewayName, Meta, Reads, ServicePort, TlsMode,
-};
+use crate::resource::{Both, ClientTls, Destination, Match, Meta, Route, ServicePort, TlsMode};
 use crate::table::hosts::Port;
-use crate::table::routed::{Branch, Routed, Share};
+use crate::table::routed::{Before, Branch, Routed, Share};
 use crate::table::verdict::{Verdict, narrow};
 
 /// A host and port of the table that routes are followed for.
@@ -52,13 +50,21 @@ pub(super) struct Side<'r> {
 }
 
 /// Routes that go on at a gateway.
-struct Hop<'r> {
-    domain: Domain<'r>,
-    side: Side<'r>,
+pub(super) struct Hop<'r> {
+    pub(super) domain: Domain<'r>,
+    pub(super) side: Side<'r>,
+}
+
+/// What a destination comes to.
+enum Onward<'r> {
+    /// A service, and the VirtualService that leads there behind an egress gateway.
+    Ends(Share, Option<usize>),
+    /// The routes of an egress gateway, which choose once more.
+    Routes(Side<'r>, Vec<Chosen<'r>>),
 }
 
 /// Where requests go on, or why nowhere.
-type Followed<T> = Result<T, Reason>;
+pub(super) type Followed<T> = Result<T, Reason>;
 
 impl<'r> Compiler<'r> {
     /// Returns who follows routes of the caller.
@@ -109,38 +115,47 @@ impl<'r> Compiler<'r> {
         let Some(to) = first.route.shares().first().copied() else {
             return Err(Reason::NoRoute);
         };
-        let told = first.route.authority.as_ref().or(to.authority.as_ref());
-        if let Some(share) = self.follow(called, side, first, to)? {
-            let routed = Routed {
-                name: share.name.clone(),
-                dial: share.dial.clone(),
-                ..Routed::by(by)
-            };
-            return Ok((share, routed));
-        }
-        let asked = told.map(|name| HostPattern::Exact(name.clone()));
-        let Hop { domain, side } = self.hop(
-            called,
-            side,
-            first,
-            to,
-            asked.as_ref().unwrap_or(called.host),
-        )?;
-        let asked = asked.unwrap_or_else(|| called.host.clone());
-        let routes = self.of_hop(called, &domain, &side, &asked)?;
-        match routes.first() {
-            Some(chosen) if chosen.is_plain() => {
-                let mut share = self.last(called, &side, chosen)?;
-                share.name = share.name.or_else(|| told.cloned());
+        match self.onward(called, side, first, to)? {
+            Onward::Ends(share, gateway) => {
                 let routed = Routed {
-                    gateway_service: narrow(self.service_index(chosen)),
+                    gateway_service: gateway.map_or(u32::MAX, narrow),
                     name: share.name.clone(),
                     dial: share.dial.clone(),
                     ..Routed::by(by)
                 };
                 Ok((share, routed))
             }
-            _ => self.branches(called, &side, &routes, by),
+            Onward::Routes(side, routes) => self.branches(called, &side, &routes, by),
+        }
+    }
+
+    /// Follows a destination to its end, or to the routes of an egress gateway that say more than where they lead.
+    fn onward(
+        &mut self,
+        called: Called<'_>,
+        side: &Side<'r>,
+        chosen: &Chosen<'r>,
+        to: &'r Destination,
+    ) -> Followed<Onward<'r>> {
+        if let Some(share) = self.follow(called, side, chosen, to)? {
+            return Ok(Onward::Ends(share, None));
+        }
+        let told = chosen.route.authority.as_ref().or(to.authority.as_ref());
+        let asked = told.map_or(called.host.clone(), |name| HostPattern::Exact(name.clone()));
+        let Hop { domain, side } = self.hop(called, side, chosen, to, &asked)?;
+        let routes = self.of_hop(called, &domain, &side, &asked)?;
+        match routes.first() {
+            Some(first) if first.is_plain() => {
+                let mut share = self.last(called, &side, first)?;
+                share.name = share.name.or_else(|| told.cloned());
+                Ok(Onward::Ends(share, Some(self.service_index(first))))
+            }
+            _ if told.is_some() => {
+                let what =
+                    "gives requests another host before an egress gateway that matches them again";
+                Err(self.not_carried_out(called, Some(chosen), what))
+            }
+            _ => Ok(Onward::Routes(side, routes)),
         }
     }
 
@@ -184,27 +199,27 @@ impl<'r> Compiler<'r> {
             }
             let mut shares = Vec::new();
             if chosen.route.answer.is_none() {
-                for to in chosen.route.shares() {
-                    let mut share = match self.share(called, &side, chosen, to) {
-                        Ok(share) => share,
-                        Err(Reason::InvalidRule) => return Err(Reason::InvalidRule),
+                let all = chosen.route.shares();
+                for to in &all {
+                    let mut share = match self.onward(called, &side, chosen, to) {
+                        Ok(Onward::Ends(share, _)) => share,
+                        Ok(Onward::Routes(behind, routes)) => {
+                            self.product(called, chosen, &behind, &routes, &mut branches)?;
+                            continue;
+                        }
+                        Err(reason @ (Reason::InvalidRule | Reason::NotRead)) => {
+                            return Err(reason);
+                        }
                         Err(reason) => Share::refused(reason),
                     };
                     share.weight = to.weight;
                     shares.push(share);
                 }
+                if shares.is_empty() && !all.is_empty() {
+                    continue;
+                }
             }
-            let id = &chosen.service.meta.id;
-            let (host, port, index) = (called.host, called.port, chosen.index);
-            let name = format!("{}/{}/http[{index}]/{host}:{port}", id.namespace, id.name);
-            branches.push(Branch {
-                name: name.into_boxed_str(),
-                service: narrow(self.service_index(chosen)),
-                route: index,
-                matches: chosen.matches.clone(),
-                answer: chosen.route.answer,
-                shares,
-            });
+            branches.push(self.branch(called, chosen, shares));
         }
         let first = routes.first().map(|chosen| self.service_index(chosen));
         let gateway = mesh_service.and(first).map_or(u32::MAX, narrow);
@@ -216,36 +231,72 @@ impl<'r> Compiler<'r> {
         Ok((Share::refused(Reason::NoRoute), routed))
     }
 
-    /// Follows one destination of a branch, through a hop whose routes say nothing themselves.
-    fn share(
+    fn branch(&self, called: Called<'_>, chosen: &Chosen<'r>, shares: Vec<Share>) -> Branch {
+        let (host, port) = (called.host, called.port);
+        Branch {
+            name: format!("{}/{host}:{port}", place(chosen)).into_boxed_str(),
+            service: narrow(self.service_index(chosen)),
+            route: chosen.index,
+            matches: chosen.matches.clone(),
+            before: None,
+            answer: chosen.route.answer,
+            shares,
+        }
+    }
+
+    /// Adds the branches of a route to an egress gateway that matches requests once more: one for each of the gateway's
+    /// routes, for what both ask for; and one for what no route of the gateway takes, which gets no other route either.
+    ///
+    /// The route to the gateway must say nothing else. What it changed the gateway would see, and its timeout would stand
+    /// around the gateway's.
+    fn product(
         &mut self,
         called: Called<'_>,
-        side: &Side<'r>,
         chosen: &Chosen<'r>,
-        to: &'r Destination,
-    ) -> Followed<Share> {
-        if let Some(share) = self.follow(called, side, chosen, to)? {
-            return Ok(share);
+        side: &Side<'r>,
+        routes: &[Chosen<'r>],
+        branches: &mut Vec<Branch>,
+    ) -> Followed<()> {
+        if chosen.route.settings || chosen.route.shares().len() > 1 {
+            let what = "says more than where it leads, before an egress gateway that matches requests again";
+            return Err(self.not_carried_out(called, Some(chosen), what));
         }
-        let told = chosen.route.authority.as_ref().or(to.authority.as_ref());
-        let asked = told.map_or(called.host.clone(), |name| HostPattern::Exact(name.clone()));
-        let Hop { domain, side } = self.hop(called, side, chosen, to, &asked)?;
-        let side = Side {
-            alone: true,
-            ..side
+        let before = |pairs| Before {
+            service: narrow(self.service_index(chosen)),
+            route: chosen.index,
+            pairs,
         };
-        let routes = self.of_hop(called, &domain, &side, &asked)?;
-        match routes.first() {
-            Some(first) if first.is_plain() => {
-                let mut share = self.last(called, &side, first)?;
-                share.name = share.name.or_else(|| told.cloned());
-                Ok(share)
-            }
-            found => {
-                let what = "matches requests a second time, behind an egress gateway";
-                Err(self.not_carried_out(called, found.or(Some(chosen)), what))
-            }
+        let mut made = Vec::new();
+        for behind in routes {
+            let pairs = match pairs(chosen, behind) {
+                None => {
+                    let what = "compares paths as the route to its egress gateway does, one of them by a regular expression or without case";
+                    return Err(self.not_carried_out(called, Some(behind), what));
+                }
+                Some(pairs) if pairs.is_empty() => continue,
+                Some(pairs) => pairs,
+            };
+            made.push((behind, before(pairs)));
         }
+        let end = routes.last().is_some_and(|behind| behind.all);
+        let rest = before(pairs_of(chosen).map(|at| (at, None)).collect());
+        let (_, found) = {
+            let routes: Vec<Chosen<'r>> =
+                made.iter().map(|(behind, _)| (*behind).clone()).collect();
+            self.branches(called, side, &routes, None)?
+        };
+        let of = place(chosen);
+        for (mut branch, (_, before)) in found.branches.into_iter().zip(made) {
+            branch.name = format!("{of}+{}", branch.name).into_boxed_str();
+            branch.before = Some(Box::new(before));
+            branches.push(branch);
+        }
+        if !end {
+            let mut branch = self.branch(called, chosen, Vec::new());
+            branch.before = Some(Box::new(rest));
+            branches.push(branch);
+        }
+        Ok(())
     }
 
     /// Returns the service that a destination names.
@@ -402,7 +453,7 @@ impl<'r> Compiler<'r> {
     }
 
     /// Reports a destination that nothing describes.
-    fn unknown_destination(
+    pub(super) fn unknown_destination(
         &mut self,
         called: Called<'_>,
         chosen: &Chosen<'r>,
@@ -476,204 +527,40 @@ impl<'r> Compiler<'r> {
             self.problems.push(problem);
         }
     }
-
-    /// Follows a destination that is no service to the egress gateway that it may be.
-    fn hop(
-        &mut self,
-        called: Called<'_>,
-        side: &Side<'r>,
-        chosen: &Chosen<'r>,
-        to: &'r Destination,
-        asked: &HostPattern,
-    ) -> Followed<Hop<'r>> {
-        let namespace = namespace_of(&to.host).filter(|_| side.proxy.role == Role::Sidecar);
-        let (Some(namespace), Some(number)) = (namespace, to.port.or(Some(side.port))) else {
-            return Err(self.unknown_destination(called, chosen, to));
-        };
-        let resources = self.resources;
-        let serves = |gateway: &&Gateway| {
-            gateway.servers.iter().any(|server| {
-                let mut hosts = server.hosts.iter();
-                server.port == number && hosts.any(|(_, host)| host.overlaps(asked))
-            })
-        };
-        let mut hidden = false;
-        for gateway in gateways(resources).filter(serves) {
-            let router = Proxy {
-                namespace: namespace.to_owned(),
-                labels: gateway.selector.iter().cloned().collect(),
-                role: Role::Gateway,
-            };
-            let all = domains(resources, &router, &self.options.mesh, Some(number));
-            let all = all.into_iter().map(|(_, domain)| domain);
-            let mut fit: Vec<Domain<'r>> = all.filter(|domain| domain.host.covers(asked)).collect();
-            crate::order::sort_by(&mut fit, |one, other| {
-                other.host.specificity().cmp(&one.host.specificity())
-            });
-            let Some(domain) = fit.into_iter().next() else {
-                hidden |= self.is_bound(gateway, asked);
-                continue;
-            };
-            self.check_hop(called, chosen, to, number)?;
-            if domain.ends == Ends::Clients || domain.redirects {
-                let text = format!(
-                    "it leads port {} of `{}` through {}, whose server on port {number} {}: this process is sidecar and gateway in one, and does not do that",
-                    called.port,
-                    called.host,
-                    gateway.meta.id,
-                    match domain.redirects {
-                        true => "answers that TLS is wanted (`httpsRedirect`)",
-                        false => "asks clients for TLS (SIMPLE, MUTUAL)",
-                    }
-                );
-                let hint = "let the server speak HTTP or ISTIO_MUTUAL, or run a gateway of its own with `--proxy-type router`";
-                self.tell_routed(Severity::Error, "gateway-server-tls", chosen, text, hint);
-                return Err(Reason::InvalidRule);
-            }
-            let scope = self.router_scope(&router);
-            let side = Side {
-                proxy: Rc::new(router),
-                scope: Some(scope),
-                port: number,
-                alone: side.alone,
-            };
-            return Ok(Hop { domain, side });
-        }
-        if hidden {
-            let text = format!(
-                "it leads port {} of `{}` to the egress gateway `{}`, and no VirtualService that binds the Gateway is exported to its namespace `{namespace}`: in Istio the gateway answers 404",
-                called.port, called.host, to.host
-            );
-            let hint = format!(
-                "add `{namespace}` to `exportTo` of the VirtualService, or leave `exportTo` out"
-            );
-            self.tell_routed(Severity::Error, "gateway-half-hidden", chosen, text, &hint);
-            return Err(Reason::InvalidRule);
-        }
-        if gateways(resources).any(|gateway| serves(&gateway)) {
-            return Err(Reason::NoRoute);
-        }
-        let text = format!(
-            "it leads port {} of `{}` to `{}:{number}`, which no ServiceEntry describes and no Gateway here serves: requests are refused (`unknown_destination`)",
-            called.port, called.host, to.host
-        );
-        let hint = "give the ServiceEntry of the destination, or the Gateway that serves it";
-        self.tell_routed(Severity::Warning, "unknown-destination", chosen, text, hint);
-        Err(Reason::UnknownDestination)
-    }
-
-    /// Whether any VirtualService binds a gateway for a host, whoever sees it.
-    fn is_bound(&self, gateway: &Gateway, asked: &HostPattern) -> bool {
-        let id = &gateway.meta.id;
-        let name = GatewayName::Named {
-            namespace: id.namespace.to_string(),
-            name: id.name.to_string(),
-        };
-        let mut services = self.resources.virtual_services.iter();
-        services.any(|service| {
-            let mut hosts = service.hosts.iter();
-            service.gateways.contains(&name) && hosts.any(|host| host.covers(asked))
-        })
-    }
-
-    /// Checks what the caller's rules say of the connection to a gateway, which is never made.
-    fn check_hop(
-        &mut self,
-        called: Called<'_>,
-        chosen: &Chosen<'r>,
-        to: &Destination,
-        number: PortNumber,
-    ) -> Followed<()> {
-        let Ok(host) = HostPattern::parse(&to.host) else {
-            return Ok(());
-        };
-        let namespace = namespace_of(&to.host).unwrap_or_default().to_owned();
-        let merged = self.rules.rule(&self.options.proxy, &namespace, &host);
-        let mut settings = merged.as_ref().map(|merged| for_port(merged, number));
-        if let Some(wanted) = &to.subset {
-            let mut subsets = merged.iter().flat_map(|merged| &merged.subsets);
-            let known = subsets.find(|(_, subset)| subset.name == *wanted);
-            let (Some(parent), Some((rule, subset))) = (settings, known) else {
-                let text = format!(
-                    "no DestinationRule has subset `{wanted}` of `{}`: port {} of `{}` is refused (`unknown_subset`)",
-                    to.host, called.port, called.host
-                );
-                let hint = "add the subset to the DestinationRule of the gateway's Service";
-                self.tell_routed(Severity::Warning, "unknown-subset", chosen, text, hint);
-                return Err(Reason::UnknownSubset);
-            };
-            settings = Some(for_subset(parent, *rule, subset, number));
-        }
-        if let Some(settings) = settings
-            && let Some(tls) = settings.tls
-            && tls.mode == TlsMode::IstioMutual
-            && tls.sni.is_none()
-        {
-            let text = format!(
-                "no `sni` is given for the connection to `{}`: in Istio the gateway would close it. Here it is not made",
-                to.host
-            );
-            let hint = format!("write `sni: {}`", called.host);
-            let mut path = settings.source.path();
-            path.0.push(Segment::Key("tls".to_owned()));
-            self.tell_about(
-                Severity::Warning,
-                "hop-without-sni",
-                &settings.rule.item.meta,
-                path,
-                text,
-                &hint,
-            );
-        }
-        Ok(())
-    }
-
-    /// Returns the routes of a host at a gateway.
-    fn of_hop(
-        &mut self,
-        called: Called<'_>,
-        domain: &Domain<'r>,
-        side: &Side<'r>,
-        asked: &HostPattern,
-    ) -> Followed<Vec<Chosen<'r>>> {
-        let http = called.downstream == DownstreamProtocol::Http;
-        let routes = match domain.reads {
-            Reads::Http if http => domain.http(side.port, &side.proxy),
-            Reads::Sni if called.downstream == DownstreamProtocol::Tls => {
-                let named = domain.tls(side.port, &side.proxy).into_iter();
-                let fits = named.filter(|named| named.name.covers(asked));
-                let best = fits.max_by_key(|named| named.name.specificity());
-                best.into_iter().map(|named| named.chosen).collect()
-            }
-            Reads::Bytes if !http => {
-                let found = domain.tcp(side.port, &side.proxy);
-                found.into_iter().map(|(chosen, _)| chosen).collect()
-            }
-            _ => Vec::new(),
-        };
-        match routes.is_empty() {
-            true => Err(Reason::NoRoute),
-            false => Ok(routes),
-        }
-    }
-
-    /// Returns what a router sees.
-    pub(super) fn router_scope(&mut self, router: &Proxy) -> Rc<Scope<'r>> {
-        let known = self.routers.iter().find(|(proxy, _)| proxy == router);
-        if let Some((_, scope)) = known {
-            return Rc::clone(scope);
-        }
-        let mesh = &self.options.mesh;
-        let scope = Scope::of(self.resources, router, mesh, None, &mut |_| {});
-        let scope = Rc::new(scope);
-        self.routers.push((router.clone(), Rc::clone(&scope)));
-        scope
-    }
 }
 
-/// Returns the namespace in the full name of a Service.
-fn namespace_of(host: &str) -> Option<&str> {
-    let (service, rest) = host.split_once('.')?;
-    let (namespace, domain) = rest.split_once('.')?;
-    (!service.is_empty() && domain.starts_with("svc")).then_some(namespace)
+/// Returns where a route of requests stands, as names of branches have it.
+fn place(chosen: &Chosen<'_>) -> String {
+    let id = &chosen.service.meta.id;
+    format!("{}/{}/http[{}]", id.namespace, id.name, chosen.index)
+}
+
+/// Returns the ways to be what two routes ask for; nothing where Envoy cannot be asked for one of them.
+fn pairs(one: &Chosen<'_>, other: &Chosen<'_>) -> Option<Vec<(Option<usize>, Option<usize>)>> {
+    let mut found = Vec::new();
+    for first in pairs_of(one) {
+        for second in pairs_of(other) {
+            let (Some(asked), Some(again)) = (at(one.route, first), at(other.route, second)) else {
+                found.push((first, second));
+                continue;
+            };
+            match asked.and(again) {
+                Both::Holds => found.push((first, second)),
+                Both::Never => {}
+                Both::Unknown => return None,
+            }
+        }
+    }
+    Some(found)
+}
+
+fn at(route: &Route, place: Option<usize>) -> Option<&Match> {
+    route.matches.get(place?)
+}
+
+/// Returns the places of a route's matches; none alone where it has none.
+fn pairs_of(chosen: &Chosen<'_>) -> impl Iterator<Item = Option<usize>> {
+    let none = chosen.matches.is_empty().then_some(None);
+    let all = chosen.matches.iter().copied().map(Some);
+    none.into_iter().chain(all)
 }

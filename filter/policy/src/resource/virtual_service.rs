@@ -77,6 +77,26 @@ pub(crate) struct Match {
     pub(crate) subnets: bool,
     /// It asks for more than that of each request.
     pub(crate) asks_more: bool,
+    /// Which paths it takes, where not all.
+    pub(crate) path: Option<Path>,
+}
+
+/// What a match asks of a path.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Path {
+    pub(crate) how: PathIs,
+    pub(crate) text: String,
+    /// The case of letters does not count.
+    pub(crate) any_case: bool,
+}
+
+/// How a path compares with the text of a match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PathIs {
+    Exactly,
+    Below,
+    /// It fits a regular expression.
+    Like,
 }
 
 /// Where a route leads.
@@ -154,7 +174,32 @@ impl Route {
     }
 }
 
+/// Whether two matches ask for paths that no request has at once, or for such as cannot be asked for in one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Both {
+    Holds,
+    Never,
+    Unknown,
+}
+
 impl Match {
+    /// Returns whether a request can be what this match and another ask for, and one route of Envoy can ask for both.
+    pub(crate) fn and(&self, other: &Match) -> Both {
+        let (Some(one), Some(two)) = (&self.path, &other.path) else {
+            return Both::Holds;
+        };
+        if one == two {
+            return Both::Holds;
+        }
+        if one.any_case != two.any_case || [one.how, two.how].contains(&PathIs::Like) {
+            return Both::Unknown;
+        }
+        match one.covers(two) || two.covers(one) {
+            true => Both::Holds,
+            false => Both::Never,
+        }
+    }
+
     /// Whether its static part holds for requests.
     ///
     /// Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `sourceMatchHTTP`.
@@ -195,6 +240,21 @@ impl Match {
         let has = |(key, value): &(String, String)| proxy.labels.get(key) == Some(value);
         self.labels.iter().all(has)
             && (self.namespace.as_ref()).is_none_or(|namespace| *namespace == proxy.namespace)
+    }
+}
+
+impl Path {
+    /// Whether every path that another match asks for is one of these. Neither is a regular expression.
+    fn covers(&self, other: &Path) -> bool {
+        let (own, other_text) = (self.text.as_bytes(), other.text.as_bytes());
+        let begins = other_text
+            .get(..own.len())
+            .is_some_and(|begin| match self.any_case {
+                true => begin.eq_ignore_ascii_case(own),
+                false => begin == own,
+            });
+        let whole = other.how == PathIs::Exactly && own.len() == other_text.len();
+        begins && (self.how == PathIs::Below || whole)
     }
 }
 
@@ -330,8 +390,23 @@ fn matching(found: &Node<'_>, namespace: &str) -> Match {
     // A plain prefix of every path asks for nothing.
     let uri = at(found, "uri");
     let all = uri.is_none_or(|uri| text(uri, "prefix") == Some("/"));
+    let words = [
+        ("exact", PathIs::Exactly),
+        ("prefix", PathIs::Below),
+        ("regex", PathIs::Like),
+    ];
+    let path = uri.filter(|_| !all).and_then(|uri| {
+        let mut words = words.into_iter();
+        let (how, text) = words.find_map(|(word, how)| Some((how, text(uri, word)?)))?;
+        Some(Path {
+            how,
+            text: text.to_owned(),
+            any_case: at(found, "ignoreUriCase") == Some(&Node::Bool(true)),
+        })
+    });
     let names = list(found, "sniHosts").iter();
     Match {
+        path,
         port: number(found, "port").filter(|port| *port != 0),
         gateways: gateways(found, namespace),
         labels: labels(found, "sourceLabels"),

@@ -35,10 +35,24 @@ pub struct BranchOf<'t> {
     pub route: usize,
     /// The places in `spec.http[route].match` that can hold; empty where everything does.
     pub matches: &'t [usize],
+    /// What a sidecar asks of the same requests, where the branch is a route behind an egress gateway.
+    pub before: Option<BeforeOf<'t>>,
     /// What it answers without any server.
     pub answer: Option<Answer>,
     /// Where it leads; a share with no way is `Err`, and its requests are refused.
     pub shares: Vec<ShareOf<'t>>,
+}
+
+/// The route by which a sidecar leads to an egress gateway.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BeforeOf<'t> {
+    /// The VirtualService that has the route.
+    pub virtual_service: Option<&'t ResourceId>,
+    /// Its place in `spec.http`.
+    pub route: usize,
+    /// The ways to be what both routes ask for: the place of a match of this route, and of one of the branch's. Without
+    /// one, everything is.
+    pub pairs: &'t [(Option<usize>, Option<usize>)],
 }
 
 /// One destination of a branch.
@@ -98,6 +112,11 @@ impl PolicyTable {
             virtual_service: self.resources.get(branch.service as usize),
             route: branch.route,
             matches: &branch.matches,
+            before: branch.before.as_deref().map(|before| BeforeOf {
+                virtual_service: self.resources.get(before.service as usize),
+                route: before.route,
+                pairs: &before.pairs,
+            }),
             answer: branch.answer,
             shares: shares.collect(),
         }
@@ -180,10 +199,19 @@ impl PolicyTable {
         let Some(branch) = branches.find(|branch| Some(&*branch.name) == query.branch) else {
             return by;
         };
-        let by = Decision {
-            virtual_service: self.resources.get(branch.service as usize),
-            branch: Some(branch),
-            ..by
+        let own = self.resources.get(branch.service as usize);
+        let by = match &branch.before {
+            Some(before) => Decision {
+                virtual_service: self.resources.get(before.service as usize),
+                gateway_service: own,
+                branch: Some(branch),
+                ..by
+            },
+            None => Decision {
+                virtual_service: own,
+                branch: Some(branch),
+                ..by
+            },
         };
         match (branch.answer, &branch.shares[..]) {
             (Some(answer), _) => Decision {
@@ -260,6 +288,12 @@ impl PolicyTable {
                 for (at, branch) in routed.branches.iter().enumerate() {
                     let (title, matches, answer) = (&branch.name, &branch.matches, branch.answer);
                     lines.add(format_args!("{title} {at} {matches:?} {answer:?}"));
+                    if let Some(before) = &branch.before {
+                        lines.add(format_args!(
+                            "{title} {at} {} {:?}",
+                            before.route, before.pairs
+                        ));
+                    }
                     for (at, share) in self.shares(branch).enumerate() {
                         let cluster = share.leads_to.map(|cluster| &cluster.name);
                         let (weight, target, name) = (share.weight, share.target, share.name);

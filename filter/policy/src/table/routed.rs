@@ -32,8 +32,22 @@ pub struct Branch {
     pub(crate) route: usize,
     /// The places of its matches that can hold; empty where everything does.
     pub(crate) matches: Vec<usize>,
+    pub(crate) before: Option<Box<Before>>,
     pub(crate) answer: Option<Answer>,
     pub(crate) shares: Vec<Share>,
+}
+
+/// The route by which a sidecar leads to an egress gateway, where a branch is a route of that gateway: a request must be
+/// what both ask for.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Before {
+    /// The VirtualService, among all resources.
+    pub(crate) service: u32,
+    /// The place of its route in `spec.http`.
+    pub(crate) route: usize,
+    /// For each of the ways to be what both ask for, the place of a match of it, and of the branch's route. Without one,
+    /// everything is.
+    pub(crate) pairs: Vec<(Option<usize>, Option<usize>)>,
 }
 
 /// One destination of a route.
