@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 
 use crate::catalogue::{DUPLICATE_RESOURCE, INVALID};
 use crate::finding::Finding;
-use crate::gateways::{self, Gateway};
 use crate::leads::{self, Leads};
 use crate::path::way;
 use crate::policy;
+use crate::servers::{self, Gateway};
 use crate::severity::Severity;
 use egress_rules::yaml::{self, Document, Location};
 use egress_rules::{Source, is_ours, resources, told};
@@ -172,9 +172,7 @@ impl Input {
                         collect_texts(value, &mut input.beyond);
                     }
                 }
-                input
-                    .servers
-                    .extend(gateways::read(value, namespace(value)));
+                input.servers.extend(servers::read(value, namespace(value)));
                 input.leads.extend(leads::read(
                     value,
                     namespace(value),

@@ -47,6 +47,7 @@ mod routing;
 mod sarif;
 mod scope;
 mod selection;
+mod servers;
 mod services;
 mod severity;
 mod shadowed;
