@@ -67,6 +67,11 @@ bench: build nginx ## What it costs, against other proxies; ten minutes or more,
 	@.setup/binaryen.sh >/dev/null
 	@python3 -B integration/bench/bench.py
 
+.PHONY: soak
+soak: build ## An hour of load while what may go wrong does, into integration/bench/SOAK.md; QUICK=1 ten minutes, printed only
+	@cargo build --release -p egress-integration --bin soak
+	@target/release/soak $(if $(QUICK),--minutes 10,--minutes 60 --write integration/bench)
+
 .PHONY: bench-engine
 bench-engine: host ## How fast the engine compiles and decides, by the number of hosts
 	@cargo bench -p egress-policy --bench engine

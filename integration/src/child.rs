@@ -83,6 +83,11 @@ impl OwnedChild {
         &self.stderr
     }
 
+    /// The process that was started.
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// Sends `signal` to the child alone.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(self.pid, signal)?)

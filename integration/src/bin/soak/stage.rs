@@ -1,0 +1,267 @@
+//! The proxy under test, its rules, and all that it talks to.
+
+use std::{
+    fmt::Write,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use egress_integration::{
+    dns::{DnsServer, Zone},
+    egressctl::{Egressctl, Running},
+    pki::{Ca, Leaf},
+};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+
+use crate::{origin::Servers, watch::Sample};
+
+/// The addresses of the servers. The second is the one that dies.
+pub(crate) const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3)];
+/// Most requests; it has both addresses.
+pub(crate) const WEB: &str = "web.soak.example.com";
+/// It asks for a client certificate.
+pub(crate) const MUTUAL: &str = "mutual.soak.example.com";
+/// Its address changes.
+pub(crate) const MOVES: &str = "moves.soak.example.com";
+/// Bytes in TLS.
+pub(crate) const ECHO: &str = "echo.soak.example.com";
+/// The application's own TLS, through the forward proxy.
+pub(crate) const TUNNEL: &str = "tunnel.soak.example.com";
+/// It comes and goes with each other set of rules.
+pub(crate) const EXTRA: &str = "extra.soak.example.com";
+
+/// How long anything may take that is on its way.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// Where the proxy listens.
+#[derive(Clone, Copy)]
+pub(crate) struct Listens {
+    pub(crate) http: SocketAddr,
+    pub(crate) tcp: SocketAddr,
+    pub(crate) forward_proxy: SocketAddr,
+}
+
+/// All that a soak has.
+pub(crate) struct Stage {
+    pub(crate) ca: Ca,
+    pub(crate) dns: DnsServer,
+    pub(crate) servers: Arc<Servers>,
+    pub(crate) listens: Listens,
+    /// When the second address died last.
+    died: Mutex<Option<Instant>>,
+    folder: TempDir,
+    /// The proxies that run; the last one takes what is new.
+    proxies: Mutex<Vec<Arc<Running>>>,
+    samples: Mutex<Vec<Sample>>,
+    rules: AtomicU64,
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until something is so.
+pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) -> Result<()> {
+    let waited = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON, waited)
+        .await
+        .with_context(|| format!("{what}: not within {SOON:?}"))
+}
+
+impl Stage {
+    pub(crate) async fn start() -> Result<Stage> {
+        let ca = Ca::new("soak")?;
+        let certificate = ca.issue(&Leaf::for_names(["*.soak.example.com"]))?;
+        let servers = Servers::start(ADDRESSES, &certificate, &ca).await?;
+        let mut zone = Zone::new();
+        for host in [WEB, MUTUAL, ECHO, TUNNEL, EXTRA] {
+            zone = zone.name(host, ADDRESSES);
+        }
+        let dns = DnsServer::start(zone.name(MOVES, [ADDRESSES[0]])).await?;
+        let folder = tempfile::tempdir()?;
+        ca.write_pem(&folder.path().join("ca.pem"))?;
+        std::fs::create_dir_all(folder.path().join("credentials/client"))?;
+        let listens = Listens {
+            http: free().await?,
+            tcp: free().await?,
+            forward_proxy: free().await?,
+        };
+        let stage = Stage {
+            ca,
+            dns,
+            servers,
+            listens,
+            died: Mutex::default(),
+            folder,
+            proxies: Mutex::default(),
+            samples: Mutex::default(),
+            rules: AtomicU64::new(0),
+        };
+        stage.renew_client().await?;
+        stage.write_rules(&stage.rules(false))?;
+        stage.run().await?;
+        Ok(stage)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    async fn run(&self) -> Result<()> {
+        let Listens { http, tcp, forward_proxy } = self.listens;
+        let running = Egressctl::builder()
+            .rules(self.path("rules.yaml"))
+            .env("SSL_CERT_FILE", self.path("ca.pem"))
+            .port(80, http.port())
+            .port(9000, tcp.port())
+            .arg("--forward-proxy")
+            .arg(forward_proxy.to_string())
+            .arg("--resolver")
+            .arg(self.dns.addr().to_string())
+            .arg("--credentials")
+            .arg(self.path("credentials"))
+            .arg("--label")
+            .arg("app=soak")
+            .start()
+            .await?;
+        lock(&self.proxies).push(Arc::new(running));
+        Ok(())
+    }
+
+    /// The proxy that takes what is new.
+    pub(crate) fn proxy(&self) -> Result<Arc<Running>> {
+        let proxies = lock(&self.proxies);
+        proxies.last().cloned().context("no proxy runs")
+    }
+
+    /// Starts another beside the one that runs, and lets that one drain.
+    pub(crate) async fn upgrade(&self) -> Result<()> {
+        self.run().await?;
+        let old = lock(&self.proxies).remove(0);
+        let old = Arc::into_inner(old).context("the old one is asked for something")?;
+        let status = old.terminate().await?;
+        ensure!(status.success(), "the old one ended with {status}");
+        Ok(())
+    }
+
+    /// The processes of the program that run.
+    pub(crate) fn pids(&self) -> Vec<Pid> {
+        let proxies = lock(&self.proxies);
+        proxies.iter().map(|running| running.pid()).collect()
+    }
+
+    /// Returns the rules, with or without one more host.
+    pub(crate) fn rules(&self, extra: bool) -> String {
+        let ports = self.servers.ports;
+        let mut text = String::new();
+        let mut hosts = vec![(WEB, ""), (MOVES, ""), (MUTUAL, "mutual")];
+        if extra {
+            hosts.push((EXTRA, ""));
+        }
+        for (host, kind) in hosts {
+            let name = host.split('.').next().unwrap_or(host);
+            let (tls, selector) = match kind {
+                "" => ("{tls: {mode: SIMPLE}}", ""),
+                _ => (
+                    "{connectionPool: {http: {maxRequestsPerConnection: 10}}, tls: {mode: MUTUAL, credentialName: client}}",
+                    "workloadSelector: {matchLabels: {app: soak}}, ",
+                ),
+            };
+            let _ = write!(
+                text,
+                "---\n{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{name: {name}}}, spec: {{hosts: [{host}], \
+                 ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {web}}}], resolution: DNS}}}}\n\
+                 ---\n{{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: {name}}}, spec: {{host: {host}, \
+                 {selector}trafficPolicy: {tls}}}}}\n",
+                web = ports.web
+            );
+        }
+        let _ = write!(
+            text,
+            "---\n{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{name: echo}}, spec: {{hosts: [{ECHO}], \
+             ports: [{{number: 9000, name: tcp, protocol: TCP, targetPort: {echo}}}], resolution: DNS}}}}\n\
+             ---\n{{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: echo}}, spec: {{host: {ECHO}, \
+             trafficPolicy: {{tls: {{mode: SIMPLE, sni: {ECHO}}}}}}}}}\n\
+             ---\n{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{name: tunnel}}, spec: {{hosts: [{TUNNEL}], \
+             ports: [{{number: 443, name: tls, protocol: TLS, targetPort: {web}}}], resolution: DNS}}}}\n",
+            echo = ports.echo,
+            web = ports.web
+        );
+        text
+    }
+
+    /// Puts rules in the place of those before them.
+    pub(crate) fn write_rules(&self, text: &str) -> Result<()> {
+        let round = self.rules.fetch_add(1, Ordering::Relaxed);
+        self.replace("rules.yaml", &format!("# {round}\n{text}"))
+    }
+
+    fn replace(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.path(name);
+        let new = path.with_extension("new");
+        std::fs::write(&new, text)?;
+        std::fs::rename(new, path)?;
+        Ok(())
+    }
+
+    /// Gives the client another certificate; returns its serial number.
+    pub(crate) async fn renew_client(&self) -> Result<Vec<u8>> {
+        let client = self.ca.issue(&Leaf::client("soak"))?;
+        self.replace("credentials/client/tls.crt", client.chain_pem())?;
+        self.replace("credentials/client/tls.key", client.key_pem())?;
+        self.replace("credentials/client/ca.crt", &self.ca.pem())?;
+        let bytes = client.serial().to_be_bytes();
+        let begin = bytes.iter().position(|byte| *byte != 0).unwrap_or(0);
+        Ok(bytes.get(begin..).unwrap_or_default().to_vec())
+    }
+
+    /// Lets the second address die, and come back after a while.
+    pub(crate) async fn death(&self, meanwhile: impl Future<Output = Result<()>>) -> Result<()> {
+        *lock(&self.died) = Some(Instant::now());
+        self.servers.die(ADDRESSES[1]).await;
+        let result = meanwhile.await;
+        self.servers.rise(ADDRESSES[1]).await?;
+        result
+    }
+
+    /// Whether what fails now may have been cut by the server's own death.
+    pub(crate) fn has_just_died(&self) -> bool {
+        let died = *lock(&self.died);
+        died.is_some_and(|died| died.elapsed() < Duration::from_secs(3))
+    }
+
+    pub(crate) fn note(&self, sample: Sample) {
+        lock(&self.samples).push(sample);
+    }
+
+    pub(crate) fn samples(&self) -> Vec<Sample> {
+        lock(&self.samples).clone()
+    }
+
+    pub(crate) fn heard_in_plaintext(&self) -> u64 {
+        self.servers.seen.plain()
+    }
+
+    /// Requests that came with another name than their host's.
+    pub(crate) fn wrong(&self) -> Vec<String> {
+        self.servers.seen.wrong()
+    }
+}
+
+/// Returns an address whose port is free now. The proxies get it one after another, so the kernel cannot choose for
+/// each.
+async fn free() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?.local_addr()?)
+}
