@@ -67,6 +67,11 @@ bench: build nginx ## What it costs, against other proxies; ten minutes or more,
 	@.setup/binaryen.sh >/dev/null
 	@python3 -B integration/bench/bench.py
 
+.PHONY: faults
+faults: build nginx ## What becomes of requests while names and servers fail, beside other proxies, into integration/bench/FAULTS.md
+	@.setup/bench.sh haproxy >/dev/null
+	@python3 -B integration/bench/faults.py
+
 .PHONY: soak
 soak: build ## An hour of load while what may go wrong does, into integration/bench/SOAK.md; QUICK=1 ten minutes, printed only
 	@cargo build --release -p egress-integration --bin soak

@@ -255,15 +255,25 @@ class Dns:
             self.socket.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_RCVBUFFORCE", 33), 1 << 25)
         threading.Thread(target=self.serve, daemon=True).start()
 
+    def answer(self):
+        """The code of the answer, and the addresses of the name; no code for silence."""
+        return 0, ["127.0.0.1"]
+
     def serve(self):
         while True:
             query, client = self.socket.recvfrom(2048)
             self.asked += 1
+            code, addresses = self.answer()
+            if code is None:
+                continue
             end = query.index(b"\0", 12) + 5
             is_a = query[end - 4 : end - 2] == b"\0\1"
-            head = query[:2] + b"\x85\x80\0\1\0" + bytes([is_a]) + b"\0\0\0\0" + query[12:end]
-            answer = b"\xc0\x0c\0\1\0\1" + self.ttl + b"\0\4" + bytes([127, 0, 0, 1])
-            self.socket.sendto(head + (answer if is_a else b""), client)
+            records = [
+                b"\xc0\x0c\0\1\0\1" + self.ttl + b"\0\4" + socket.inet_aton(address)
+                for address in (addresses if is_a else [])
+            ]
+            head = query[:2] + b"\x85" + bytes([0x80 | code]) + b"\0\1\0" + bytes([len(records)])
+            self.socket.sendto(head + b"\0\0\0\0" + query[12:end] + b"".join(records), client)
 
 
 class Load:

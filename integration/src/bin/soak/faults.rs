@@ -38,7 +38,17 @@ pub(crate) struct Happened {
 
 pub(crate) fn all() -> [Fault; 9] {
     use Fault::*;
-    [Reload, BadRules, Rotation, ServFail, LostAnswer, Move, Death, KeepAliveRace, Upgrade]
+    [
+        Reload,
+        BadRules,
+        Rotation,
+        ServFail,
+        LostAnswer,
+        Move,
+        Death,
+        KeepAliveRace,
+        Upgrade,
+    ]
 }
 
 impl Fault {
@@ -93,7 +103,9 @@ async fn bad_rules(stage: &Stage) -> Result<String> {
     let proxy = stage.proxy()?;
     let refusals = || {
         let said = proxy.stderr();
-        let refused = said.iter().filter(|line| line.contains("the rules before them stay in use"));
+        let refused = said
+            .iter()
+            .filter(|line| line.contains("the rules before them stay in use"));
         refused.count()
     };
     let before = refusals();
@@ -127,7 +139,10 @@ async fn moved(stage: &Stage) -> Result<String> {
     let at_old = seen(one);
     stage.dns.lead(MOVES, [one]);
     until("requests follow the name back", async || seen(one) > at_old).await?;
-    Ok(format!("{} requests at the other address", seen(other) - before))
+    Ok(format!(
+        "{} requests at the other address",
+        seen(other) - before
+    ))
 }
 
 async fn death(stage: &Stage) -> Result<String> {
@@ -145,8 +160,14 @@ async fn death(stage: &Stage) -> Result<String> {
 
 /// How many connections to servers Envoy could not make.
 async fn failed_connections(stage: &Stage) -> Result<u64> {
-    let answer = stage.proxy()?.admin_get("/stats?filter=upstream_cx_connect_fail$").await?;
-    let counts = answer.body.lines().filter_map(|line| line.rsplit_once(": ")?.1.trim().parse::<u64>().ok());
+    let answer = stage
+        .proxy()?
+        .admin_get("/stats?filter=upstream_cx_connect_fail$")
+        .await?;
+    let counts = answer
+        .body
+        .lines()
+        .filter_map(|line| line.rsplit_once(": ")?.1.trim().parse::<u64>().ok());
     Ok(counts.sum())
 }
 
@@ -163,7 +184,9 @@ async fn race(stage: &Stage) -> Result<String> {
 
 /// How often a fault happened as it should.
 pub(crate) fn times(happened: &[Happened], fault: Fault) -> usize {
-    let good = happened.iter().filter(|one| one.fault == fault && one.result.is_ok());
+    let good = happened
+        .iter()
+        .filter(|one| one.fault == fault && one.result.is_ok());
     good.count()
 }
 

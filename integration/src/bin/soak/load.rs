@@ -117,15 +117,24 @@ pub(crate) struct Load {
 
 /// Starts all clients.
 pub(crate) fn start(stage: &Arc<Stage>) -> Load {
-    let (stop, counted) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Counted>>::default());
+    let (stop, counted) = (
+        Arc::<AtomicBool>::default(),
+        Arc::<Mutex<Counted>>::default(),
+    );
     let mut clients = JoinSet::new();
     for (kind, count, rate) in Kind::ALL {
         for _ in 0..count {
-            let (stage, stop, counted) = (Arc::clone(stage), Arc::clone(&stop), Arc::clone(&counted));
+            let (stage, stop, counted) =
+                (Arc::clone(stage), Arc::clone(&stop), Arc::clone(&counted));
             clients.spawn(async move {
                 let mut ticks = interval(Duration::from_secs(1) * count / rate);
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                let mut client = Client { stage: &stage, kind, kept: None, again: 0 };
+                let mut client = Client {
+                    stage: &stage,
+                    kind,
+                    kept: None,
+                    again: 0,
+                };
                 while !stop.load(Ordering::Relaxed) {
                     ticks.tick().await;
                     let result = match timeout(PATIENCE, client.ask()).await {
@@ -142,7 +151,11 @@ pub(crate) fn start(stage: &Arc<Stage>) -> Load {
                         Ok(()) => count.good += 1,
                         Err(error) => {
                             let cut = kind.is_cut_by_death() && stage.has_just_died();
-                            let causes = if cut { &mut count.cut } else { &mut count.failed };
+                            let causes = if cut {
+                                &mut count.cut
+                            } else {
+                                &mut count.failed
+                            };
                             *causes.entry(format!("{error:#}")).or_default() += 1;
                         }
                     }
@@ -150,7 +163,11 @@ pub(crate) fn start(stage: &Arc<Stage>) -> Load {
             });
         }
     }
-    Load { stop, counted, clients }
+    Load {
+        stop,
+        counted,
+        clients,
+    }
 }
 
 impl Load {
@@ -190,7 +207,10 @@ impl Client<'_> {
                 None => connect(at).await?,
             };
             tries += 1;
-            let request = Request::builder().method(method.clone()).uri(path).header(HOST, host);
+            let request = Request::builder()
+                .method(method.clone())
+                .uri(path)
+                .header(HOST, host);
             let request = request.body(Full::new(Bytes::from(vec![b'x'; size])))?;
             match kept.try_send_request(request).await {
                 Ok(answer) => {
@@ -207,7 +227,12 @@ impl Client<'_> {
             }
         };
         let status = answer.status();
-        let body = answer.into_body().collect().await.context("body")?.to_bytes();
+        let body = answer
+            .into_body()
+            .collect()
+            .await
+            .context("body")?
+            .to_bytes();
         if status != 200 {
             let told = String::from_utf8_lossy(&body);
             let told = told.split(':').next().unwrap_or_default();
@@ -218,7 +243,11 @@ impl Client<'_> {
             Kind::Stream => PIECES * b"piece\n".len(),
             _ => format!("{size}\n").len(),
         };
-        ensure!(body.len() == expected, "{} bytes in place of {expected}", body.len());
+        ensure!(
+            body.len() == expected,
+            "{} bytes in place of {expected}",
+            body.len()
+        );
         Ok(())
     }
 }
@@ -254,18 +283,25 @@ async fn tunnel(at: SocketAddr, ca: &Ca) -> Result<()> {
     ensure!(status == "200", "CONNECT {status}");
     let mut roots = RootCertStore::empty();
     roots.add(ca.certificate().clone())?;
-    let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let tls =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
     let name = ServerName::try_from(TUNNEL)?;
-    let stream = TlsConnector::from(Arc::new(tls)).connect(name, stream).await.context("TLS")?;
-    let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let stream = TlsConnector::from(Arc::new(tls))
+        .connect(name, stream)
+        .await
+        .context("TLS")?;
+    let (mut send, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::builder().uri("/").header(HOST, TUNNEL).body(Full::new(Bytes::new()))?;
+    let request = Request::builder()
+        .uri("/")
+        .header(HOST, TUNNEL)
+        .body(Full::new(Bytes::new()))?;
     let answer = send.send_request(request).await.context("request")?;
     ensure!(answer.status() == 200, "{}", answer.status());
     answer.into_body().collect().await.context("body")?;
     Ok(())
 }
-

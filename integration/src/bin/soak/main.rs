@@ -70,7 +70,9 @@ async fn soak(args: &Args) -> Result<()> {
                 "{:>5} s  {:<24} {}",
                 since.as_secs(),
                 fault.name(),
-                result.as_ref().map_or_else(|e| format!("FAILED: {e:#}"), ToString::to_string)
+                result
+                    .as_ref()
+                    .map_or_else(|e| format!("FAILED: {e:#}"), ToString::to_string)
             ));
             happened.push(faults::Happened {
                 fault: *fault,

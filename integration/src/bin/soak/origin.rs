@@ -70,7 +70,10 @@ impl Seen {
     /// How many requests for a host came to an address.
     pub(crate) fn requests(&self, host: &str, address: Ipv4Addr) -> u64 {
         let hosts = lock(&self.hosts);
-        hosts.get(&(host.to_owned(), address)).copied().unwrap_or_default()
+        hosts
+            .get(&(host.to_owned(), address))
+            .copied()
+            .unwrap_or_default()
     }
 
     /// Whether a client showed a certificate with this serial number.
@@ -105,7 +108,8 @@ impl Servers {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
         roots.add(ca.certificate().clone())?;
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
         let tls = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(clients.allow_unauthenticated().build()?)
@@ -149,7 +153,13 @@ impl Servers {
         }
     }
 
-    async fn serve(&self, address: Ipv4Addr, web: TcpListener, echo: TcpListener, plain: TcpListener) {
+    async fn serve(
+        &self,
+        address: Ipv4Addr,
+        web: TcpListener,
+        echo: TcpListener,
+        plain: TcpListener,
+    ) {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
@@ -215,8 +225,8 @@ async fn answer(stream: TcpStream, tls: TlsAcceptor, seen: Arc<Seen>, address: I
             Ok::<_, Infallible>(response)
         }
     });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service);
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         _ended = connection => {}
         () = closes.notified() => { seen.raced.fetch_add(1, Ordering::Relaxed); }
@@ -237,7 +247,10 @@ async fn respond(
     seen: &Seen,
     address: Ipv4Addr,
 ) -> Response<Body> {
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let host = request
+        .headers()
+        .get(HOST)
+        .and_then(|host| host.to_str().ok());
     let host = host.unwrap_or_default();
     let host = host.split(':').next().unwrap_or_default().to_owned();
     if sni != Some(&*host) {

@@ -24,7 +24,9 @@ pub(crate) fn draw(report: &Report) -> String {
         ("egressctl, MB", "#2ca02c", |sample| sample.program),
         ("descriptors", "#d62728", |sample| sample.descriptors * MEGA),
     ];
-    let most = lines.iter().flat_map(|(_, _, of)| report.samples.iter().map(|one| mega(of(one))));
+    let most = lines
+        .iter()
+        .flat_map(|(_, _, of)| report.samples.iter().map(|one| mega(of(one))));
     let most = most.fold(1.0, f64::max) * 1.1;
     let y = |value: f64| BOTTOM - (BOTTOM - TOP) * value / most;
     for step in 0..=5 {
@@ -39,7 +41,11 @@ pub(crate) fn draw(report: &Report) -> String {
         );
     }
     for (place, (name, colour, of)) in (0u32..).zip(lines) {
-        let points: Vec<String> = report.samples.iter().map(|one| format!("{:.1},{:.1}", x(one.at), y(mega(of(one))))).collect();
+        let points: Vec<String> = report
+            .samples
+            .iter()
+            .map(|one| format!("{:.1},{:.1}", x(one.at), y(mega(of(one)))))
+            .collect();
         let _ = writeln!(
             svg,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\"/><text x=\"{}\" y=\"14\" fill=\"{colour}\">{name}</text>",
@@ -49,10 +55,24 @@ pub(crate) fn draw(report: &Report) -> String {
     }
     for (row, fault) in (0u32..).zip(faults::all()) {
         let at = BOTTOM + 18.0 + 14.0 * f64::from(row);
-        let _ = writeln!(svg, "<text x=\"{}\" y=\"{at:.1}\" text-anchor=\"end\" fill=\"#999\">{}</text>", WIDTH - 20.0, fault.name());
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{at:.1}\" text-anchor=\"end\" fill=\"#999\">{}</text>",
+            WIDTH - 20.0,
+            fault.name()
+        );
         for one in report.happened.iter().filter(|one| one.fault == fault) {
-            let colour = if one.result.is_ok() { "#555" } else { "#d62728" };
-            let _ = writeln!(svg, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>", x(one.at), at - 4.0);
+            let colour = if one.result.is_ok() {
+                "#555"
+            } else {
+                "#d62728"
+            };
+            let _ = writeln!(
+                svg,
+                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>",
+                x(one.at),
+                at - 4.0
+            );
         }
     }
     svg + "</svg>\n"

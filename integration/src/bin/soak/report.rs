@@ -45,19 +45,28 @@ impl Report {
             failed.push(format!("{ours} requests failed that need not"));
         }
         if self.rate() < RATE {
-            failed.push(format!("{:.0} requests in a second, not {RATE}", self.rate()));
+            failed.push(format!(
+                "{:.0} requests in a second, not {RATE}",
+                self.rate()
+            ));
         }
         for fault in faults::all() {
             let times = faults::times(&self.happened, fault);
             if times < TIMES {
-                failed.push(format!("`{}` happened {times} times, not {TIMES}", fault.name()));
+                failed.push(format!(
+                    "`{}` happened {times} times, not {TIMES}",
+                    fault.name()
+                ));
             }
         }
         if self.plaintext > 0 {
             failed.push(format!("{} connections in plaintext", self.plaintext));
         }
         if let Some(first) = self.wrong.first() {
-            failed.push(format!("{} requests by another name, the first: {first}", self.wrong.len()));
+            failed.push(format!(
+                "{} requests by another name, the first: {first}",
+                self.wrong.len()
+            ));
         }
         failed
     }
@@ -95,7 +104,9 @@ impl Report {
         for (head, of) in [("Cut by the server's death", true), ("Failed", false)] {
             let causes = self.counted.iter().flat_map(|(kind, count)| {
                 let causes = if of { &count.cut } else { &count.failed };
-                causes.iter().map(move |(cause, times)| (kind.name(), cause, times))
+                causes
+                    .iter()
+                    .map(move |(cause, times)| (kind.name(), cause, times))
             });
             let mut lines = String::new();
             for (kind, cause, times) in causes {
@@ -118,17 +129,33 @@ impl Report {
 
     fn memory(&self, text: &mut String) {
         let rows: [(&str, Of, u64); 3] = [
-            ("resident memory of Envoy, MB", |sample| sample.envoy, 1_000_000),
-            ("resident memory of egressctl, MB", |sample| sample.program, 1_000_000),
+            (
+                "resident memory of Envoy, MB",
+                |sample| sample.envoy,
+                1_000_000,
+            ),
+            (
+                "resident memory of egressctl, MB",
+                |sample| sample.program,
+                1_000_000,
+            ),
             ("open descriptors of both", |sample| sample.descriptors, 1),
         ];
-        text.push_str("\n| | first tenth, median | last tenth, median | most |\n|---|---|---|---|\n");
+        text.push_str(
+            "\n| | first tenth, median | last tenth, median | most |\n|---|---|---|---|\n",
+        );
         for (name, of, unit) in rows {
             let tenth = (self.samples.len() / 10).max(1);
             let first = median(self.samples.iter().take(tenth).map(of));
             let last = median(self.samples.iter().rev().take(tenth).map(of));
             let most = self.samples.iter().map(of).max().unwrap_or(0);
-            let _ = writeln!(text, "| {name} | {} | {} | {} |", first / unit, last / unit, most / unit);
+            let _ = writeln!(
+                text,
+                "| {name} | {} | {} | {} |",
+                first / unit,
+                last / unit,
+                most / unit
+            );
         }
     }
 }

@@ -24,7 +24,8 @@ use tokio::net::TcpListener;
 use crate::{origin::Servers, watch::Sample};
 
 /// The addresses of the servers. The second is the one that dies.
-pub(crate) const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3)];
+pub(crate) const ADDRESSES: [Ipv4Addr; 2] =
+    [Ipv4Addr::new(127, 0, 0, 2), Ipv4Addr::new(127, 0, 0, 3)];
 /// Most requests; it has both addresses.
 pub(crate) const WEB: &str = "web.soak.example.com";
 /// It asks for a client certificate.
@@ -120,7 +121,11 @@ impl Stage {
     }
 
     async fn run(&self) -> Result<()> {
-        let Listens { http, tcp, forward_proxy } = self.listens;
+        let Listens {
+            http,
+            tcp,
+            forward_proxy,
+        } = self.listens;
         let running = Egressctl::builder()
             .rules(self.path("rules.yaml"))
             .env("SSL_CERT_FILE", self.path("ca.pem"))
@@ -263,5 +268,7 @@ impl Stage {
 /// Returns an address whose port is free now. The proxies get it one after another, so the kernel cannot choose for
 /// each.
 async fn free() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?.local_addr()?)
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await?
+        .local_addr()?)
 }

@@ -51,11 +51,17 @@ pub(crate) async fn watch(stage: Arc<Stage>) {
 
 /// What does not answer has ended since; it counts as nothing.
 fn children(pid: Pid) -> Vec<Pid> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
-    let read = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten();
+    let read = tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
     let all: Vec<String> = read.collect();
     let words = all.iter().flat_map(|text| text.split_ascii_whitespace());
-    words.filter_map(|word| word.parse().ok().map(Pid::from_raw)).collect()
+    words
+        .filter_map(|word| word.parse().ok().map(Pid::from_raw))
+        .collect()
 }
 
 fn resident(pid: Pid) -> u64 {
