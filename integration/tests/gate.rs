@@ -140,8 +140,8 @@ fn forms(target: u16) -> Vec<Form> {
             ),
         ),
         refused(
-            "an HTTPRoute",
-            "not_read",
+            "an HTTPRoute to a host that is not there",
+            "unknown_destination",
             secure.clone()
                 + &document(
                     "HTTPRoute",

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use egress_filter::config::compact;
 use egress_policy::{
     CompileOptions, Compiled, DEFAULT_NAMESPACE, FieldPath, HostPattern, Origin, OutboundMode,
-    Parser, PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy, Resources, Role,
-    Segment, ServiceEntry, Severity,
+    Parser, PolicyTable, PortNumber, Problem, ProblemKind, Problems, Proxy, ResourceId, Resources,
+    Role, Segment, ServiceEntry, Severity, Unread,
 };
 use serde_json::Value;
 
 use crate::diagnostic::{Diagnostic, Report, diagnostic, located};
 use crate::document::{
-    self, as_given, bare, into_ours, is_backend_tls_policy, is_ours, is_service, is_unread, kind,
-    name_generated, ours,
+    self, as_given, bare, into_ours, is_backend_tls_policy, is_ours, is_service, is_unread,
+    known_kind, name_generated, ours,
 };
+use crate::gateway_api::{self, Made};
 use crate::mesh::{self, MeshConfig};
 use crate::others::{self, Around};
 use crate::policy::{check_authorities, policies};
@@ -42,6 +43,8 @@ pub struct Rules {
     /// The VirtualServices that concern hosts of the rules, read whole.
     pub virtual_services: Arc<[VirtualService]>,
     documents: Documented,
+    /// What was made of the routes of the Gateway API among them.
+    made: Made,
 }
 
 /// Documents, each with the name of its file.
@@ -55,6 +58,7 @@ impl Rules {
             .documents
             .iter()
             .flat_map(|(_, document)| ours(&document.value))
+            .chain(&self.made.documents)
             .cloned();
         compact::encode(bare(self.for_the_filter(whole)))
     }
@@ -85,7 +89,8 @@ impl Rules {
         let wanted = |resource: &Value| {
             let text = |pointer| resource.pointer(pointer).and_then(Value::as_str);
             let namespace = text("/metadata/namespace").unwrap_or(egress_policy::DEFAULT_NAMESPACE);
-            let (kind, name) = (kind(resource).unwrap_or_default(), text("/metadata/name"));
+            let kind = known_kind(resource).unwrap_or_default();
+            let name = text("/metadata/name");
             if kind == "WorkloadEntry" {
                 return selecting.contains(namespace);
             }
@@ -103,7 +108,8 @@ impl Rules {
         let mut documents = std::mem::take(&mut self.documents);
         let whole = documents
             .iter_mut()
-            .flat_map(|(_, document)| into_ours(document.value.take()));
+            .flat_map(|(_, document)| into_ours(document.value.take()))
+            .chain(std::mem::take(&mut self.made.documents));
         let resources = self.for_the_filter(whole);
         self.documents = documents;
         compact::encode(bare(resources))
@@ -124,12 +130,23 @@ impl Rules {
     /// them to a port of it, as `kind namespace/name`.
     pub fn decides(&self, entry: &ServiceEntry, host: &HostPattern, role: Role) -> Option<String> {
         let documents = self.documents.iter();
-        let mut all = documents.flat_map(|(_, document)| document::resources(&document.value));
-        let (_, found) = all.find(|(_, found)| routes::decides(found, entry, host, role))?;
+        let all = documents.flat_map(|(_, document)| document::resources(&document.value));
+        let mut all = all.map(|(_, found)| found).chain(&self.made.documents);
+        let found = all.find(|found| routes::decides(found, entry, host, role))?;
         let text = |pointer| found.pointer(pointer).and_then(Value::as_str);
         let namespace = text("/metadata/namespace").unwrap_or(DEFAULT_NAMESPACE);
         let name = text("/metadata/name").unwrap_or_default();
-        Some(format!("{} {namespace}/{name}", kind(found)?))
+        let id = ResourceId {
+            kind: crate::document::made_of(found).unwrap_or("VirtualService"),
+            namespace: namespace.into(),
+            name: name.into(),
+        };
+        Some(self.written(&id, 0).to_string())
+    }
+
+    /// Returns the resource of which a VirtualService or a rule of it was made: itself, unless it is of the Gateway API.
+    pub(crate) fn written<'r>(&'r self, id: &'r ResourceId, rule: usize) -> &'r ResourceId {
+        self.made.route_of(id, rule).unwrap_or(id)
     }
 
     /// Returns what people are told of the rules though they compile.
@@ -165,7 +182,10 @@ impl Rules {
         };
         PolicyTable::compile(&self.parsed, &options)
             .map(|(table, _)| table)
-            .map_err(|problems| Report(located(&problems, &self.documents)))
+            .map_err(|mut problems| {
+                self.made.tell_all(&mut problems);
+                Report(located(&problems, &self.documents))
+            })
     }
 
     /// Returns the file and the line at which a resource begins.
@@ -258,6 +278,7 @@ fn compile_parsed(
 ) -> Result<Rules, Report> {
     let Parsed {
         documents,
+        made,
         resources,
         mut problems,
         extracted,
@@ -294,6 +315,7 @@ fn compile_parsed(
     if nothing == Nothing::Part {
         milden(&mut compiled.problems);
     }
+    made.tell_all(&mut compiled.problems);
     let (table, mut warnings) = (compiled.table, compiled.problems);
     if !options.foreign {
         let proxy = &options.proxy;
@@ -320,6 +342,7 @@ fn compile_parsed(
         credentials: extracted.documents,
         virtual_services,
         documents,
+        made,
     })
 }
 
@@ -362,11 +385,14 @@ impl Answers {
         let unread = errors.map(|problem| {
             let document = parsed.documents.get(problem.origin.document);
             let value = document.map(|(_, document)| &document.value);
-            let concerns = value.map_or(Concerns::All, |value| {
+            let hosts = parsed.made.hosts_of(problem.origin);
+            let of_route = hosts.map(|hosts| Concerns::Hosts(hosts.to_vec()));
+            let of_value = value.map_or(Concerns::All, |value| {
                 concerns(problem.origin.item.map_or(Some(value), |item| {
                     value.get("items").and_then(|items| items.get(item))
                 }))
             });
+            let concerns = of_route.unwrap_or(of_value);
             (concerns, diagnostic(problem, &parsed.documents))
         });
         let mut unread: Vec<(Concerns, Diagnostic)> = unread.collect();
@@ -385,6 +411,9 @@ impl Answers {
             ..options.clone()
         };
         let mut compiled = PolicyTable::compile_with_errors(&parsed.resources, &options);
+        for problem in &mut compiled.problems.0 {
+            parsed.made.tell(problem);
+        }
         let table = std::mem::take(&mut compiled.table);
         Ok(Answers {
             rules: Rules {
@@ -395,6 +424,7 @@ impl Answers {
                 mesh: parsed.mesh,
                 virtual_services: parsed.virtual_services,
                 documents: parsed.documents,
+                made: parsed.made,
             },
             unread,
             compiled,
@@ -439,6 +469,7 @@ fn concerns(resource: Option<&Value>) -> Concerns {
 /// What was read, and everything that is wrong with it so far.
 struct Parsed {
     documents: Documented,
+    made: Made,
     resources: Resources,
     problems: Problems,
     extracted: Extracted,
@@ -512,14 +543,19 @@ fn parse(
         extracted.take(index, file, document);
     }
     extracted.twice();
-    let mut parser = Parser::new();
-    for (_, document) in &documents {
-        parser.document(&document.value);
-    }
-    let (resources, mut problems) = parser.finish();
     let values = || documents.iter().map(|(_, document)| &document.value);
+    let mut made = gateway_api::convert(values());
+    let mut parser = Parser::new();
+    for value in values().chain(&made.documents) {
+        parser.document(value);
+    }
+    let (mut resources, mut problems) = parser.finish();
+    let carried_out = |unread: &Unread| made.has_read(unread.origin);
+    resources.unread.retain(|unread| !carried_out(unread));
+    problems.0.append(&mut made.problems);
     let entries = &resources.service_entries;
-    let (virtual_services, found) = virtual_service::concerning(values(), entries);
+    let all = values().chain(&made.documents);
+    let (virtual_services, found) = virtual_service::concerning(all, entries);
     problems.0.extend(found);
     problems
         .0
@@ -531,6 +567,7 @@ fn parse(
         .0
         .retain(|problem| !matches!(problem.kind, ProblemKind::IgnoredKind(_)));
     problems.0.extend(others::unknown(values()));
+    made.tell_all(&mut problems);
     // Secrets decide nothing, and are read all the same.
     let is_secret = |problem: &Problem| extracted.secrets.contains(&problem.origin);
     let is_mesh = |problem: &Problem| {
@@ -547,6 +584,7 @@ fn parse(
     diagnostics.extend::<Vec<Diagnostic>>(errors);
     Parsed {
         documents,
+        made,
         resources,
         problems,
         extracted,

@@ -119,7 +119,7 @@ pub(crate) fn is_backend_tls_policy(value: &Value) -> bool {
     kind(value) == Some(known) && group_of(value) == Some(group)
 }
 
-fn group_of(value: &Value) -> Option<&str> {
+pub(crate) fn group_of(value: &Value) -> Option<&str> {
     let version = value.get("apiVersion").and_then(Value::as_str)?;
     version.split('/').next()
 }
@@ -129,6 +129,24 @@ pub(crate) fn is_unread(value: &Value) -> bool {
     let group = group_of(value);
     let known = |(known, of): &(&str, &str)| kind(value) == Some(known) && group == Some(of);
     egress_policy::UNREAD_KINDS.iter().any(known)
+}
+
+/// Returns the kind of the route of the Gateway API that a VirtualService was made of, or that a Gateway was made of one
+/// of that API.
+pub(crate) fn made_of(value: &Value) -> Option<&'static str> {
+    let notes = value.get("metadata")?.get("annotations")?;
+    let kind = notes.get(egress_policy::MADE_OF).and_then(Value::as_str);
+    let kinds = egress_policy::ROUTE_KINDS.into_iter();
+    let known = |kind: &str| kinds.clone().find(|known| *known == kind);
+    let gateway = notes
+        .get(egress_policy::GATEWAY_SERVICES)
+        .map(|_| "Gateway");
+    kind.and_then(known).or(gateway)
+}
+
+/// Returns the kind by which the engine knows a resource.
+pub(crate) fn known_kind(value: &Value) -> Option<&str> {
+    made_of(value).or_else(|| kind(value))
 }
 
 /// Returns resources without what Kubernetes notes down on them: the filter has no use for it, and with ten
@@ -151,8 +169,8 @@ pub(crate) fn bare(mut resources: Vec<Value>) -> Vec<Value> {
         })
         .collect();
     for (resource, labelled) in resources.iter_mut().zip(labelled) {
-        // One of them says who sees the Service.
-        let service = is_service(resource);
+        // One of them says who sees the Service; of what was made of others they say of what.
+        let annotated = is_service(resource) || made_of(resource).is_some();
         let Value::Object(fields) = resource else {
             continue;
         };
@@ -161,7 +179,7 @@ pub(crate) fn bare(mut resources: Vec<Value>) -> Vec<Value> {
             meta.retain(|key, _| match key.as_str() {
                 "name" | "namespace" | "creationTimestamp" => true,
                 "labels" => labelled,
-                "annotations" => service,
+                "annotations" => annotated,
                 _ => false,
             });
         }

@@ -268,6 +268,12 @@ fn answer(
     };
     let of_policy = |id: &ResourceId| id.is_backend_tls_policy();
     let source = decision.policy_source.zip(decision.rule);
+    let of_api = |id: &ResourceId| egress_policy::ROUTE_KINDS.contains(&id.kind);
+    let rule = decision.branch.map_or(0, egress_policy::Branch::route);
+    let before = decision.branch.and_then(|it| rules.table.branch(it).before);
+    let first = before.map_or(rule, |before| before.route);
+    let led_by = decision.virtual_service.map(|id| rules.written(id, first));
+    let through = decision.gateway_service.map(|id| rules.written(id, rule));
     let mut answer = json!({
         "query": {
             "scheme": asked.scheme,
@@ -284,8 +290,11 @@ fn answer(
         "route": decision.branch.map(Branch::name),
         "status": status(decision),
         "shares": shares_answer(decision, rules),
-        "virtualService": decision.virtual_service.map(|id| id.qualified()),
-        "gatewayService": decision.gateway_service.map(|id| id.qualified()),
+        "virtualService": led_by.filter(|id| !of_api(id)).map(|id| id.qualified()),
+        "gatewayService": through.map(|id| match of_api(id) {
+            true => id.to_string(),
+            false => id.qualified(),
+        }),
         "policySource": source.map(|(source, id)| source.path_in(id).to_string()),
         "cluster": cluster.map(|cluster| cluster.name.as_str()).or(left_alone),
         "transportSocket": cluster.map(contract::transport_socket),
@@ -308,6 +317,10 @@ fn answer(
     let policy = decision.rule.filter(|id| of_policy(id));
     if let (Some(policy), Some(fields)) = (policy, answer.as_object_mut()) {
         fields.insert("backendTlsPolicy".to_owned(), json!(policy.qualified()));
+    }
+    let route = led_by.filter(|id| of_api(id));
+    if let (Some(route), Some(fields)) = (route, answer.as_object_mut()) {
+        fields.insert("gatewayRoute".to_owned(), json!(route.to_string()));
     }
     let tunnel = cluster.and_then(tunnel_answer);
     if let (Some(tunnel), Some(fields)) = (tunnel, answer.as_object_mut()) {
@@ -532,7 +545,11 @@ fn for_people(answer: &Value, reason: Option<String>) -> String {
     line("status", text("/status"));
     line("destinations", text("/shares"));
     line("service entry", text("/serviceEntry"));
-    let led = text("/virtualService").map(|service| {
+    let (label, by) = match text("/gatewayRoute") {
+        Some(route) => ("led by", Some(route)),
+        None => ("virtual service", text("/virtualService")),
+    };
+    let led = by.map(|service| {
         let gateway = text("/gatewayService").map_or(String::new(), |gateway| {
             format!(", through an egress gateway by {gateway}")
         });
@@ -544,7 +561,7 @@ fn for_people(answer: &Value, reason: Option<String>) -> String {
             None => format!("{service}{gateway}"),
         }
     });
-    line("virtual service", led);
+    line(label, led);
     let source = text("/policySource")
         .map(|source| format!(" ({source})"))
         .unwrap_or_default();

@@ -27,6 +27,7 @@ mod complaint;
 mod diagnostic;
 mod document;
 mod explain;
+mod gateway_api;
 mod mesh;
 mod others;
 mod policy;

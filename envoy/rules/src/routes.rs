@@ -92,14 +92,6 @@ pub(crate) fn decides(
                     .filter(|route| is_for(route, resource, role))
                     .any(|route| !only_leads(route, entry, host))
         }
-        Some("HTTPRoute" | "GRPCRoute") => list(resource, "/spec/parentRefs").any(|parent| {
-            let name = text(parent, "name").unwrap_or_default();
-            match text(parent, "kind").as_deref() {
-                Some("ServiceEntry") => *entry.meta.id.name == *name,
-                Some("Hostname") => is_host(&name, host),
-                _ => false,
-            }
-        }),
         _ => false,
     }
 }
@@ -376,8 +368,6 @@ mod tests {
         let elsewhere = json!({"kind": "VirtualService", "spec":
             {"hosts": ["other.test"], "http": [with("timeout", json!("7s"))]}});
         assert!(!decides(&elsewhere, entry, &entry.hosts[0], sidecar));
-        let attached = json!({"kind": "HTTPRoute", "spec": {"parentRefs": [{"kind": "ServiceEntry", "name": "api"}]}});
-        assert!(decides(&attached, entry, &entry.hosts[0], sidecar));
     }
 
     #[test]

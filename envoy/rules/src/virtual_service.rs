@@ -76,9 +76,15 @@ impl VirtualService {
 
     /// Reads one, and tells everything that is wrong with it.
     pub fn read(resource: &Value, origin: Origin) -> (Option<VirtualService>, Vec<Problem>) {
-        document::read_spec(resource, origin, KIND, |field, meta| {
+        let kind = document::made_of(resource).unwrap_or(KIND);
+        let (mut read, problems) = document::read_spec(resource, origin, kind, |field, meta| {
             read_spec(field, meta.id, origin)
-        })
+        });
+        if let Some(read) = read.as_mut().filter(|read| read.id.kind != KIND) {
+            let matches = read.http.iter_mut().flat_map(|route| &mut route.matches);
+            matches.for_each(HttpMatch::separate);
+        }
+        (read, problems)
     }
 
     /// Whether it is for a host of these entries, or leads to one. One whose hosts cannot all be read may be for any.

@@ -21,8 +21,8 @@ mod workload_entry;
 pub(crate) use backend_tls_policy::{At, BackendTlsPolicy, Target, meant};
 pub use client_tls::{ClientTls, TlsMode};
 pub use destination_rule::{DestinationRule, Subset};
-pub use gateway::Gateway;
 pub(crate) use gateway::{Ends, Reads, Server};
+pub use gateway::{GATEWAY_SERVICES, Gateway};
 pub use id::{BACKEND_TLS_POLICY, DEFAULT_NAMESPACE, ResourceId};
 pub use meta::{Meta, is_label, read_export_to, read_labels, read_meta, text_of};
 pub(crate) use meta::{as_policy, exported};
@@ -38,7 +38,7 @@ pub use traffic_policy::{
 };
 pub(crate) use unread::Asked;
 pub use unread::{UNREAD_KINDS, Unread};
-pub use virtual_service::{Answer, VirtualService};
+pub use virtual_service::{Answer, MADE_OF, ROUTE_KINDS, VirtualService};
 pub(crate) use virtual_service::{Both, Destination, GatewayName, Match, Route};
 pub(crate) use workload_entry::WorkloadEntry;
 

@@ -365,13 +365,17 @@ fn match_of(asked: &[&HttpMatch], upgrade: bool) -> Value {
     // Of two paths one has all that the other takes, or the table has no such branch.
     let narrowest = asked.iter().max_by_key(|asked| match &asked.uri {
         Some(StringMatch::Exact(path)) => (2, path.len()),
-        Some(StringMatch::Prefix(prefix)) => (1, prefix.len()),
+        Some(StringMatch::Prefix(prefix)) => (1, 2 * prefix.len()),
+        Some(StringMatch::PathPrefix(path)) => (1, 2 * path.len() + 1),
         Some(StringMatch::Regex(_)) => (3, 0),
         Some(StringMatch::Present) | None => (0, 0),
     });
     match narrowest.and_then(|asked| asked.uri.as_ref()) {
         Some(StringMatch::Exact(path)) => set(&mut fields, "path", json!(path)),
         Some(StringMatch::Prefix(prefix)) => set(&mut fields, "prefix", json!(prefix)),
+        Some(StringMatch::PathPrefix(path)) => {
+            set(&mut fields, "path_separated_prefix", json!(path));
+        }
         Some(StringMatch::Regex(pattern)) => {
             let regex = json!({"regex": pattern.as_str()});
             set(&mut fields, "safe_regex", regex);
@@ -425,7 +429,7 @@ fn add_headers(asked: &HttpMatch, headers: &mut Vec<Value>) {
 fn matcher(name: &str, text: &StringMatch) -> Value {
     let string = match text {
         StringMatch::Exact(exact) => json!({"exact": exact}),
-        StringMatch::Prefix(prefix) => json!({"prefix": prefix}),
+        StringMatch::Prefix(prefix) | StringMatch::PathPrefix(prefix) => json!({"prefix": prefix}),
         StringMatch::Regex(pattern) => json!({"safe_regex": {"regex": pattern.as_str()}}),
         StringMatch::Present => return json!({"name": name, "present_match": true}),
     };

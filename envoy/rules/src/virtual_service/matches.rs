@@ -38,6 +38,18 @@ pub struct HttpMatch {
 }
 
 impl HttpMatch {
+    /// Reads a prefix of the path as the Gateway API does: by the parts between slashes.
+    ///
+    /// Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `TranslateRouteMatch`.
+    pub(super) fn separate(&mut self) {
+        if let Some(StringMatch::Prefix(prefix)) = &self.uri
+            && prefix != "/"
+        {
+            let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+            self.uri = Some(StringMatch::PathPrefix(prefix.to_owned()));
+        }
+    }
+
     /// Whether it asks something of the request itself, beside who sends it to which port.
     pub fn asks_of_the_request(&self) -> bool {
         let texts = [&self.uri, &self.method, &self.authority, &self.scheme];

@@ -17,6 +17,8 @@ pub enum StringMatch {
     Exact(String),
     /// Something that begins with this.
     Prefix(String),
+    /// This path, or one below it.
+    PathPrefix(String),
     /// Something that matches this as a whole.
     Regex(Pattern),
     /// Anything, as long as it is there.
@@ -29,6 +31,10 @@ impl StringMatch {
         match self {
             StringMatch::Exact(exact) => exact == text,
             StringMatch::Prefix(prefix) => text.starts_with(prefix.as_str()),
+            StringMatch::PathPrefix(path) => {
+                let below = text.strip_prefix(path.as_str());
+                below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+            }
             StringMatch::Regex(pattern) => pattern.matches(text),
             StringMatch::Present => true,
         }
@@ -41,7 +47,9 @@ impl StringMatch {
             StringMatch::Prefix(prefix) => text
                 .get(..prefix.len())
                 .is_some_and(|begin| begin.eq_ignore_ascii_case(prefix)),
-            StringMatch::Regex(_) | StringMatch::Present => self.matches(text),
+            StringMatch::PathPrefix(_) | StringMatch::Regex(_) | StringMatch::Present => {
+                self.matches(text)
+            }
         }
     }
 }
@@ -51,6 +59,7 @@ impl fmt::Display for StringMatch {
         match self {
             StringMatch::Exact(exact) => f.write_str(exact),
             StringMatch::Prefix(prefix) => write!(f, "{prefix}*"),
+            StringMatch::PathPrefix(path) => write!(f, "{path}[/*]"),
             StringMatch::Regex(pattern) => write!(f, "~{pattern}"),
             StringMatch::Present => f.write_str("present"),
         }

@@ -36,6 +36,13 @@ impl<'r> Compiler<'r> {
                 server.port == number && hosts.any(|(_, host)| host.overlaps(asked))
             })
         };
+        // A Gateway of the Gateway API has a Service of its own, and others have none that is known.
+        let claims = |gateway: &Gateway| gateway.services.contains(&to.host);
+        let claimed = gateways(resources).any(claims);
+        let serves = |gateway: &&Gateway| {
+            let its = gateway.services.is_empty() || claims(gateway);
+            its && (!claimed || claims(gateway)) && serves(gateway)
+        };
         let mut hidden = false;
         for gateway in gateways(resources).filter(serves) {
             let router = Proxy {

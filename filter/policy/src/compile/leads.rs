@@ -481,8 +481,9 @@ impl<'r> Compiler<'r> {
                 "it {what}, which is not carried out here: port {} of `{}` is refused (`not_read`)",
                 called.port, called.host
             );
-            let hint = "lead to one destination, or leave the VirtualService out";
-            self.tell_routed(Severity::Warning, "not-read", chosen, text, hint);
+            let kind = chosen.service.meta.id.kind;
+            let hint = format!("lead to one destination, or leave the {kind} out");
+            self.tell_routed(Severity::Warning, "not-read", chosen, text, &hint);
         }
         Reason::NotRead
     }
@@ -532,7 +533,10 @@ impl<'r> Compiler<'r> {
 /// Returns where a route of requests stands, as names of branches have it.
 fn place(chosen: &Chosen<'_>) -> String {
     let id = &chosen.service.meta.id;
-    format!("{}/{}/http[{}]", id.namespace, id.name, chosen.index)
+    match &chosen.route.name {
+        Some(name) => name.to_string(),
+        None => format!("{}/{}/http[{}]", id.namespace, id.name, chosen.index),
+    }
 }
 
 /// Returns the ways to be what two routes ask for; nothing where Envoy cannot be asked for one of them.

@@ -35,7 +35,9 @@ impl<'r> Compiler<'r> {
         let side = |compiler: &Self| compiler.own_side(port.number);
         match called.downstream {
             DownstreamProtocol::Http => {
-                let routes = routing.http(host, port.number, proxy)?;
+                let owner = self.owners.get(index).copied().flatten();
+                let owner = owner.map(|owner| &*owner.entry.item.meta.id.namespace);
+                let routes = routing.http(host, port.number, proxy, owner)?;
                 self.add_routed(called, side(self), &routes);
             }
             DownstreamProtocol::Tls => {
@@ -135,7 +137,7 @@ impl<'r> Compiler<'r> {
             if serves(host, self) || has_services(self) {
                 continue;
             }
-            let Some(routes) = routing.http(host, port, &self.options.proxy) else {
+            let Some(routes) = routing.http(host, port, &self.options.proxy, None) else {
                 continue;
             };
             let called = Called {

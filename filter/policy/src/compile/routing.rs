@@ -133,15 +133,18 @@ impl<'r> Routing<'r> {
 
     /// Returns the routes of requests to a host and port; nothing where the service's own way counts.
     ///
-    /// The first VirtualService that has a route for the port has the host. Of wildcards, one alone is asked.
+    /// The first VirtualService that has a route for the port has the host. Of wildcards, one alone is asked. `owner` is
+    /// the namespace of the host's service: routes of the Gateway API count in theirs, and for callers of their own.
     ///
-    /// Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `BuildSidecarVirtualHostWrapper`, and
+    /// Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `BuildSidecarVirtualHostWrapper` and
+    /// `buildSidecarVirtualHostsForVirtualService`, and
     /// `pilot/pkg/model/sidecar.go`, `computeWildcardHostVirtualServiceIndex`.
     pub(super) fn http(
         &self,
         host: &HostPattern,
         port: PortNumber,
         proxy: &Proxy,
+        owner: Option<&str>,
     ) -> Option<Vec<Chosen<'r>>> {
         let by = self.goes_by(host)?;
         let places = self.named(by);
@@ -151,6 +154,11 @@ impl<'r> Routing<'r> {
         };
         let routes = |(_, at): &(&HostPattern, usize)| {
             let service = *self.services.get(*at)?;
+            if service.is_of_gateway_api() {
+                let namespace = &*service.meta.id.namespace;
+                let own = |owner| owner == namespace || *proxy.namespace == *namespace;
+                owner.filter(|owner| own(*owner))?;
+            }
             let routes = requests(service, port, proxy, &GatewayName::Mesh);
             (!routes.is_empty()).then_some(routes)
         };
@@ -199,7 +207,8 @@ impl<'r> Routing<'r> {
 }
 
 /// Returns the VirtualServices that a namespace sees and that are for a gateway, in the order in which they are asked:
-/// private ones, then those that are exported by name, then public ones; each by age.
+/// private ones, then those that are exported by name, then public ones; each by age. Among each, the namespace's own
+/// routes of the Gateway API come first.
 ///
 /// Source: istio/istio `pilot/pkg/model/push_context.go`, `initVirtualServices`, and
 /// `pilot/pkg/model/virtualservice.go`, `SelectVirtualServices`.
@@ -228,11 +237,12 @@ pub(super) fn visible<'r>(
             ),
         };
         let group = match (public, private) {
-            (true, _) => 2,
+            (true, _) => 4,
             (_, true) => 0,
-            _ => 1,
+            _ => 2,
         };
-        seen.then_some(group)
+        let first = service.is_of_gateway_api() && owner == namespace;
+        seen.then_some(group + i32::from(!first))
     };
     let mut services: Vec<(i32, Routes<'r>)> = Vec::new();
     for at in order {

@@ -20,7 +20,14 @@ pub struct Gateway {
     /// The labels of the routers it is for.
     pub(crate) selector: Vec<(String, String)>,
     pub(crate) servers: Vec<Server>,
+    /// The hosts of the Services of the routers that it is for, where it is one of the Gateway API: its own and no other.
+    pub(crate) services: Vec<String>,
 }
+
+/// The annotation of a Gateway that was made of one of the Gateway API: the hosts of its Services.
+///
+/// Source: istio/istio `pilot/pkg/model/gateway.go`, `InternalGatewayServiceAnnotation`.
+pub const GATEWAY_SERVICES: &str = "internal.istio.io/gateway-service";
 
 /// One listener.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,17 +75,23 @@ impl Gateway {
         let spec = spec.unwrap_or(&Node::Null);
         let namespace = &*meta.id.namespace;
         let servers = list(spec, "servers").iter();
+        let annotations = root.peek("metadata").and_then(|it| at(it, "annotations"));
+        let services = annotations.and_then(|it| text(it, GATEWAY_SERVICES));
+        let services = services.into_iter().flat_map(|hosts| hosts.split(','));
         Gateway {
+            services: services.map(str::to_owned).collect(),
             selector: labels(spec, "selector"),
             servers: servers.filter_map(|it| server(it, namespace)).collect(),
             meta,
         }
     }
 
-    /// Whether a router with these labels has it.
+    /// Whether a router with these labels has it; one of the Gateway API is for its own namespace.
     pub(crate) fn selects(&self, router: &Proxy) -> bool {
         let has = |(key, value): &(String, String)| router.labels.get(key) == Some(value);
-        self.selector.iter().all(has)
+        let of_api = !self.services.is_empty();
+        let foreign = of_api && *router.namespace != *self.meta.id.namespace;
+        !foreign && self.selector.iter().all(has)
     }
 }
 

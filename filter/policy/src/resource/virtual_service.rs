@@ -1,5 +1,8 @@
 //! `VirtualService`: which destination a request or connection is led to. Read as far as it decides that.
 //!
+//! Routes of the Gateway API are VirtualServices too by the time they come here, as in Istio: `egress-rules` makes them.
+//! An annotation says of what, and that counts in three ways: who sees them, in which order, and what they are called.
+//!
 //! Source: istio/api `networking/v1alpha3/virtual_service.proto`.
 
 use std::collections::BTreeMap;
@@ -38,9 +41,19 @@ pub(crate) enum GatewayName {
     Named { namespace: String, name: String },
 }
 
+/// The annotation of a VirtualService that was made of a route of the Gateway API: the kind of that.
+///
+/// Source: istio/istio `pkg/config/constants/constants.go`, `InternalParentNames`; people may not set it.
+pub const MADE_OF: &str = "internal.istio.io/parents";
+
+/// The kinds of the Gateway API's routes.
+pub const ROUTE_KINDS: [&str; 4] = ["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"];
+
 /// A route, whatever comes in.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Route {
+    /// What it is called where it is a rule of the Gateway API.
+    pub(crate) name: Option<Box<str>>,
     /// Any of them; without one, everything.
     pub(crate) matches: Vec<Match>,
     pub(crate) destinations: Vec<Destination>,
@@ -95,6 +108,8 @@ pub(crate) struct Path {
 pub(crate) enum PathIs {
     Exactly,
     Below,
+    /// It is the text, or goes on behind it with a slash: so the Gateway API compares.
+    Within,
     /// It fits a regular expression.
     Like,
 }
@@ -115,7 +130,10 @@ impl VirtualService {
     pub(crate) const KIND: &'static str = "VirtualService";
 
     pub(crate) fn read(root: &Fields<'_>, origin: Origin) -> VirtualService {
-        let meta = read_meta(root, Self::KIND, origin, false);
+        let annotations = root.peek("metadata").and_then(|it| at(it, "annotations"));
+        let made_of = annotations.and_then(|it| text(it, MADE_OF));
+        let kind = ROUTE_KINDS.into_iter().find(|kind| Some(*kind) == made_of);
+        let meta = read_meta(root, kind.unwrap_or(Self::KIND), origin, false);
         root.allow_unknown();
         let spec = root.peek("spec");
         let spec = spec.unwrap_or(&Node::Null);
@@ -128,7 +146,16 @@ impl VirtualService {
         }
         let routes = |key| {
             let all = list(spec, key).iter();
-            all.map(|it| route(it, namespace)).collect()
+            let named = |it| {
+                let mut route = route(it, namespace);
+                if kind.is_some() {
+                    route.name = text(it, "name").map(Box::from);
+                    let paths = route.matches.iter_mut();
+                    paths.filter_map(|it| it.path.as_mut()).for_each(divide);
+                }
+                route
+            };
+            all.map(named).collect()
         };
         VirtualService {
             hosts: hosts.collect(),
@@ -139,6 +166,11 @@ impl VirtualService {
             tcp: routes("tcp"),
             meta,
         }
+    }
+
+    /// Whether it was made of a route of the Gateway API.
+    pub(crate) fn is_of_gateway_api(&self) -> bool {
+        self.meta.id.kind != Self::KIND
     }
 
     /// Leads to other hosts where it leads to these.
@@ -253,8 +285,25 @@ impl Path {
                 true => begin.eq_ignore_ascii_case(own),
                 false => begin == own,
             });
-        let whole = other.how == PathIs::Exactly && own.len() == other_text.len();
-        begins && (self.how == PathIs::Below || whole)
+        let same = own.len() == other_text.len();
+        let covers = match self.how {
+            PathIs::Below => true,
+            PathIs::Within => {
+                let divided = other_text.get(own.len()) == Some(&b'/');
+                divided || (same && other.how != PathIs::Below)
+            }
+            PathIs::Exactly | PathIs::Like => same && other.how == PathIs::Exactly,
+        };
+        begins && covers
+    }
+}
+
+/// Reads the beginning of a path as the Gateway API does: by the parts between slashes.
+fn divide(path: &mut Path) {
+    if path.how == PathIs::Below {
+        path.how = PathIs::Within;
+        let end = path.text.trim_end_matches('/').len();
+        path.text.truncate(end);
     }
 }
 
@@ -325,6 +374,7 @@ fn route(route: &Node<'_>, namespace: &str) -> Route {
     });
     let direct = at(route, "directResponse").map(|it| Answer::Status(status(it, "status")));
     Route {
+        name: None,
         matches: (list(route, "match").iter())
             .map(|it| matching(it, namespace))
             .collect(),
