@@ -17,13 +17,12 @@ use egress_policy::{Service, TlsIntent, UpstreamProtocol};
 use serde_json::{Map, Value, json};
 
 use super::message::{extension, set, set_some};
-use super::names::{HostCheck, Names, nobody};
+use super::names::{Names, nobody};
 use super::options::Options;
 use super::secrets;
-use super::transport_socket::{proxied, versions};
-
-const NAME: &str = "envoy.transport_sockets.tls";
-const KIND: &str = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+use super::transport_socket::{
+    TLS, UPSTREAM_TLS, proxied, show_certificate, upstream_tls, versions,
+};
 
 /// The certificate must have two names at once: the host, and one of a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +50,7 @@ pub fn sockets(
 fn nothing_verified() -> Value {
     let names = json!({"match_typed_subject_alt_names": [nobody()]});
     let context = json!({"common_tls_context": {"validation_context": names}});
-    extension(NAME, KIND, context)
+    extension(TLS, UPSTREAM_TLS, context)
 }
 
 fn socket(service: &Service<'_>, tls: &TlsIntent, names: Names<'_>, options: &Options) -> Value {
@@ -61,10 +60,7 @@ fn socket(service: &Service<'_>, tls: &TlsIntent, names: Names<'_>, options: &Op
     if service.cluster.upstream == UpstreamProtocol::PostgreSql {
         set(&mut common, "alpn_protocols", json!(["postgresql"]));
     }
-    if let Some(identity) = &tls.identity {
-        let reference = json!([secrets::certificate(identity, options)]);
-        set(&mut common, "tls_certificate_sds_secret_configs", reference);
-    }
+    show_certificate(tls, options, &mut common);
     let mut beside = Map::new();
     set(
         &mut beside,
@@ -77,14 +73,5 @@ fn socket(service: &Service<'_>, tls: &TlsIntent, names: Names<'_>, options: &Op
         "validation_context_sds_secret_config": secrets::validation(tls, options),
     });
     set(&mut common, "combined_validation_context", combined);
-    let mut context = Map::new();
-    set(&mut context, "common_tls_context", Value::Object(common));
-    set_some(&mut context, "sni", names.sni);
-    let by_sni = names.host == HostCheck::BySni;
-    set_some(
-        &mut context,
-        "auto_sni_san_validation",
-        by_sni.then_some(true),
-    );
-    extension(NAME, KIND, Value::Object(context))
+    upstream_tls(common, names.sni, names.host, Map::new())
 }

@@ -21,6 +21,11 @@ const SESSIONS_BY_NAME: Version = Version {
 /// The TLS sessions that one context keeps at most; one is about two kilobytes.
 const MAX_SESSIONS: usize = 4096;
 
+/// What Envoy calls the socket of TLS, and its settings towards servers.
+pub(super) const TLS: &str = "envoy.transport_sockets.tls";
+pub(super) const UPSTREAM_TLS: &str =
+    "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+
 /// Renders the transport socket of a cluster. `None` means Envoy's default, which sends plaintext.
 pub(super) fn transport_socket(cluster: &Cluster, rendering: &Rendering<'_>) -> Option<Value> {
     let socket = server_socket(cluster, rendering);
@@ -77,10 +82,7 @@ fn tls_socket(cluster: &Cluster, tls: &TlsIntent, rendering: &Rendering<'_>) -> 
         UpstreamProtocol::Http1 => set(&mut common, "alpn_protocols", json!(["http/1.1"])),
         UpstreamProtocol::Http2 => set(&mut common, "alpn_protocols", json!(["h2"])),
     }
-    if let Some(identity) = &tls.identity {
-        let reference = json!([secrets::certificate(identity, options)]);
-        set(&mut common, "tls_certificate_sds_secret_configs", reference);
-    }
+    show_certificate(tls, options, &mut common);
     let mut beside = Map::new();
     let names = Names::of(cluster, tls);
     let typed = Some(names.typed).filter(|typed| !typed.is_empty());
@@ -113,17 +115,38 @@ fn tls_socket(cluster: &Cluster, tls: &TlsIntent, rendering: &Rendering<'_>) -> 
         }
     };
     let mut context = Map::new();
-    set(&mut context, "common_tls_context", Value::Object(common));
     set(&mut context, "max_session_keys", json!(sessions));
-    set_some(&mut context, "sni", names.sni);
-    let by_sni = names.host == HostCheck::BySni;
+    upstream_tls(common, names.sni, names.host, context)
+}
+
+/// Adds the certificate that the server is shown, if a rule has one.
+pub(super) fn show_certificate(
+    tls: &TlsIntent,
+    options: &Options,
+    common: &mut Map<String, Value>,
+) {
+    if let Some(identity) = &tls.identity {
+        let reference = json!([secrets::certificate(identity, options)]);
+        set(common, "tls_certificate_sds_secret_configs", reference);
+    }
+}
+
+/// Renders a socket of TLS to a server: `context` with what all of its contexts have.
+pub(super) fn upstream_tls(
+    common: Map<String, Value>,
+    sni: Option<&str>,
+    host: HostCheck,
+    mut context: Map<String, Value>,
+) -> Value {
+    set(&mut context, "common_tls_context", Value::Object(common));
+    set_some(&mut context, "sni", sni);
+    let by_sni = host == HostCheck::BySni;
     set_some(
         &mut context,
         "auto_sni_san_validation",
         by_sni.then_some(true),
     );
-    let kind = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
-    extension("envoy.transport_sockets.tls", kind, Value::Object(context))
+    extension(TLS, UPSTREAM_TLS, Value::Object(context))
 }
 
 /// Returns which versions are spoken, by the mesh's `tlsDefaults`.

@@ -481,8 +481,15 @@ impl<'r> Compiler<'r> {
                 "it {what}, which is not carried out here: port {} of `{}` is refused (`not_read`)",
                 called.port, called.host
             );
-            let kind = chosen.service.meta.id.kind;
-            let hint = format!("lead to one destination, or leave the {kind} out");
+            let hint = match chosen.route.delegates {
+                true => {
+                    "write the routes of the VirtualService in `delegate` into this one".to_owned()
+                }
+                false => {
+                    let kind = chosen.service.meta.id.kind;
+                    format!("lead to one destination, or leave the {kind} out")
+                }
+            };
             self.tell_routed(Severity::Warning, "not-read", chosen, text, &hint);
         }
         Reason::NotRead
