@@ -13,12 +13,15 @@
 )]
 
 mod common;
+#[path = "common/supplied.rs"]
+mod supplied;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use egress_integration::{
     envoy::{self, EnvoyProcess},
+    istiod::{Configuration, Proxy},
     pki::{Ca, Leaf, Name},
     probe::{self, Answer},
     stand_in::{Clients, Listener, StandIn, StandInConfig},
@@ -28,6 +31,8 @@ use common::{
     HOST, MANAGER, SOON, Trusted, assert_no_leak, assert_originated, by_credential, egressctl,
     entry, only, originated, route, rule,
 };
+
+use supplied::supply;
 
 /// A host of the mesh, which no rule of ours names.
 const REVIEWS: &str = "reviews.default.svc.cluster.local";
@@ -59,6 +64,7 @@ struct Mesh {
     secrets: Vec<(String, Value)>,
     /// The port that istiod calls the listener and its routes by.
     listener_port: u16,
+    proxy: Proxy,
 }
 
 impl Mesh {
@@ -92,6 +98,16 @@ impl Mesh {
             reviews,
             documents,
             listener_port: 80,
+            proxy: match args.contains(&"gateway") {
+                true => Proxy {
+                    context: "GATEWAY",
+                    labels: vec![("istio".to_owned(), "egressgateway".to_owned())],
+                },
+                false => Proxy {
+                    context: "SIDECAR_OUTBOUND",
+                    labels: vec![("app".to_owned(), "sleep".to_owned())],
+                },
+            },
         })
     }
 
@@ -101,94 +117,68 @@ impl Mesh {
 
     /// The bootstrap that Istio's configuration amounts to, patched.
     fn bootstrap(&self, without: Without, listener_filters: Value) -> Result<Value> {
-        let mut clusters = vec![
+        let clusters = vec![
             self.of_service_entry(without),
-            plain("outbound|80||reviews", self.reviews.plain_addr().port()),
             plain("outbound|80||gone", 1),
+            plain("outbound|80||reviews", self.reviews.plain_addr().port()),
         ];
-        let mut hosts = vec![
+        let hosts = json!([
             virtual_host(HOST, &format!("outbound|80||{HOST}")),
             virtual_host(REVIEWS, "outbound|80||reviews"),
             virtual_host(GONE, "outbound|80||gone"),
-            json!({"name": "block_all", "domains": ["*"], "routes": [
+            {"name": "block_all", "domains": ["*"], "routes": [
                 {"name": "block_all", "match": {"prefix": "/"}, "direct_response": {"status": 502}},
-            ]}),
-        ];
+            ]},
+        ]);
         let mut filters = Vec::new();
         if without != Without::Plugin {
             filters.push(self.plugin()?);
         }
         let kind = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
         filters.push(json!({"name": "envoy.filters.http.router", "typed_config": {"@type": kind}}));
-
-        let patches = self
-            .of_kind("EnvoyFilter")
-            .filter_map(|it| it["spec"]["configPatches"].as_array());
-        for patch in patches.flatten() {
-            let value = &patch["patch"]["value"];
-            match (
-                patch["applyTo"].as_str(),
-                patch["patch"]["operation"].as_str(),
-            ) {
-                (Some("CLUSTER"), Some("ADD")) if without != Without::Clusters => {
-                    let taken = clusters.iter().any(|it| it["name"] == value["name"]);
-                    ensure!(!taken, "Istio drops a second {}", value["name"]);
-                    ensure!(
-                        value["metadata"]["filter_metadata"]["istio"]["alpn_override"] == "false"
-                    );
-                    clusters.push(self.supplied(value)?);
-                }
-                (Some("HTTP_ROUTE"), Some("INSERT_FIRST")) if without != Without::Routes => {
-                    let port = &patch["match"]["routeConfiguration"]["portNumber"];
-                    for host in hosts.iter_mut().filter(|_| self.is_meant(port)) {
-                        host["routes"]
-                            .as_array_mut()
-                            .context("no routes")?
-                            .insert(0, value.clone());
-                    }
-                }
-                (Some("HTTP_FILTER"), Some("INSERT_BEFORE")) => {
-                    let port = &patch["match"]["listener"]["portNumber"];
-                    if self.is_meant(port) {
-                        filters.insert(filters.len() - 1, value.clone());
-                    }
-                }
-                (Some("CLUSTER" | "HTTP_ROUTE"), _) => {}
-                other => anyhow::bail!("Istio is not known to do this: {other:?}"),
-            }
-        }
         let manager = json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": format!("outbound_0.0.0.0_{};", self.listener_port),
             "http_filters": filters,
             "upgrade_configs": [{"upgrade_type": "websocket"}],
-            "route_config": {
+        });
+        let mut made = Configuration {
+            clusters,
+            listeners: vec![json!({
+                "name": "listener",
+                "address": {"socket_address": {"address": "127.0.0.1", "port_value": self.listener_port}},
+                "traffic_direction": "OUTBOUND",
+                "listener_filters": listener_filters,
+                "filter_chains": [{"filters": [
+                    {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager},
+                ]}],
+            })],
+            routes: vec![json!({
                 "name": self.listener_port.to_string(),
                 "validate_clusters": false,
                 "ignore_port_in_host_matching": true,
                 "virtual_hosts": hosts,
-            },
-        });
+            })],
+        };
+        for filter in self.of_kind("EnvoyFilter") {
+            made.patch(&kept(filter, without)?, &self.proxy)?;
+        }
+        let Configuration {
+            mut clusters,
+            mut listeners,
+            routes,
+        } = made;
+        for cluster in &mut clusters {
+            supply(cluster, &self.secrets, &self.trusted)?;
+        }
+        let listener = listeners.first_mut().context("no listener")?;
+        listener["address"]["socket_address"]["port_value"] = json!(0);
+        let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
+        manager["route_config"] = routes.first().context("no routes")?.clone();
         Ok(json!({
             "node": {"id": "sidecar", "cluster": "sleep"},
-            "static_resources": {
-                "clusters": clusters,
-                "listeners": [{
-                    "name": "listener",
-                    "address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}},
-                    "traffic_direction": "OUTBOUND",
-                    "listener_filters": listener_filters,
-                    "filter_chains": [{"filters": [
-                        {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager},
-                    ]}],
-                }],
-            },
+            "static_resources": {"clusters": clusters, "listeners": listeners},
         }))
-    }
-
-    /// Whether a patch that names this port, or none, is for the listener.
-    fn is_meant(&self, port: &Value) -> bool {
-        port.is_null() || *port == self.listener_port
     }
 
     /// The cluster that istiod makes of the ServiceEntry's port 80, which leads to the server's port for TLS; with TLS
@@ -251,50 +241,6 @@ impl Mesh {
         )
     }
 
-    /// A cluster whose secrets come from files. Whom it asked for them is looked at: files of the agent, others of istiod.
-    fn supplied(&self, cluster: &Value) -> Result<Value> {
-        let mut cluster = cluster.clone();
-        let context = "/transport_socket/typed_config/common_tls_context";
-        let Some(context) = cluster.pointer_mut(context) else {
-            return Ok(cluster);
-        };
-        for path in [
-            "/validation_context_sds_secret_config",
-            "/combined_validation_context/validation_context_sds_secret_config",
-            "/tls_certificate_sds_secret_configs/0",
-        ] {
-            let Some(reference) = context.pointer_mut(path) else {
-                continue;
-            };
-            let name = reference["name"].as_str().context("no name")?.to_owned();
-            let source = &reference["sds_config"];
-            if name.starts_with("file-") {
-                let agent = &source["api_config_source"]["grpc_services"][0]["envoy_grpc"];
-                ensure!(agent["cluster_name"] == "sds-grpc", "{reference}");
-            } else {
-                ensure!(
-                    *source == json!({"ads": {}, "resource_api_version": "V3"}),
-                    "{reference}"
-                );
-            }
-            let found = self.secrets.iter().find(|(known, _)| *known == name);
-            let mut secret = found
-                .with_context(|| format!("no secret {name}"))?
-                .1
-                .clone();
-            secret["@type"] =
-                json!("type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret");
-            secret["name"] = json!(name);
-            let file = name.replace(['/', ':'], "_") + ".json";
-            let file = self
-                .trusted
-                .file(&file, &json!({"resources": [secret]}).to_string())?;
-            reference["sds_config"] =
-                json!({"path_config_source": {"path": file}, "resource_api_version": "V3"});
-        }
-        Ok(cluster)
-    }
-
     async fn start(&self, without: Without) -> Result<EnvoyProcess> {
         let bootstrap = self.bootstrap(without, json!([]))?;
         EnvoyProcess::start(
@@ -317,6 +263,24 @@ impl Mesh {
         );
         Ok(())
     }
+}
+
+/// An EnvoyFilter but for the patches that are left out.
+fn kept(filter: &Value, without: Without) -> Result<Value> {
+    let mut kept = filter.clone();
+    let patches = kept["spec"]["configPatches"].as_array_mut();
+    let patches = patches.context("no patches")?;
+    let left_out = match without {
+        Without::Clusters => "CLUSTER",
+        Without::Routes => "HTTP_ROUTE",
+        _ => "",
+    };
+    patches.retain(|patch| patch["applyTo"] != left_out);
+    for cluster in patches.iter().filter(|it| it["applyTo"] == "CLUSTER") {
+        let value = &cluster["patch"]["value"];
+        ensure!(value["metadata"]["filter_metadata"]["istio"]["alpn_override"] == "false");
+    }
+    Ok(kept)
 }
 
 /// The cluster of a place on this machine.

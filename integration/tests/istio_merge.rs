@@ -12,6 +12,8 @@
 mod common;
 #[path = "common/istio_live.rs"]
 mod istio_live;
+#[path = "common/supplied.rs"]
+mod supplied;
 
 use std::time::{Duration, Instant};
 
@@ -35,8 +37,9 @@ use egress_integration::{
 
 use common::{SOON, Trusted, only, route};
 use istio_live::{
-    Stage, TLS, assembled, gateway, nothing_in_plaintext, of_kind, recorded, server, sidecar,
+    Stage, assembled, gateway, nothing_in_plaintext, of_kind, recorded, server, sidecar,
 };
+use supplied::TLS;
 
 const API: &str = "api.example.com";
 const OTHER: &str = "b.example.com";

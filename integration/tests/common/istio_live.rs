@@ -13,9 +13,7 @@ use egress_integration::{
 };
 
 use crate::common::{Trusted, egressctl};
-
-/// Where the TLS of a cluster is.
-pub(crate) const TLS: &str = "/transport_socket/typed_config/common_tls_context";
+use crate::supplied::supply;
 
 /// A configuration of a live istiod, and the resources that it was given.
 pub(crate) struct Recorded {
@@ -159,7 +157,7 @@ impl Stage {
     fn bootstrap(&self, configuration: &Configuration) -> Result<Value> {
         let mut configuration = configuration.clone();
         for cluster in &mut configuration.clusters {
-            self.supply(cluster)?;
+            supply(cluster, &self.secrets, &self.trusted)?;
             let endpoints = cluster.pointer_mut("/load_assignment/endpoints/0/lb_endpoints");
             for endpoint in endpoints
                 .and_then(Value::as_array_mut)
@@ -199,51 +197,6 @@ impl Stage {
                 "listeners": configuration.listeners,
             },
         }))
-    }
-
-    /// Lets a cluster read its secrets from files. Whom it asked for them is looked at.
-    fn supply(&self, cluster: &mut Value) -> Result<()> {
-        let Some(context) = cluster.pointer_mut(TLS) else {
-            return Ok(());
-        };
-        for path in [
-            "/validation_context_sds_secret_config",
-            "/combined_validation_context/validation_context_sds_secret_config",
-            "/tls_certificate_sds_secret_configs/0",
-        ] {
-            let Some(reference) = context.pointer_mut(path) else {
-                continue;
-            };
-            let name = reference["name"].as_str().context("no name")?.to_owned();
-            let source = reference["sds_config"].clone();
-            let agent = &source["api_config_source"]["grpc_services"];
-            let asked = match name.starts_with("file-") {
-                true => *agent == json!([{"envoy_grpc": {"cluster_name": "sds-grpc"}}]),
-                false => source == json!({"ads": {}, "resource_api_version": "V3"}),
-            };
-            ensure!(asked, "{reference}");
-            let found = self.secrets.iter().find(|(known, _)| *known == name);
-            let found = found.with_context(|| format!("no secret {name}"))?;
-            let mut secret = found.1.clone();
-            let kind = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
-            let secrets = match secret.is_null() {
-                true => Vec::new(),
-                false => {
-                    secret["@type"] = json!(kind);
-                    secret["name"] = json!(name);
-                    vec![secret]
-                }
-            };
-            let file = name.replace(['/', ':'], "_") + ".json";
-            let resources = json!({"resources": secrets}).to_string();
-            let file = self.trusted.file(&file, &resources)?;
-            reference["sds_config"] = json!({
-                "path_config_source": {"path": file},
-                "resource_api_version": "V3",
-                "initial_fetch_timeout": "1s",
-            });
-        }
-        Ok(())
     }
 }
 
