@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Result, bail};
 use clap::Parser;
+use tokio::sync::mpsc;
 
 mod faults;
 mod load;
@@ -54,7 +55,8 @@ async fn soak(args: &Args) -> Result<()> {
     let length = Duration::from_secs(60) * args.minutes;
     let stage = Arc::new(Stage::start().await?);
     say(&format!("==> soak: {} minutes of load", args.minutes));
-    let watching = tokio::spawn(watch::watch(Arc::clone(&stage)));
+    let (send, mut sampled) = mpsc::unbounded_channel();
+    let watching = tokio::spawn(watch::watch(Arc::clone(&stage), send));
     let load = load::start(&stage);
     let begun = Instant::now();
     let faults = faults::all();
@@ -82,8 +84,8 @@ async fn soak(args: &Args) -> Result<()> {
         }
     }
     tokio::time::sleep_until((begun + length).into()).await;
-    let samples = stage.samples();
     watching.abort();
+    let samples = std::iter::from_fn(|| sampled.try_recv().ok()).collect();
     let counted = load.end().await;
     let report = report::Report {
         length: begun.elapsed(),

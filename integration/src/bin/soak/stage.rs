@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
-use crate::{origin::Servers, watch::Sample};
+use crate::origin::Servers;
 
 /// The addresses of the servers. The second is the one that dies.
 pub(crate) const ADDRESSES: [Ipv4Addr; 2] =
@@ -61,7 +61,6 @@ pub(crate) struct Stage {
     folder: TempDir,
     /// The proxies that run; the last one takes what is new.
     proxies: Mutex<Vec<Arc<Running>>>,
-    samples: Mutex<Vec<Sample>>,
     rules: AtomicU64,
 }
 
@@ -107,7 +106,6 @@ impl Stage {
             died: Mutex::default(),
             folder,
             proxies: Mutex::default(),
-            samples: Mutex::default(),
             rules: AtomicU64::new(0),
         };
         stage.renew_client().await?;
@@ -245,14 +243,6 @@ impl Stage {
     pub(crate) fn has_just_died(&self) -> bool {
         let died = *lock(&self.died);
         died.is_some_and(|died| died.elapsed() < Duration::from_secs(3))
-    }
-
-    pub(crate) fn note(&self, sample: Sample) {
-        lock(&self.samples).push(sample);
-    }
-
-    pub(crate) fn samples(&self) -> Vec<Sample> {
-        lock(&self.samples).clone()
     }
 
     pub(crate) fn heard_in_plaintext(&self) -> u64 {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use nix::unistd::Pid;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::stage::Stage;
 
@@ -27,8 +28,8 @@ pub(crate) struct Sample {
 /// One of its numbers.
 pub(crate) type Of = fn(&Sample) -> u64;
 
-/// Takes samples until it is aborted.
-pub(crate) async fn watch(stage: Arc<Stage>) {
+/// Takes samples until nobody wants them.
+pub(crate) async fn watch(stage: Arc<Stage>, samples: UnboundedSender<Sample>) {
     let begun = Instant::now();
     let mut ticks = tokio::time::interval(EVERY);
     loop {
@@ -40,12 +41,15 @@ pub(crate) async fn watch(stage: Arc<Stage>) {
         let Some(envoy) = children(program).first().copied() else {
             continue;
         };
-        stage.note(Sample {
+        let sample = Sample {
             at: begun.elapsed(),
             envoy: resident(envoy),
             program: resident(program),
             descriptors: descriptors(envoy) + descriptors(program),
-        });
+        };
+        if samples.send(sample).is_err() {
+            return;
+        }
     }
 }
 
