@@ -121,6 +121,10 @@ nginx: ## Only the nginx that demos and tests talk to, and openssl
 firewall: ## Only what the tests of capture need
 	@.setup/firewall.sh
 
+.PHONY: systemd
+systemd: ## Only what checks units of systemd
+	@.setup/systemd.sh
+
 .PHONY: tinyproxy
 tinyproxy: ## Only the tinyproxy that tests go through
 	@binary=$$(.setup/tinyproxy.sh) && echo "==> tinyproxy: $$binary"
@@ -128,7 +132,7 @@ tinyproxy: ## Only the tinyproxy that tests go through
 # --- what test consists of ---
 
 .PHONY: test-native
-test-native: dist nginx redis tinyproxy firewall # in one go: chosen apart, the crates would get other features and compile twice
+test-native: dist nginx redis tinyproxy firewall systemd # in one go: chosen apart, the crates would get other features and compile twice
 	@echo '==> test: this machine, and a real Envoy'
 	@CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast
 
@@ -141,7 +145,7 @@ test-wasm: host
 	  $(wasm-cargo) test -p egress-policy --tests --no-fail-fast
 
 .PHONY: integration
-integration: dist nginx redis tinyproxy firewall ## Only the tests on a real Envoy
+integration: dist nginx redis tinyproxy firewall systemd ## Only the tests on a real Envoy
 	@CARGO_TERM_QUIET=false cargo test -p egress-integration --no-fail-fast
 
 .PHONY: integration-compose
@@ -149,7 +153,7 @@ integration-compose: build ## The page's scenarios across docker containers, wit
 	@python3 -B integration/compose/play.py
 
 .PHONY: matrix
-matrix: dist nginx redis tinyproxy firewall ## The tests on every Envoy, into README.md; VERSIONS="1.36.4 1.40.0" TESTS="page tcp" some
+matrix: dist nginx redis tinyproxy firewall systemd ## The tests on every Envoy, into README.md; VERSIONS="1.36.4 1.40.0" TESTS="page tcp" some
 	@programs=$$(mktemp); trap 'rm -f "$$programs"' EXIT; \
 	cargo test $(native) --no-run --message-format=json >"$$programs"; \
 	for version in $(or $(VERSIONS),$(versions)); do \

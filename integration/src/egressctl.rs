@@ -246,6 +246,15 @@ impl Running {
         self.address("admin")
     }
 
+    /// Where probes ask.
+    ///
+    /// # Errors
+    ///
+    /// When the line `ready` did not name it.
+    pub fn status(&self) -> Result<SocketAddr> {
+        self.address("status")
+    }
+
     /// Asks Envoy's admin interface.
     ///
     /// # Errors

@@ -11,9 +11,7 @@ use egress_policy::{Address, AllowPlaintext, ConnectTo, HostName, HostPattern, P
 use egress_render::istio::Url;
 use egress_render::xds::{Admin, Version};
 
-mod run;
-
-pub(crate) use run::Run;
+pub(crate) mod run;
 
 /// TLS origination for plain HTTP, from Istio's ServiceEntry and DestinationRule, in any Envoy.
 #[derive(Debug, Parser)]
@@ -256,6 +254,38 @@ pub(crate) struct RenderIstio {
     /// Show how this folder differs from what --output-folder would write: 0 equal, 1 different
     #[arg(long, value_name = "DIR", conflicts_with = "output_folder")]
     pub(crate) diff: Option<PathBuf>,
+}
+
+/// `egressctl run`.
+#[derive(Debug, Clone, ClapArgs)]
+pub(crate) struct Run {
+    /// What every command with rules takes.
+    #[command(flatten)]
+    pub(crate) rules: Rules,
+    /// The Envoy to start [default: `envoy` on PATH, or the one that `make envoy` installed]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) envoy: Option<PathBuf>,
+    /// Envoy's worker threads [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) concurrency: Option<u32>,
+    /// Keep the first rules, even if their files change
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// On SIGTERM, serve for DELAY while health checks fail, then give open requests LIMIT to finish. A second signal
+    /// ends at once. Kubernetes needs 10s,45s
+    #[arg(long, value_name = "DELAY,LIMIT", default_value = "0s,30s", value_parser = run::drain)]
+    pub(crate) drain: egress_run::Drain,
+    /// Answer /ready, /live and /metrics here, for probes and Prometheus, and nothing else of the admin interface
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) status: Option<SocketAddr>,
+    /// How to report what happens. JSON is one object a line on the standard error, and the standard output is left to
+    /// the access log
+    #[arg(short, long, value_enum, default_value_t = Report::Text)]
+    pub(crate) output: Report,
+    /// What to report: `error` is errors alone, `warning` also warnings and what the run does. The others add what Envoy
+    /// logs at that level
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = run::LogLevel::Warning)]
+    pub(crate) log_level: run::LogLevel,
 }
 
 /// Languages for structured output.

@@ -1,9 +1,13 @@
 //! What a command has to say.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use egress_policy::visible_lines;
 use egress_rules::{Complaint, Refusal};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// How a command ends: with an output, or with why it does nothing.
 pub(super) type Done = Result<Output, Refusal>;
@@ -79,7 +83,33 @@ pub(super) fn print_to(mut out: impl Write, text: &str) -> Result<(), Complaint>
     }
 }
 
+/// Whether notes are for programs.
+static AS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// From now on each note is one JSON object on a line.
+pub(super) fn tell_as_json() {
+    AS_JSON.store(true, Ordering::Relaxed);
+}
+
 /// Writes a note for people, beside the output. Control characters of texts that others wrote are escaped.
 pub(super) fn tell(text: &str) {
+    if AS_JSON.load(Ordering::Relaxed) {
+        let level = match text {
+            _ if text.starts_with("error: ") => "error",
+            _ if text.starts_with("warning: ") => "warning",
+            _ => "info",
+        };
+        return tell_event(level, "message", json!({"message": text}));
+    }
     let _ = writeln!(anstream::stderr(), "{}", visible_lines(text));
+}
+
+/// Writes something that happened as one JSON object, beside the output.
+pub(super) fn tell_event(level: &str, event: &str, fields: Value) {
+    let time = OffsetDateTime::now_utc().format(&Rfc3339);
+    let mut line = json!({"time": time.unwrap_or_default(), "level": level, "event": event});
+    if let (Value::Object(line), Value::Object(fields)) = (&mut line, fields) {
+        line.extend(fields);
+    }
+    let _ = writeln!(io::stderr(), "{line}");
 }

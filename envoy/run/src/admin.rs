@@ -29,6 +29,8 @@ pub struct Addresses {
     pub forward_proxy: Option<String>,
     /// Where redirected connections come in, if they do.
     pub capture: Option<String>,
+    /// Where probes and Prometheus ask, if they may.
+    pub status: Option<SocketAddr>,
     /// The admin interface: an address, or the path of a socket.
     pub admin: String,
 }
@@ -81,6 +83,7 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
         vips,
         forward_proxy,
         capture,
+        status: None,
         admin,
     })
 }
@@ -170,6 +173,11 @@ fn served<'s>(stats: impl Iterator<Item = (&'s str, u64)>) -> u64 {
         }
     }
     requests + u64::saturating_sub(all, http)
+}
+
+/// Asks Envoy something, wherever its admin interface is.
+pub(super) async fn asked(admin: &Admin, written: &Path, path: &str) -> Option<(u16, Bytes)> {
+    get(&found(admin, written)?, path).await
 }
 
 /// Tells Envoy to do something; returns whether it did.

@@ -13,17 +13,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::admin;
-use super::event::{Event, Events, send};
+use super::event::{Drain, Event, Events, send};
 use egress_render::xds::Admin;
-
-/// How a run ends that is asked to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Drain {
-    /// How long requests are served as before, once health checks fail.
-    pub delay: Duration,
-    /// How long requests may take after that.
-    pub limit: Duration,
-}
 
 /// How often Envoy is asked how much is in flight.
 const INTERVAL: Duration = Duration::from_millis(100);

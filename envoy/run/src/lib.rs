@@ -26,11 +26,11 @@ mod reload;
 mod resolver;
 mod secrets;
 mod signals;
+mod status;
 mod supervise;
 mod watch;
 
 pub use deployment::{Deployment, Recompile};
-pub use drain::Drain;
-pub use event::{Event, Events, Reloaded};
-pub use process::version_of;
+pub use event::{Drain, Event, Events, Reloaded};
+pub use process::{LogLevel, version_of};
 pub use supervise::{Reload, Start, supervise};

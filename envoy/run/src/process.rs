@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Stdio;
@@ -11,7 +12,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::event::{Event, Events, send};
+use super::event::{Drain, Event, Events, send};
 use super::reload::{DRAIN, Reloader};
 use super::{admin, envoy_log};
 use egress_render::xds::{self, Options};
@@ -43,32 +44,69 @@ pub fn version_of(envoy: &Path) -> Result<String, String> {
         })
 }
 
-pub(super) fn start(
-    envoy: &Path,
-    bootstrap: &Path,
-    admin_address: &Path,
-    concurrency: Option<u32>,
-) -> io::Result<Child> {
-    let mut command = std::process::Command::new(envoy);
+/// What is said at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// What fails.
+    Error,
+    /// What may be wrong, too.
+    Warning,
+    /// What Envoy does.
+    Info,
+    /// How it does it.
+    Debug,
+    /// All of it.
+    Trace,
+}
+
+impl LogLevel {
+    /// As Envoy calls it. Its warnings are always needed: they say why it refuses something.
+    fn of_envoy(self) -> &'static str {
+        match self {
+            LogLevel::Error | LogLevel::Warning => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// What Envoy is started with, and how it ends.
+pub(super) struct Process<'p> {
+    pub(super) envoy: &'p Path,
+    pub(super) bootstrap: &'p Path,
+    /// Where Envoy writes the address of its admin interface.
+    pub(super) admin_address: &'p Path,
+    pub(super) options: &'p Options,
+    pub(super) concurrency: Option<u32>,
+    pub(super) log_level: LogLevel,
+    pub(super) status: Option<SocketAddr>,
+    pub(super) drain: Drain,
+}
+
+pub(super) fn start(process: &Process<'_>) -> io::Result<Child> {
+    let mut command = std::process::Command::new(process.envoy);
     command
         .arg("--config-path")
-        .arg(bootstrap)
+        .arg(process.bootstrap)
         .arg("--admin-address-path")
-        .arg(admin_address);
+        .arg(process.admin_address);
     // Without hot restart there is no shared memory to leave behind, and no id that two Envoys must not share.
     command.args([
         "--disable-hot-restart",
         "--log-level",
-        "warn",
+        process.log_level.of_envoy(),
         "--file-flush-interval-msec",
         "200",
     ]);
     // Who asks again on a connection of before is told to close it, from the first answer on.
     command.args(["--drain-strategy", "immediate", "--drain-time-s"]);
     command.arg(DRAIN.as_secs().to_string());
-    if let Some(workers) = concurrency {
+    if let Some(workers) = process.concurrency {
         command.arg("--concurrency").arg(workers.to_string());
     }
+    // It is ours to tell whoever started us.
+    command.env_remove("NOTIFY_SOCKET");
     command.stdin(Stdio::null()).stderr(Stdio::piped());
     // Ctrl-C reaches every process of a terminal's group; ours is the one that decides how Envoy stops.
     command.process_group(0);

@@ -199,6 +199,7 @@ impl Reloader {
                     true => Nothing::Allowed,
                     false => Nothing::Refused,
                 };
+                send(&self.events, Event::Reloading);
                 let report = match &read {
                     Ok(sources) => {
                         let sources = sources.clone();

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
 
-use egress_render::xds::{self, Options};
+use egress_render::xds;
 use egress_rules::yaml::AlreadyRead;
 use egress_rules::{Complaint, Source};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -16,13 +17,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::deployment::{Deployment, Recompile};
-use super::drain::{Drain, drain};
-use super::event::{Event, Events, send};
+use super::drain::drain;
+use super::event::{Drain, Event, Events, send};
 use super::folder::DISCOVERY_SOCKET;
 use super::ports::{check_ports, reserve};
-use super::process::{ready, start, stop};
+use super::process::{LogLevel, Process, ready, start, stop};
 use super::reload::{self, Reloader};
 use super::signals::{Asked, Signals};
+use super::status::{self, Status};
 use super::{admin, atomic, discovery, envoy_log, folder, resolver, secrets};
 
 /// What is run.
@@ -31,6 +33,10 @@ pub struct Start {
     pub envoy: PathBuf,
     /// Its worker threads; one for each processor when nothing is said.
     pub concurrency: Option<u32>,
+    /// The quietest that it logs.
+    pub log_level: LogLevel,
+    /// Where probes and Prometheus ask, if they may.
+    pub status: Option<SocketAddr>,
     /// How it ends when SIGTERM asks it to.
     pub drain: Drain,
     /// The rules that it starts with.
@@ -120,26 +126,41 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
             Some((reloader, reload.sources))
         }
     };
+    let file_of_admin = folder.path().join(folder::ADMIN_ADDRESS);
+    let status = match start.status {
+        None => None,
+        Some(address) => {
+            let status = Status {
+                admin: deployment.options.admin.clone(),
+                written: file_of_admin.clone(),
+                version: deployment.version.clone(),
+                events: events.clone(),
+            };
+            let served = status::serve(address, status).await;
+            Some(served.map_err(|error| cannot_serve_status(address, &error))?)
+        }
+    };
     // The rules as they were read are large; nobody asks for them again, and nobody waits until they are gone.
     let options = deployment.options.clone();
     std::thread::spawn(move || drop((deployment, resources)));
     let process = Process {
         envoy: &start.envoy,
         bootstrap: &file,
+        admin_address: &file_of_admin,
         options: &options,
         concurrency: start.concurrency,
+        log_level: start.log_level,
+        status,
         drain: start.drain,
     };
     follow(process, reserved, reloading, refused, &events).await
 }
 
-/// What Envoy is started with, and how it ends.
-struct Process<'p> {
-    envoy: &'p Path,
-    bootstrap: &'p Path,
-    options: &'p Options,
-    concurrency: Option<u32>,
-    drain: Drain,
+/// Says why the status cannot be served.
+fn cannot_serve_status(address: SocketAddr, error: &io::Error) -> Complaint {
+    Complaint::input(format!(
+        "cannot listen on {address} for the status: {error}\nhint: `--status` takes another address, and port 0 for any free one"
+    ))
 }
 
 /// Starts Envoy and stays with it.
@@ -151,21 +172,21 @@ async fn follow(
     events: &Events,
 ) -> Result<(), Complaint> {
     let Process {
-        envoy,
-        bootstrap,
         options,
-        concurrency,
+        admin_address,
         drain: how,
+        ..
     } = process;
     let mut signals = Signals::listen()
         .map_err(|error| Complaint::us(format!("cannot listen for signals: {error}")))?;
-    let admin_address = bootstrap.with_file_name(folder::ADMIN_ADDRESS);
-    let mut child = start(envoy, bootstrap, &admin_address, concurrency)
-        .map_err(|error| Complaint::us(format!("cannot start `{}`: {error}", envoy.display())))?;
+    let mut child = start(&process).map_err(|error| {
+        let envoy = process.envoy.display();
+        Complaint::us(format!("cannot start `{envoy}`: {error}"))
+    })?;
     let mut lines = said(&mut child);
     let reloader = reloading.as_ref().map(|(reloader, _)| reloader);
     let started = tokio::select! {
-        started = ready(&mut child, &mut lines, options, &admin_address, reloader, events) => started,
+        started = ready(&mut child, &mut lines, options, admin_address, reloader, events) => started,
         () = signals.end() => {
             stop(&mut child, events).await;
             return Ok(());
@@ -176,7 +197,10 @@ async fn follow(
         }
     };
     match started {
-        Ok(addresses) => send(events, Event::Ready(addresses)),
+        Ok(mut addresses) => {
+            addresses.status = process.status;
+            send(events, Event::Ready(addresses));
+        }
         Err(message) => {
             stop(&mut child, events).await;
             return Err(Complaint::us(message));
@@ -201,7 +225,7 @@ async fn follow(
                 send(events, Event::Draining(how));
                 follows.inspect(AbortHandle::abort);
                 tokio::select! {
-                    () = drain(how, &options.admin, &admin_address, events) => {}
+                    () = drain(how, &options.admin, admin_address, events) => {}
                     () = signals.end() => {}
                     () = events.closed() => {}
                     status = child.wait() => return Err(ended(status, log).await),
@@ -215,7 +239,7 @@ async fn follow(
             // One that waits is enough.
             Asked::Reload => drop(forced.try_send(())),
             Asked::Reopen => {
-                let done = admin::post(&options.admin, &admin_address, "/reopen_logs").await;
+                let done = admin::post(&options.admin, admin_address, "/reopen_logs").await;
                 let failed = "Envoy does not open its access log again";
                 send(
                     events,

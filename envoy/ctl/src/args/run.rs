@@ -1,39 +1,43 @@
-//! The arguments of `egressctl run`.
+//! Values that only `egressctl run` takes.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args as ClapArgs;
+use clap::ValueEnum;
 
-use super::Rules;
 use egress_run::Drain;
 
-/// `egressctl run`.
-#[derive(Debug, Clone, ClapArgs)]
-pub(crate) struct Run {
-    /// What every command with rules takes.
-    #[command(flatten)]
-    pub(crate) rules: Rules,
-    /// The Envoy to start [default: `envoy` on PATH, or the one that `make envoy` installed]
-    #[arg(long, value_name = "PATH")]
-    pub(crate) envoy: Option<PathBuf>,
-    /// Envoy's worker threads [default: one for each processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) concurrency: Option<u32>,
-    /// Keep the first rules, even if their files change
-    #[arg(long)]
-    pub(crate) once: bool,
-    /// On SIGTERM, serve for DELAY while health checks fail, then give open requests LIMIT to finish. A second signal
-    /// ends at once. Kubernetes needs 10s,45s
-    #[arg(long, value_name = "DELAY,LIMIT", default_value = "0s,30s", value_parser = drain)]
-    pub(crate) drain: Drain,
+/// What is reported at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    /// What fails.
+    Error,
+    /// Warnings, and what the run does.
+    Warning,
+    /// What Envoy does.
+    Info,
+    /// How Envoy does it.
+    Debug,
+    /// All that Envoy says.
+    Trace,
+}
+
+impl From<LogLevel> for egress_run::LogLevel {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::Error,
+            LogLevel::Warning => Self::Warning,
+            LogLevel::Info => Self::Info,
+            LogLevel::Debug => Self::Debug,
+            LogLevel::Trace => Self::Trace,
+        }
+    }
 }
 
 /// The longest time that a drain may take, each part of it.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Reads `10s,45s`.
-fn drain(text: &str) -> Result<Drain, String> {
+pub(crate) fn drain(text: &str) -> Result<Drain, String> {
     let (delay, limit) = text
         .split_once(',')
         .ok_or("must be DELAY,LIMIT, for example 10s,45s")?;
