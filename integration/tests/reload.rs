@@ -319,6 +319,100 @@ async fn a_port_comes_and_goes_and_one_in_use_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
+async fn rules_that_a_taken_port_refused_are_applied_once_it_is_free() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let spec = |ports: &str| entry_with(HOST, &format!("resolution: DNS, ports: [{ports}]"));
+    let port = |port: u16| format!("{{number: {port}, name: http-{port}, protocol: HTTP}}");
+    let rules = Rules::new(&trusted, &spec(&port(80)))?;
+    let taken = TcpListener::bind("127.0.0.1:0").await?;
+    let proxy = watching(&trusted, &rules.0)
+        .port(9090, taken.local_addr()?.port())
+        .start()
+        .await?;
+    rules.write(&spec(&format!("{}, {}", port(80), port(9090))))?;
+    proxy
+        .wait_for_stderr(|line| line.contains("something else listens there"), SOON)
+        .await?;
+    drop(taken);
+    reloaded(&proxy, 1).await?;
+    let told = proxy.stderr();
+    let told = told
+        .iter()
+        .filter(|line| line.contains("something else listens there"));
+    assert_eq!(told.count(), 1);
+    assert!(proxy.stop().await?.success());
+    Ok(())
+}
+
+/// What a process watches files with.
+fn inotify_instances(pid: &str) -> Result<usize> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd"))?
+        .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    Ok(links
+        .filter(|link| link.to_string_lossy() == "anon_inode:inotify")
+        .count())
+}
+
+/// A full disk cannot stop what needs no disk.
+#[tokio::test]
+async fn a_reload_writes_no_file_and_a_run_has_one_inotify_instance() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST, "money.cnn.com"]).await?;
+    let rules = Rules::new(&trusted, &originated(HOST, 443))?;
+    let temporary = trusted.path("tmp");
+    fs::create_dir(&temporary)?;
+    let proxy = watching(&trusted, &rules.0)
+        .env("TMPDIR", &temporary)
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .connect_to(&route("money.cnn.com", 443, site.tls_addr()))
+        .start()
+        .await?;
+    let http = proxy.listener(80)?;
+    let files = || -> Result<Vec<(PathBuf, std::time::SystemTime, u64)>> {
+        let mut found = Vec::new();
+        for run in fs::read_dir(&temporary)? {
+            for file in fs::read_dir(run?.path())? {
+                let (path, meta) = (
+                    file.as_ref().map(fs::DirEntry::path),
+                    file.as_ref().map(fs::DirEntry::metadata),
+                );
+                let (Ok(path), Ok(meta)) = (path, meta) else {
+                    continue;
+                };
+                let meta = meta?;
+                found.push((path, meta.modified()?, meta.len()));
+            }
+        }
+        found.sort();
+        Ok(found)
+    };
+    let before = files()?;
+    ensure!(!before.is_empty());
+    rules.write(&(originated(HOST, 443) + &originated("money.cnn.com", 443)))?;
+    reloaded(&proxy, 1).await?;
+    // Another listener as well.
+    rules.write(
+        &(originated("money.cnn.com", 443)
+            + &entry(HOST, 80).replace("number: 80", "number: 8080")),
+    )?;
+    reloaded(&proxy, 2).await?;
+    assert_eq!(probe::get(http, "money.cnn.com", "/").await?.status, 200);
+    assert_eq!(files()?, before);
+
+    let ours = proxy.pid().to_string();
+    let children = fs::read_to_string(format!("/proc/{ours}/task/{ours}/children"))?;
+    let mut instances = inotify_instances(&ours)?;
+    let mut envoys = 0;
+    for child in children.split_whitespace() {
+        envoys += 1;
+        instances += inotify_instances(child)?;
+    }
+    assert_eq!((envoys, instances), (1, 1));
+    assert!(proxy.stop().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_envoy_refuses_is_told_and_the_rules_before_it_stay() -> Result<()> {
     let trusted = Trusted::new()?;
     let site = trusted.site([HOST]).await?;

@@ -31,9 +31,8 @@ use egress_run::{envoy_log, version_of};
 /// How long Envoy may take to load the filter, on a machine that does other things too.
 const LOAD_LIMIT: Duration = Duration::from_secs(60);
 
-/// The inotify instances that have to be left: `run` has one, Envoy one for what it watches and one for each worker
-/// that reads files.
-const INOTIFY_NEEDED: usize = 4;
+/// The inotify instances that have to be left: `run` has one, and the Envoy that it starts has none.
+const INOTIFY_NEEDED: usize = 1;
 
 /// The open files below which a proxy for many connections runs short: each has one on either side.
 const MANY_FILES: u64 = 4096;
@@ -379,7 +378,7 @@ fn inotify() -> Found {
             Ok(one) => taken.push(one),
             Err(error) => {
                 let text = format!(
-                    "a run may need {INOTIFY_NEEDED} inotify instances, and {} are left: {error}\nhint: `sysctl fs.inotify.max_user_instances=1024` allows more",
+                    "a run needs {INOTIFY_NEEDED} inotify instance, and {} are left: {error}\nhint: `sysctl fs.inotify.max_user_instances=1024` allows more",
                     taken.len()
                 );
                 return Found::error(about, &text);
@@ -393,7 +392,7 @@ fn inotify() -> Found {
     Found::ok(
         about,
         format!(
-            "{INOTIFY_NEEDED} instances can be had, of {}; {} files can be watched",
+            "{INOTIFY_NEEDED} instance can be had, of {}; {} files can be watched",
             limit("max_user_instances"),
             limit("max_user_watches")
         ),

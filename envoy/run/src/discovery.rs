@@ -4,7 +4,8 @@
 //! Linux allows 128 by default, and Envoy aborts when they run out. One connection carries any number of secrets, and
 //! we check each before we send it. This is not the aggregated service: Envoy 1.40 crashes when a cluster of the
 //! bootstrap asks that service for a secret. The filter's configuration comes the same way, because a file for each
-//! listener would take an instance too. Envoy then says at once whether the filter took it.
+//! listener would take an instance too. Envoy then says at once whether the filter took it. Clusters and listeners are
+//! JSON, for which the service has another form: see [`rest`].
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -14,21 +15,25 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::{BodyExt as _, Full};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 mod proto;
+mod rest;
 mod subscription;
 
 use super::event::{Event, Events, send};
 use proto::{DiscoveryRequest, DiscoveryResponse};
+pub(super) use rest::{List, Offered};
 pub(super) use subscription::Resource;
 use subscription::{Kind, Subscription};
 
@@ -51,6 +56,10 @@ pub(super) struct Served {
     pub(super) secrets: watch::Receiver<Resources>,
     /// Our filter's configuration.
     pub(super) plugins: watch::Receiver<Resources>,
+    /// The clusters.
+    pub(super) clusters: Offered,
+    /// The listeners.
+    pub(super) listeners: Offered,
     /// What Envoy says of it.
     pub(super) acks: Arc<watch::Sender<Acks>>,
     /// Where people are told of secrets that Envoy refuses.
@@ -73,17 +82,7 @@ pub(super) fn serve(socket: &Path, served: Served) -> io::Result<()> {
             let served = served.clone();
             let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
                 let served = served.clone();
-                async move {
-                    Ok::<_, Infallible>(match Kind::of(request.uri().path()) {
-                        Some(kind) => {
-                            let mut grpc = Grpc::new(ProstCodec::default());
-                            grpc.streaming(Discovery(kind, served), request).await
-                        }
-                        None => {
-                            Status::unimplemented("only secrets and plugins are served").into_http()
-                        }
-                    })
-                }
+                async move { Ok::<_, Infallible>(answer(request, served).await) }
             });
             let connection = http2::Builder::new(TokioExecutor::new())
                 .max_concurrent_streams(STREAMS)
@@ -92,6 +91,32 @@ pub(super) fn serve(socket: &Path, served: Served) -> io::Result<()> {
         }
     });
     Ok(())
+}
+
+/// Answers one request of Envoy's, whatever it is for.
+async fn answer(
+    request: hyper::Request<hyper::body::Incoming>,
+    served: Served,
+) -> hyper::Response<Body> {
+    let list = match request.uri().path() {
+        "/v3/discovery:clusters" => served.clusters,
+        "/v3/discovery:listeners" => served.listeners,
+        path => {
+            return match Kind::of(path) {
+                Some(kind) => {
+                    let mut grpc = Grpc::new(ProstCodec::default());
+                    grpc.streaming(Discovery(kind, served), request).await
+                }
+                None => Status::unimplemented("there is no such service").into_http(),
+            };
+        }
+    };
+    let question = request.into_body().collect().await;
+    let question = question.map(|body| body.to_bytes()).unwrap_or_default();
+    match list.answer(&question).await {
+        Some(text) => hyper::Response::new(Body::new(Full::new(text))),
+        None => Status::unavailable("this is the end").into_http(),
+    }
 }
 
 struct Discovery(Kind, Served);

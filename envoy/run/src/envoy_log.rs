@@ -3,13 +3,21 @@
 /// The longest line of Envoy's that is shown, in characters. It prints whole configurations.
 const LONGEST: usize = 500;
 
-/// What stands in the line that says why Envoy refused clusters or listeners.
-const REFUSED: &str = "update rejected: ";
+/// What the line that says why Envoy refused clusters or listeners has before their kind, and before the reason.
+///
+/// Source: envoyproxy/envoy `source/extensions/config_subscription/rest/http_subscription_impl.cc`,
+/// `handleFailure`.
+const REFUSED: [&str; 2] = [" REST config for /v3/discovery:", " rejected: "];
 
 /// Returns Envoy's reason, where a line of its log says why it refused clusters or listeners.
 pub(super) fn refusal(line: &str) -> Option<String> {
-    let (_, reason) = line.split_once(REFUSED)?;
-    Some(shortened(reason.trim()))
+    refused(line).map(|reason| shortened(reason.trim()))
+}
+
+fn refused(line: &str) -> Option<&str> {
+    let [config, rejected] = REFUSED;
+    let (_, rest) = line.split_once(config)?;
+    Some(rest.split_once(rejected)?.1)
 }
 
 /// Finds the reason among the lines that Envoy wrote before it ended with `status`.
@@ -25,14 +33,12 @@ pub fn reason<'l>(lines: impl Iterator<Item = &'l str>, status: &str) -> String 
     let line = with("[critical]")
         .or_else(|| with("[error]"))
         // Listeners are refused when their clusters were: the first one is the reason.
-        .or_else(|| lines.iter().find(|line| line.contains(REFUSED)))
+        .or_else(|| lines.iter().find(|line| refused(line).is_some()))
         .or_else(|| lines.last());
     let Some(line) = line else {
         return format!("Envoy did not start and said nothing ({status})");
     };
-    let mut text = line
-        .split_once(REFUSED)
-        .map_or(body(line), |(_, reason)| reason);
+    let mut text = refused(line).unwrap_or(body(line));
     // `…: {"static_resources":` begins a dump of the bootstrap.
     for dump in [
         ": {\"",
@@ -118,6 +124,20 @@ mod tests {
         ];
         let reason = reason(lines.into_iter(), "exit status: 1");
         assert!(reason.contains("\nhint: this Envoy has no V8"), "{reason}");
+    }
+
+    #[test]
+    fn a_refused_update_is_known_by_its_line() {
+        let line = "[a][1][warning][config] [b.cc:132] REST config for /v3/discovery:clusters rejected: Error adding/updating cluster(s) x: bad";
+        let reason = refusal(line);
+        assert_eq!(
+            reason.as_deref(),
+            Some("Error adding/updating cluster(s) x: bad")
+        );
+        assert_eq!(
+            refusal("[a][1][warning][upstream] [b] cds: cluster 'x' config rejected: bad"),
+            None
+        );
     }
 
     #[test]

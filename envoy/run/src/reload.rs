@@ -12,9 +12,8 @@
 //! where a listener changes shape; see [`Dynamic`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,12 +23,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::deployment::{Deployment, Recompile};
-use super::discovery::{Acks, Resource, Resources};
+use super::discovery::{Acks, List, Resource, Resources};
 use super::event::{Event, Events, Reloaded, send};
 use super::ports::{Known, check_ports, places, reserve};
 use super::secrets::SecretsHandle;
 use super::watch::Watch;
-use super::{admin, atomic, folder};
+use super::{admin, folder};
 use egress_credentials::Store;
 use egress_render::xds::{self, Admin, Dynamic, Options, Plugin, SecretRequest};
 use egress_rules::Source;
@@ -60,6 +59,12 @@ const INCOMPLETE: Duration = Duration::from_secs(3);
 /// How often it is told that rules lack something, for as long as they do.
 const REPEATED: Duration = Duration::from_secs(30);
 
+/// How soon rules are tried again when something around them stands in their way.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long that may become, when it stands there for long.
+const LONGEST_RETRY: Duration = Duration::from_secs(15);
+
 /// How long a file that cannot be read is waited for: it may be on its way.
 const ON_ITS_WAY: Duration = Duration::from_millis(200);
 
@@ -72,6 +77,8 @@ pub(super) struct Reloader {
     admin: Admin,
     guarded_dns: Option<SocketAddr>,
     plugins: watch::Sender<Resources>,
+    lists: Lists,
+    watch: Watch,
     acks: watch::Receiver<Acks>,
     /// Envoy's last word of what it refused.
     refusals: watch::Receiver<String>,
@@ -103,6 +110,10 @@ pub(super) struct Ways {
     pub(super) folder: PathBuf,
     /// Where the filter's configuration is offered.
     pub(super) plugins: watch::Sender<Resources>,
+    /// Where clusters and listeners are offered.
+    pub(super) lists: Lists,
+    /// What watches the files of the rules.
+    pub(super) watch: Watch,
     /// What Envoy says of it.
     pub(super) acks: watch::Receiver<Acks>,
     /// What Envoy's log says of other things that it refused.
@@ -119,26 +130,22 @@ pub(super) struct Ways {
     pub(super) events: Events,
 }
 
-/// Returns the files from which Envoy reads listeners and clusters.
-pub(super) fn files(folder: &Path) -> (PathBuf, PathBuf) {
-    (folder.join("listeners.json"), folder.join("clusters.json"))
+/// Where clusters and listeners are offered.
+pub(super) struct Lists {
+    pub(super) clusters: watch::Sender<List>,
+    pub(super) listeners: watch::Sender<List>,
 }
 
 impl Reloader {
-    /// Writes and offers what Envoy is to start with.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub(super) fn new(
-        ways: Ways,
-        deployment: &Deployment,
-        resources: &[Value],
-    ) -> io::Result<Self> {
+    /// Offers what Envoy is to start with.
+    pub(super) fn new(ways: Ways, deployment: &Deployment, resources: &[Value]) -> Self {
         let mut reloader = Reloader {
             folder: ways.folder,
             admin: deployment.options.admin.clone(),
             guarded_dns: deployment.options.guarded_dns,
             plugins: ways.plugins,
+            lists: ways.lists,
+            watch: ways.watch,
             acks: ways.acks,
             refusals: ways.refusals,
             secrets: ways.secrets,
@@ -162,10 +169,10 @@ impl Reloader {
             .into_iter()
             .map(|(name, one)| (name, (one, None)))
             .collect();
-        reloader.write_clusters()?;
-        reloader.write_listeners(&reloader.now)?;
+        reloader.offer_clusters();
+        reloader.offer_listeners(&reloader.now);
         reloader.offer(&reloader.now.plugins);
-        Ok(reloader)
+        reloader
     }
 
     /// Whether the filter has taken what it was to start with.
@@ -182,48 +189,56 @@ impl Reloader {
 
     /// Applies rules whenever their files change, and at once when `forced`.
     pub(super) async fn follow(mut self, start: Vec<Source>, mut forced: mpsc::Receiver<()>) {
-        let mut watch = Watch::new("rules", self.events.clone());
         let mut tried: Result<Vec<Source>, Complaint> = Ok(start);
         let mut at_once = false;
         let mut lacking: Option<Lacking> = None;
+        let mut failed: Option<Failed> = None;
         loop {
             // Between the reading and the watching a file may have changed; so the first look is at once.
-            watch.follow(self.recompile.folders());
+            self.watch.follow(self.recompile.folders());
             let read = read(&self.recompile).await;
-            let due = lacking
-                .as_ref()
-                .is_some_and(|lacking| lacking.next <= Instant::now());
-            if at_once || due || read != tried {
+            let now = Instant::now();
+            let due = lacking.as_ref().is_some_and(|lacking| lacking.next <= now);
+            let fresh = at_once || due || read != tried;
+            if fresh || failed.as_ref().is_some_and(|failed| failed.next <= now) {
+                if fresh {
+                    send(&self.events, Event::Reloading);
+                }
                 // The last ServiceEntry may go; but a file that is being written is empty for a moment, too.
                 let nothing = match due || at_once {
                     true => Nothing::Allowed,
                     false => Nothing::Refused,
                 };
-                send(&self.events, Event::Reloading);
-                let report = match &read {
-                    Ok(sources) => {
-                        let sources = sources.clone();
-                        self.try_out(sources, nothing).await
+                let outcome = match &read {
+                    Ok(sources) => self.try_out(sources.clone(), nothing).await,
+                    Err(complaint) => Outcome::Failed(complaint.clone().into()),
+                };
+                (lacking, failed) = match outcome {
+                    Outcome::Settled => (None, None),
+                    Outcome::Lacking(report) => {
+                        let (lacking, due) = Lacking::after(lacking, at_once);
+                        if due {
+                            send(&self.events, Event::Refused(report.into()));
+                        }
+                        (Some(lacking), None)
                     }
-                    Err(complaint) => {
-                        self.keeps(complaint.clone());
-                        None
+                    Outcome::Failed(refusal) => {
+                        let before = failed.filter(|_| !fresh);
+                        let (failed, news) = Failed::after(before, &refusal);
+                        if news {
+                            send(&self.events, Event::Refused(refusal));
+                        }
+                        (None, Some(failed))
                     }
                 };
-                lacking = report.map(|report| {
-                    let (lacking, due) = Lacking::after(lacking, at_once);
-                    if due {
-                        send(&self.events, Event::Refused(report.into()));
-                    }
-                    lacking
-                });
                 tried = read;
                 at_once = false;
             }
             let again = lacking.as_ref().map(|lacking| lacking.next);
+            let again = again.or(failed.as_ref().map(|failed| failed.next));
             let expiry = self.clusters.values().filter_map(|(_, until)| *until).min();
             tokio::select! {
-                () = watch.changed() => {}
+                () = self.watch.changed() => {}
                 Some(()) = forced.recv() => at_once = true,
                 () = async { match again {
                     Some(again) => sleep_until(again).await,
@@ -237,9 +252,8 @@ impl Reloader {
         }
     }
 
-    /// Compiles what was read and applies it, or says what is wrong with it. Returns what is wrong with rules that may
-    /// only lack something, and says nothing of it.
-    async fn try_out(&mut self, sources: Vec<Source>, nothing: Nothing) -> Option<Report> {
+    /// Compiles what was read and applies it, or says what is wrong with it.
+    async fn try_out(&mut self, sources: Vec<Source>, nothing: Nothing) -> Outcome {
         let (recompile, folder) = (self.recompile.clone(), self.folder.clone());
         let (listened_on, guarded_dns) = (self.places.clone(), self.guarded_dns);
         let mut known = std::mem::take(&mut self.known);
@@ -258,11 +272,14 @@ impl Reloader {
         self.known = known;
         let mut deployment = match deployment {
             Ok(deployment) => deployment,
-            Err(Refusal::Rules(report)) if report.may_be_incomplete() => return Some(report),
-            Err(refusal) => {
-                send(&self.events, Event::Refused(refusal));
-                return None;
+            Err(Refusal::Rules(report)) if report.may_be_incomplete() => {
+                return Outcome::Lacking(report);
             }
+            Err(Refusal::Rules(report)) => {
+                send(&self.events, Event::Refused(report.into()));
+                return Outcome::Settled;
+            }
+            Err(refusal) => return Outcome::Failed(refusal),
         };
         for note in deployment.rules.warned() {
             send(&self.events, Event::Note(note));
@@ -270,8 +287,8 @@ impl Reloader {
         let _reserved = match reserve(&mut deployment, &mut self.ports) {
             Ok(reserved) => reserved,
             Err(error) => {
-                self.keeps(Complaint::us(format!("cannot choose a port: {error}")));
-                return None;
+                let failed = Complaint::us(format!("cannot choose a port: {error}"));
+                return Outcome::Failed(failed.into());
             }
         };
         let (secure, plain) = (originated(&deployment), forwarded(&deployment));
@@ -297,14 +314,12 @@ impl Reloader {
                 };
                 send(&self.events, Event::Reloaded(reloaded));
             }
-            Err(why) => self.keeps(Complaint::us(format!("Envoy refused the new rules: {why}"))),
+            Err(why) => {
+                let refused = Complaint::us(format!("Envoy refused the new rules: {why}"));
+                send(&self.events, Event::Refused(refused.into()));
+            }
         }
-        None
-    }
-
-    /// Reports that rules were not applied, and why.
-    fn keeps(&self, why: Complaint) {
-        send(&self.events, Event::Refused(why.into()));
+        Outcome::Settled
     }
 
     /// Gives Envoy other rules, or back what it had.
@@ -346,13 +361,13 @@ impl Reloader {
                 self.version += 1;
                 self.offer(&self.now.plugins);
                 if next.listeners != self.now.listeners {
-                    let _ = self.write_listeners(&self.now);
+                    self.offer_listeners(&self.now);
                     let _ = self.listeners_taken(0).await;
                 }
                 if self.clusters != before {
                     self.clusters = before;
                     self.version += 1;
-                    let _ = self.write_clusters();
+                    self.offer_clusters();
                 }
                 self.secrets
                     .keep(self.store.clone(), self.needs.clone(), false)
@@ -373,7 +388,6 @@ impl Reloader {
     }
 
     async fn give(&mut self, next: &Dynamic) -> Result<(), String> {
-        let failed = |error: io::Error| format!("its files cannot be written: {error}");
         let had = self.clusters.clone();
         for (name, one) in &next.clusters {
             self.clusters.insert(name.clone(), (one.clone(), None));
@@ -396,7 +410,7 @@ impl Reloader {
         self.version += 1;
         let versions = self.offer(&next.plugins);
         if listeners {
-            self.write_listeners(next).map_err(failed)?;
+            self.offer_listeners(next);
             self.listeners_taken(refused).await?;
         }
         self.plugins_taken(&versions).await?;
@@ -421,8 +435,7 @@ impl Reloader {
             .await
             .map_or(0, |(clusters, _)| clusters.refused);
         self.version += 1;
-        self.write_clusters()
-            .map_err(|error| format!("its files cannot be written: {error}"))?;
+        self.offer_clusters();
         let version = self.version.to_string();
         let mut refusals = self.refusals.clone();
         refusals.mark_unchanged();
@@ -500,10 +513,7 @@ impl Reloader {
         self.clusters
             .retain(|_, (_, until)| until.is_none_or(|until| until > now));
         self.version += 1;
-        if let Err(error) = self.write_clusters() {
-            let text = format!("clusters that are not needed stay: {error}");
-            send(&self.events, Event::Warning(text));
-        }
+        self.offer_clusters();
         if self.clusters.values().all(|(_, until)| until.is_none()) {
             self.secrets
                 .keep(self.store.clone(), self.needs.clone(), true)
@@ -534,17 +544,26 @@ impl Reloader {
         versions
     }
 
-    fn write_clusters(&self) -> io::Result<()> {
-        let (_, path) = files(&self.folder);
+    fn offer_clusters(&self) {
         let clusters = self.clusters.values().map(|(one, _)| one);
-        let text = xds::discovered(CLUSTER, clusters, self.version).to_string();
-        atomic::replace_private(&path, text.as_bytes())
+        self.lists
+            .clusters
+            .send_replace(self.list(CLUSTER, clusters));
     }
 
-    fn write_listeners(&self, from: &Dynamic) -> io::Result<()> {
-        let (path, _) = files(&self.folder);
-        let text = xds::discovered(LISTENER, from.listeners.values(), self.version).to_string();
-        atomic::replace_private(&path, text.as_bytes())
+    fn offer_listeners(&self, from: &Dynamic) {
+        let listeners = from.listeners.values();
+        self.lists
+            .listeners
+            .send_replace(self.list(LISTENER, listeners));
+    }
+
+    fn list<'r>(&self, kind: &str, resources: impl IntoIterator<Item = &'r Value>) -> List {
+        let text = xds::discovered(kind, resources, self.version).to_string();
+        List {
+            version: self.version,
+            text: text.into(),
+        }
     }
 
     async fn taken(&self) -> Option<(admin::Taken, admin::Taken)> {
@@ -553,6 +572,39 @@ impl Reloader {
 
     fn admin_file(&self) -> PathBuf {
         self.folder.join(folder::ADMIN_ADDRESS)
+    }
+}
+
+/// What became of rules that were tried out.
+enum Outcome {
+    /// They are applied, or it was told why they never will be.
+    Settled,
+    /// They may only lack something, which was not told.
+    Lacking(Report),
+    /// Something around them stands in the way, which was not told.
+    Failed(Refusal),
+}
+
+/// Something around the rules that stands in their way: a file that cannot be read, a port that is taken. Nothing tells
+/// when it is gone, so the rules are tried again and again.
+struct Failed {
+    told: String,
+    next: Instant,
+    pause: Duration,
+}
+
+impl Failed {
+    /// Waits a moment, and longer each time; whether it is news is returned, too.
+    fn after(before: Option<Failed>, refusal: &Refusal) -> (Self, bool) {
+        let text = refusal.to_string();
+        let news = before.as_ref().is_none_or(|before| before.told != text);
+        let pause = before.map_or(RETRY, |before| LONGEST_RETRY.min(before.pause * 2));
+        let failed = Failed {
+            told: text,
+            next: Instant::now() + pause,
+            pause,
+        };
+        (failed, news)
     }
 }
 

@@ -18,6 +18,7 @@ use egress_render::xds::SecretRequest;
 pub(super) fn keep(
     store: Store,
     needs: Vec<SecretRequest>,
+    mut watch: Watch,
     events: Events,
 ) -> (SecretsHandle, watch::Receiver<Resources>) {
     let mut watcher = SecretWatcher {
@@ -26,10 +27,9 @@ pub(super) fn keep(
         held: BTreeMap::new(),
         missing: BTreeMap::new(),
         version: 0,
-        events: events.clone(),
+        events,
     };
     // Watched before it is read: what changes in between is heard of.
-    let mut watch = Watch::new("certificates", events);
     watch.follow(watcher.folders());
     let resources = watcher.read().unwrap_or_default();
     let (sender, receiver) = watch::channel(resources);

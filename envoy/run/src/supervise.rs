@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::deployment::{Deployment, Recompile};
+use super::discovery::Offered;
 use super::drain::drain;
 use super::event::{Drain, Event, Events, send};
 use super::folder::DISCOVERY_SOCKET;
@@ -25,6 +26,7 @@ use super::process::{LogLevel, Process, ready, start, stop};
 use super::reload::{self, Reloader};
 use super::signals::{Asked, Signals};
 use super::status::{self, Status};
+use super::watch::Watcher;
 use super::{admin, atomic, discovery, envoy_log, folder, resolver, secrets};
 
 /// What is run.
@@ -81,22 +83,29 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
     let bootstrap = if start.reload.is_none() {
         xds::bootstrap(&deployment.rules.table, &resources, &deployment.options)
     } else {
-        let (listeners, clusters) = reload::files(folder.path());
-        let path = |path: &Path| path.display().to_string();
-        xds::reloading(&deployment.options, &path(&listeners), &path(&clusters))
+        xds::reloading(&deployment.options)
     };
     let file = folder.path().join("bootstrap.json");
     atomic::write_private(&file, &bootstrap.to_string())
         .map_err(|error| Complaint::us(format!("cannot write the bootstrap: {error}")))?;
     let (refused, refusals) = watch::channel(String::new());
+    let watcher = Watcher::new();
     // Before Envoy, which asks for its secrets first of all.
-    let (secrets, kept) =
-        secrets::keep(deployment.store.clone(), deployment.needs(), events.clone());
+    let (secrets, kept) = secrets::keep(
+        deployment.store.clone(),
+        deployment.needs(),
+        watcher.watch("certificates", &events),
+        events.clone(),
+    );
     let (plugins, offered) = watch::channel(discovery::Resources::default());
     let (acks, said) = watch::channel(discovery::Acks::new());
+    let (clusters, offered_clusters) = Offered::channel();
+    let (listeners, offered_listeners) = Offered::channel();
     let served = discovery::Served {
         secrets: kept,
         plugins: offered,
+        clusters: offered_clusters,
+        listeners: offered_listeners,
         acks: Arc::new(acks),
         events: events.clone(),
     };
@@ -112,6 +121,11 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
             let ways = reload::Ways {
                 folder: folder.path().to_owned(),
                 plugins,
+                lists: reload::Lists {
+                    clusters,
+                    listeners,
+                },
+                watch: watcher.watch("rules", &events),
                 acks: said,
                 refusals,
                 secrets,
@@ -120,9 +134,7 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
                 known: reload.known,
                 events: events.clone(),
             };
-            let reloader = Reloader::new(ways, &deployment, &resources).map_err(|error| {
-                Complaint::us(format!("cannot write what Envoy reads: {error}"))
-            })?;
+            let reloader = Reloader::new(ways, &deployment, &resources);
             Some((reloader, reload.sources))
         }
     };

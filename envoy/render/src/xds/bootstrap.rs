@@ -30,15 +30,18 @@ pub fn bootstrap(table: &PolicyTable, resources: &[Value], options: &Options) ->
     Value::Object(fields)
 }
 
-/// Renders a bootstrap in which nothing depends on rules: listeners and clusters are read from these files, and
-/// again whenever the files are replaced.
-pub fn reloading(options: &Options, listeners: &str, clusters: &str) -> Value {
-    let file =
-        |path: &str| json!({"resource_api_version": "V3", "path_config_source": {"path": path}});
+/// Renders a bootstrap in which nothing depends on rules: listeners and clusters come from the discovery server.
+pub fn reloading(options: &Options) -> Value {
     let mut fields = base(options);
     fields.insert(
         "dynamic_resources".to_owned(),
-        json!({"lds_config": file(listeners), "cds_config": file(clusters)}),
+        json!({"lds_config": secrets::lists(), "cds_config": secrets::lists()}),
+    );
+    // What Envoy would hold of an answer: 32 MiB, too little for ten thousand clusters.
+    let layer = json!({"http.async_response_buffer_limit": u32::MAX});
+    fields.insert(
+        "layered_runtime".to_owned(),
+        json!({"layers": [{"name": "egress", "static_layer": layer}]}),
     );
     fields.insert(
         "static_resources".to_owned(),

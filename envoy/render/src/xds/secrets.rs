@@ -92,6 +92,23 @@ pub(super) fn source(first: &str) -> Value {
     })
 }
 
+/// Renders the way in which clusters and listeners are asked of the discovery server: by REST, for they are JSON. The
+/// server answers a question when there is something new, however long that takes.
+pub(super) fn lists() -> Value {
+    let server = json!({
+        "api_type": "REST",
+        "transport_api_version": "V3",
+        "cluster_names": [SERVER],
+        "refresh_delay": "0.010s",
+        "request_timeout": "31536000s",
+    });
+    json!({
+        "api_config_source": server,
+        "resource_api_version": "V3",
+        "initial_fetch_timeout": "0s",
+    })
+}
+
 /// Renders whom the system trusts.
 pub(super) fn system(options: &Options) -> Value {
     let name = contract::trust_name(&Trust::System, None).map(|name| name.to_string());
