@@ -51,6 +51,7 @@ pub mod openssl;
 pub mod pki;
 pub mod probe;
 pub mod redis;
+pub mod scripted;
 pub mod silent_port;
 pub mod stand_in;
 pub mod tinyproxy;

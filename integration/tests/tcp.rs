@@ -171,10 +171,13 @@ async fn a_server_that_is_not_the_right_one_hears_nothing_and_the_log_says_why()
     let plain = TcpListener::bind("127.0.0.1:0").await?;
     let plain_addr = plain.local_addr()?;
     let plain = tokio::spawn(async move {
-        let (mut stream, _) = plain.accept().await?;
-        stream.write_all(b"220 hello\r\n").await?;
         let mut heard = Vec::new();
-        stream.read_to_end(&mut heard).await.ok();
+        // Envoy tries three times.
+        for _ in 0..3 {
+            let (mut stream, _) = plain.accept().await?;
+            stream.write_all(b"220 hello\r\n").await?;
+            stream.read_to_end(&mut heard).await.ok();
+        }
         anyhow::Ok(heard)
     });
     let mute = TcpListener::bind("127.0.0.1:0").await?;

@@ -9,6 +9,7 @@ use egress_rules::yaml::AlreadyRead;
 use egress_rules::{Complaint, Nothing, Refusal, Rules, Source};
 
 use super::folder::{ADMIN_SOCKET, DISCOVERY_SOCKET};
+use super::resolver;
 use egress_credentials::Store;
 
 /// All that rendering needs.
@@ -39,6 +40,7 @@ impl Deployment {
     pub(super) fn place(&mut self, folder: &Path, reloads: bool, guarded_dns: Option<SocketAddr>) {
         let options = &mut self.options;
         options.guarded_dns = guarded_dns;
+        options.ipv6 = resolver::reaches_ipv6();
         if let Admin::Pipe(path) = &mut options.admin {
             *path = folder.join(ADMIN_SOCKET).display().to_string();
         }

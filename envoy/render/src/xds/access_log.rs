@@ -4,7 +4,7 @@ use egress_filter::{FIELDS, MetadataFormat, contract};
 use serde_json::{Map, Value, json};
 
 use super::message::extension;
-use super::options::{AccessLog, Options};
+use super::options::{AccessLog, Options, Version};
 
 /// Istio's default text format.
 ///
@@ -58,6 +58,20 @@ const ISTIO_JSON: [(&str, &str); 24] = [
     ),
 ];
 
+/// The word of Istio's formats for the server's address.
+const UPSTREAM_HOST: &str = "%UPSTREAM_HOST%";
+
+/// The address that answered, and where none did, the one that was tried. Of a name with several addresses
+/// [`UPSTREAM_HOST`] is the first, also when that one is dead and another has answered.
+const ADDRESS_THAT_ANSWERED: &str =
+    r#"%COALESCE({"operators": ["UPSTREAM_REMOTE_ADDRESS", "UPSTREAM_HOST"]})%"#;
+
+/// The version from which a word of a log can have a second choice.
+const COALESCES: Version = Version {
+    major: 1,
+    minor: 38,
+};
+
 /// Where the metadata of a line comes from.
 pub(super) enum Metadata<'m> {
     /// From the filter.
@@ -68,6 +82,10 @@ pub(super) enum Metadata<'m> {
 
 /// Renders the access log of a connection manager, a TCP proxy or a listener.
 pub(super) fn access_log(metadata: &Metadata<'_>, options: &Options) -> Value {
+    let istio = |format: &str| match options.version >= COALESCES {
+        true => format.replace(UPSTREAM_HOST, ADDRESS_THAT_ANSWERED),
+        false => format.to_owned(),
+    };
     let format = match options.format {
         MetadataFormat::Text => {
             let egress = match metadata {
@@ -80,12 +98,13 @@ pub(super) fn access_log(metadata: &Metadata<'_>, options: &Options) -> Value {
                     words.join(" ")
                 }
             };
-            json!({"text_format_source": {"inline_string": format!("{ISTIO_TEXT} {egress}\n")}})
+            let format = format!("{} {egress}\n", istio(ISTIO_TEXT));
+            json!({"text_format_source": {"inline_string": format}})
         }
         MetadataFormat::Json => {
             let mut fields: Map<String, Value> = ISTIO_JSON
                 .iter()
-                .map(|(key, value)| ((*key).to_owned(), json!(value)))
+                .map(|(key, value)| ((*key).to_owned(), json!(istio(value))))
                 .collect();
             let egress = match metadata {
                 Metadata::Filter => json!(format!(

@@ -8,7 +8,7 @@ use super::chain::Listener;
 use super::message::extension;
 use super::options::{Admin, Options};
 use super::rendering::Rendering;
-use super::{capture, cluster, listener, secrets, stats, upstream_proxy, variants};
+use super::{capture, cluster, dns, listener, secrets, stats, upstream_proxy, variants};
 
 /// Renders the bootstrap of an Envoy that does what `table` says. `resources` are the documents it was
 /// compiled from; the filter is given the same.
@@ -104,6 +104,11 @@ fn base(options: &Options) -> Map<String, Value> {
         "node": {"id": "egress", "cluster": "egress", "metadata": {"LABELS": options.proxy.labels}},
         "admin": {"address": admin},
         "stats_config": stats::config(),
+        "layered_runtime": {"layers": [
+            {"name": "egress", "static_layer": {(dns::ASK_ANEW): true}},
+            // What is changed by the admin interface, as without layers.
+            {"name": "admin", "admin_layer": {}},
+        ]},
         // What reading rules took for a moment goes back to the system; Envoy's allocator would keep it.
         "memory_allocator_manager": {"bytes_to_release": 64 << 20, "memory_release_interval": "1s"},
         // Envoy warns of a missing limit at every start; files run out long before this one.

@@ -246,6 +246,9 @@ fn write(
             if upgrade {
                 filters.extend([upgrade::on_route()]);
             }
+            if route.retries.is_none() && !upgrade {
+                headers.add_to_requests(route_action::retry_header());
+            }
             set(&mut fields, "route", forward(&ways, route, &mut headers));
         }
     }

@@ -13,6 +13,9 @@ use super::plugin::Plugin;
 /// What `tcp_proxy` leads to when the filter has named nothing: no such cluster, so the connection is closed.
 pub(super) const UNDECIDED: &str = "egress|undecided";
 
+/// How often a `tcp_proxy` tries to connect.
+const CONNECT_ATTEMPTS: u32 = 3;
+
 /// How our filter is written.
 pub(super) type WritePlugin<'w> = dyn FnMut(Arc<Plugin>) -> Value + 'w;
 
@@ -196,6 +199,8 @@ pub(super) fn tcp_proxy(
     set(&mut fields, "stat_prefix", json!(stat_prefix));
     set(&mut fields, "cluster", json!(cluster));
     set(&mut fields, "access_log", json!([log]));
+    // Nothing was sent where no connection was made, so another address may be tried.
+    set(&mut fields, "max_connect_attempts", json!(CONNECT_ATTEMPTS));
     extension(
         "envoy.filters.network.tcp_proxy",
         "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use egress_filter::contract;
-use egress_policy::{
-    Cluster, Endpoints, HashRing, LbEndpoint, LoadBalancer, SimpleBalancer, UpstreamProtocol,
-};
+use egress_policy::{Cluster, Endpoints, HashRing, LbEndpoint, SimpleBalancer, UpstreamProtocol};
 use serde_json::{Map, Value, json};
 
 use super::dns::{self, Cached};
-use super::limits::{CONNECT_TIMEOUT, circuit_breakers, keepalive, outlier_detection};
+use super::limits::{
+    CONNECT_TIMEOUT, circuit_breakers, connection_options, keepalive, outlier_detection,
+    own_connection_options,
+};
 use super::message::{duration, extension, set, set_some};
 use super::names::{HostCheck, Names};
+use super::options::Options;
 use super::rendering::Rendering;
 use super::transport_socket::transport_socket;
 use super::{upstream_proxy, variants};
@@ -21,6 +23,10 @@ use super::{upstream_proxy, variants};
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
 
 const LIFETIME_JITTER: Duration = Duration::from_secs(360);
+
+/// How long a connection takes requests whose cluster looks names up by itself, one for each host. There Envoy gives a
+/// new address to new connections only, and lets the old ones be: they must end for a name that moves to be followed.
+const FOLLOWS_WITHIN: Duration = Duration::from_secs(30);
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -73,7 +79,7 @@ fn with_filters(
                     dns::cluster(*one_at_a_time, options),
                 );
             }
-            load_balancer(cluster.load_balancer.as_deref(), &mut fields);
+            load_balancer(cluster, &mut fields);
             fields
         }
     };
@@ -92,24 +98,9 @@ fn with_filters(
         "circuit_breakers",
         circuit_breakers(pool, Some(cluster)),
     );
-    if let Some(keepalive) = keepalive(pool, defaults) {
-        let mut settings = Map::new();
-        set_some(&mut settings, "keepalive_probes", keepalive.probes);
-        set_some(
-            &mut settings,
-            "keepalive_time",
-            keepalive.time.map(|time| time.as_secs().max(1)),
-        );
-        set_some(
-            &mut settings,
-            "keepalive_interval",
-            keepalive.interval.map(|time| time.as_secs().max(1)),
-        );
-        set(
-            &mut fields,
-            "upstream_connection_options",
-            json!({"tcp_keepalive": settings}),
-        );
+    if options.upstream_proxy.is_none() && !has_paths(cluster) {
+        let keepalive = connection_options(&keepalive(pool, defaults));
+        set(&mut fields, "upstream_connection_options", keepalive);
     }
     if let Some(detection) = &cluster.outlier_detection {
         set(
@@ -123,7 +114,7 @@ fn with_filters(
     set_some(
         &mut fields,
         "typed_extension_protocol_options",
-        protocol_options(cluster, filters),
+        protocol_options(cluster, filters, options),
     );
     if let [_] = clusters {
         set_some(
@@ -151,6 +142,14 @@ fn with_filters(
     Value::Object(fields)
 }
 
+/// Whether some of a cluster's servers are sockets of this machine, which know nothing of TCP.
+fn has_paths(cluster: &Cluster) -> bool {
+    match &cluster.endpoints {
+        Endpoints::OfTheRequest => false,
+        Endpoints::Listed { endpoints, .. } => endpoints.iter().any(|it| it.path().is_some()),
+    }
+}
+
 /// Renders the cluster for hosts that are left alone: plain, to wherever the request says.
 pub(super) fn passthrough(rendering: &Rendering<'_>) -> Value {
     let mut fields = dynamic(Cached::Public, rendering);
@@ -160,6 +159,22 @@ pub(super) fn passthrough(rendering: &Rendering<'_>) -> Value {
         &mut fields,
         "circuit_breakers",
         circuit_breakers(None, None),
+    );
+    set(
+        &mut fields,
+        "upstream_connection_options",
+        own_connection_options(),
+    );
+    let kind = format!("type.googleapis.com/{HTTP_OPTIONS}");
+    let http = json!({
+        "@type": kind,
+        "explicit_http_config": {"http_protocol_options": {}},
+        "common_http_protocol_options": {"max_connection_duration": duration(FOLLOWS_WITHIN)},
+    });
+    set(
+        &mut fields,
+        "typed_extension_protocol_options",
+        json!({HTTP_OPTIONS: http}),
     );
     Value::Object(fields)
 }
@@ -172,6 +187,7 @@ pub(super) fn original_destination(name: &str) -> Value {
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": CONNECT_TIMEOUT,
         "circuit_breakers": circuit_breakers(None, None),
+        "upstream_connection_options": own_connection_options(),
     })
 }
 
@@ -239,8 +255,15 @@ fn listed(name: &str, endpoints: &[LbEndpoint]) -> Map<String, Value> {
 }
 
 /// Source: istio/istio `pilot/pkg/networking/core/cluster_traffic_policy.go`, `applyLoadBalancer`.
-fn load_balancer(wanted: Option<&LoadBalancer>, fields: &mut Map<String, Value>) {
-    let simple = wanted.map(|wanted| wanted.simple).unwrap_or_default();
+fn load_balancer(cluster: &Cluster, fields: &mut Map<String, Value>) {
+    let wanted = cluster.load_balancer.as_deref();
+    // A `tcp_proxy` may try an address again that has just failed, and a dead one has the least to do. In turns the
+    // next attempt is on the next address.
+    let otherwise = match cluster.upstream {
+        UpstreamProtocol::Bytes | UpstreamProtocol::PostgreSql => SimpleBalancer::RoundRobin,
+        _ => SimpleBalancer::default(),
+    };
+    let simple = wanted.map_or(otherwise, |wanted| wanted.simple);
     let hash = wanted.and_then(|wanted| wanted.consistent_hash.as_ref());
     let policy = match (hash.map(|hash| hash.ring), simple) {
         (Some(HashRing::Ring(size)), _) => {
@@ -276,7 +299,7 @@ fn load_balancer(wanted: Option<&LoadBalancer>, fields: &mut Map<String, Value>)
 }
 
 /// Renders which HTTP is spoken, and that SNI and verified name are the request's where they are.
-fn protocol_options(cluster: &Cluster, filters: Option<Value>) -> Option<Value> {
+fn protocol_options(cluster: &Cluster, filters: Option<Value>, options: &Options) -> Option<Value> {
     let pool = cluster.connection_pool.as_deref();
     let http2 = {
         let mut fields = Map::new();
@@ -292,7 +315,7 @@ fn protocol_options(cluster: &Cluster, filters: Option<Value>) -> Option<Value> 
         Value::Object(fields)
     };
     let both = || json!({"http_protocol_options": {}, "http2_protocol_options": http2});
-    let mut options = match cluster.upstream {
+    let mut http = match cluster.upstream {
         UpstreamProtocol::Bytes | UpstreamProtocol::PostgreSql => return None,
         UpstreamProtocol::Auto => json!({"auto_config": both()}),
         UpstreamProtocol::AsReceived => json!({"use_downstream_protocol_config": both()}),
@@ -301,7 +324,7 @@ fn protocol_options(cluster: &Cluster, filters: Option<Value>) -> Option<Value> 
             json!({"explicit_http_config": {"http2_protocol_options": http2}})
         }
     };
-    let fields = options.as_object_mut()?;
+    let fields = http.as_object_mut()?;
     set(
         fields,
         "@type",
@@ -329,12 +352,11 @@ fn protocol_options(cluster: &Cluster, filters: Option<Value>) -> Option<Value> 
             .map(duration),
     );
     let lifetime = pool.and_then(|pool| pool.tcp.max_connection_duration);
+    let lifetime = lifetime.or_else(|| default_lifetime(cluster, options));
     set_some(
         &mut common,
         "max_connection_duration",
-        lifetime
-            .or(cluster.tls.as_ref().map(|_| default_lifetime(cluster)))
-            .map(duration),
+        lifetime.map(duration),
     );
     set_some(
         &mut common,
@@ -368,15 +390,20 @@ fn protocol_options(cluster: &Cluster, filters: Option<Value>) -> Option<Value> 
         );
     }
     let mut by_name = Map::new();
-    set(&mut by_name, HTTP_OPTIONS, options);
+    set(&mut by_name, HTTP_OPTIONS, http);
     Some(Value::Object(by_name))
 }
 
-/// Returns how long a connection with TLS lives where no rule says so: an hour, and up to a tenth more or less.
-/// Each cluster has a time of its own, so that a proxy does not make all its connections anew at once.
-fn default_lifetime(cluster: &Cluster) -> Duration {
+/// Returns how long a connection lives where no rule says so: as long as its address may be old, or with TLS an hour, and
+/// up to a tenth more or less. Each cluster has a time of its own, so that a proxy does not make all its connections
+/// anew at once.
+fn default_lifetime(cluster: &Cluster, options: &Options) -> Option<Duration> {
+    if cluster.endpoints == Endpoints::OfTheRequest && options.upstream_proxy.is_none() {
+        return Some(FOLLOWS_WITHIN);
+    }
+    cluster.tls.as_ref()?;
     // The same name has the same time in every rendering.
     let hash = egress_policy::fnv(cluster.name.as_str().bytes());
-    DEFAULT_LIFETIME - LIFETIME_JITTER
-        + Duration::from_secs((hash >> 32) % (2 * LIFETIME_JITTER.as_secs() + 1))
+    let jitter = Duration::from_secs((hash >> 32) % (2 * LIFETIME_JITTER.as_secs() + 1));
+    Some(DEFAULT_LIFETIME - LIFETIME_JITTER + jitter)
 }

@@ -257,6 +257,8 @@ struct Route {
     hash_policy: Option<Value>,
     /// `typed_per_filter_config`.
     filters: Map<String, Value>,
+    /// It takes upgrades, and nothing else.
+    upgrade: bool,
 }
 
 /// Where a route leads to.
@@ -279,6 +281,7 @@ impl Route {
             https: false,
             hash_policy: None,
             filters: Map::new(),
+            upgrade: false,
         }
     }
 
@@ -309,6 +312,7 @@ impl Route {
         // First of all, so that other requests are done with the route at once.
         self.headers.insert(0, upgrade::header());
         self.filters.extend([upgrade::on_route()]);
+        self.upgrade = true;
         self
     }
 
@@ -329,24 +333,28 @@ impl Route {
             LeadsTo::Cluster(cluster) => Some(("cluster", json!(cluster))),
             LeadsTo::Nowhere => None,
         };
+        let served = cluster.is_some();
         match cluster {
             Some((field, cluster)) => {
                 let mut route = Map::new();
                 set(&mut route, field, cluster);
                 set(&mut route, "timeout", json!("0s"));
-                set(&mut route, "retry_policy", route_action::retries());
+                set(&mut route, "retry_policy", route_action::default_retries());
                 set_some(&mut route, "hash_policy", self.hash_policy);
                 set(&mut fields, "route", Value::Object(route));
                 set(&mut fields, "stat_prefix", json!(self.name));
             }
             None => set(&mut fields, "direct_response", json!({"status": 502})),
         }
+        let mut added = Vec::new();
         if self.https {
-            set(
-                &mut fields,
-                "request_headers_to_add",
-                json!([route_action::https_header()]),
-            );
+            added.push(route_action::https_header());
+        }
+        if served && !self.upgrade {
+            added.push(route_action::retry_header());
+        }
+        if !added.is_empty() {
+            set(&mut fields, "request_headers_to_add", Value::Array(added));
         }
         if !self.filters.is_empty() {
             let filters = Value::Object(self.filters);

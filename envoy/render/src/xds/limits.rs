@@ -1,5 +1,7 @@
 //! How long connections and requests may take, and how many there may be.
 
+use std::time::Duration;
+
 use egress_policy::{Cluster, ConnectionPool, OutlierDetection, TcpKeepalive};
 use serde_json::{Map, Value, json};
 
@@ -92,18 +94,43 @@ pub(super) fn outlier_detection(detection: &OutlierDetection) -> Value {
     Value::Object(fields)
 }
 
-/// Returns the rule's keepalive; what it leaves out is the mesh's.
-pub(super) fn keepalive(
-    pool: Option<&ConnectionPool>,
-    defaults: &ClusterDefaults,
-) -> Option<TcpKeepalive> {
+/// The keepalive of connections that neither a rule nor the mesh has one for. A machine that has gone without a word is
+/// found out after a minute and a half: Linux would wait for two hours, and Envoy asks for nothing by itself.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive {
+    probes: Some(3),
+    time: Some(Duration::from_secs(60)),
+    interval: Some(Duration::from_secs(10)),
+};
+
+/// Returns the rule's keepalive; what it leaves out is the mesh's. Without either it is ours.
+pub(super) fn keepalive(pool: Option<&ConnectionPool>, defaults: &ClusterDefaults) -> TcpKeepalive {
     let own = pool.and_then(|pool| pool.tcp.keepalive.as_ref());
     let (Some(own), Some(mesh)) = (own, &defaults.keepalive) else {
-        return own.or(defaults.keepalive.as_ref()).cloned();
+        let said = own.or(defaults.keepalive.as_ref());
+        return said.cloned().unwrap_or(KEEPALIVE);
     };
-    Some(TcpKeepalive {
+    TcpKeepalive {
         probes: own.probes.or(mesh.probes),
         time: own.time.or(mesh.time),
         interval: own.interval.or(mesh.interval),
-    })
+    }
+}
+
+/// Renders a keepalive.
+pub(super) fn connection_options(keepalive: &TcpKeepalive) -> Value {
+    let mut settings = Map::new();
+    let seconds = |time: Duration| time.as_secs().max(1);
+    set_some(&mut settings, "keepalive_probes", keepalive.probes);
+    set_some(&mut settings, "keepalive_time", keepalive.time.map(seconds));
+    set_some(
+        &mut settings,
+        "keepalive_interval",
+        keepalive.interval.map(seconds),
+    );
+    json!({"tcp_keepalive": settings})
+}
+
+/// Renders the keepalive of a cluster that no rule is about.
+pub(super) fn own_connection_options() -> Value {
+    connection_options(&KEEPALIVE)
 }

@@ -45,6 +45,8 @@ pub struct Options {
     pub dns: Vec<(String, u16)>,
     /// The DNS server to ask for names that clients choose, where it is ours: it leaves refused addresses out.
     pub guarded_dns: Option<SocketAddr>,
+    /// The machine may reach servers over IPv6.
+    pub ipv6: bool,
     /// Each TCP service has a loopback address of its own; so the rules were compiled.
     pub loopback_vips: bool,
     /// The configuration of the mesh; with it the rules were compiled.
@@ -81,6 +83,7 @@ impl Default for Options {
             admin: Admin::Pipe("admin.sock".to_owned()),
             dns: Vec::new(),
             guarded_dns: None,
+            ipv6: true,
             loopback_vips: false,
             mesh: MeshConfig::default(),
             virtual_services: Arc::default(),

@@ -74,7 +74,7 @@ pub(super) fn effort(route: &HttpRoute, fields: &mut Map<String, Value>) {
     let grpc = json!({"grpc_timeout_header_max": timeout});
     set(fields, "max_stream_duration", grpc);
     match &route.retries {
-        None => set(fields, "retry_policy", retries()),
+        None => set(fields, "retry_policy", default_retries()),
         Some(retries) => set_some(fields, "retry_policy", retry_policy(retries)),
     }
     match &route.rewrite {
@@ -98,9 +98,39 @@ pub(super) fn https_header() -> Value {
     })
 }
 
-/// Only what the server says it has not looked at: trying a refused handshake again would change nothing.
-pub(super) fn retries() -> Value {
-    json!({"retry_on": "refused-stream", "num_retries": 2})
+/// Renders when a request is tried again that no VirtualService has retries for: when the server has certainly not seen
+/// it. Each attempt is on an address that has not failed it, as long as there is one. [`retry_header`] adds to this.
+pub(super) fn default_retries() -> Value {
+    let mut fields = Map::new();
+    set(
+        &mut fields,
+        "retry_on",
+        json!("connect-failure,refused-stream"),
+    );
+    set(&mut fields, "num_retries", json!(2));
+    on_other_hosts(true, &mut fields);
+    Value::Object(fields)
+}
+
+/// What [`retry_header`] says: nothing of a request that may change something, or that says it has a body.
+///
+/// A server may close an idle connection just as a request comes. To try again is right only for requests that may be
+/// answered twice (RFC 9110, 9.2.2). A `PUT` or `DELETE` may, too, but servers exist that answer the second with 404.
+const RETRIED: &str = concat!(
+    "%CEL(request.method in ['GET', 'HEAD', 'OPTIONS'] && !('content-length' in request.headers)",
+    " && !('transfer-encoding' in request.headers) ? 'reset' : '')%",
+);
+
+/// Renders for what a route adds that some requests are also tried again when their connection was reset before an
+/// answer came. So one route has two policies. Envoy takes the header away before the request goes out, and clients
+/// lose theirs as soon as they come in.
+///
+/// Source: envoyproxy/envoy `source/common/router/retry_state_impl.cc`, `RetryStateImpl::create`.
+pub(super) fn retry_header() -> Value {
+    json!({
+        "header": {"key": "x-envoy-retry-on", "value": RETRIED},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    })
 }
 
 /// Returns what a cluster's requests are hashed by, for the routes that lead to it.
@@ -172,16 +202,21 @@ fn retry_policy(retries: &Retries) -> Option<Value> {
         let backoff = json!({"base_interval": duration(backoff)});
         set(&mut fields, "retry_back_off", backoff);
     }
-    if retries.other_hosts.unwrap_or(true) {
+    on_other_hosts(retries.other_hosts.unwrap_or(true), &mut fields);
+    Some(Value::Object(fields))
+}
+
+/// Renders how an attempt comes by its host: by one that was not tried before, or by any.
+fn on_other_hosts(others: bool, fields: &mut Map<String, Value>) {
+    if others {
         let predicate = extension(
             "envoy.retry_host_predicates.previous_hosts",
             "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
             json!({}),
         );
-        set(&mut fields, "retry_host_predicate", json!([predicate]));
+        set(fields, "retry_host_predicate", json!([predicate]));
     }
-    set(&mut fields, "host_selection_retry_max_attempts", json!("5"));
-    Some(Value::Object(fields))
+    set(fields, "host_selection_retry_max_attempts", json!("5"));
 }
 
 /// Renders Envoy's filter for faults, which does nothing where no route asks for it.

@@ -165,6 +165,7 @@ pub(super) fn cluster(options: &Options) -> Option<Value> {
     let mut fields = json!({
         "name": NAME,
         "connect_timeout": limits::CONNECT_TIMEOUT,
+        "upstream_connection_options": limits::own_connection_options(),
         "load_assignment": {
             "cluster_name": NAME,
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
