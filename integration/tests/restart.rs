@@ -2,9 +2,9 @@
 
 mod common;
 
-use std::{fs, net::SocketAddr};
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,11 +14,13 @@ use tokio::{
 };
 
 use egress_integration::{
-    egressctl::{Builder, Running},
+    egressctl::{Builder, Egressctl, EndedEarly, Running},
     probe::{self, Answer},
 };
 
-use common::{HOST, SOON, Trusted, entry_with, eventually, log_of, route, rule};
+use common::{
+    HOST, SOON, Trusted, entry_with, eventually, load::Load, log_of, originated, route, rule,
+};
 
 /// How many pieces a slow answer has: four seconds of them.
 const PIECES: usize = 16;
@@ -241,6 +243,120 @@ async fn a_run_that_keeps_its_rules_outlives_the_signal_to_read_them() -> Result
     assert_eq!(
         probe::get(proxy.listener(80)?, HOST, "/").await?.status,
         200
+    );
+    assert!(proxy.stop().await?.success());
+    Ok(())
+}
+
+/// A run that waits for slow requests, and may be replaced.
+fn replaceable(trusted: &Trusted, rules: &Path, routes: &[String]) -> Builder {
+    let builder = Egressctl::builder()
+        .rules(rules)
+        .env("SSL_CERT_FILE", trusted.bundle())
+        .env("TMPDIR", trusted.path("tmp"))
+        .arg("--concurrency=2")
+        .arg("--drain=0s,8s")
+        .arg("--status=127.0.0.1:0")
+        .port(80, 0);
+    routes
+        .iter()
+        .fold(builder, |builder, to| builder.connect_to(to))
+}
+
+#[tokio::test]
+async fn runs_take_each_others_place_under_load_without_a_lost_request() -> Result<()> {
+    let trusted = Trusted::new()?;
+    fs::create_dir(trusted.path("tmp"))?;
+    let site = trusted.site([HOST]).await?;
+    let slow = "slow.example.com";
+    let server = common::slow(PIECES).await?;
+    let spec = "resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}]";
+    let rules =
+        originated(HOST, 443) + &entry_with(slow, spec) + &rule(slow, "{tls: {mode: DISABLE}}");
+    let rules = trusted.file("rules.yaml", &rules)?;
+    let routes = [route(HOST, 443, site.tls_addr()), route(slow, 80, server)];
+    let mut proxy = replaceable(&trusted, &rules, &routes).start().await?;
+    let http = proxy.listener(80)?;
+    let load = Load::start(http, 8);
+    for epoch in 1..=2 {
+        load.goes_on().await?;
+        let request = tokio::spawn(async move { probe::get(http, slow, "/slow").await });
+        eventually("the request is at the server", async || {
+            // The load is on a cluster with TLS.
+            let stats = proxy.admin_get("/stats?filter=upstream_rq_active$").await?;
+            let mut slow = stats.body.lines().filter(|line| !line.contains("SIMPLE"));
+            Ok(slow.any(|line| line.contains("|") && line.ends_with(": 1")))
+        })
+        .await?;
+        let next = replaceable(&trusted, &rules, &routes)
+            .arg(format!("--replace={}", proxy.pid()))
+            .start()
+            .await?;
+        assert_eq!(next.listener(80)?, http);
+        told(&proxy, "has taken the place of this one").await?;
+        load.goes_on().await?;
+        let answer = request.await??;
+        assert_eq!(answer.body, "piece".repeat(PIECES));
+        assert!(proxy.ended().await?.success());
+        load.goes_on().await?;
+        assert_eq!(stat(&next, "server.hot_restart_epoch").await?, epoch);
+        proxy = next;
+    }
+    ensure!(load.end().await? > 0);
+    assert!(proxy.stop().await?.success());
+    let left: Vec<_> = fs::read_dir(trusted.path("tmp"))?.collect();
+    ensure!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_envoy_of_another_hot_restart_version_does_not_take_over() -> Result<()> {
+    let trusted = Trusted::new()?;
+    fs::create_dir(trusted.path("tmp"))?;
+    let site = trusted.site([HOST]).await?;
+    let rules = trusted.file("rules.yaml", &originated(HOST, 443))?;
+    let routes = [route(HOST, 443, site.tls_addr())];
+    let proxy = replaceable(&trusted, &rules, &routes).start().await?;
+    let real = egress_integration::envoy::binary()?;
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --hot-restart-version ] && {{ echo 99.1; exit; }}\nexec {} \"$@\"\n",
+        real.display()
+    );
+    let other = trusted.file("envoy", &script)?;
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o755))?;
+    let next = replaceable(&trusted, &rules, &routes)
+        .arg("--envoy")
+        .arg(&other)
+        .arg(format!("--replace={}", proxy.pid()));
+    let error = next.start().await.err().context("it started")?;
+    let ended = error.downcast::<EndedEarly>()?;
+    assert_eq!(ended.status.code(), Some(1));
+    ensure!(
+        ended
+            .stderr
+            .contains("their versions of hot restart are 99.1 and "),
+        "{}",
+        ended.stderr
+    );
+    ensure!(
+        ended
+            .stderr
+            .contains("by SIGTERM, which lets requests finish"),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(
+        probe::get(proxy.listener(80)?, HOST, "/").await?.status,
+        200
+    );
+
+    let nobody = replaceable(&trusted, &rules, &routes).arg("--replace=1");
+    let error = nobody.start().await.err().context("it started")?;
+    ensure!(
+        error
+            .to_string()
+            .contains("process 1 is no `egressctl run`"),
+        "{error}"
     );
     assert!(proxy.stop().await?.success());
     Ok(())

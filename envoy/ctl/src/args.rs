@@ -275,6 +275,10 @@ pub(crate) struct Run {
     /// ends at once. Kubernetes needs 10s,45s
     #[arg(long, value_name = "DELAY,LIMIT", default_value = "0s,30s", value_parser = run::drain)]
     pub(crate) drain: egress_run::Drain,
+    /// Take the place of the `egressctl run` of this process without a lost request, with this program, this Envoy and
+    /// these rules. It finishes what it has begun within the LIMIT of --drain, and ends
+    #[arg(long, value_name = "PID")]
+    pub(crate) replace: Option<u32>,
     /// Answer /ready, /live and /metrics here, for probes and Prometheus, and nothing else of the admin interface
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) status: Option<SocketAddr>,

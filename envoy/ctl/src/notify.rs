@@ -43,6 +43,8 @@ impl Manager {
                     "READY=1\nSTATUS=The rules in the files are refused; those before them stay",
                 );
             }
+            // From here on the other one is what the service is.
+            Event::Replaced(by) => self.send(&format!("MAINPID={by}\nREADY=1")),
             Event::Draining(_) => self.send("STOPPING=1\nSTATUS=Open requests finish"),
             _ => {}
         }

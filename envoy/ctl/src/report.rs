@@ -133,6 +133,7 @@ fn fields(event: &Event) -> (&'static str, Value) {
             "draining",
             json!({"delaySeconds": how.delay.as_secs_f64(), "limitSeconds": how.limit.as_secs_f64()}),
         ),
+        Event::Replaced(by) => ("replaced", json!({"pid": by})),
         Event::Reopened => ("reopened", json!({})),
         Event::Warning(text) => ("warning", json!({"message": text})),
     }
@@ -196,6 +197,9 @@ fn shown(event: Event) -> Result<(), Complaint> {
         Event::SecretBack(name) => tell(&format!("the secret `{name}` is there now")),
         Event::EnvoySaid(line) => tell(envoy_log::shortened(&line).trim_end()),
         Event::Draining(how) => tell(&draining_line(how)),
+        Event::Replaced(by) => tell(&format!(
+            "process {by} has taken the place of this one; open requests finish here"
+        )),
         Event::Reopened => tell("the access log is opened again"),
         Event::Warning(text) => tell(&format!("warning: {text}")),
     }

@@ -55,6 +55,7 @@ pub(super) fn main(args: &Run) -> Done {
     });
     let start = Start {
         envoy,
+        replace: args.replace,
         concurrency: args.concurrency,
         log_level: args.log_level.into(),
         status: args.status,

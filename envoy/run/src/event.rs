@@ -80,7 +80,7 @@ impl Seen {
                 count(&self.refused);
                 self.stale.store(true, Ordering::Relaxed);
             }
-            Event::Draining(_) => self.draining.store(true, Ordering::Relaxed),
+            Event::Draining(_) | Event::Replaced(_) => self.draining.store(true, Ordering::Relaxed),
             Event::SecretMissing { .. } => drop(count(&self.secrets_missing)),
             Event::Warning(_) => drop(count(&self.warnings)),
             Event::Reloading
@@ -118,6 +118,8 @@ pub enum Event {
     EnvoySaid(String),
     /// Requests finish, then Envoy ends.
     Draining(Drain),
+    /// The run of this process has taken the place of ours; what was begun here finishes.
+    Replaced(u32),
     /// Envoy is asked to open its access log again.
     Reopened,
     /// Something else that is not as it should be.

@@ -23,6 +23,17 @@ pub(super) fn run_folder() -> io::Result<tempfile::TempDir> {
         .tempdir()
 }
 
+/// Makes the folder of what an Envoy shares with the one that takes its place, which only its owner can open.
+///
+/// # Errors
+/// When it cannot be made.
+pub(super) fn hot_folder() -> io::Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix("egress-hot-")
+        .permissions(fs::Permissions::from_mode(0o700))
+        .tempdir()
+}
+
 /// The socket of Envoy's admin interface in the folder of a run.
 pub(super) const ADMIN_SOCKET: &str = "admin.sock";
 
@@ -42,8 +53,8 @@ fn is_ours_alone(folder: &Path) -> bool {
     })
 }
 
-/// Returns the admin interfaces of our runs on this machine, those that were killed among them.
-pub fn runs() -> Vec<Admin> {
+/// Returns the folders of our runs on this machine, those that were killed among them.
+pub(super) fn of_runs() -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(env::temp_dir()) else {
         return Vec::new();
     };
@@ -53,11 +64,16 @@ pub fn runs() -> Vec<Admin> {
             let name = path.file_name().and_then(|name| name.to_str());
             name.is_some_and(|name| name.starts_with(RUN_PREFIX))
         })
+        .filter(|folder| is_ours_alone(folder))
         .collect();
     found.sort();
     found
+}
+
+/// Returns the admin interfaces of our runs on this machine, those that were killed among them.
+pub fn runs() -> Vec<Admin> {
+    of_runs()
         .iter()
-        .filter(|folder| is_ours_alone(folder))
         .filter_map(|folder| {
             let socket = folder.join(ADMIN_SOCKET);
             if socket.exists() {

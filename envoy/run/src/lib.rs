@@ -28,6 +28,7 @@ mod secrets;
 mod signals;
 mod status;
 mod supervise;
+mod upgrade;
 mod watch;
 
 pub use deployment::{Deployment, Recompile};

@@ -1,6 +1,7 @@
 //! Envoy as a process: started, waited for, and stopped.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
@@ -19,6 +20,9 @@ use egress_render::xds::{self, Options};
 
 /// How long Envoy may take to stop once asked.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long an Envoy whose place is taken stays at least: its `egressctl` is to hear of it before.
+const SHORTEST_PARENT: Duration = Duration::from_secs(3);
 
 /// How long Envoy may take to start. Loading a module takes a second or two on a slow machine.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -82,6 +86,8 @@ pub(super) struct Process<'p> {
     pub(super) log_level: LogLevel,
     pub(super) status: Option<SocketAddr>,
     pub(super) drain: Drain,
+    /// What hot restart is told.
+    pub(super) generation: Vec<OsString>,
 }
 
 pub(super) fn start(process: &Process<'_>) -> io::Result<Child> {
@@ -91,9 +97,13 @@ pub(super) fn start(process: &Process<'_>) -> io::Result<Child> {
         .arg(process.bootstrap)
         .arg("--admin-address-path")
         .arg(process.admin_address);
-    // Without hot restart there is no shared memory to leave behind, and no id that two Envoys must not share.
+    command.args(&process.generation);
+    // How long the Envoy whose place is taken may still finish what it has begun.
+    let parent = process.drain.limit.max(SHORTEST_PARENT).as_secs();
+    command
+        .arg("--parent-shutdown-time-s")
+        .arg(parent.to_string());
     command.args([
-        "--disable-hot-restart",
         "--log-level",
         process.log_level.of_envoy(),
         "--file-flush-interval-msec",

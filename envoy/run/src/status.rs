@@ -18,6 +18,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 use super::admin;
 use super::event::Events;
@@ -44,42 +45,70 @@ pub(super) struct Status {
     pub(super) events: Events,
 }
 
-/// Answers `/ready`, `/live` and `/metrics` until the runtime ends. Returns where.
+/// Listens where the run before still may, for as long as it takes.
+async fn bound(address: SocketAddr, patiently: bool) -> io::Result<TcpListener> {
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if patiently && error.kind() == io::ErrorKind::AddrInUse => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            bound => return bound,
+        }
+    }
+}
+
+/// Answers `/ready`, `/live` and `/metrics` until the task is aborted or the runtime ends. Returns where.
+///
+/// With `patiently`, an address that is taken is waited for meanwhile: the run whose place is taken has it.
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub(super) async fn serve(address: SocketAddr, status: Status) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address).await?;
+pub(super) async fn serve(
+    address: SocketAddr,
+    status: Status,
+    patiently: bool,
+) -> io::Result<(SocketAddr, AbortHandle)> {
+    if patiently && address.port() != 0 {
+        let waits = tokio::spawn(async move {
+            if let Ok(listener) = bound(address, true).await {
+                accept(listener, status).await;
+            }
+        });
+        return Ok((address, waits.abort_handle()));
+    }
+    let listener = bound(address, false).await?;
     let address = listener.local_addr()?;
+    let serves = tokio::spawn(accept(listener, status));
+    Ok((address, serves.abort_handle()))
+}
+
+async fn accept(listener: TcpListener, status: Status) {
     let status = Arc::new(status);
     let (places, scrapes) = (Semaphore::new(CONNECTIONS), Semaphore::new(SCRAPES));
     let (places, scrapes) = (Arc::new(places), Arc::new(scrapes));
-    tokio::spawn(async move {
-        while let Ok(place) = places.clone().acquire_owned().await {
-            let Ok((stream, _)) = listener.accept().await else {
-                // No file descriptors are left, say: they come back, or they do not.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let Ok((stream, _)) = listener.accept().await else {
+            // No file descriptors are left, say: they come back, or they do not.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let (status, scrapes) = (status.clone(), scrapes.clone());
+        let service = service_fn(move |request: Request<hyper::body::Incoming>| {
             let (status, scrapes) = (status.clone(), scrapes.clone());
-            let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                let (status, scrapes) = (status.clone(), scrapes.clone());
-                async move {
-                    let (method, path) = (request.method(), request.uri().path());
-                    Ok::<_, Infallible>(status.answer(method, path, &scrapes).await)
-                }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::spawn(async move {
-                let _ = connection.await;
-                drop(place);
-            });
-        }
-    });
-    Ok(address)
+            async move {
+                let (method, path) = (request.method(), request.uri().path());
+                Ok::<_, Infallible>(status.answer(method, path, &scrapes).await)
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(PATIENCE)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::spawn(async move {
+            let _ = connection.await;
+            drop(place);
+        });
+    }
 }
 
 impl Status {

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::time::Duration;
 
+use egress_policy::PortNumber;
 use egress_render::xds;
 use egress_rules::yaml::AlreadyRead;
 use egress_rules::{Complaint, Source};
@@ -15,17 +17,19 @@ use tokio::net::TcpSocket;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::timeout;
 
 use super::deployment::{Deployment, Recompile};
 use super::discovery::Offered;
 use super::drain::drain;
 use super::event::{Drain, Event, Events, send};
 use super::folder::DISCOVERY_SOCKET;
-use super::ports::{check_ports, reserve};
+use super::ports::{check_ports, places, reserve};
 use super::process::{LogLevel, Process, ready, start, stop};
 use super::reload::{self, Reloader};
 use super::signals::{Asked, Signals};
 use super::status::{self, Status};
+use super::upgrade::{Generation, Predecessor, Successor, hot_restart_version};
 use super::watch::Watcher;
 use super::{admin, atomic, discovery, envoy_log, folder, resolver, secrets};
 
@@ -33,6 +37,8 @@ use super::{admin, atomic, discovery, envoy_log, folder, resolver, secrets};
 pub struct Start {
     /// The Envoy.
     pub envoy: PathBuf,
+    /// The process of the run whose place this one takes.
+    pub replace: Option<u32>,
     /// Its worker threads; one for each processor when nothing is said.
     pub concurrency: Option<u32>,
     /// The quietest that it logs.
@@ -65,7 +71,13 @@ pub struct Reload {
 /// When it cannot be started, or ends by itself.
 pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
     let mut deployment = start.deployment;
-    check_ports(&deployment, None)?;
+    let before = start
+        .replace
+        .map(|pid| Predecessor::find(pid, &start.envoy))
+        .transpose()?;
+    // Whoever takes the place of another run gets its sockets.
+    let known = before.as_ref().map(|_| places(&deployment));
+    check_ports(&deployment, known.as_ref())?;
     // Private to this user: the bootstrap names files, and whoever reaches the admin socket rules Envoy.
     let folder = folder::run_folder()
         .map_err(|error| Complaint::us(format!("cannot make a folder for this run: {error}")))?;
@@ -111,7 +123,10 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
     };
     discovery::serve(&folder.path().join(DISCOVERY_SOCKET), served)
         .map_err(|error| Complaint::us(format!("cannot serve secrets to Envoy: {error}")))?;
-    let mut chosen = BTreeMap::new();
+    let mut chosen = before
+        .as_ref()
+        .map(|before| before.ports.clone())
+        .unwrap_or_default();
     let mut reserved = Vec::new();
     let reloading = match start.reload {
         None => None,
@@ -129,7 +144,7 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
                 acks: said,
                 refusals,
                 secrets,
-                ports: chosen,
+                ports: chosen.clone(),
                 recompile: reload.recompile,
                 known: reload.known,
                 events: events.clone(),
@@ -148,25 +163,91 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
                 version: deployment.version.clone(),
                 events: events.clone(),
             };
-            let served = status::serve(address, status).await;
+            let served = status::serve(address, status, before.is_some()).await;
             Some(served.map_err(|error| cannot_serve_status(address, &error))?)
         }
     };
     // The rules as they were read are large; nobody asks for them again, and nobody waits until they are gone.
     let options = deployment.options.clone();
     std::thread::spawn(move || drop((deployment, resources)));
+    let failed = |error| Complaint::us(format!("cannot prepare to be replaced: {error}"));
+    let mut generation = match &before {
+        Some(before) => Generation::after(before),
+        None => Generation::first(folder.path()).map_err(failed)?,
+    };
+    // Sockets are handed over one for each worker.
+    let inherited = before.as_ref().and_then(|before| before.concurrency);
+    let concurrency = start.concurrency.or(inherited);
     let process = Process {
         envoy: &start.envoy,
         bootstrap: &file,
         admin_address: &file_of_admin,
         options: &options,
-        concurrency: start.concurrency,
+        concurrency,
         log_level: start.log_level,
-        status,
+        status: status.as_ref().map(|(address, _)| *address),
         drain: start.drain,
+        generation: generation.arguments(),
     };
-    follow(process, reserved, reloading, refused, &events).await
+    let row = Row {
+        folder: folder.path(),
+        before,
+        successor: Successor::listen(folder.path()).map_err(failed)?,
+        generation: &mut generation,
+        ports: chosen,
+        status: status.map(|(_, served)| served),
+    };
+    follow(process, row, reserved, reloading, refused, &events).await
 }
+
+/// The runs of which each takes the place of the one before, as far as one of them knows.
+struct Row<'r> {
+    folder: &'r Path,
+    before: Option<Predecessor>,
+    successor: Successor,
+    generation: &'r mut Generation,
+    ports: BTreeMap<PortNumber, u16>,
+    /// What answers probes, until the successor does.
+    status: Option<AbortHandle>,
+}
+
+impl Row<'_> {
+    /// Takes the place of the run before, and leaves word for the next one.
+    async fn ready(&mut self, version: Option<String>, concurrency: Option<u32>, events: &Events) {
+        if let Some(before) = &self.before {
+            self.generation.take_over();
+            if let Err(error) = before.tell().await {
+                let text = format!("the run before does not hear that its place is taken: {error}");
+                send(events, Event::Warning(text));
+            }
+        }
+        let version = version.unwrap_or_else(|| "unknown".to_owned());
+        let record = self
+            .generation
+            .record(self.folder, &version, concurrency, &self.ports);
+        if let Err(error) = record {
+            let text = format!("no other run can take the place of this one: {error}");
+            send(events, Event::Warning(text));
+        }
+    }
+
+    /// Lets what was begun here finish; the Envoy of the next run ends ours.
+    async fn replaced(&mut self, by: u32, child: &mut Child, how: Drain, events: &Events) {
+        self.generation.pass_on();
+        self.status.take().inspect(AbortHandle::abort);
+        send(events, Event::Replaced(by));
+        // Until it ends, the other Envoy asks it for its statistics, and would not survive not to be answered.
+        if timeout(how.limit + REPLACED_LIMIT, child.wait())
+            .await
+            .is_err()
+        {
+            stop(child, events).await;
+        }
+    }
+}
+
+/// How much longer than its limit an Envoy may stay whose place was taken.
+const REPLACED_LIMIT: Duration = Duration::from_secs(600);
 
 /// Says why the status cannot be served.
 fn cannot_serve_status(address: SocketAddr, error: &io::Error) -> Complaint {
@@ -178,6 +259,7 @@ fn cannot_serve_status(address: SocketAddr, error: &io::Error) -> Complaint {
 /// Starts Envoy and stays with it.
 async fn follow(
     process: Process<'_>,
+    mut row: Row<'_>,
     reserved: Vec<TcpSocket>,
     reloading: Option<(Reloader, Vec<Source>)>,
     refused: watch::Sender<String>,
@@ -196,6 +278,8 @@ async fn follow(
         Complaint::us(format!("cannot start `{envoy}`: {error}"))
     })?;
     let mut lines = said(&mut child);
+    let asked = process.envoy.to_owned();
+    let version = tokio::task::spawn_blocking(move || hot_restart_version(&asked));
     let reloader = reloading.as_ref().map(|(reloader, _)| reloader);
     let started = tokio::select! {
         started = ready(&mut child, &mut lines, options, admin_address, reloader, events) => started,
@@ -211,6 +295,8 @@ async fn follow(
     match started {
         Ok(mut addresses) => {
             addresses.status = process.status;
+            let version = version.await.ok().flatten();
+            row.ready(version, process.concurrency, events).await;
             send(events, Event::Ready(addresses));
         }
         Err(message) => {
@@ -229,6 +315,11 @@ async fn follow(
         let asked = tokio::select! {
             asked = signals.next() => asked,
             () = events.closed() => Asked::End,
+            by = row.successor.came() => {
+                follows.inspect(AbortHandle::abort);
+                row.replaced(by, &mut child, how, events).await;
+                return Ok(());
+            }
             status = child.wait() => return Err(ended(status, log).await),
         };
         match asked {
