@@ -271,8 +271,7 @@ async fn everything_else_is_refused_with_a_reason() -> Result<()> {
             ("CONNECT cnn.com:443", "unknown_host"),
             ("CONNECT www.edition.cnn.com:443", "unknown_host"),
             ("CONNECT edition.cnn.com:22", "unknown_port"),
-            // Its port 80 is for requests, and its port 443 is for the application's TLS.
-            ("CONNECT edition.cnn.com:80", "other_protocol"),
+            // Its port 443 is for the application's TLS.
             ("GET http://edition.cnn.com:443/", "other_protocol"),
             ("GET https://edition.cnn.com/", "other_protocol"),
         ]

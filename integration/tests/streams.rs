@@ -41,9 +41,14 @@ use tokio_tungstenite::{
     tungstenite::{self, Message, handshake::derive_accept_key, protocol::Role},
 };
 
-use egress_integration::{egressctl::Running, pki::Leaf, probe, tinyproxy::Tinyproxy};
+use egress_integration::{
+    egressctl::Running, pki::Leaf, probe, silent_port::SilentPort, tinyproxy::Tinyproxy,
+};
 
-use common::{HOST, SIMPLE, SOON, Trusted, entry, entry_with, log_of, originated, route, rule};
+use common::{
+    HOST, SIMPLE, SOON, Trusted, entry, entry_with, eventually, log_of, originated, route, rule,
+    tunnel,
+};
 
 const MEGABYTE: usize = 1 << 20;
 /// What is sent in each direction.
@@ -251,8 +256,8 @@ async fn proxy(trusted: &Trusted, rules: &str, server: &Server) -> Result<Runnin
 }
 
 /// Opens a WebSocket to the path `/socket` and says something twice.
-async fn talk(proxy: &Running, host: &str) -> Result<()> {
-    let stream = TcpStream::connect(proxy.listener(80)?).await?;
+async fn talk(proxy: SocketAddr, host: &str) -> Result<()> {
+    let stream = TcpStream::connect(proxy).await?;
     let request = tungstenite::http::Request::get(format!("ws://{host}/socket"))
         .header("host", host)
         .header("connection", "Upgrade")
@@ -290,7 +295,7 @@ async fn a_websocket_goes_over_http1_where_requests_go_over_http2() -> Result<()
     for _ in 0..2 {
         let answer = probe::get(proxy.listener(80)?, HOST, "/plain").await?;
         assert_eq!(answer.status, 200, "{}", answer.body);
-        talk(&proxy, HOST).await?;
+        talk(proxy.listener(80)?, HOST).await?;
     }
     probe::get(proxy.listener(80)?, HOST, "/plain").await?;
     let seen: Vec<_> = server
@@ -345,7 +350,7 @@ async fn a_websocket_reaches_every_kind_of_cluster() -> Result<()> {
         ("rewritten", originated(HOST, 443), "EDITION.cnn.com:80"),
     ] {
         let proxy = proxy(&trusted, &rules, &server).await.context(what)?;
-        talk(&proxy, host).await.context(what)?;
+        talk(proxy.listener(80)?, host).await.context(what)?;
         for asked in server.take_asked() {
             assert_eq!(asked.alpn, "http/1.1", "{what}: {asked:?}");
         }
@@ -370,7 +375,7 @@ async fn a_websocket_goes_through_an_upstream_proxy() -> Result<()> {
     for _ in 0..2 {
         let answer = probe::get(proxy.listener(80)?, HOST, "/plain").await?;
         assert_eq!(answer.status, 200, "{}", answer.body);
-        talk(&proxy, HOST).await?;
+        talk(proxy.listener(80)?, HOST).await?;
     }
     let alpn: Vec<_> = server.take_asked().into_iter().map(|it| it.alpn).collect();
     assert_eq!(alpn, ["h2", "http/1.1", "h2", "http/1.1"]);
@@ -455,23 +460,134 @@ async fn grpc_comes_in_as_h2c_and_goes_out_as_h2_with_its_trailers() -> Result<(
         assert_eq!(trailers["grpc-message"], "well%20said");
 
         // And one call.
-        let (messages, receiver) = mpsc::channel(1);
-        messages.send(message("one")).await?;
-        drop(messages);
-        let request = Request::post(format!("http://{HOST}/echo.Echo/Say"))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(body_of(receiver))?;
-        let response = timeout(SOON, sender.send_request(request)).await??;
-        let whole = timeout(SOON, response.into_body().collect()).await??;
-        let status = whole.trailers().and_then(|it| it.get("grpc-status"));
-        assert_eq!(status.context("no status")?, "0");
-        assert_eq!(whole.to_bytes(), message("one"));
+        grpc(proxy.listener(80)?, HOST).await?;
         for asked in server.take_asked() {
             assert_eq!(asked.alpn, "h2");
             assert_eq!(asked.host, HOST);
         }
     }
+    Ok(())
+}
+
+/// CONNECT to a port of HTTP: what is said within is read as requests, and goes where the rules lead it.
+#[tokio::test]
+async fn what_follows_connect_to_a_port_of_http_is_originated() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let (server, silent) = (
+        Server::start(&trusted, &["h2", "http/1.1"]).await?,
+        SilentPort::start().await?,
+    );
+    let upstream = Tinyproxy::start(&[]).await?;
+    let url = format!("http://{}", upstream.addr());
+    for more in [&[][..], &["--upstream-proxy", url.as_str()]] {
+        let mut builder = trusted
+            .egressctl(&(originated(HOST, 443) + &originated("other.example", 443)))
+            .arg("--forward-proxy")
+            .arg("127.0.0.1:0")
+            .connect_to(&route(HOST, 443, server.addr))
+            .connect_to(&route(HOST, 80, silent.addr()))
+            .connect_to(&route("other.example", 443, silent.addr()));
+        for word in more {
+            builder = builder.arg(*word);
+        }
+        let proxy = builder.start().await?;
+        let address = proxy.forward_proxy()?;
+        let connect = format!("CONNECT {HOST}:80 HTTP/1.1");
+        let lines = [connect.as_str(), "Host: other.example"];
+        let opened = || tunnel(address, &lines);
+
+        let (end, _running) = opened().await?;
+        let answer = probe::get(end, HOST, "/plain").await?;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let (end, _running) = opened().await?;
+        talk(end, HOST).await?;
+        let (end, _running) = opened().await?;
+        grpc(end, &format!("{HOST}:80")).await?;
+        let seen: Vec<_> = server
+            .take_asked()
+            .into_iter()
+            .map(|it| (it.path, it.alpn, it.host))
+            .collect();
+        let over = |path: &str, alpn: &str| (path.to_owned(), alpn.to_owned(), HOST.to_owned());
+        let all = [
+            over("/plain", "h2"),
+            over("/socket", "http/1.1"),
+            over("/echo.Echo/Say", "h2"),
+        ];
+        assert_eq!(seen, all, "{more:?}");
+        let log = log_of(&proxy, "/plain").await?;
+        assert_eq!(log.egress("action"), "originate");
+        assert_eq!(log.egress("target"), "edition.cnn.com:443");
+
+        // Each of these is for somebody else, or for nobody.
+        for (said, answer) in [
+            (
+                "GET / HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n",
+                "egress_other_host",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: edition.cnn.com:443\r\nConnection: close\r\n\r\n",
+                "egress_other_host",
+            ),
+            (
+                "GET http://other.example/ HTTP/1.1\r\nHost: edition.cnn.com\r\nConnection: close\r\n\r\n",
+                "egress_other_host",
+            ),
+            (
+                "GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
+                "egress_other_host",
+            ),
+            ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", " 400 "),
+            (
+                "CONNECT edition.cnn.com:80 HTTP/1.1\r\nHost: edition.cnn.com:80\r\nConnection: close\r\n\r\n",
+                " 403 ",
+            ),
+            ("\x16\x03\x01\x02\0\x01\0\x01\x7c\x03\x03random", " 400 "),
+            ("SSH-2.0-OpenSSH_9.2\r\n", " 400 "),
+        ] {
+            let (end, _running) = opened().await?;
+            let heard = probe::raw(end, said.as_bytes(), SOON).await?;
+            let heard = String::from_utf8_lossy(&heard);
+            ensure!(heard.contains(answer), "{said:?}: {heard}");
+        }
+        ensure!(server.take_asked().is_empty());
+        let refused = proxy.wait_for_log(|line| line.contains("reason=other_host"), SOON);
+        ensure!(refused.await?.contains("action=reject"));
+    }
+    // One tunnel for each kind of HTTP of the server, and nothing beside them.
+    eventually("the proxy is asked", async || {
+        Ok(!upstream.asked().is_empty())
+    })
+    .await?;
+    let there = server.addr.to_string();
+    ensure!(
+        upstream.asked().iter().all(|it| *it == there),
+        "{:?}",
+        upstream.asked()
+    );
+    silent.assert_silent().await?;
+    Ok(())
+}
+
+/// One call by h2c.
+async fn grpc(address: SocketAddr, authority: &str) -> Result<()> {
+    let stream = TcpStream::connect(address).await?;
+    let (mut sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    let (messages, receiver) = mpsc::channel(1);
+    messages.send(message("one")).await?;
+    drop(messages);
+    let request = Request::post(format!("http://{authority}/echo.Echo/Say"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(body_of(receiver))?;
+    let response = timeout(SOON, sender.send_request(request)).await??;
+    let whole = timeout(SOON, response.into_body().collect()).await??;
+    let status = whole.trailers().and_then(|it| it.get("grpc-status"));
+    assert_eq!(status.context("no status")?, "0");
+    assert_eq!(whole.to_bytes(), message("one"));
     Ok(())
 }
 

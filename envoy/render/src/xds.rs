@@ -52,6 +52,7 @@ pub use bootstrap::{bootstrap, reloading};
 pub use capture::{NAME as CAPTURE, SERVICE_PREFIX as CAPTURED};
 pub use conflict::Conflict;
 pub use dynamic::{Dynamic, discovered, dynamic};
+pub use egress_filter::contract::WITHIN as FORWARD_PROXY_WITHIN;
 pub use foreign::{Additions, foreign};
 pub use forward_proxy::NAME as FORWARD_PROXY;
 pub use guard::{DROPS_ADDRESSES, is_refused, looks_at_one_address, refused};

@@ -13,7 +13,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use egress_render::xds::{Admin, CAPTURE, CAPTURED, FORWARD_PROXY, UPSTREAM_PROXY};
+use egress_render::xds::{
+    Admin, CAPTURE, CAPTURED, FORWARD_PROXY, FORWARD_PROXY_WITHIN, UPSTREAM_PROXY,
+};
 
 /// How long one question may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -50,7 +52,7 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
     for listener in body.get("listener_statuses")?.as_array()? {
         let name = listener.get("name")?.as_str()?;
         // Nobody connects to these.
-        if name == UPSTREAM_PROXY || name.starts_with(CAPTURED) {
+        if [UPSTREAM_PROXY, FORWARD_PROXY_WITHIN].contains(&name) || name.starts_with(CAPTURED) {
             continue;
         }
         let address = listener.get("local_address")?.get("socket_address")?;

@@ -128,6 +128,21 @@ pub const TUNNEL_STATE: &str = "wasm.egress_tunnel";
 /// The filter state that upstream connections see, and are told apart by.
 pub const UPSTREAM_TUNNEL_STATE: &str = "egress.tunnel";
 
+/// The cluster, and the listener within Envoy, for requests that come within a tunnel of the forward proxy.
+pub const WITHIN: &str = "forward-proxy-within";
+
+/// The property that names the host and port of such a tunnel; Envoy keeps it as [`WITHIN_STATE`].
+pub const WITHIN_PROPERTY: &str = "egress_within";
+
+/// The filter state that [`WITHIN_PROPERTY`] becomes. Upstream connections do not see it.
+pub const WITHIN_STATE: &str = "wasm.egress_within";
+
+/// The filter state that the connection within Envoy has, and by which such connections are told apart.
+pub const TARGET_STATE: &str = "egress.within";
+
+/// The property with [`TARGET_STATE`].
+pub const TARGET: [&str; 2] = ["filter_state", TARGET_STATE];
+
 /// Where Envoy's node has the labels of its workload, as Istio fills it in.
 ///
 /// Source: istio/istio `pkg/model/proxy.go`, `NodeMetadata.Labels`.

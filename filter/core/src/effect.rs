@@ -19,6 +19,8 @@ pub enum Effect<'e> {
     TransportSocket(&'e str),
     /// Name the host and port that the upstream proxy is asked for.
     Tunnel(&'e str),
+    /// Read what follows CONNECT as requests for this host and port.
+    Within(&'e str),
     /// Give the access log its metadata.
     Metadata(&'e [u8]),
     /// Answer the request here.

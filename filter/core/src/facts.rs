@@ -15,6 +15,8 @@ pub struct Facts<'f> {
     /// The method is CONNECT: bytes are to be carried, and the authority names where to. Only a forward proxy is
     /// asked this.
     pub connect: bool,
+    /// What CONNECT named, where the request came within its tunnel.
+    pub within: Option<&'f str>,
     /// The name of the route that Envoy chose, where the listener's hosts have branches.
     pub route: Option<&'f str>,
 }
@@ -28,6 +30,8 @@ pub struct HttpRequest {
     pub port: Option<PortNumber>,
     /// As [`Facts::connect`].
     pub connect: bool,
+    /// As [`Facts::within`].
+    pub within: Option<Vec<u8>>,
     /// As [`Facts::route`].
     pub route: Option<Vec<u8>>,
 }
@@ -39,6 +43,7 @@ impl HttpRequest {
             authority: text(&self.authority),
             port: self.port,
             connect: self.connect,
+            within: self.within.as_deref().map(text),
             route: self.route.as_deref().map(text),
         }
     }
@@ -62,7 +67,8 @@ fn text(bytes: &[u8]) -> &str {
 pub struct HttpWanted {
     /// The port that the application dialled.
     pub dialled_port: bool,
-    /// What a forward proxy is asked: whether the method is CONNECT, and otherwise the scheme of the URL.
+    /// What a forward proxy is asked: whether the method is CONNECT, and otherwise the scheme of the URL. And what
+    /// CONNECT named, if the request came within a tunnel.
     pub proxy_request: bool,
     /// The name of the route that Envoy chose.
     pub route: bool,

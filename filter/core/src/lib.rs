@@ -33,7 +33,7 @@
 //! }"#).unwrap();
 //!
 //! let mut scratch = Scratch::default();
-//! let facts = Facts { authority: "edition.cnn.com:80", port: None, connect: false, route: None };
+//! let facts = Facts { authority: "edition.cnn.com:80", port: None, connect: false, within: None, route: None };
 //! let (mut authority, mut cluster) = (String::new(), String::new());
 //! plan_http(&config, &facts, &mut scratch, &mut |effect| {
 //!     match effect {

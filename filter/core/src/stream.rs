@@ -65,15 +65,17 @@ impl HttpStream {
     /// # Errors
     /// That of `act`. The request must not go on then: see [`ON_HOST_ERROR`].
     pub fn on_request(&mut self, request: HttpRequest, act: Act<'_>) -> Result<Next, HostError> {
-        let mut ends = false;
+        let (mut ends, mut read) = (false, false);
         self.worker.plan_http(&request.facts(), &mut |effect| {
             ends |= effect.ends();
+            read |= matches!(effect, Effect::Within(_));
             act(effect)
         })?;
         if ends {
             return Ok(Next::Stop);
         }
-        self.unread = request.connect;
+        // What is read as requests is looked at there.
+        self.unread = request.connect && !read;
         self.sent = Some(request);
         Ok(Next::Continue)
     }
@@ -270,6 +272,7 @@ mod tests {
             authority: authority.into(),
             port: None,
             connect,
+            within: None,
             route: None,
         }
     }

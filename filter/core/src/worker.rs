@@ -85,6 +85,7 @@ mod tests {
             authority,
             port: None,
             connect: false,
+            within: None,
             route: None,
         };
         let mut effects = Vec::new();
@@ -125,6 +126,7 @@ mod tests {
             authority: "web.example",
             port: None,
             connect: false,
+            within: None,
             route: None,
         };
         let mut outer = Vec::new();

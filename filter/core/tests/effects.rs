@@ -179,6 +179,7 @@ fn planned(config: &Loaded, authority: &str) -> (Vec<String>, BTreeMap<String, S
         authority,
         port: None,
         connect: false,
+        within: None,
         route: None,
     };
     shown(|act| plan_http(config, &facts, &mut scratch, act))
@@ -200,6 +201,7 @@ fn shown(
                 format!("{} = {value}", key.rsplit('.').next().unwrap())
             }
             Effect::Tunnel(target) => format!("tunnel to {target}"),
+            Effect::Within(target) => format!("requests within {target}"),
             Effect::TransportSocket(name) => format!("socket {name}"),
             Effect::Answer {
                 status, details, ..
@@ -539,6 +541,7 @@ fn the_port_of_the_listener_or_else_of_the_connection_decides() {
             authority: "edition.cnn.com:80",
             port: port.and_then(PortNumber::new),
             connect: false,
+            within: None,
             route: None,
         };
         let mut first = None;
@@ -575,6 +578,7 @@ fn asked_of_a_proxy(authority: &str, port: Option<PortNumber>, connect: bool) ->
         authority,
         port,
         connect,
+        within: None,
         route: None,
     };
     shown(|act| plan_http(&config, &facts, &mut Scratch::default(), act)).0
@@ -627,10 +631,17 @@ fn a_forward_proxy_carries_bytes_to_what_is_passed_through_and_nowhere_else() {
         assert_eq!(words[..2], way, "{words:?}");
         assert_eq!(words[2..], to("8443"), "{words:?}");
     }
+    // Where the port is one of requests, so is what follows.
+    let words = asked_of_a_proxy("EDITION.cnn.com:80", None, true);
+    let within = [
+        "x-egress-forward: forward-proxy-within",
+        "choose route",
+        "requests within EDITION.cnn.com:80",
+    ];
+    assert_eq!(words, within);
     for (authority, reason) in [
         ("tls.example.com", "unknown_port"),
         ("tls.example.com:8443", "unknown_port"),
-        ("edition.cnn.com:80", "other_protocol"),
         ("edition.cnn.com:443", "unknown_port"),
         ("other.example.com:443", "unknown_host"),
         ("127.0.0.1:443", "unknown_host"),
@@ -719,6 +730,7 @@ fn a_failed_connection_is_told_without_envoys_words() {
         authority: "EDITION.cnn.com:80",
         port: None,
         connect: false,
+        within: None,
         route: None,
     };
     let (_, before) = planned(&config, facts.authority);
@@ -764,6 +776,7 @@ fn only_what_was_sent_can_fail() {
             authority,
             port: None,
             connect: false,
+            within: None,
             route: None,
         };
         failed(config, &facts, details)
@@ -1033,6 +1046,7 @@ fn a_branch_names_its_clusters_and_leaves_the_request_as_it_is() {
             authority: "Api.example:80",
             port: None,
             connect: false,
+            within: None,
             route,
         };
         shown(|act| plan_http(&config, &facts, &mut scratch, act)).0

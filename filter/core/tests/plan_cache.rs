@@ -131,6 +131,7 @@ fn remembers_all_of(json: &[u8]) -> usize {
             authority: &authority,
             port,
             connect,
+            within: None,
             route: None,
         };
         let planned = shown(|act| plan_http(&config, &facts, &mut scratch, act));
@@ -150,6 +151,7 @@ fn remembers_all_of(json: &[u8]) -> usize {
             authority: &authority,
             port,
             connect,
+            within: None,
             route: None,
         };
         let planned = shown(|act| plan_http(&config, &facts, &mut scratch, act));
@@ -166,6 +168,7 @@ fn a_request_like_one_before_it_allocates_nothing() {
             authority,
             port: HTTP,
             connect: false,
+            within: None,
             route: None,
         };
         let before = counting::allocations();
@@ -202,6 +205,7 @@ fn the_first_error_ends_a_plan() {
         authority: "own.example",
         port: HTTP,
         connect: false,
+        within: None,
         route: None,
     };
     for _ in 0..2 {
@@ -224,6 +228,7 @@ fn a_plan_that_was_cut_short_is_not_remembered() {
         authority: "odd.example",
         port: HTTP,
         connect: false,
+        within: None,
         route: None,
     };
     let whole = shown(|act| plan_http(&config, &facts, &mut Scratch::default(), act));

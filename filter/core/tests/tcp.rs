@@ -63,6 +63,7 @@ fn shown(plan: impl FnOnce(Act<'_>) -> Result<(), HostError>) -> Vec<String> {
         Effect::FilterState(key, value) => format!("{} = {value}", key.rsplit('.').next().unwrap()),
         Effect::Metadata(bytes) => std::str::from_utf8(bytes).unwrap().to_owned(),
         Effect::Tunnel(target) => format!("tunnel to {target}"),
+        Effect::Within(target) => format!("requests within {target}"),
         other => format!("{other:?}"),
     };
     let mut words = Vec::new();

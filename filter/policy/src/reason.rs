@@ -15,6 +15,8 @@ pub enum Reason {
     UnknownPort,
     /// The port exists and speaks something else.
     OtherProtocol,
+    /// Within a tunnel, the request is for another host or port than the tunnel.
+    OtherHost,
     /// No DestinationRule of the host has the subset, or the subset has no endpoint.
     UnknownSubset,
     /// A rule asks for TLS to the host, but not for this caller, who would get plaintext.
@@ -52,6 +54,7 @@ impl Reason {
             Reason::UnknownHost => "unknown_host",
             Reason::UnknownPort => "unknown_port",
             Reason::OtherProtocol => "other_protocol",
+            Reason::OtherHost => "other_host",
             Reason::UnknownSubset => "unknown_subset",
             Reason::LeftOut => "left_out",
             Reason::NoRoute => "no_route",
@@ -71,6 +74,7 @@ impl Reason {
             Reason::UnknownPort => "the host's ServiceEntry does not have this port",
             Reason::UnknownSubset => "no DestinationRule has this subset of the host",
             Reason::OtherProtocol => "the port's protocol is not the one that was spoken",
+            Reason::OtherHost => "the request is for another host or port than CONNECT named",
             Reason::LeftOut => "a rule asks for TLS to this host, but not for this caller",
             Reason::NoRoute => "no route of the host's VirtualServices matches the request",
             Reason::UnknownDestination => {

@@ -19,6 +19,7 @@ pub(crate) fn apply(effect: Effect<'_>) -> Result<(), HostError> {
             host::set_property(contract::SOCKET_PROPERTY, name.as_bytes())
         }
         Effect::Tunnel(target) => host::set_property(contract::TUNNEL_PROPERTY, target.as_bytes()),
+        Effect::Within(target) => host::set_property(contract::WITHIN_PROPERTY, target.as_bytes()),
         Effect::Metadata(value) => host::set_property(contract::METADATA_PROPERTY, value),
         Effect::Answer {
             status,

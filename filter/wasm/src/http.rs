@@ -36,6 +36,7 @@ impl Request {
         if wanted.proxy_request {
             let method = host::request_header(":method")?;
             request.connect = method.is_some_and(|method| method == b"CONNECT");
+            request.within = host::property(&contract::TARGET)?;
             // CONNECT has neither scheme nor URL.
             if !request.connect {
                 let scheme = host::request_header(":scheme")?.unwrap_or_default();

@@ -8,7 +8,9 @@ use super::chain::Listener;
 use super::message::extension;
 use super::options::{Admin, Options};
 use super::rendering::Rendering;
-use super::{capture, cluster, dns, listener, secrets, stats, upstream_proxy, variants};
+use super::{
+    capture, cluster, dns, forward_proxy, listener, secrets, stats, upstream_proxy, variants,
+};
 
 /// Renders the bootstrap of an Envoy that does what `table` says. `resources` are the documents it was
 /// compiled from; the filter is given the same.
@@ -83,6 +85,7 @@ pub(super) fn ruled(table: &PolicyTable, resources: &[Value], options: &Options)
         clusters.push(cluster::passthrough(&rendering));
     }
     clusters.extend(capture::cluster(&rendering));
+    clusters.extend(forward_proxy::cluster(options));
     clusters.extend(upstream_proxy::cluster(options));
     Ruled {
         listeners: listener::listeners(&rendering),

@@ -32,6 +32,8 @@ pub(super) struct HttpSettings {
     pub(super) routes_first: Vec<Value>,
     /// The headers that it takes away beside those that every listener does.
     pub(super) headers_removed: &'static [&'static str],
+    /// The filters behind ours.
+    pub(super) filters_first: Vec<Value>,
     /// The clusters that `routes_first` lead to and whose addresses filters must look at.
     pub(super) guarded: BTreeSet<String>,
 }
@@ -47,6 +49,7 @@ impl HttpSettings {
             upgrades: &[],
             routes_first: Vec::new(),
             headers_removed: &[],
+            filters_first: Vec::new(),
             guarded: BTreeSet::new(),
         }
     }
@@ -63,7 +66,7 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
         default_cluster: default.map(|cluster| cluster.name.as_str()),
         ..plugin::config(port, FilterKind::Http, rendering)
     };
-    let mut filters = Vec::new();
+    let mut filters = settings.filters_first;
     if rendering.variants == Variants::Sockets {
         filters.push(variants::http_filter());
     }

@@ -17,7 +17,7 @@ use super::{capture, forward_proxy, passthrough, server_name, tcp, upstream_prox
 pub(super) fn listeners(rendering: &Rendering<'_>) -> Vec<Listener> {
     let options = rendering.options;
     let services = tcp::Services::new(rendering);
-    let forward_proxy = forward_proxy::listener(rendering);
+    let forward_proxy = forward_proxy::listeners(rendering);
     let mut listeners = Vec::new();
     for (port, downstreams) in service_ports(rendering.table) {
         let manager = downstreams

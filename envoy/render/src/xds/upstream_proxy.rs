@@ -42,7 +42,9 @@ pub const OLDEST_WITH_PROXY: Version = Version {
 
 /// Renders what lets Envoy have listeners within itself.
 pub(super) fn bootstrap_extension(options: &Options) -> Option<Value> {
-    options.upstream_proxy.as_ref()?;
+    if options.upstream_proxy.is_none() && options.forward_proxy.is_none() {
+        return None;
+    }
     Some(extension(
         "envoy.bootstrap.internal_listener",
         "envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
@@ -52,8 +54,13 @@ pub(super) fn bootstrap_extension(options: &Options) -> Option<Value> {
 
 /// Renders the endpoint that every cluster has: the listener within.
 pub(super) fn endpoints(name: &str) -> Map<String, Value> {
+    endpoints_within(name, NAME)
+}
+
+/// Renders the endpoint of a cluster that leads to a listener within.
+pub(super) fn endpoints_within(name: &str, listener: &str) -> Map<String, Value> {
     let address =
-        json!({"envoy_internal_address": {"server_listener_name": NAME, "endpoint_id": name}});
+        json!({"envoy_internal_address": {"server_listener_name": listener, "endpoint_id": name}});
     let endpoint = json!({"endpoint": {"address": address}});
     let mut fields = Map::new();
     fields.insert("type".to_owned(), json!("STATIC"));
@@ -113,7 +120,12 @@ fn target(format: &str) -> Value {
     json!({
         "object_key": contract::UPSTREAM_TUNNEL_STATE,
         "factory_key": "envoy.hashable_string",
-        "format_string": {"text_format_source": {"inline_string": format}},
+        // What follows CONNECT to the listener within goes to no proxy, and its connection takes no such word there.
+        "format_string": {
+            "text_format_source": {"inline_string": format},
+            "omit_empty_values": true,
+        },
+        "skip_if_empty": true,
         "shared_with_upstream": "ONCE",
     })
 }

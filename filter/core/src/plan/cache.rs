@@ -33,6 +33,7 @@ struct Plan {
     authority: String,
     port: Option<PortNumber>,
     connect: bool,
+    within: Option<String>,
     /// That of the facts, or nothing.
     route: Option<String>,
     /// All its effects are here, and the host could apply them.
@@ -53,6 +54,7 @@ enum Kept {
     FilterState(&'static str, Range<usize>),
     TransportSocket(Range<usize>),
     Tunnel(Range<usize>),
+    Within(Range<usize>),
     CountAllowed,
     Metadata,
 }
@@ -97,6 +99,7 @@ impl Plan {
             && self.authority == facts.authority
             && self.port == facts.port
             && self.connect == facts.connect
+            && self.within.as_deref() == facts.within
             && self.route.as_deref() == facts.route
     }
 
@@ -113,6 +116,7 @@ impl Plan {
         self.authority.clear();
         self.authority.push_str(facts.authority);
         (self.port, self.connect) = (facts.port, facts.connect);
+        self.within = facts.within.map(str::to_owned);
         match (&mut self.route, facts.route) {
             (Some(route), Some(name)) => {
                 route.clear();
@@ -139,6 +143,7 @@ impl Plan {
             Effect::FilterState(key, value) => Kept::FilterState(key, put(value)),
             Effect::TransportSocket(name) => Kept::TransportSocket(put(name)),
             Effect::Tunnel(target) => Kept::Tunnel(put(target)),
+            Effect::Within(target) => Kept::Within(put(target)),
             Effect::CountAllowed => Kept::CountAllowed,
             Effect::Metadata(value) => {
                 self.metadata.extend_from_slice(value);
@@ -165,6 +170,7 @@ impl Plan {
             Kept::FilterState(key, value) => Effect::FilterState(key, text(value)),
             Kept::TransportSocket(name) => Effect::TransportSocket(text(name)),
             Kept::Tunnel(target) => Effect::Tunnel(text(target)),
+            Kept::Within(target) => Effect::Within(text(target)),
             Kept::CountAllowed => Effect::CountAllowed,
             Kept::Metadata => Effect::Metadata(&self.metadata),
         })

@@ -42,9 +42,16 @@ pub fn plan_http(
     act: Act<'_>,
 ) -> Result<(), HostError> {
     let parsed = Authority::parse(facts.authority);
-    let decision = decide(config, facts, &parsed);
+    let mut decision = decide(config, facts, &parsed);
+    let within = requests_within(config, facts, &parsed, &mut decision);
     write_metadata(config, facts.authority, &decision, None, scratch);
 
+    if within {
+        act(Effect::Header(contract::FORWARD_HEADER, contract::WITHIN))?;
+        act(Effect::ChooseRouteAgain)?;
+        act(Effect::Within(facts.authority))?;
+        return act(Effect::Metadata(&scratch.metadata));
+    }
     if let Some(branch) = decision.branch {
         return on_branch(config, facts, branch, &decision, scratch, act);
     }
@@ -75,6 +82,37 @@ pub fn plan_http(
         Action::Reject(reason) => answer(config, reason, scratch, act),
         Action::Weighted | Action::Respond(_) => answer(config, Reason::NoRoute, scratch, act),
     }
+}
+
+/// Whether what follows CONNECT is to be read as requests, which is so where the port is one of requests. The decision
+/// is then that of a request for the same host and port.
+fn requests_within<'t: 'q, 'q>(
+    config: &'t Loaded,
+    facts: &Facts<'q>,
+    parsed: &'q Result<Authority<'_>, InvalidAuthority>,
+    decision: &mut Decision<'t, 'q>,
+) -> bool {
+    if !facts.connect || decision.action != Action::Reject(Reason::OtherProtocol) {
+        return false;
+    }
+    let request = Facts {
+        connect: false,
+        ..*facts
+    };
+    let inside = decide(config, &request, parsed);
+    let led = matches!(inside.action, Action::Originate(_) | Action::Forward(_));
+    if led {
+        *decision = inside;
+    }
+    led
+}
+
+/// Returns the port of the tunnel that a request came in; `None` where the request is for something else.
+fn port_within(target: &str, request: &Authority<'_>) -> Option<PortNumber> {
+    let target = Authority::parse(target).ok()?;
+    let port = target.port?;
+    let same = target.host == request.host && request.port.is_none_or(|it| it == port);
+    same.then_some(port)
 }
 
 /// Leads a request that took one of the host's branches. Its route is chosen and stays: it has the path, the headers and
@@ -293,6 +331,14 @@ fn decide<'t: 'q, 'q>(
     parsed: &'q Result<Authority<'_>, InvalidAuthority>,
 ) -> Decision<'t, 'q> {
     let port = match parsed {
+        Ok(authority) if facts.within.is_some() => {
+            let target = facts.within.filter(|_| !facts.connect);
+            let port = target.and_then(|target| port_within(target, authority));
+            if port.is_none() {
+                return refused(Reason::OtherHost);
+            }
+            port
+        }
         Ok(authority) if config.forward_proxy => authority.port.or(facts.port),
         _ => config.listener_port.or(facts.port),
     };
@@ -460,6 +506,7 @@ fn answer(
         Reason::UnknownHost
         | Reason::UnknownPort
         | Reason::OtherProtocol
+        | Reason::OtherHost
         | Reason::UnknownSubset
         | Reason::LeftOut
         | Reason::NotRead
