@@ -44,6 +44,8 @@ pub enum Reply {
     Answer(u16, String),
     /// The same with a text, and then the connection ends.
     Last(String),
+    /// These bytes and no others.
+    Whole(String),
     /// No answer; the connection is reset.
     Reset,
 }
@@ -140,6 +142,11 @@ async fn serve(
         let (status, text, last) = match reply {
             Reply::Answer(status, text) => (status, text, false),
             Reply::Last(text) => (200, text, true),
+            Reply::Whole(bytes) => {
+                stream.write_all(bytes.as_bytes()).await?;
+                stream.flush().await?;
+                continue;
+            }
             Reply::Reset => {
                 let (tcp, _) = stream.into_inner();
                 tcp.set_zero_linger()?;

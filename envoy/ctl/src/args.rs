@@ -414,6 +414,14 @@ pub(crate) struct Rules {
     /// Ask this DNS server instead of the system's; may be repeated
     #[arg(long = "resolver", value_name = "ADDRESS:PORT")]
     pub(crate) resolvers: Vec<SocketAddr>,
+    /// Close connections beyond so many, all listeners together [default of `run`: what the limit of open files allows;
+    /// of `render`: 30000]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_connections: Option<u32>,
+    /// Refuse requests when Envoy has allocated so many MiB [default of `run`: three quarters of the memory; of `render`: no
+    /// limit]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..))]
+    pub(crate) max_heap: Option<u32>,
     /// Let Envoy's admin interface listen here, on a loopback address [default: a socket that only you can open]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) admin: Option<SocketAddr>,

@@ -17,6 +17,7 @@ mod doctor;
 mod explain;
 mod lint;
 mod locate;
+mod machine;
 mod manual;
 mod notify;
 mod output;

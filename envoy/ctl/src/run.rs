@@ -17,7 +17,7 @@ use super::args::{Report as Format, Run};
 use super::output::{self, Done, Output, tell};
 use super::report::Report;
 use super::threads::at_once;
-use super::{locate, settings, sources};
+use super::{locate, machine, settings, sources};
 use egress_run::{Deployment, Event, Events, Recompile, Reload, Start, supervise, version_of};
 
 /// Runs Envoy until it ends or we are told to.
@@ -94,6 +94,7 @@ fn settle(
     };
     let mut deployment =
         settings::settle_read(&args.rules, version, sources, compile_options, how)?;
+    deployment.options.limits = settings::limits(&args.rules, machine::limits());
     if let Some(capture) = &mut deployment.options.capture
         && args.rules.capture.is_some_and(|at| at.address.is_none())
         && TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err()

@@ -11,7 +11,8 @@ use super::{locate, sources};
 use egress_credentials::Store;
 use egress_render::pinned_envoy;
 use egress_render::xds::{
-    AccessLog, Admin, Capture, Conflict, OLDEST, OLDEST_WITH_PROXY, Options, UpstreamProxy, Version,
+    AccessLog, Admin, Capture, Conflict, Limits, OLDEST, OLDEST_WITH_PROXY, Options, UpstreamProxy,
+    Version,
 };
 use egress_rules::Source;
 use egress_rules::{Complaint, Refusal};
@@ -250,9 +251,19 @@ fn asked(args: &Args, proxy: Proxy) -> Result<Options, Complaint> {
             .iter()
             .map(|address| (address.ip().to_string(), address.port()))
             .collect(),
+        limits: limits(args, Limits::default()),
         loopback_vips: args.input.loopback_vips,
         ..Options::default()
     })
+}
+
+/// Returns how much Envoy takes on: what was asked for, and else what there is.
+pub(crate) fn limits(args: &Args, otherwise: Limits) -> Limits {
+    let heap = args.max_heap.map(|mib| u64::from(mib) << 20);
+    Limits {
+        connections: args.max_connections.unwrap_or(otherwise.connections),
+        heap: heap.or(otherwise.heap),
+    }
 }
 
 /// Returns how to come by an Envoy that can do what was asked for.

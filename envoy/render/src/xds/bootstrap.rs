@@ -5,11 +5,11 @@ use egress_policy::{OutboundMode, PolicyTable};
 use serde_json::{Map, Value, json};
 
 use super::chain::Listener;
-use super::message::extension;
 use super::options::{Admin, Options};
 use super::rendering::Rendering;
 use super::{
-    capture, cluster, dns, forward_proxy, listener, secrets, stats, upstream_proxy, variants,
+    capture, cluster, dns, forward_proxy, listener, overload, secrets, stats, upstream_proxy,
+    variants,
 };
 
 /// Renders the bootstrap of an Envoy that does what `table` says. `resources` are the documents it was
@@ -87,8 +87,15 @@ pub(super) fn ruled(table: &PolicyTable, resources: &[Value], options: &Options)
     clusters.extend(capture::cluster(&rendering));
     clusters.extend(forward_proxy::cluster(options));
     clusters.extend(upstream_proxy::cluster(options));
+    for cluster in clusters.iter_mut().filter_map(Value::as_object_mut) {
+        overload::bound(cluster);
+    }
+    let mut listeners = listener::listeners(&rendering);
+    for listener in &mut listeners {
+        overload::bound(&mut listener.fields);
+    }
     Ruled {
-        listeners: listener::listeners(&rendering),
+        listeners,
         clusters,
         secrets: secrets::statics(tls(), options),
     }
@@ -114,12 +121,7 @@ fn base(options: &Options) -> Map<String, Value> {
         ]},
         // What reading rules took for a moment goes back to the system; Envoy's allocator would keep it.
         "memory_allocator_manager": {"bytes_to_release": 64 << 20, "memory_release_interval": "1s"},
-        // Envoy warns of a missing limit at every start; files run out long before this one.
-        "overload_manager": {"resource_monitors": [extension(
-            "envoy.resource_monitors.global_downstream_max_connections",
-            "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
-            json!({"max_active_downstream_connections": 1_000_000}),
-        )]},
+        "overload_manager": overload::manager(options.limits),
     });
     let mut fields = match base {
         Value::Object(fields) => fields,

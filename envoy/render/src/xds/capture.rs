@@ -95,7 +95,7 @@ pub(super) fn add_rest(chains: &mut Vec<Chain>, rendering: &Rendering<'_>) {
 pub(super) fn cluster(rendering: &Rendering<'_>) -> Option<Value> {
     rendering.options.capture.as_ref()?;
     (rendering.table.outbound() == OutboundMode::AllowAny)
-        .then(|| cluster::original_destination(ORIGINAL))
+        .then(|| cluster::original_destination(ORIGINAL, rendering.options))
 }
 
 fn addresses(all: &[IpAddr], port: PortNumber) -> Map<String, Value> {

@@ -17,7 +17,7 @@ use super::names::{HostCheck, Names};
 use super::options::Options;
 use super::rendering::Rendering;
 use super::transport_socket::transport_socket;
-use super::{upstream_proxy, variants};
+use super::{overload, upstream_proxy, variants};
 
 /// How long a connection with TLS lives at most, about: what is revoked or replaced is out of use after it.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
@@ -96,7 +96,7 @@ fn with_filters(
     set(
         &mut fields,
         "circuit_breakers",
-        circuit_breakers(pool, Some(cluster)),
+        circuit_breakers(pool, Some(cluster), options),
     );
     if options.upstream_proxy.is_none() && !has_paths(cluster) {
         let keepalive = connection_options(&keepalive(pool, defaults));
@@ -158,7 +158,7 @@ pub(super) fn passthrough(rendering: &Rendering<'_>) -> Value {
     set(
         &mut fields,
         "circuit_breakers",
-        circuit_breakers(None, None),
+        circuit_breakers(None, None, rendering.options),
     );
     set(
         &mut fields,
@@ -180,13 +180,13 @@ pub(super) fn passthrough(rendering: &Rendering<'_>) -> Value {
 }
 
 /// Renders the cluster of captured connections that go where they were meant to go.
-pub(super) fn original_destination(name: &str) -> Value {
+pub(super) fn original_destination(name: &str, options: &Options) -> Value {
     json!({
         "name": name,
         "type": "ORIGINAL_DST",
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": CONNECT_TIMEOUT,
-        "circuit_breakers": circuit_breakers(None, None),
+        "circuit_breakers": circuit_breakers(None, None, options),
         "upstream_connection_options": own_connection_options(),
     })
 }
@@ -302,7 +302,7 @@ fn load_balancer(cluster: &Cluster, fields: &mut Map<String, Value>) {
 fn protocol_options(cluster: &Cluster, filters: Option<Value>, options: &Options) -> Option<Value> {
     let pool = cluster.connection_pool.as_deref();
     let http2 = {
-        let mut fields = Map::new();
+        let mut fields = overload::servers();
         set_some(
             &mut fields,
             "max_concurrent_streams",

@@ -132,7 +132,7 @@ pub(super) fn cluster(options: &Options) -> Option<Value> {
         ("name".to_owned(), json!(name)),
         (
             "circuit_breakers".to_owned(),
-            limits::circuit_breakers(None, None),
+            limits::circuit_breakers(None, None, options),
         ),
     ]);
     fields.extend(upstream_proxy::endpoints_within(name, name));

@@ -14,7 +14,7 @@ use super::dns::{self, Cached};
 use super::message::{extension, set, set_some};
 use super::plugin::{self, Plugin};
 use super::rendering::Rendering;
-use super::{guard, route_action, upgrade, upstream_proxy, variants};
+use super::{guard, overload, route_action, upgrade, upstream_proxy, variants};
 
 /// What one connection manager has of its own.
 pub(super) struct HttpSettings {
@@ -85,11 +85,9 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
         filters.push(route_action::fault_filter());
     }
     filters.push(upgrade::http_filter());
-    let router = match branches.hosts.is_empty() {
-        true => json!({}),
-        // Rewrites and timeouts would be told to the server.
-        false => json!({"suppress_envoy_headers": true}),
-    };
+    filters.push(overload::answers_filter());
+    // Neither servers nor applications asked how Envoy went about it.
+    let router = json!({"suppress_envoy_headers": true});
     filters.push(extension(
         "envoy.filters.http.router",
         "envoy.extensions.filters.http.router.v3.Router",
@@ -121,7 +119,7 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
     let server = json!("PASS_THROUGH");
     set(&mut fields, "server_header_transformation", server);
     set(&mut fields, "preserve_external_request_id", json!(true));
-    set(&mut fields, "stream_idle_timeout", json!("0s"));
+    overload::clients(&mut fields);
     set(&mut fields, "upgrade_configs", json!(upgrades));
     let http1 = json!({
         // Applications that need us are old; those that speak 1.0 without a host are refused by name.

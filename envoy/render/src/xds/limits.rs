@@ -6,20 +6,32 @@ use egress_policy::{Cluster, ConnectionPool, OutlierDetection, TcpKeepalive};
 use serde_json::{Map, Value, json};
 
 use super::message::{duration, set, set_some};
+use super::options::Options;
 use egress_rules::ClusterDefaults;
 
 /// The time that opening a connection may take, as in Istio's mesh defaults.
 pub(super) const CONNECT_TIMEOUT: &str = "10s";
 
-/// Renders limits; without a rule there are none, as in Istio, for Envoy's default of 1,024 surprises.
-pub(super) fn circuit_breakers(pool: Option<&ConnectionPool>, cluster: Option<&Cluster>) -> Value {
-    let limit = |value: Option<u32>| value.unwrap_or(u32::MAX);
+/// Requests of one cluster that are under way, unless a rule says otherwise.
+const REQUESTS: u32 = 100_000;
+/// Retries among them.
+const RETRIES: u32 = 1_024;
+
+/// Renders limits. Istio has none unless a rule says so; here they are far above what a proxy carries, so that one host
+/// in trouble does not take all that there is.
+pub(super) fn circuit_breakers(
+    pool: Option<&ConnectionPool>,
+    cluster: Option<&Cluster>,
+    options: &Options,
+) -> Value {
+    let limit = |rule: Option<u32>, otherwise: u32| rule.unwrap_or(otherwise);
+    let connections = options.limits.connections;
     let http = pool.map(|pool| &pool.http);
     let mut threshold = json!({
-        "max_connections": limit(pool.and_then(|pool| pool.tcp.max_connections)),
-        "max_pending_requests": limit(http.and_then(|http| http.max_pending_requests)),
-        "max_requests": limit(http.and_then(|http| http.max_requests)),
-        "max_retries": limit(http.and_then(|http| http.max_retries)),
+        "max_connections": limit(pool.and_then(|pool| pool.tcp.max_connections), connections),
+        "max_pending_requests": limit(http.and_then(|http| http.max_pending_requests), REQUESTS),
+        "max_requests": limit(http.and_then(|http| http.max_requests), REQUESTS),
+        "max_retries": limit(http.and_then(|http| http.max_retries), RETRIES),
     });
     let budget = cluster.and_then(|cluster| cluster.retry_budget.as_ref());
     if let (Some(budget), Some(fields)) = (budget, threshold.as_object_mut()) {

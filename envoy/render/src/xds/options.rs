@@ -47,6 +47,8 @@ pub struct Options {
     pub guarded_dns: Option<SocketAddr>,
     /// The machine may reach servers over IPv6.
     pub ipv6: bool,
+    /// How much it takes on.
+    pub limits: Limits,
     /// Each TCP service has a loopback address of its own; so the rules were compiled.
     pub loopback_vips: bool,
     /// The configuration of the mesh; with it the rules were compiled.
@@ -84,6 +86,7 @@ impl Default for Options {
             dns: Vec::new(),
             guarded_dns: None,
             ipv6: true,
+            limits: Limits::default(),
             loopback_vips: false,
             mesh: MeshConfig::default(),
             virtual_services: Arc::default(),
@@ -107,6 +110,26 @@ impl Options {
     pub fn listens_on(&self, port: PortNumber) -> bool {
         let led_to = self.forward_proxy.is_some() || self.capture.is_some();
         !led_to || self.ports.iter().any(|(service, _)| *service == port)
+    }
+}
+
+/// How much an Envoy takes on before it refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of applications, all listeners together.
+    pub connections: u32,
+    /// Bytes of memory that Envoy allocates. Without a limit there is none.
+    pub heap: Option<u64>,
+}
+
+impl Default for Limits {
+    /// What fits a machine of which nothing is known: most let a service open 65,536 files or more, and a connection
+    /// takes up to two of them.
+    fn default() -> Self {
+        Limits {
+            connections: 30_000,
+            heap: None,
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use egress_filter::contract;
 use egress_policy::{Identity, TlsIntent, Trust};
 use serde_json::{Value, json};
 
-use super::limits;
 use super::options::Options;
 use super::secret::{SecretFiles, SecretRequest, Secrets};
 
@@ -162,7 +161,7 @@ pub(super) fn server(options: &Options) -> Option<Value> {
         "type": "STATIC",
         "connect_timeout": "5s",
         // Each secret is a stream that stays; Envoy's default would let 1,024 of them through.
-        "circuit_breakers": limits::circuit_breakers(None, None),
+        "circuit_breakers": {"thresholds": [{"max_requests": u32::MAX}]},
         "typed_extension_protocol_options": protocol,
         "load_assignment": {"cluster_name": SERVER, "endpoints": [{"lb_endpoints": [endpoint]}]},
     }))
