@@ -56,6 +56,9 @@ const LARGE: usize = 100 * MEGABYTE;
 /// What Envoy may take more for it.
 const ROOM: u64 = 32 * MEGABYTE as u64;
 
+/// Header lines, of which 100 would be Envoy's default; with 150 bytes each, beyond its 60 kB as well.
+const MANY: usize = 450;
+
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 /// What a server was asked.
@@ -118,7 +121,10 @@ impl Server {
                             Ok::<_, Infallible>(answer(request, &release).await)
                         }
                     });
-                    let _ended = auto::Builder::new(TokioExecutor::new())
+                    let mut builder = auto::Builder::new(TokioExecutor::new());
+                    builder.http1().max_headers(1000);
+                    builder.http2().max_header_list_size(1 << 20);
+                    let _ended = builder
                         .serve_connection_with_upgrades(TokioIo::new(stream), service)
                         .await;
                 });
@@ -150,6 +156,15 @@ async fn answer(request: Request<Incoming>, release: &Arc<Notify>) -> Answer {
     let path = request.uri().path().to_owned();
     match path.as_str() {
         "/socket" => upgrade(request),
+        "/many" => {
+            let (head, _) = request.into_parts();
+            let mut response = whole(String::new());
+            *response.headers_mut() = head.headers;
+            response.headers_mut().remove("host");
+            let method = head.method.as_str().parse().unwrap();
+            response.headers_mut().insert("method", method);
+            response
+        }
         "/upload" => {
             let mut body = request.into_body();
             let mut length = 0;
@@ -588,6 +603,55 @@ async fn grpc(address: SocketAddr, authority: &str) -> Result<()> {
     let status = whole.trailers().and_then(|it| it.get("grpc-status"));
     assert_eq!(status.context("no status")?, "0");
     assert_eq!(whole.to_bytes(), message("one"));
+    Ok(())
+}
+
+/// More headers than Envoy takes by itself, both ways, and a method that nobody has registered.
+#[tokio::test]
+async fn many_headers_and_any_method_pass() -> Result<()> {
+    let trusted = Trusted::new()?;
+    for alpn in ["h2", "http/1.1"] {
+        let server = Server::start(&trusted, &[alpn]).await?;
+        let proxy = proxy(&trusted, &originated(HOST, 443), &server).await?;
+        let stream = TcpStream::connect(proxy.listener(80)?).await?;
+        let mut builder = http1::Builder::new();
+        builder.max_headers(1000).max_buf_size(1 << 20);
+        let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        let mut request = Request::builder()
+            .method("FOO")
+            .uri("/many")
+            .header("host", HOST);
+        for at in 0..MANY {
+            request = request.header(format!("x-{at}"), "v".repeat(150));
+        }
+        let request = request.body(Empty::<Bytes>::new())?;
+        let response = timeout(SOON, sender.send_request(request)).await??;
+        assert_eq!(response.status(), 200, "{alpn}");
+        assert_eq!(response.headers()["method"], "FOO", "{alpn}");
+        let came = |headers: &HeaderMap| {
+            headers
+                .keys()
+                .filter(|it| it.as_str().starts_with("x-"))
+                .count()
+        };
+        assert!(came(response.headers()) >= MANY, "{alpn}");
+        assert_eq!(server.take_asked()[0].path, "/many");
+
+        // What is more than that has a status that says so.
+        let large = format!(
+            "GET / HTTP/1.1\r\nHost: {HOST}\r\nx-large: {}\r\n\r\n",
+            "v".repeat(100 << 10)
+        );
+        let heard = probe::raw(proxy.listener(80)?, large.as_bytes(), SOON).await?;
+        ensure!(
+            heard.starts_with(b"HTTP/1.1 431 "),
+            "{}",
+            String::from_utf8_lossy(&heard)
+        );
+        ensure!(server.take_asked().is_empty());
+    }
     Ok(())
 }
 

@@ -120,13 +120,40 @@ async fn a_proxy_that_refuses_is_not_gone_around() -> Result<()> {
     ensure!(own.is_err(), "{own:?}");
     assert_eq!(site.counts(Listener::Tls).connections, 0);
     silent.assert_silent().await?;
-    // The log tells of the proxy.
-    let wanted = format!("target={}", site.tls_addr());
-    let line = proxy.wait_for_log(
-        |line| line.contains("reason=upstream_proxy") && line.contains(&wanted),
-        SOON,
-    );
-    ensure!(line.await?.contains("cluster=upstream-proxy"));
+    // The log tells of the proxy, and what it said.
+    let told = async |proxy: &Running, reason: &str, status: u16, target: &str, at: SocketAddr| {
+        let (reason, target) = (format!("reason={reason} "), format!("target={target}"));
+        let line = proxy.wait_for_log(
+            |line| line.contains(&reason) && line.contains(&target),
+            SOON,
+        );
+        let line = line.await?;
+        ensure!(line.contains("cluster=upstream-proxy"), "{line}");
+        ensure!(
+            line.contains(&format!("tunnel_response:{status}")),
+            "{line}"
+        );
+        ensure!(line.contains(&format!("\"{at}\"")), "{line}");
+        Ok(())
+    };
+    let there = site.tls_addr().to_string();
+    told(&proxy, "proxy_auth_required", 407, &there, tinyproxy.addr()).await?;
+
+    // It has no way.
+    let upstream = ConnectProxy::start([], None).await?;
+    let url = format!("http://{}", upstream.addr());
+    let proxy = through(&trusted, &originated(HOST, 443), &url)
+        .start()
+        .await?;
+    assert_eq!(get(&proxy, HOST, "/refused").await?.status, 503);
+    told(
+        &proxy,
+        "proxy_refused",
+        403,
+        "edition.cnn.com:443",
+        upstream.addr(),
+    )
+    .await?;
     Ok(())
 }
 

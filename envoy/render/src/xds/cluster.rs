@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use super::dns::{self, Cached};
 use super::limits::{
-    CONNECT_TIMEOUT, circuit_breakers, connection_options, keepalive, outlier_detection,
-    own_connection_options,
+    CONNECT_TIMEOUT, HEADERS, HEADERS_KB, circuit_breakers, connection_options, keepalive,
+    outlier_detection, own_connection_options,
 };
 use super::message::{duration, extension, set, set_some};
 use super::names::{HostCheck, Names};
@@ -169,7 +169,11 @@ pub(super) fn passthrough(rendering: &Rendering<'_>) -> Value {
     let http = json!({
         "@type": kind,
         "explicit_http_config": {"http_protocol_options": {}},
-        "common_http_protocol_options": {"max_connection_duration": duration(FOLLOWS_WITHIN)},
+        "common_http_protocol_options": {
+            "max_connection_duration": duration(FOLLOWS_WITHIN),
+            "max_headers_count": HEADERS,
+            "max_response_headers_kb": HEADERS_KB,
+        },
     });
     set(
         &mut fields,
@@ -345,6 +349,8 @@ fn protocol_options(cluster: &Cluster, filters: Option<Value>, options: &Options
         Some(Value::Object(upstream)).filter(|u| *u != json!({})),
     );
     let mut common = Map::new();
+    set(&mut common, "max_headers_count", json!(HEADERS));
+    set(&mut common, "max_response_headers_kb", json!(HEADERS_KB));
     set_some(
         &mut common,
         "idle_timeout",
@@ -366,7 +372,7 @@ fn protocol_options(cluster: &Cluster, filters: Option<Value>, options: &Options
     set_some(
         fields,
         "common_http_protocol_options",
-        Some(Value::Object(common)).filter(|common| *common != json!({})),
+        Some(Value::Object(common)),
     );
     let codes = cluster
         .outlier_detection

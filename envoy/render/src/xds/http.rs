@@ -14,7 +14,7 @@ use super::dns::{self, Cached};
 use super::message::{extension, set, set_some};
 use super::plugin::{self, Plugin};
 use super::rendering::Rendering;
-use super::{guard, overload, route_action, upgrade, upstream_proxy, variants};
+use super::{guard, limits, overload, route_action, upgrade, upstream_proxy, variants};
 
 /// What one connection manager has of its own.
 pub(super) struct HttpSettings {
@@ -124,11 +124,17 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
     let http1 = json!({
         // Applications that need us are old; those that speak 1.0 without a host are refused by name.
         "accept_http_10": true,
+        // What a method means is between the application and the server.
+        "allow_custom_methods": true,
         "default_host_for_http_10": "no-host.invalid",
         // Java's HTTP client offers `Upgrade: TLS/1.2` with every plain request; that is no error.
         "ignore_http_11_upgrade": [{"prefix": "TLS/"}],
     });
     set(&mut fields, "http_protocol_options", http1);
+    let kb = json!(limits::HEADERS_KB);
+    set(&mut fields, "max_request_headers_kb", kb);
+    let common = json!({"max_headers_count": limits::HEADERS});
+    set(&mut fields, "common_http_protocol_options", common);
     HttpManager {
         fields,
         plugin: Arc::new(Plugin::new(&config, options)),

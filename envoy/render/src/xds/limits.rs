@@ -12,6 +12,12 @@ use egress_rules::ClusterDefaults;
 /// The time that opening a connection may take, as in Istio's mesh defaults.
 pub(super) const CONNECT_TIMEOUT: &str = "10s";
 
+/// How many header lines a request or an answer may have. Envoy's default is 100, and some applications have more.
+pub(super) const HEADERS: u32 = 1000;
+
+/// How large the headers of a request or an answer may be together, in kilobytes; Envoy's default is 60.
+pub(super) const HEADERS_KB: u32 = 96;
+
 /// Requests of one cluster that are under way, unless a rule says otherwise.
 const REQUESTS: u32 = 100_000;
 /// Retries among them.

@@ -158,11 +158,17 @@ pub(super) fn listener(options: &Options) -> Option<Listener> {
     })
 }
 
+/// Why the proxy gave no tunnel. The transport's failure reason beside it has the status.
+///
+/// Source: envoyproxy/envoy `source/common/tcp_proxy/upstream.cc`, `HttpUpstream`.
+const REASON: &str = "%CEL(upstream.transport_failure_reason.contains('tunnel_response:407') ? 'proxy_auth_required' : \
+    upstream.transport_failure_reason.contains('tunnel_response:') ? 'proxy_refused' : 'upstream_proxy')%";
+
 /// Renders the log of tunnels that could not be opened: to the connection of a cluster they are all alike.
 fn failures(options: &Options) -> Value {
     let state = contract::UPSTREAM_TUNNEL_STATE;
     let entries = [
-        ("reason", "upstream_proxy".to_owned()),
+        ("reason", REASON.to_owned()),
         ("cluster", NAME.to_owned()),
         ("target", format!("%FILTER_STATE({state}:PLAIN)%")),
     ];
