@@ -187,7 +187,8 @@ impl Reloader {
         }
     }
 
-    /// Applies rules whenever their files change, and at once when `forced`.
+    /// Applies rules whenever their files change, and at once when `forced`. When nobody can force it any more, it keeps
+    /// what Envoy has, and changes nothing.
     pub(super) async fn follow(mut self, start: Vec<Source>, mut forced: mpsc::Receiver<()>) {
         let mut tried: Result<Vec<Source>, Complaint> = Ok(start);
         let mut at_once = false;
@@ -239,7 +240,10 @@ impl Reloader {
             let expiry = self.clusters.values().filter_map(|(_, until)| *until).min();
             tokio::select! {
                 () = self.watch.changed() => {}
-                Some(()) = forced.recv() => at_once = true,
+                forced = forced.recv() => match forced {
+                    Some(()) => at_once = true,
+                    None => std::future::pending().await,
+                },
                 () = async { match again {
                     Some(again) => sleep_until(again).await,
                     None => std::future::pending().await,

@@ -307,16 +307,17 @@ async fn follow(
     drop(reserved);
     let log = tokio::spawn(repeat(lines, refused, events.clone()));
     let (forced, at_once) = mpsc::channel(1);
-    let follows = reloading.map(|(reloader, sources)| {
-        let following = reloader.follow(sources, at_once);
-        tokio::spawn(following).abort_handle()
+    // Dropped, it says that the rules stay as they are. Without a reloader nobody listens.
+    let mut forced = reloading.map(|(reloader, sources)| {
+        tokio::spawn(reloader.follow(sources, at_once));
+        forced
     });
     loop {
         let asked = tokio::select! {
             asked = signals.next() => asked,
             () = events.closed() => Asked::End,
             by = row.successor.came() => {
-                follows.inspect(AbortHandle::abort);
+                forced.take();
                 row.replaced(by, &mut child, how, events).await;
                 return Ok(());
             }
@@ -326,7 +327,7 @@ async fn follow(
             Asked::End => break,
             Asked::Drain => {
                 send(events, Event::Draining(how));
-                follows.inspect(AbortHandle::abort);
+                forced.take();
                 tokio::select! {
                     () = drain(how, &options.admin, admin_address, events) => {}
                     () = signals.end() => {}
@@ -335,12 +336,14 @@ async fn follow(
                 }
                 break;
             }
-            Asked::Reload if follows.is_none() => {
-                let text = "SIGHUP: the rules stay those of the start, as was asked for";
-                send(events, Event::Warning(text.to_owned()));
-            }
-            // One that waits is enough.
-            Asked::Reload => drop(forced.try_send(())),
+            Asked::Reload => match &forced {
+                // One that waits is enough.
+                Some(forced) => drop(forced.try_send(())),
+                None => {
+                    let text = "SIGHUP: the rules stay those of the start, as was asked for";
+                    send(events, Event::Warning(text.to_owned()));
+                }
+            },
             Asked::Reopen => {
                 let done = admin::post(&options.admin, admin_address, "/reopen_logs").await;
                 let failed = "Envoy does not open its access log again";
