@@ -26,8 +26,6 @@ use crate::{
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long a clean end may take.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-/// How long an end may take that lets requests in flight finish.
-const DRAIN_LIMIT: Duration = Duration::from_secs(60);
 /// How often the access log is read while something is expected in it. It is a file that another
 /// process appends to, which gives no sign that could be awaited.
 const LOG_INTERVAL: Duration = Duration::from_millis(20);
@@ -347,16 +345,6 @@ impl Running {
     /// The process of `egressctl`.
     pub fn pid(&self) -> Pid {
         self.child.pid()
-    }
-
-    /// Sends SIGTERM, as a supervisor does, and waits until it has ended.
-    ///
-    /// # Errors
-    ///
-    /// When it had ended before, does not end within a minute, or leaves a process behind.
-    pub async fn terminate(mut self) -> Result<ExitStatus> {
-        let stopped = self.child.stop(Signal::SIGTERM, DRAIN_LIMIT).await;
-        stopped.context("cannot terminate `egressctl run`")
     }
 
     /// Sends SIGINT, as Ctrl-C does, and waits until it has ended.

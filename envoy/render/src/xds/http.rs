@@ -86,8 +86,11 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
     }
     filters.push(upgrade::http_filter());
     filters.push(overload::answers_filter());
-    // Neither servers nor applications asked how Envoy went about it.
-    let router = json!({"suppress_envoy_headers": true});
+    let router = match branches.hosts.is_empty() {
+        true => json!({}),
+        // Rewrites and timeouts would be told to the server.
+        false => json!({"suppress_envoy_headers": true}),
+    };
     filters.push(extension(
         "envoy.filters.http.router",
         "envoy.extensions.filters.http.router.v3.Router",
@@ -124,8 +127,6 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
     let http1 = json!({
         // Applications that need us are old; those that speak 1.0 without a host are refused by name.
         "accept_http_10": true,
-        // What a method means is between the application and the server.
-        "allow_custom_methods": true,
         "default_host_for_http_10": "no-host.invalid",
         // Java's HTTP client offers `Upgrade: TLS/1.2` with every plain request; that is no error.
         "ignore_http_11_upgrade": [{"prefix": "TLS/"}],

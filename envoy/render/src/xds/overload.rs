@@ -22,6 +22,9 @@ const CLIENT_WINDOWS: (u32, u32) = (64 << 10, 1 << 20);
 /// What a server may. It is far away, so that a window as small as the clients' would be waited for.
 const SERVER_WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
 
+/// What a server may not say as Envoy. The time that it took is Envoy's own word, in place of whatever the server said.
+const OF_SERVERS: &str = "x-envoy-(?:[^u].*|u[^p].*|upstream-[^s].*)";
+
 /// Renders `overload_manager`.
 pub(super) fn manager(limits: Limits) -> Value {
     let mut monitors = vec![extension(
@@ -83,10 +86,11 @@ fn windows((stream, connection): (u32, u32)) -> Map<String, Value> {
 /// Renders the filter that takes away what only we and Envoy may say to applications: a server that said it would steer
 /// them, or claim to be us.
 pub(super) fn answers_filter() -> Value {
-    let mutations: Vec<Value> = [egress_filter::contract::HEADER_PREFIX, "x-envoy-"]
-        .into_iter()
-        .map(|prefix| json!({"remove_on_match": {"key_matcher": {"prefix": prefix}}}))
-        .collect();
+    let removed = |matcher: Value| json!({"remove_on_match": {"key_matcher": matcher}});
+    let mutations = [
+        removed(json!({"prefix": egress_filter::contract::HEADER_PREFIX})),
+        removed(json!({"safe_regex": {"regex": OF_SERVERS}})),
+    ];
     extension(
         "envoy.filters.http.header_mutation",
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",

@@ -110,7 +110,7 @@ impl Stage {
         };
         stage.renew_client().await?;
         stage.write_rules(&stage.rules(false))?;
-        stage.run().await?;
+        stage.run(None).await?;
         Ok(stage)
     }
 
@@ -118,13 +118,13 @@ impl Stage {
         self.folder.path().join(name)
     }
 
-    async fn run(&self) -> Result<()> {
+    async fn run(&self, replaced: Option<Pid>) -> Result<()> {
         let Listens {
             http,
             tcp,
             forward_proxy,
         } = self.listens;
-        let running = Egressctl::builder()
+        let builder = Egressctl::builder()
             .rules(self.path("rules.yaml"))
             .env("SSL_CERT_FILE", self.path("ca.pem"))
             .port(80, http.port())
@@ -137,8 +137,12 @@ impl Stage {
             .arg(self.path("credentials"))
             .arg("--label")
             .arg("app=soak")
-            .start()
-            .await?;
+            .arg("--drain=0s,10s");
+        let builder = match replaced {
+            Some(pid) => builder.arg("--replace").arg(pid.to_string()),
+            None => builder,
+        };
+        let running = builder.start().await?;
         lock(&self.proxies).push(Arc::new(running));
         Ok(())
     }
@@ -149,12 +153,12 @@ impl Stage {
         proxies.last().cloned().context("no proxy runs")
     }
 
-    /// Starts another beside the one that runs, and lets that one drain.
+    /// Starts another that takes the place of the one that runs.
     pub(crate) async fn upgrade(&self) -> Result<()> {
-        self.run().await?;
+        self.run(Some(self.proxy()?.pid())).await?;
         let old = lock(&self.proxies).remove(0);
         let old = Arc::into_inner(old).context("the old one is asked for something")?;
-        let status = old.terminate().await?;
+        let status = old.ended().await?;
         ensure!(status.success(), "the old one ended with {status}");
         Ok(())
     }
