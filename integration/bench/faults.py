@@ -133,7 +133,9 @@ def ours(lab, port, dns):
 
 
 def istio(lab, port, dns):
-    plain = proxies.rendered(lab, proxies.rules({HOST: port}, "DNS"), lab.port(), "--resolver", f"127.0.0.1:{dns[0].port}")
+    plain = proxies.rendered(
+        lab, proxies.rules({HOST: port}, "DNS"), lab.port(), "--resolver", f"127.0.0.1:{dns[0].port}"
+    )
     clusters = list(proxies.istio_clusters({HOST: port}, str(lab.run / "ca.pem")))
     bootstrap = proxies.istio(plain, {HOST: port}, clusters, dns[0].port)
     for route in proxies.manager(bootstrap)["route_config"]["virtual_hosts"][0]["routes"]:
@@ -145,28 +147,31 @@ def istio(lab, port, dns):
 
 def nginx(lab, port, dns):
     """The name is in a variable: that is how NGINX looks it up again."""
-    listen = lab.port()
     resolvers = " ".join(f"127.0.0.1:{one.port}" for one in dns)
-    servers = f"""  resolver {resolvers} ipv6=off; resolver_timeout 5s;
-  server {{
-    listen 127.0.0.1:{listen};
-    location / {{ set $up {HOST}; proxy_pass https://$up:{port}; proxy_ssl_name {HOST}; proxy_connect_timeout 5s; }}
-  }}"""
-    text = fill("nginx.conf", run=lab.run, log="off", ca=lab.run / "ca.pem", servers=servers)
-    child = lab.start(program("nginx"), "-p", lab.run, "-c", lab.write("nginx.conf", text))
-    wait_for("nginx", lambda: alive("nginx", child) and proxies.listens(listen))
-    return proxies.Proxy("nginx", listen, child, None)
+    return nginx_with(
+        lab,
+        f"resolver {resolvers} ipv6=off; resolver_timeout 5s;",
+        f"set $up {HOST}; proxy_pass https://$up:{port}; proxy_connect_timeout 5s;",
+    )
 
 
 def nginx_kept(lab, port, dns):
     """With connections that are kept, which a name in a variable does not have."""
+    return nginx_with(lab, f"upstream kept {{ server 127.0.0.1:{port}; keepalive 64; }}", "proxy_pass https://kept;")
+
+
+def nginx_with(lab, above, way):
     listen = lab.port()
-    servers = f"""  upstream kept {{ server 127.0.0.1:{port}; keepalive 64; }}
-  server {{ listen 127.0.0.1:{listen}; location / {{ proxy_pass https://kept; proxy_ssl_name {HOST}; }} }}"""
+    servers = f"""  {above}
+  server {{ listen 127.0.0.1:{listen}; location / {{ {way} proxy_ssl_name {HOST}; }} }}"""
     text = fill("nginx.conf", run=lab.run, log="off", ca=lab.run / "ca.pem", servers=servers)
-    child = lab.start(program("nginx"), "-p", lab.run, "-c", lab.write("nginx.conf", text))
-    wait_for("nginx", lambda: alive("nginx", child) and proxies.listens(listen))
-    return proxies.Proxy("nginx", listen, child, None)
+    return started(lab, "nginx", listen, "-p", lab.run, "-c", lab.write("nginx.conf", text))
+
+
+def started(lab, name, listen, *words):
+    child = lab.start(program(name), *words)
+    wait_for(name, lambda: alive(name, child) and proxies.listens(listen))
+    return proxies.Proxy(name, listen, child, None)
 
 
 def haproxy(lab, port, dns):
@@ -185,9 +190,7 @@ resolvers r
   timeout retry 1s
   hold valid 2s
 """)  # fmt: skip
-    child = lab.start(program("haproxy"), "-f", lab.write("haproxy.cfg", text))
-    wait_for("haproxy", lambda: alive("haproxy", child) and proxies.listens(listen))
-    return proxies.Proxy("haproxy", listen, child, None)
+    return started(lab, "haproxy", listen, "-f", lab.write("haproxy.cfg", text))
 
 
 # --- the faults ---
