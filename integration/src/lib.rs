@@ -43,7 +43,6 @@ pub mod connect_proxy;
 pub mod dns;
 pub mod egressctl;
 pub mod envoy;
-pub mod failing_server;
 pub mod istiod;
 pub mod netns;
 pub mod nginx;

@@ -28,6 +28,11 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// The path that it asks for.
+    pub fn path(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap_or_default()
+    }
+
     /// The value of a header, whose name is in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
@@ -48,6 +53,8 @@ pub enum Reply {
     Whole(String),
     /// No answer; the connection is reset.
     Reset,
+    /// No answer; the connection stays.
+    Silence,
 }
 
 /// The server. Dropping it closes the port and all connections.
@@ -147,6 +154,7 @@ async fn serve(
                 stream.flush().await?;
                 continue;
             }
+            Reply::Silence => std::future::pending().await,
             Reply::Reset => {
                 let (tcp, _) = stream.into_inner();
                 tcp.set_zero_linger()?;

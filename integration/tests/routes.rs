@@ -2,15 +2,18 @@
 
 mod common;
 
-use std::net::TcpListener;
+use std::{
+    net::{Ipv4Addr, TcpListener},
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::{Context, Result, ensure};
 use egress_integration::{
     egressctl::Running,
     envoy::{self, EnvoyProcess},
-    failing_server::FailingServer,
-    pki::Leaf,
+    pki::{Issued, Leaf},
     probe,
+    scripted::{Asked, Reply, Scripted},
     silent_port::SilentPort,
     stand_in::{Listener, StandIn},
 };
@@ -467,11 +470,30 @@ async fn explain_says_which_route_decides() -> Result<()> {
     Ok(())
 }
 
+/// A server that answers each request for a path as the next part of the path says: with a status, `reset` to close the
+/// connection without a word, or `hang` to say nothing. Behind the last part it goes on as that says.
+async fn fails_by_path(certificate: &Issued) -> Result<Scripted> {
+    let heard = Mutex::new(Vec::<String>::new());
+    let script = move |asked: &Asked| {
+        let path = asked.path().to_owned();
+        let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = heard.iter().filter(|other| **other == path).count();
+        heard.push(path.clone());
+        let acts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+        match acts.get(before).or(acts.last()).copied() {
+            Some("reset") | None => Reply::Reset,
+            Some("hang") => Reply::Silence,
+            Some(status) => Reply::Answer(status.parse().unwrap_or_default(), String::new()),
+        }
+    };
+    Scripted::start(certificate, (Ipv4Addr::LOCALHOST, 0).into(), script).await
+}
+
 #[tokio::test]
 async fn a_request_is_tried_again_as_its_route_says() -> Result<()> {
     let trusted = Trusted::new()?;
     let certificate = trusted.ca.issue(&Leaf::for_names([API]))?;
-    let server = FailingServer::start(&certificate).await?;
+    let server = fails_by_path(&certificate).await?;
     let silent = SilentPort::start().await?;
     let routes = [
         format!(
@@ -491,7 +513,9 @@ async fn a_request_is_tried_again_as_its_route_says() -> Result<()> {
     let proxy = proxy.start().await?;
     let ask = async |path: &str, headers: &[(&str, &str)]| {
         let answer = probe::get_with(proxy.listener(80)?, API, path, headers).await?;
-        anyhow::Ok((answer.status, server.heard(path)))
+        let heard = server.asked();
+        let tries = heard.iter().filter(|asked| asked.path() == path).count();
+        anyhow::Ok((answer.status, tries))
     };
     let once = [("x-once", "1")];
     // A failure of the server, and a connection that it closes without a word.
