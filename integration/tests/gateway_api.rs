@@ -66,19 +66,7 @@ async fn from_port_80_to_443_of_the_same_host() -> Result<()> {
     let rules = format!("rules: [{{backendRefs: [{}]}}]", backend(""));
     let rules = entry() + &rule() + &attached("HTTPRoute", &rules);
     let stage = stage(&trusted, &rules).await?;
-    let answer = stage.get(HOST, "/politics").await?;
-    assert_eq!(answer.status, 200, "{:?}", stage.proxy.stderr());
-    let seen = only(&stage.site)?;
-    assert_originated(&seen, HOST, HOST);
-    assert_eq!(seen.path, "/politics");
-    // Who speaks TLS to the port that is led to is not wrapped in another.
-    let https = stage.proxy.listener(443)?;
-    ensure!(
-        probe::get_tls(https, HOST, HOST, "/", &trusted.ca.pem())
-            .await
-            .is_err()
-    );
-    stage.nothing_in_plaintext().await
+    stage.originates(&trusted).await
 }
 
 /// Rules whose order in the file is not the one in which they count.

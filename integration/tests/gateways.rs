@@ -85,16 +85,7 @@ async fn originates(trusted: &Trusted, rules: &str) -> Result<()> {
         [HOST],
     )
     .await?;
-    let answer = stage.get(HOST, "/politics").await?;
-    assert_eq!(answer.status, 200, "{:?}", stage.proxy.stderr());
-    let seen = only(&stage.site)?;
-    assert_originated(&seen, HOST, HOST);
-    assert_eq!(seen.path, "/politics");
-    // Who speaks TLS to the port that is led to is not wrapped in another.
-    let https = stage.proxy.listener(443)?;
-    let refused = probe::get_tls(https, HOST, HOST, "/", &trusted.ca.pem()).await;
-    assert!(refused.is_err());
-    stage.nothing_in_plaintext().await
+    stage.originates(trusted).await
 }
 
 #[tokio::test]

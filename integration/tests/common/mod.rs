@@ -199,6 +199,20 @@ impl Stage {
         log_of(&self.proxy, path).await
     }
 
+    /// Asks for a page of [`HOST`], and proves that it came over verified TLS by port 80 alone, and nothing in plaintext.
+    pub(crate) async fn originates(&self, trusted: &Trusted) -> Result<()> {
+        let answer = self.get(HOST, "/politics").await?;
+        assert_eq!(answer.status, 200, "{:?}", self.proxy.stderr());
+        let seen = only(&self.site)?;
+        assert_originated(&seen, HOST, HOST);
+        assert_eq!(seen.path, "/politics");
+        // Who speaks TLS to the port that is led to is not wrapped in another.
+        let https = self.proxy.listener(443)?;
+        let refused = probe::get_tls(https, HOST, HOST, "/", &trusted.ca.pem()).await;
+        assert!(refused.is_err());
+        self.nothing_in_plaintext().await
+    }
+
     /// Proves that nothing arrived without TLS, and that nothing but TLS arrived where TLS was due.
     pub(crate) async fn nothing_in_plaintext(&self) -> Result<()> {
         self.silent.assert_silent().await?;

@@ -303,10 +303,11 @@ fn told(host: &HostPattern, share: &ShareOf<'_>, mode: AuthorityMode) -> Option<
 }
 
 fn forward(ways: &[Way<'_>], route: &HttpRoute, headers: &mut route_action::HeaderFields) -> Value {
+    let is_tls = |way: &Way<'_>| way.cluster.is_ok_and(|cluster| cluster.tls.is_some());
     let mut fields = Map::new();
     match ways {
         [way] => {
-            let tls = way.cluster.is_ok_and(|cluster| cluster.tls.is_some());
+            let tls = is_tls(way);
             let header = match tls {
                 true => contract::ORIGINATE_HEADER,
                 false => contract::FORWARD_HEADER,
@@ -342,7 +343,7 @@ fn forward(ways: &[Way<'_>], route: &HttpRoute, headers: &mut route_action::Head
             );
         }
     }
-    route_action::effort(route, &mut fields);
+    route_action::effort(route, ways.iter().any(is_tls), &mut fields);
     Value::Object(fields)
 }
 

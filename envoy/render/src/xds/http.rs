@@ -347,7 +347,11 @@ impl Route {
                 let mut route = Map::new();
                 set(&mut route, field, cluster);
                 set(&mut route, "timeout", json!("0s"));
-                set(&mut route, "retry_policy", route_action::default_retries());
+                set(
+                    &mut route,
+                    "retry_policy",
+                    route_action::default_retries(self.https),
+                );
                 set_some(&mut route, "hash_policy", self.hash_policy);
                 set(&mut fields, "route", Value::Object(route));
                 set(&mut fields, "stat_prefix", json!(self.name));

@@ -66,17 +66,18 @@ pub(super) fn respond(answer: &DirectResponse) -> Value {
     Value::Object(fields)
 }
 
-/// Renders how long a route waits, how often it tries, and which path it asks for.
-pub(super) fn effort(route: &HttpRoute, fields: &mut Map<String, Value>) {
+/// Renders how long a route waits, how often it tries, and which path it asks for. `tls` is whether it leads to TLS.
+pub(super) fn effort(route: &HttpRoute, tls: bool, fields: &mut Map<String, Value>) {
     let timeout = route.timeout.map_or_else(|| "0s".to_owned(), duration);
     set(fields, "timeout", json!(timeout));
     // Clients of gRPC may ask for less than that, and for no more.
     let grpc = json!({"grpc_timeout_header_max": timeout});
     set(fields, "max_stream_duration", grpc);
-    match &route.retries {
-        None => set(fields, "retry_policy", default_retries()),
-        Some(retries) => set_some(fields, "retry_policy", retry_policy(retries)),
-    }
+    let retries = match &route.retries {
+        None => Some(default_retries(tls)),
+        Some(retries) => retry_policy(retries, tls),
+    };
+    set_some(fields, "retry_policy", retries);
     match &route.rewrite {
         None => {}
         Some(PathRewrite::Prefix(prefix)) => set(fields, "prefix_rewrite", json!(prefix)),
@@ -100,7 +101,7 @@ pub(super) fn https_header() -> Value {
 
 /// Renders when a request is tried again that no VirtualService has retries for: when the server has certainly not seen
 /// it. Each attempt is on an address that has not failed it, as long as there is one. [`retry_header`] adds to this.
-pub(super) fn default_retries() -> Value {
+pub(super) fn default_retries(tls: bool) -> Value {
     let mut fields = Map::new();
     set(
         &mut fields,
@@ -109,6 +110,7 @@ pub(super) fn default_retries() -> Value {
     );
     set(&mut fields, "num_retries", json!(2));
     on_other_hosts(true, &mut fields);
+    while_tls_is_ready(tls, &mut fields);
     Value::Object(fields)
 }
 
@@ -172,7 +174,7 @@ pub(super) fn hash_policy(cluster: &Cluster) -> Option<Value> {
 /// Renders how often a request is tried again, if it is.
 ///
 /// Source: istio/istio `pilot/pkg/networking/core/route/retry/retry.go`, `ConvertPolicy`.
-fn retry_policy(retries: &Retries) -> Option<Value> {
+fn retry_policy(retries: &Retries, tls: bool) -> Option<Value> {
     if retries.attempts == 0 {
         return None;
     }
@@ -203,6 +205,7 @@ fn retry_policy(retries: &Retries) -> Option<Value> {
         set(&mut fields, "retry_back_off", backoff);
     }
     on_other_hosts(retries.other_hosts.unwrap_or(true), &mut fields);
+    while_tls_is_ready(tls, &mut fields);
     Some(Value::Object(fields))
 }
 
@@ -217,6 +220,15 @@ fn on_other_hosts(others: bool, fields: &mut Map<String, Value>) {
         set(fields, "retry_host_predicate", json!([predicate]));
     }
     set(fields, "host_selection_retry_max_attempts", json!("5"));
+}
+
+/// Renders that a request to TLS is tried again only where TLS was ready when it came. While a secret is missing, Envoy
+/// writes `:scheme: http`, and would send that if the secret came between two attempts.
+fn while_tls_is_ready(tls: bool, fields: &mut Map<String, Value>) {
+    if tls {
+        let https = json!([{"name": ":scheme", "string_match": {"exact": "https"}}]);
+        set(fields, "retriable_request_headers", https);
+    }
 }
 
 /// Renders Envoy's filter for faults, which does nothing where no route asks for it.
