@@ -119,12 +119,12 @@ async fn calls_of_answered(
 }
 
 #[tokio::test]
-async fn a_typical_request_takes_two_calls() -> Result<()> {
+async fn a_typical_request_takes_three_calls() -> Result<()> {
     let trusted = Trusted::new()?;
     // Port 443 is root's, so the page's own rules are followed as far as DNS, which knows no host.
     let nowhere = DnsServer::start(Zone::new()).await?;
     let (calls, status) = calls(&trusted, &nowhere, &originated(HOST, 443), HOST).await?;
-    assert_eq!(calls.request, [READ, METADATA]);
+    assert_eq!(calls.request, [READ, READ, METADATA]);
     assert_eq!(status, 503);
     // Why it failed is told: read, and then written to the answer, the counter and the log.
     assert_eq!(
@@ -138,7 +138,7 @@ async fn a_typical_request_takes_two_calls() -> Result<()> {
     let named = format!("{HOST}:{port}");
     let rules = originated(HOST, port);
     let calls = calls_of_answered(&trusted, &site, &rules, &named, &named).await?;
-    assert_eq!(calls, [READ, METADATA]);
+    assert_eq!(calls, [READ, READ, METADATA]);
     Ok(())
 }
 
@@ -149,7 +149,7 @@ async fn an_authority_that_must_be_rewritten_takes_one_more() -> Result<()> {
     let port = site.tls_addr().port();
     let (rules, host) = (originated(HOST, port), format!("{HOST}:{port}"));
     let calls = calls_of_answered(&trusted, &site, &rules, "edition.cnn.com:80", &host).await?;
-    assert_eq!(calls, [READ, WRITE, METADATA]);
+    assert_eq!(calls, [READ, READ, WRITE, METADATA]);
     Ok(())
 }
 
@@ -164,7 +164,7 @@ async fn a_cluster_of_ones_own_takes_one_more() -> Result<()> {
     );
     let rules = entry_with(HOST, &spec) + &rule(HOST, SIMPLE);
     let calls = calls_of_answered(&trusted, &site, &rules, HOST, HOST).await?;
-    assert_eq!(calls, [READ, WRITE, METADATA]);
+    assert_eq!(calls, [READ, READ, WRITE, METADATA]);
     Ok(())
 }
 
@@ -180,7 +180,7 @@ async fn many_hosts_take_no_more_calls() -> Result<()> {
     }
     let host = format!("{HOST}:{port}");
     let calls = calls_of_answered(&trusted, &site, &rules, &host, &host).await?;
-    assert_eq!(calls, [READ, METADATA]);
+    assert_eq!(calls, [READ, READ, METADATA]);
     Ok(())
 }
 

@@ -118,7 +118,6 @@ async fn the_applications_own_https_is_not_touched() -> Result<()> {
     assert_eq!(seen.alpn.as_deref(), Some("h2"));
     // Nobody has opened it: a proxy that had would have added its own.
     assert_eq!(seen.x_forwarded_proto, None);
-    assert_eq!(seen.header("x-request-id"), None);
     stage.nothing_in_plaintext().await?;
 
     let line = stage

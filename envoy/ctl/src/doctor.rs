@@ -42,7 +42,10 @@ const LOW_PORT: u16 = 1023;
 
 /// What Envoys do not do that are older than a version.
 const LACKS: [(Version, &str); 2] = [
-    (OLDEST_WITH_PROXY, "does not do `--upstream-proxy`"),
+    (
+        OLDEST_WITH_PROXY,
+        "does not do `--upstream-proxy`, and does not keep apart connections with a login by NTLM or Negotiate",
+    ),
     (
         Version {
             major: 1,

@@ -27,6 +27,7 @@ mod guard;
 mod http;
 mod limits;
 mod listener;
+mod login;
 mod merged;
 mod message;
 mod names;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use egress_policy::fields::{Cursor, Field, Report};
 use egress_policy::node::Node;
 use egress_policy::reading::read_meta;
-use egress_policy::{Meta, Origin, Problem};
-use serde_json::Value;
+use egress_policy::{Meta, Notes, Origin, Problem};
+use serde_json::{Map, Value};
 
 /// Returns the resources of a document, those of a `List` each with its index in it.
 pub fn resources(document: &Value) -> impl Iterator<Item = (Option<usize>, &Value)> {
@@ -171,6 +171,7 @@ pub(crate) fn bare(mut resources: Vec<Value>) -> Vec<Value> {
     for (resource, labelled) in resources.iter_mut().zip(labelled) {
         // One of them says who sees the Service; of what was made of others they say of what.
         let annotated = is_service(resource) || made_of(resource).is_some();
+        keep_notes(resource, annotated);
         let Value::Object(fields) = resource else {
             continue;
         };
@@ -179,12 +180,28 @@ pub(crate) fn bare(mut resources: Vec<Value>) -> Vec<Value> {
             meta.retain(|key, _| match key.as_str() {
                 "name" | "namespace" | "creationTimestamp" => true,
                 "labels" => labelled,
-                "annotations" => annotated,
+                "annotations" => true,
                 _ => false,
             });
         }
     }
     resources
+}
+
+/// Leaves out annotations that are not ours, unless `all` stay.
+fn keep_notes(resource: &mut Value, all: bool) {
+    let Some(Value::Object(meta)) = resource.get_mut("metadata") else {
+        return;
+    };
+    let Some(notes) = meta.get_mut("annotations") else {
+        return;
+    };
+    if let Some(notes) = notes.as_object_mut().filter(|_| !all) {
+        notes.retain(|name, _| name.starts_with(Notes::PREFIX));
+    }
+    if !all && notes.as_object().is_none_or(Map::is_empty) {
+        meta.remove("annotations");
+    }
 }
 
 /// Returns the hosts of a ServiceEntry, as they compare.

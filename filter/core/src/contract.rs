@@ -143,6 +143,19 @@ pub const TARGET_STATE: &str = "egress.within";
 /// The property with [`TARGET_STATE`].
 pub const TARGET: [&str; 2] = ["filter_state", TARGET_STATE];
 
+/// The property that a client's connection has once the client has logged in on it; Envoy keeps it as [`LOGIN_STATE`]
+/// for as long as the connection lives.
+pub const LOGIN_PROPERTY: &str = "egress_login";
+
+/// The filter state that [`LOGIN_PROPERTY`] becomes. Upstream connections do not see it.
+pub const LOGIN_STATE: &str = "wasm.egress_login";
+
+/// The filter state that upstream connections see, and are told apart by.
+pub const UPSTREAM_LOGIN_STATE: &str = "egress.login";
+
+/// The property with Envoy's number of the client's connection, which no other connection ever gets.
+pub const CONNECTION_ID: [&str; 2] = ["connection", "id"];
+
 /// Where Envoy's node has the labels of its workload, as Istio fills it in.
 ///
 /// Source: istio/istio `pkg/model/proxy.go`, `NodeMetadata.Labels`.

@@ -21,6 +21,8 @@ pub enum Effect<'e> {
     Tunnel(&'e str),
     /// Read what follows CONNECT as requests for this host and port.
     Within(&'e str),
+    /// Keep upstream connections of the client's connection apart from all others, from this request on.
+    Login,
     /// Give the access log its metadata.
     Metadata(&'e [u8]),
     /// Answer the request here.

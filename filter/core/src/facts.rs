@@ -34,6 +34,8 @@ pub struct HttpRequest {
     pub within: Option<Vec<u8>>,
     /// As [`Facts::route`].
     pub route: Option<Vec<u8>>,
+    /// It logs in by a scheme that binds who is calling to the connection: see [`HttpRequest::logs_in`].
+    pub login: bool,
 }
 
 impl HttpRequest {
@@ -46,6 +48,22 @@ impl HttpRequest {
             within: self.within.as_deref().map(text),
             route: self.route.as_deref().map(text),
         }
+    }
+
+    /// Whether `Authorization` says NTLM or Negotiate. Servers then take every later request of the connection for one of
+    /// the same user. Where the header stands several times, its values are separated by commas.
+    ///
+    /// Source: RFC 4559, section 6.
+    pub fn logs_in(authorization: &[u8]) -> bool {
+        let begins = |value: &[u8], scheme: &str| {
+            let start = value.get(..scheme.len());
+            start.is_some_and(|start| start.eq_ignore_ascii_case(scheme.as_bytes()))
+        };
+        let mut values = authorization.split(|byte| *byte == b',');
+        values.any(|value| {
+            let value = value.trim_ascii_start();
+            begins(value, "ntlm") || begins(value, "negotiate")
+        })
     }
 
     /// Returns the port that a forward proxy is asked for by a URL without one.
@@ -72,6 +90,8 @@ pub struct HttpWanted {
     pub proxy_request: bool,
     /// The name of the route that Envoy chose.
     pub route: bool,
+    /// Whether it logs in: [`HttpRequest::login`].
+    pub login: bool,
 }
 
 /// The facts of one connection, before any of its bytes are passed on.
@@ -122,4 +142,33 @@ pub struct ConnectionEnd<'f> {
     pub flags: u64,
     /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`; empty where there is none.
     pub transport: &'f str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_that_binds_the_connection_is_known_however_it_is_written() {
+        for login in [
+            "NTLM TlRMTVNTUAAB",
+            "ntlm",
+            "Negotiate YII=",
+            "NEGOTIATE\tYII=",
+            "Basic dXNlcg==, NTLM TlRMTVNTUAAB",
+            "Basic dXNlcg==,negotiate YII=",
+        ] {
+            assert!(HttpRequest::logs_in(login.as_bytes()), "{login}");
+        }
+        for other in [
+            "",
+            ",",
+            "Basic TlRMTVNTUAAB",
+            "Bearer ntlm",
+            "Nego",
+            "Digest a=negotiate",
+        ] {
+            assert!(!HttpRequest::logs_in(other.as_bytes()), "{other}");
+        }
+    }
 }

@@ -66,6 +66,9 @@ impl HttpStream {
     /// That of `act`. The request must not go on then: see [`ON_HOST_ERROR`].
     pub fn on_request(&mut self, request: HttpRequest, act: Act<'_>) -> Result<Next, HostError> {
         let (mut ends, mut read) = (false, false);
+        if request.login {
+            act(Effect::Login)?;
+        }
         self.worker.plan_http(&request.facts(), &mut |effect| {
             ends |= effect.ends();
             read |= matches!(effect, Effect::Within(_));
@@ -274,6 +277,7 @@ mod tests {
             connect,
             within: None,
             route: None,
+            login: false,
         }
     }
 
@@ -311,12 +315,31 @@ mod tests {
     fn a_listener_says_which_facts_are_read() {
         let wanted = |settings| {
             let wanted = HttpStream::new(worker(settings)).wanted();
-            (wanted.dialled_port, wanted.proxy_request)
+            (wanted.dialled_port, wanted.proxy_request, wanted.login)
         };
-        assert_eq!(wanted(json!({"listener": {"port": 80}})), (false, false));
-        assert_eq!(wanted(json!({})), (true, false));
+        let port = json!({"listener": {"port": 80}});
+        assert_eq!(wanted(port), (false, false, false));
+        assert_eq!(wanted(json!({})), (true, false, false));
         let proxy = json!({"listener": {"mode": "FORWARD_PROXY"}});
-        assert_eq!(wanted(proxy), (false, true));
+        assert_eq!(wanted(proxy), (false, true, false));
+        let ours = json!({"listener": {"port": 80}, "controlHeaders": "STRIPPED"});
+        assert_eq!(wanted(ours), (false, false, true));
+    }
+
+    #[test]
+    fn a_login_is_noted_before_the_request_is_decided_about() {
+        let login = HttpRequest {
+            login: true,
+            ..request("web.example", false)
+        };
+        let (_, effects) = seen(|act| port_80().on_request(login.clone(), act));
+        assert_eq!(effects.first().map(String::as_str), Some("Login"));
+        // A host that cannot note it lets the request go no further.
+        let refused = port_80().on_request(login, &mut |effect| match effect {
+            Effect::Login => Err(HostError),
+            _ => Ok(()),
+        });
+        assert_eq!(refused, Err(HostError));
     }
 
     #[test]

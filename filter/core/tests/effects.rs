@@ -200,6 +200,7 @@ fn shown(
             Effect::FilterState(key, value) => {
                 format!("{} = {value}", key.rsplit('.').next().unwrap())
             }
+            Effect::Login => "login".to_owned(),
             Effect::Tunnel(target) => format!("tunnel to {target}"),
             Effect::Within(target) => format!("requests within {target}"),
             Effect::TransportSocket(name) => format!("socket {name}"),

@@ -62,6 +62,7 @@ fn shown(plan: impl FnOnce(Act<'_>) -> Result<(), HostError>) -> Vec<String> {
     let word = |effect: Effect<'_>| match effect {
         Effect::FilterState(key, value) => format!("{} = {value}", key.rsplit('.').next().unwrap()),
         Effect::Metadata(bytes) => std::str::from_utf8(bytes).unwrap().to_owned(),
+        Effect::Login => "login".to_owned(),
         Effect::Tunnel(target) => format!("tunnel to {target}"),
         Effect::Within(target) => format!("requests within {target}"),
         other => format!("{other:?}"),

@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::host::{HostName, HostPattern};
 use crate::port::PortNumber;
 use crate::resource::{
-    ConnectionPool, LoadBalancer, OutlierDetection, ProxyProtocol, RetryBudget, Tunnel,
+    ConnectionPool, LoadBalancer, Notes, OutlierDetection, ProxyProtocol, RetryBudget, Tunnel,
 };
 use crate::tls::TlsIntent;
 
@@ -170,6 +170,8 @@ pub struct Cluster {
     pub proxy_protocol: Option<ProxyProtocol>,
     /// `retryBudget`.
     pub retry_budget: Option<RetryBudget>,
+    /// What annotations say.
+    pub notes: Notes,
 }
 
 impl Cluster {
@@ -221,6 +223,7 @@ impl fmt::Debug for Spelled<'_, Cluster> {
             outlier_detection,
             proxy_protocol,
             retry_budget,
+            notes,
         } = self.0;
         let mut fields = f.debug_struct("Cluster");
         fields.field("name", name).field("own", own);
@@ -238,8 +241,11 @@ impl fmt::Debug for Spelled<'_, Cluster> {
             .field("connection_pool", connection_pool)
             .field("outlier_detection", outlier_detection)
             .field("proxy_protocol", proxy_protocol)
-            .field("retry_budget", retry_budget)
-            .finish()
+            .field("retry_budget", retry_budget);
+        if *notes != Notes::default() {
+            fields.field("notes", notes);
+        }
+        fields.finish()
     }
 }
 

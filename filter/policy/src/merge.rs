@@ -16,8 +16,8 @@ use crate::policy_source::PolicySource;
 use crate::port::PortNumber;
 use crate::proxy::Proxy;
 use crate::resource::{
-    ClientTls, ConnectionPool, DestinationRule, LoadBalancer, OutlierDetection, ProxyProtocol,
-    RetryBudget, Subset, TrafficPolicy, Tunnel, exported,
+    ClientTls, ConnectionPool, DestinationRule, LoadBalancer, Notes, OutlierDetection,
+    ProxyProtocol, RetryBudget, Subset, TrafficPolicy, Tunnel, exported,
 };
 
 impl DestinationRule {
@@ -105,6 +105,21 @@ impl<'r> Merged<'r> {
             part_of,
             dropped,
         }
+    }
+
+    /// Returns what annotations say. They are for the host, so each rule of it that counts has a say.
+    fn notes(&self) -> Notes {
+        let rules = self.others.iter().chain([&self.first]);
+        rules.fold(Notes::default(), |all, rule| {
+            let Notes {
+                per_client,
+                hides_clients,
+            } = rule.item.meta.notes;
+            Notes {
+                per_client: all.per_client || per_client,
+                hides_clients: all.hides_clients || hides_clients,
+            }
+        })
     }
 
     fn add(&mut self, rule: Rule<'r>) {
@@ -360,6 +375,8 @@ pub(crate) struct Settings<'r> {
     pub(crate) tunnel: Option<&'r Tunnel>,
     pub(crate) proxy_protocol: Option<ProxyProtocol>,
     pub(crate) retry_budget: Option<&'r RetryBudget>,
+    /// What annotations say, of the rule and of those that it is merged with.
+    pub(crate) notes: Notes,
 }
 
 impl<'r> Settings<'r> {
@@ -374,6 +391,7 @@ impl<'r> Settings<'r> {
             tunnel: policy.and_then(|policy| policy.tunnel.as_deref()),
             proxy_protocol: policy.and_then(|policy| policy.proxy_protocol),
             retry_budget: policy.and_then(|policy| policy.retry_budget.as_ref()),
+            notes: Notes::default(),
         }
     }
 
@@ -413,7 +431,7 @@ pub(crate) fn for_port<'r>(merged: &Merged<'r>, port: PortNumber) -> Settings<'r
     };
     let own = merged.policy.and_then(of_port);
     let added = attached().find_map(of_port);
-    match (own, added) {
+    let settings = match (own, added) {
         (Some(own), added) => own.filled(added),
         (None, Some(added)) => added,
         (None, None) => {
@@ -422,6 +440,10 @@ pub(crate) fn for_port<'r>(merged: &Merged<'r>, port: PortNumber) -> Settings<'r
             let added = all.find(|settings| settings.tls.is_some());
             merged.policy.map_or(nothing, whole).filled(added)
         }
+    };
+    Settings {
+        notes: merged.notes(),
+        ..settings
     }
 }
 
@@ -470,6 +492,7 @@ pub(crate) fn for_subset<'r>(
         tunnel,
         proxy_protocol,
         retry_budget,
+        notes: parent.notes,
         ..own
     }
 }

@@ -102,7 +102,7 @@ mod tests {
 
     use super::*;
     use crate::problem::Origin;
-    use crate::resource::ResourceId;
+    use crate::resource::{Notes, ResourceId};
 
     #[test]
     fn what_is_alike_keeps_its_order() {
@@ -124,6 +124,7 @@ mod tests {
             origin: Origin::default(),
             created: created.to_owned(),
             labels: Vec::new(),
+            notes: Notes::default(),
         };
         let names = [
             "entry-2",

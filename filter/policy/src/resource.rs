@@ -24,7 +24,7 @@ pub use destination_rule::{DestinationRule, Subset};
 pub(crate) use gateway::{Ends, Reads, Server};
 pub use gateway::{GATEWAY_SERVICES, Gateway};
 pub use id::{BACKEND_TLS_POLICY, DEFAULT_NAMESPACE, ResourceId};
-pub use meta::{Meta, is_label, read_export_to, read_labels, read_meta, text_of};
+pub use meta::{Meta, Notes, is_label, read_export_to, read_labels, read_meta, text_of};
 pub(crate) use meta::{as_policy, exported};
 pub use service::KubernetesService;
 pub use service_entry::{Address, Endpoint, Resolution, ServiceEntry, ServicePort};

@@ -20,6 +20,10 @@ pub(crate) fn apply(effect: Effect<'_>) -> Result<(), HostError> {
         }
         Effect::Tunnel(target) => host::set_property(contract::TUNNEL_PROPERTY, target.as_bytes()),
         Effect::Within(target) => host::set_property(contract::WITHIN_PROPERTY, target.as_bytes()),
+        Effect::Login => {
+            let connection = host::number(&contract::CONNECTION_ID)?.ok_or(HostError)?;
+            host::set_property(contract::LOGIN_PROPERTY, connection.to_string().as_bytes())
+        }
         Effect::Metadata(value) => host::set_property(contract::METADATA_PROPERTY, value),
         Effect::Answer {
             status,

@@ -43,6 +43,10 @@ impl Request {
                 request.port = Some(HttpRequest::port_of_scheme(&scheme));
             }
         }
+        if wanted.login {
+            let authorization = host::request_header("authorization")?;
+            request.login = authorization.is_some_and(|it| HttpRequest::logs_in(&it));
+        }
         if wanted.route {
             request.route = host::property(&contract::ROUTE_NAME)?;
         }

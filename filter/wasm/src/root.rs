@@ -40,6 +40,10 @@ impl RootContext for Root {
                     error!("egress: this Envoy cannot log an object; use metadata TEXT");
                     return false;
                 }
+                if declare_login().is_err() {
+                    error!("egress: this Envoy cannot note on a connection who has logged in");
+                    return false;
+                }
                 counters::define();
                 routes::learn();
                 info!(
@@ -93,6 +97,16 @@ fn node_labels() -> Option<BTreeMap<String, String>> {
         found.is_some_and(|found| found == value.as_bytes())
     });
     is_map.then_some(labels)
+}
+
+/// Lets a login stay with the client's connection, and not with the request alone.
+///
+/// The message is as in [`declare_metadata`], with `LifeSpan span = 5`, of which 2 is the connection.
+fn declare_login() -> Result<(), HostError> {
+    let mut message = Vec::new();
+    protobuf::field(&mut message, 0x0a, contract::LOGIN_PROPERTY.as_bytes());
+    message.extend_from_slice(&[0x28, 2]);
+    host::call(contract::DECLARE_PROPERTY, &message)
 }
 
 /// Marks the metadata as an object, so that a JSON access log shows it as one.

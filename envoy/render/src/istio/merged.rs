@@ -37,11 +37,16 @@ pub(super) fn envoy_filters(
         let sockets = sockets(service, tls, options).map_err(|_| Unsupported::TwoNames {
             host: service.host.to_string(),
         })?;
+        let notes = service.cluster.notes;
+        if notes.hides_clients {
+            return Err(Unsupported::ForwardedFor(service.host.to_string()));
+        }
         let subset = service.subset.unwrap_or_default();
         let host = service.host.to_string();
         for host in written.get(&host).into_iter().flatten().chain([&host]) {
             let name = format!("outbound|{}|{subset}|{host}", service.port);
-            clusters.entry(name).or_insert_with(|| sockets.clone());
+            let values = || values(&sockets, notes.per_client);
+            clusters.entry(name).or_insert_with(values);
         }
     }
     let clusters: Vec<(String, Vec<Value>)> = clusters.into_iter().collect();
@@ -57,16 +62,28 @@ pub(super) fn envoy_filters(
     Ok(filters.collect())
 }
 
+/// Returns what is merged into a cluster, one after the other.
+fn values(sockets: &[Value], per_client: bool) -> Vec<Value> {
+    let of_socket = |socket: &Value| match per_client {
+        true => json!({
+            "connection_pool_per_downstream_connection": true,
+            "transport_socket": socket,
+        }),
+        false => json!({"transport_socket": socket}),
+    };
+    sockets.iter().map(of_socket).collect()
+}
+
 fn patches(clusters: &[(String, Vec<Value>)], context: &str) -> Vec<Value> {
-    let of_cluster = |(name, sockets): &(String, Vec<Value>)| {
-        let patch = |socket: &Value| {
+    let of_cluster = |(name, values): &(String, Vec<Value>)| {
+        let patch = |value: &Value| {
             json!({
                 "applyTo": "CLUSTER",
                 "match": {"context": context, "cluster": {"name": name}},
-                "patch": {"operation": "MERGE", "value": {"transport_socket": socket}},
+                "patch": {"operation": "MERGE", "value": value},
             })
         };
-        sockets.iter().map(patch).collect::<Vec<Value>>()
+        values.iter().map(patch).collect::<Vec<Value>>()
     };
     clusters.iter().flat_map(of_cluster).collect()
 }

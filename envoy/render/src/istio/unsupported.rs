@@ -39,6 +39,11 @@ pub enum Unsupported {
         "`{0}` is a wildcard with `resolution: DYNAMIC_DNS`: whoever answers for a name in DNS chooses the address, and nothing keeps Istio's cluster from private ones"
     )]
     Dynamic(String),
+    /// A cluster of Istio's cannot be told so.
+    #[error(
+        "the DestinationRule of `{0}` has `egressctl.io/x-forwarded-for`, and nothing that is merged into Istio's cluster removes a header"
+    )]
+    ForwardedFor(String),
     /// The network filter is not rendered for Istio.
     #[error(
         "`{host}` has the TCP port {port} with `tls`, and in Istio the filter originates HTTP only"
@@ -92,6 +97,9 @@ impl Unsupported {
             }
             Unsupported::TwoNames { .. } => {
                 "give the names that are enough in `tls.subjectAltNames` of the DestinationRule, or render this host with `--way filter`"
+            }
+            Unsupported::ForwardedFor(_) => {
+                "remove the annotation, and the header by a VirtualService: `headers.request.remove: [x-forwarded-for]`"
             }
             Unsupported::Dynamic(_) => "name each host",
             Unsupported::Tcp { .. } => {

@@ -44,7 +44,7 @@ pub(super) fn cluster(
 pub(super) fn filtered(
     cluster: &Cluster,
     name: String,
-    filters: Value,
+    filters: Vec<Value>,
     rendering: &Rendering<'_>,
 ) -> Value {
     with_filters(&[cluster], Some(name), Some(filters), rendering)
@@ -53,7 +53,7 @@ pub(super) fn filtered(
 fn with_filters(
     clusters: &[&Cluster],
     name: Option<String>,
-    filters: Option<Value>,
+    filters: Option<Vec<Value>>,
     rendering: &Rendering<'_>,
 ) -> Value {
     let [cluster, ..] = clusters else {
@@ -102,6 +102,13 @@ fn with_filters(
         let keepalive = connection_options(&keepalive(pool, defaults));
         set(&mut fields, "upstream_connection_options", keepalive);
     }
+    if cluster.notes.per_client {
+        set(
+            &mut fields,
+            "connection_pool_per_downstream_connection",
+            json!(true),
+        );
+    }
     if let Some(detection) = &cluster.outlier_detection {
         set(
             &mut fields,
@@ -140,6 +147,25 @@ fn with_filters(
         set(&mut fields, "transport_socket", variants::closed(options));
     }
     Value::Object(fields)
+}
+
+/// Renders the filters that keep from servers who is calling.
+fn hiding_filters() -> Vec<Value> {
+    let removed = json!({"request_mutations": [{"remove": "x-forwarded-for"}]});
+    vec![extension(
+        "envoy.filters.http.header_mutation",
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+        json!({"mutations": removed}),
+    )]
+}
+
+/// Renders the last of the filters between a cluster and its servers.
+pub(super) fn upstream_codec() -> Value {
+    extension(
+        "envoy.filters.http.upstream_codec",
+        "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec",
+        json!({}),
+    )
 }
 
 /// Whether some of a cluster's servers are sockets of this machine, which know nothing of TCP.
@@ -303,7 +329,11 @@ fn load_balancer(cluster: &Cluster, fields: &mut Map<String, Value>) {
 }
 
 /// Renders which HTTP is spoken, and that SNI and verified name are the request's where they are.
-fn protocol_options(cluster: &Cluster, filters: Option<Value>, options: &Options) -> Option<Value> {
+fn protocol_options(
+    cluster: &Cluster,
+    filters: Option<Vec<Value>>,
+    options: &Options,
+) -> Option<Value> {
     let pool = cluster.connection_pool.as_deref();
     let http2 = {
         let mut fields = overload::servers();
@@ -329,12 +359,24 @@ fn protocol_options(cluster: &Cluster, filters: Option<Value>, options: &Options
         }
     };
     let fields = http.as_object_mut()?;
+    let hides = cluster.notes.hides_clients.then(hiding_filters);
+    let filters = match (hides, filters) {
+        (Some(mut before), Some(filters)) => {
+            before.extend(filters);
+            Some(before)
+        }
+        (Some(mut before), None) => {
+            before.push(upstream_codec());
+            Some(before)
+        }
+        (None, filters) => filters,
+    };
     set(
         fields,
         "@type",
         json!(format!("type.googleapis.com/{HTTP_OPTIONS}")),
     );
-    set_some(fields, "http_filters", filters);
+    set_some(fields, "http_filters", filters.map(Value::Array));
     let mut upstream = Map::new();
     if let Some(tls) = &cluster.tls {
         let names = Names::of(cluster, tls);

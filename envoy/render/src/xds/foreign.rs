@@ -68,21 +68,15 @@ pub fn foreign(table: &PolicyTable, resources: &[Value], options: &Options) -> A
 }
 
 /// Renders the filters that let servers see nothing of what proxies tell themselves, whoever wrote it.
-fn hiding_filters() -> Value {
+fn hiding_filters() -> Vec<Value> {
     let kind = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation";
     let prefix = |prefix: &str| json!({"remove_on_match": {"key_matcher": {"prefix": prefix}}});
     let mutations =
         json!({"request_mutations": [prefix(contract::HEADER_PREFIX), prefix("x-envoy-")]});
-    json!([
-        extension(
-            "envoy.filters.http.header_mutation",
-            kind,
-            json!({"mutations": mutations})
-        ),
-        extension(
-            "envoy.filters.http.upstream_codec",
-            "envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec",
-            json!({}),
-        ),
-    ])
+    let hiding = extension(
+        "envoy.filters.http.header_mutation",
+        kind,
+        json!({"mutations": mutations}),
+    );
+    vec![hiding, cluster::upstream_codec()]
 }

@@ -14,7 +14,7 @@ use super::dns::{self, Cached};
 use super::message::{extension, set, set_some};
 use super::plugin::{self, Plugin};
 use super::rendering::Rendering;
-use super::{guard, limits, overload, route_action, upgrade, upstream_proxy, variants};
+use super::{guard, limits, login, overload, route_action, upgrade, upstream_proxy, variants};
 
 /// What one connection manager has of its own.
 pub(super) struct HttpSettings {
@@ -73,6 +73,7 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
     if options.upstream_proxy.is_some() {
         filters.push(upstream_proxy::http_filter());
     }
+    filters.extend(login::http_filter(options));
     let mut guarded = guarded(port, rendering);
     guarded.extend(settings.guarded);
     if !guarded.is_empty() {
@@ -121,7 +122,9 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
     set(&mut fields, "scheme_header_transformation", scheme);
     let server = json!("PASS_THROUGH");
     set(&mut fields, "server_header_transformation", server);
+    // A server that is somebody else's gets the identifier that the application sent, and none of ours.
     set(&mut fields, "preserve_external_request_id", json!(true));
+    set(&mut fields, "generate_request_id", json!(false));
     overload::clients(&mut fields);
     set(&mut fields, "upgrade_configs", json!(upgrades));
     let http1 = json!({

@@ -155,7 +155,8 @@ impl Plan {
             | Effect::CloseRequest
             | Effect::Count(_)
             | Effect::ResponseHeader(..)
-            | Effect::AnswerInstead { .. } => return false,
+            | Effect::AnswerInstead { .. }
+            | Effect::Login => return false,
         });
         true
     }

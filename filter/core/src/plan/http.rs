@@ -24,13 +24,15 @@ pub fn http_wanted(config: &Loaded) -> HttpWanted {
         dialled_port: !listener_says && !config.forward_proxy,
         proxy_request: !listener_says && config.forward_proxy,
         route: config.branches,
+        // Only listeners of ours keep upstream connections apart by it.
+        login: config.headers_stripped,
     }
 }
 
 /// Plans what should happen to an HTTP request.
 ///
 /// The effects lead an originated request to a cluster with TLS, or to an answer of our own; there is no
-/// third way. A typical one costs the host two calls, reading the authority and writing the metadata: see
+/// third way. A typical one costs the host three calls, reading two headers and writing the metadata: see
 /// `integration/tests/hostcalls.rs`.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use crate::merge::Settings;
 use crate::options::ConnectTo;
 use crate::port::{PortNumber, ProtocolClass};
 use crate::query::DownstreamProtocol;
-use crate::resource::{H2UpgradePolicy, Resolution, ServicePort, Subset};
+use crate::resource::{H2UpgradePolicy, Notes, Resolution, ServicePort, Subset};
 use crate::tls::TlsIntent;
 
 impl<'r> Compiler<'r> {
@@ -46,6 +46,7 @@ impl<'r> Compiler<'r> {
             .map(Box::new);
         let proxy_protocol = settings.and_then(|settings| settings.proxy_protocol);
         let retry_budget = settings.and_then(|settings| settings.retry_budget).cloned();
+        let notes = settings.map(|settings| settings.notes).unwrap_or_default();
         let tunnel = settings
             .and_then(|settings| settings.tunnel)
             .cloned()
@@ -68,6 +69,7 @@ impl<'r> Compiler<'r> {
             || outlier_detection.is_some()
             || proxy_protocol.is_some()
             || retry_budget.is_some()
+            || notes != Notes::default()
             || tunnel.is_some()
             || tls.as_ref().is_some_and(|tls| !tls.follows_the_request());
         // A wildcard lets DNS choose the address; only a service of the mesh may have a private one.
@@ -113,6 +115,7 @@ impl<'r> Compiler<'r> {
             outlier_detection,
             proxy_protocol,
             retry_budget,
+            notes,
         };
         // A gateway may reach a service otherwise than a sidecar does, and requests otherwise than bytes.
         while let Some(index) = self.names.get(&cluster.name) {

@@ -812,6 +812,7 @@ impl<'r> Compiler<'r> {
             origin: by.origin,
             created: String::new(),
             labels: Default::default(),
+            notes: Default::default(),
         };
         self.tell(
             Severity::Warning,

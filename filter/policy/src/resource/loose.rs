@@ -5,7 +5,7 @@ use crate::host::HostPattern;
 use crate::node::Node;
 use crate::port::PortNumber;
 use crate::problem::Origin;
-use crate::resource::{DEFAULT_NAMESPACE, Meta, ResourceId};
+use crate::resource::{DEFAULT_NAMESPACE, Meta, Notes, ResourceId};
 
 /// A reader: what it returns is a resource, given what it has in common with all, and its `spec`.
 pub(super) fn meta(kind: &'static str, origin: Origin, metadata: Option<&Node<'_>>) -> Meta {
@@ -20,6 +20,7 @@ pub(super) fn meta(kind: &'static str, origin: Origin, metadata: Option<&Node<'_
         origin,
         created: own("creationTimestamp").unwrap_or_default().to_owned(),
         labels: Vec::new(),
+        notes: Notes::default(),
     }
 }
 
