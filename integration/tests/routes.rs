@@ -319,6 +319,59 @@ async fn what_no_route_takes_is_refused() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_delegate_says_where_what_its_root_takes_goes() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([API]).await?;
+    let silent = SilentPort::start().await?;
+    let http = "{number: 80, name: http, protocol: HTTP}, ";
+    let root = "  - match: [{uri: {prefix: /v1}}]
+    delegate: {name: team, namespace: team}
+    rewrite: {uri: /all}
+  - delegate: {name: nowhere}
+  - directResponse: {status: 403}";
+    // The first asks for more than it is given, and is no route at all.
+    let team = format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: team, namespace: team}}
+spec:
+  http:
+  - match: [{{uri: {{prefix: /}}}}]
+    directResponse: {{status: 418}}
+  - match: [{{uri: {{prefix: /v1/users}}}}]
+    rewrite: {{uri: /users}}
+    route: [{to}]
+  - match: [{{uri: {{prefix: /v1/all}}}}]
+    route: [{to}]
+",
+        to = to(API, "")
+    );
+    let rules = served(API, http) + &virtual_service(API, root) + &team;
+    let proxy = trusted
+        .egressctl(&rules)
+        .port(80, 0)
+        .connect_to(&route(API, 443, site.tls_addr()))
+        .connect_to(&route(API, 80, silent.addr()))
+        .start()
+        .await?;
+    let listener = proxy.listener(80)?;
+    for (path, seen) in [("/v1/users/7", "/users/7"), ("/v1/all/8", "/all/8")] {
+        let answer = probe::get(listener, API, path).await?;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        let found = only(&site)?;
+        assert_originated(&found, API, API);
+        assert_eq!(found.path, seen);
+    }
+    for path in ["/v1/other", "/v2"] {
+        let answer = probe::get(listener, API, path).await?;
+        assert_eq!(answer.status, 403, "{path}: {}", answer.body);
+    }
+    ensure!(site.seen().is_empty());
+    silent.assert_silent().await
+}
+
+#[tokio::test]
 async fn without_the_filter_no_route_leads_anywhere() -> Result<()> {
     let trusted = Trusted::new()?;
     let site = trusted.site([API, TOLD]).await?;

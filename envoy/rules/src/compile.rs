@@ -11,6 +11,7 @@ use egress_policy::{
 };
 use serde_json::Value;
 
+use crate::delegates;
 use crate::diagnostic::{Diagnostic, Report, diagnostic, located};
 use crate::document::{
     self, as_given, bare, into_ours, is_backend_tls_policy, is_ours, is_service, is_unread,
@@ -543,8 +544,16 @@ fn parse(
         extracted.take(index, file, document);
     }
     extracted.twice();
+    let (mesh, told) = mesh::read(&given, outbound);
+    let delegated = {
+        let all = documents
+            .iter_mut()
+            .map(|(_, document)| &mut document.value);
+        delegates::merge(&mut all.collect::<Vec<_>>(), &mesh.decides)
+    };
     let values = || documents.iter().map(|(_, document)| &document.value);
     let mut made = gateway_api::convert(values());
+    made.delegated = delegated;
     let mut parser = Parser::new();
     for value in values().chain(&made.documents) {
         parser.document(value);
@@ -556,6 +565,7 @@ fn parse(
     let entries = &resources.service_entries;
     let all = values().chain(&made.documents);
     let (virtual_services, found) = virtual_service::concerning(all, entries);
+    let of_roots = made.delegated.problems(|root| root.concerns(entries));
     problems.0.extend(found);
     problems
         .0
@@ -568,6 +578,12 @@ fn parse(
         .retain(|problem| !matches!(problem.kind, ProblemKind::IgnoredKind(_)));
     problems.0.extend(others::unknown(values()));
     made.tell_all(&mut problems);
+    // They know already where they stand, and some were found once more in what was merged.
+    for problem in of_roots {
+        if !problems.0.contains(&problem) {
+            problems.0.push(problem);
+        }
+    }
     // Secrets decide nothing, and are read all the same.
     let is_secret = |problem: &Problem| extracted.secrets.contains(&problem.origin);
     let is_mesh = |problem: &Problem| {
@@ -578,7 +594,6 @@ fn parse(
         .0
         .retain(|problem| !is_secret(problem) && !is_mesh(problem));
     diagnostics.append(&mut extracted.diagnostics);
-    let (mesh, told) = mesh::read(&given, outbound);
     let error = |diagnostic: &Diagnostic| diagnostic.severity == Severity::Error;
     let (errors, notes) = told.into_iter().partition(error);
     diagnostics.extend::<Vec<Diagnostic>>(errors);

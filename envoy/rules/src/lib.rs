@@ -24,6 +24,7 @@
 
 mod compile;
 mod complaint;
+mod delegates;
 mod diagnostic;
 mod document;
 mod explain;

@@ -39,7 +39,7 @@ pub use request::{Request, normalized};
 pub use text::StringMatch;
 
 /// The kind.
-const KIND: &str = "VirtualService";
+pub(crate) const KIND: &str = "VirtualService";
 
 /// How requests and connections to hosts are led.
 ///
@@ -68,7 +68,7 @@ pub struct VirtualService {
 
 impl VirtualService {
     /// Whether a document's resource is one.
-    fn is(resource: &Value) -> bool {
+    pub(crate) fn is(resource: &Value) -> bool {
         let text = |name: &str| resource.get(name).and_then(Value::as_str);
         let group = text("apiVersion").and_then(|version| version.split('/').next());
         text("kind") == Some(KIND) && group == Some("networking.istio.io")
@@ -88,7 +88,7 @@ impl VirtualService {
     }
 
     /// Whether it is for a host of these entries, or leads to one. One whose hosts cannot all be read may be for any.
-    fn concerns(&self, entries: &[ServiceEntry]) -> bool {
+    pub(crate) fn concerns(&self, entries: &[ServiceEntry]) -> bool {
         let known = || entries.iter().flat_map(|entry| &entry.hosts);
         let overlaps = |host: &HostPattern| {
             let host = HostPattern::parse(&full(&host.to_string(), &self.id.namespace));
@@ -158,7 +158,7 @@ pub fn virtual_service<'v>(
 /// Returns the full name of a Service, for which its first part may stand.
 ///
 /// Source: istio/istio `pilot/pkg/model/config.go`, `ResolveShortnameToFQDN`.
-fn full(host: &str, namespace: &str) -> String {
+pub(crate) fn full(host: &str, namespace: &str) -> String {
     match host.contains(['.', ':', '*']) {
         true => host.to_owned(),
         false => format!("{host}.{namespace}.svc.cluster.local"),
@@ -191,7 +191,7 @@ fn read_spec(field: Field<'_>, id: ResourceId, origin: Origin) -> Option<Virtual
     });
     let (mut http, mut tls, mut tcp) = (Vec::new(), Vec::new(), Vec::new());
     fields.read("http", |list| {
-        list.items(|item| http.extend(http::read_http_route(item, router)));
+        list.items(|item| http.extend(http::read_http_route(item, router, delegate)));
         Some(())
     });
     fields.read("tls", |list| {

@@ -54,7 +54,7 @@ impl Default for Mesh {
 
 impl Visibility {
     /// Whether a resource of `owner` without `exportTo` is seen from `namespace`.
-    pub(crate) fn has(self, owner: &str, namespace: &str) -> bool {
+    pub fn has(self, owner: &str, namespace: &str) -> bool {
         match self {
             Visibility::Everybody => true,
             Visibility::Own => owner == namespace,

@@ -8,6 +8,7 @@ use egress_policy::{
 use serde_json::Value;
 
 use super::place::Places;
+use crate::delegates::Delegated;
 
 /// What was made of the routes among documents.
 #[derive(Debug, Default)]
@@ -23,6 +24,8 @@ pub(crate) struct Made {
     pub(super) read: BTreeSet<Origin>,
     /// The hosts that each route is attached to.
     pub(super) hosts: BTreeMap<Origin, Vec<HostPattern>>,
+    /// The VirtualServices that delegated, which stand among the documents that were given.
+    pub(crate) delegated: Delegated,
     /// What is wrong with the routes.
     pub(crate) problems: Vec<Problem>,
 }
@@ -48,9 +51,10 @@ impl Made {
         self.read.contains(&origin)
     }
 
-    /// Returns the hosts that a route is attached to.
+    /// Returns the hosts that a route is attached to, or that those have who delegate to a resource.
     pub(crate) fn hosts_of(&self, origin: Origin) -> Option<&[HostPattern]> {
-        self.hosts.get(&origin).map(Vec::as_slice)
+        let of_route = self.hosts.get(&origin).map(Vec::as_slice);
+        of_route.or_else(|| self.delegated.hosts(origin))
     }
 
     /// Returns the route of which a rule of a VirtualService was made.
@@ -61,6 +65,9 @@ impl Made {
 
     /// Tells a problem of what was made at the resource of which it was made.
     pub(crate) fn tell(&self, problem: &mut Problem) -> bool {
+        if self.delegated.tell(problem) {
+            return true;
+        }
         let at = problem.origin.document.checked_sub(self.given);
         let Some(places) = at.and_then(|at| self.places.get(at)) else {
             return false;
@@ -74,11 +81,11 @@ impl Made {
         true
     }
 
-    /// As [`Made::tell`], of all. What several hosts of one route have is told once.
+    /// As [`Made::tell`], of all. What several hosts of one route have is told once, and so is what a delegate says.
     pub(crate) fn tell_all(&self, problems: &mut Problems) {
         let all = std::mem::take(&mut problems.0);
         for mut problem in all {
-            let told = self.tell(&mut problem);
+            let told = self.tell(&mut problem) || self.delegated.hosts(problem.origin).is_some();
             if !told || !problems.0.contains(&problem) {
                 problems.0.push(problem);
             }

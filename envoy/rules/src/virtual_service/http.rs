@@ -76,10 +76,11 @@ impl HttpRoute {
     }
 }
 
-/// Reads one route of requests; `router` says that the VirtualService is for gateways only.
+/// Reads one route of requests; `router` says that the VirtualService is for gateways only, `delegate` that others
+/// delegate to it.
 ///
 /// Source: istio/istio `pkg/config/validation/virtualservice.go`, `validateHTTPRoute`.
-pub(super) fn read_http_route(field: Field<'_>, router: bool) -> Option<HttpRoute> {
+pub(super) fn read_http_route(field: Field<'_>, router: bool, delegate: bool) -> Option<HttpRoute> {
     let fields = field.fields()?;
     let name = fields.read("name", |field| field.text().map(str::to_owned));
     let mut matches = Vec::new();
@@ -90,7 +91,10 @@ pub(super) fn read_http_route(field: Field<'_>, router: bool) -> Option<HttpRout
     let shares = read_shares(&fields, true);
     let redirect = fields.read("redirect", read_redirect);
     let respond = fields.read("directResponse", read_direct_response);
-    check_one_action(&fields);
+    match fields.has("delegate") {
+        true => check_delegate(&fields, delegate),
+        false => check_one_action(&fields),
+    }
     let headers = fields.read("headers", read_headers).unwrap_or_default();
     let (rewrite, authority) = read_rewrite(&fields, &headers);
     let timeout = fields.read("timeout", read_time);
@@ -116,18 +120,39 @@ pub(super) fn read_http_route(field: Field<'_>, router: bool) -> Option<HttpRout
     })
 }
 
+/// Reads which VirtualService has the routes in place of this one. That is another's business only once.
+///
+/// Source: istio/istio `pkg/config/validation/virtualservice.go`, `validateHTTPRouteConflict`.
+fn check_delegate(fields: &Fields<'_>, delegate: bool) {
+    fields.read("delegate", |field| {
+        if delegate {
+            let text = "delegate HTTP route cannot contain delegate".to_owned();
+            let hint = "write the routes of the other VirtualService here";
+            field.error_with_hint(ProblemKind::Invalid(text), hint);
+        }
+        let fields = field.fields()?;
+        fields.require("name", |field| {
+            let text = field.text()?;
+            if text.is_empty() {
+                field.error(ProblemKind::Missing);
+            }
+            Some(())
+        });
+        fields.read("namespace", |field| field.text().map(drop))
+    });
+    for other in ["route", "redirect"] {
+        if fields.given(other) {
+            let text = format!("root HTTP route must not specify {other}");
+            let hint = "the VirtualService in `delegate` says where requests go";
+            fields.error_at(other, ProblemKind::Conflict(text), Some(hint));
+        }
+    }
+}
+
 /// Reports a route that does two things at once, or none.
 ///
 /// Source: istio/istio `pkg/config/validation/virtualservice.go`, `validateHTTPRouteConflict`.
 fn check_one_action(fields: &Fields<'_>) {
-    if fields.has("delegate") {
-        fields.not_supported(
-            egress_policy::Severity::Error,
-            &["delegate"],
-            "write the routes of the other VirtualService here",
-        );
-        return;
-    }
     fields.ignore(&["delegate"]);
     let answer = ["redirect", "directResponse"]
         .into_iter()

@@ -154,8 +154,16 @@ fn a_route_does_one_thing() {
             "spec.http[0].fault: HTTP route cannot contain both fault and directResponse",
         ),
         (
-            json!({"delegate": {"name": "a"}}),
-            "spec.http[0].delegate: `delegate` is not supported yet",
+            json!({"delegate": {"name": "a"}, "route": to()}),
+            "spec.http[0].route: root HTTP route must not specify route",
+        ),
+        (
+            json!({"delegate": {"name": "a"}, "redirect": {"uri": "/"}}),
+            "spec.http[0].redirect: root HTTP route must not specify redirect",
+        ),
+        (
+            json!({"delegate": {"namespace": "a"}}),
+            "spec.http[0].delegate.name: is required !",
         ),
     ] {
         assert_eq!(one(route), told);
