@@ -4,85 +4,82 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use egress_integration::{dns::Trouble, probe};
+use futures_util::future::{FutureExt, LocalBoxFuture};
 
-use crate::stage::{ADDRESSES, EXTRA, MOVES, Stage, WEB, until};
+use crate::stage::{ADDRESSES, EXTRA, MOVES, Stage, WEB, until, until_within};
 
+/// How long a shared host may take to follow its name: its connections take requests for 30 seconds, and DNS is asked
+/// every other second.
+const FOLLOWS: Duration = Duration::from_secs(45);
+
+/// How long no request comes to an address that a name has left.
+const FOLLOWED: Duration = Duration::from_secs(3);
 /// How long a dead address stays dead.
 const DEAD: Duration = Duration::from_secs(4);
-/// How long servers close their connections right behind an answer.
+/// How long servers close idle connections at once.
 const RACING: Duration = Duration::from_secs(3);
 /// How many questions meet a name server in trouble: of both kinds of addresses, and again.
 const QUESTIONS: u64 = 4;
 
 /// One of them.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
-    Reload,
-    BadRules,
-    Rotation,
-    ServFail,
-    LostAnswer,
-    Move,
-    Death,
-    KeepAliveRace,
-    Upgrade,
+pub(crate) struct Fault {
+    pub(crate) name: &'static str,
+    happen: for<'s> fn(&'s Stage) -> LocalBoxFuture<'s, Result<String>>,
+}
+
+/// All of them, in the order in which they come.
+pub(crate) static ALL: [Fault; 9] = [
+    Fault {
+        name: "rules change",
+        happen: |stage| reload(stage).boxed_local(),
+    },
+    Fault {
+        name: "rules with a mistake",
+        happen: |stage| bad_rules(stage).boxed_local(),
+    },
+    Fault {
+        name: "client certificate renewed",
+        happen: |stage| rotation(stage).boxed_local(),
+    },
+    Fault {
+        name: "DNS: SERVFAIL",
+        happen: |stage| trouble(stage, Trouble::ServFail).boxed_local(),
+    },
+    Fault {
+        name: "DNS: answers lost",
+        happen: |stage| trouble(stage, Trouble::Silence).boxed_local(),
+    },
+    Fault {
+        name: "DNS: a name moves",
+        happen: |stage| moved(stage).boxed_local(),
+    },
+    Fault {
+        name: "one of two addresses dies",
+        happen: |stage| death(stage).boxed_local(),
+    },
+    Fault {
+        name: "server closes idle connections",
+        happen: |stage| race(stage).boxed_local(),
+    },
+    Fault {
+        name: "program and Envoy replaced",
+        happen: |stage| replaced(stage).boxed_local(),
+    },
+];
+
+impl Fault {
+    /// Lets it happen, and returns what shows that it did.
+    pub(crate) async fn happen(&self, stage: &Stage) -> Result<String> {
+        (self.happen)(stage).await
+    }
 }
 
 /// One that happened.
 pub(crate) struct Happened {
-    pub(crate) fault: Fault,
+    pub(crate) fault: &'static str,
     pub(crate) at: Duration,
     /// What it counted.
     pub(crate) result: Result<String>,
-}
-
-pub(crate) fn all() -> [Fault; 9] {
-    use Fault::*;
-    [
-        Reload,
-        BadRules,
-        Rotation,
-        ServFail,
-        LostAnswer,
-        Move,
-        Death,
-        KeepAliveRace,
-        Upgrade,
-    ]
-}
-
-impl Fault {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Fault::Reload => "rules change",
-            Fault::BadRules => "rules with a mistake",
-            Fault::Rotation => "client certificate renewed",
-            Fault::ServFail => "DNS: SERVFAIL",
-            Fault::LostAnswer => "DNS: answers lost",
-            Fault::Move => "DNS: a name moves",
-            Fault::Death => "one of two addresses dies",
-            Fault::KeepAliveRace => "server closes idle connections",
-            Fault::Upgrade => "program and Envoy replaced",
-        }
-    }
-
-    /// Lets it happen, and returns what shows that it did.
-    pub(crate) async fn happen(self, stage: &Stage) -> Result<String> {
-        match self {
-            Fault::Reload => reload(stage).await,
-            Fault::BadRules => bad_rules(stage).await,
-            Fault::Rotation => rotation(stage).await,
-            Fault::ServFail => trouble(stage, Trouble::ServFail).await,
-            Fault::LostAnswer => trouble(stage, Trouble::Silence).await,
-            Fault::Move => moved(stage).await,
-            Fault::Death => death(stage).await,
-            Fault::KeepAliveRace => race(stage).await,
-            Fault::Upgrade => {
-                stage.upgrade().await?;
-                Ok("the new one answers, the old one has ended".to_owned())
-            }
-        }
-    }
 }
 
 /// A host comes, is served, and goes.
@@ -133,12 +130,20 @@ async fn trouble(stage: &Stage, trouble: Trouble) -> Result<String> {
 async fn moved(stage: &Stage) -> Result<String> {
     let seen = |address| stage.servers.seen.requests(MOVES, address);
     let [one, other] = ADDRESSES;
-    let (before, _) = (seen(other), seen(one));
+    let before = seen(other);
     stage.dns.lead(MOVES, [other]);
-    until("requests follow the name", async || seen(other) > before).await?;
-    let at_old = seen(one);
+    until_within(FOLLOWS, "requests follow the name", async || {
+        seen(other) > before
+    })
+    .await?;
     stage.dns.lead(MOVES, [one]);
-    until("requests follow the name back", async || seen(one) > at_old).await?;
+    // Connections of before the move may still be there, so that one comes back says little.
+    until_within(FOLLOWS, "all requests follow the name back", async || {
+        let at_other = seen(other);
+        tokio::time::sleep(FOLLOWED).await;
+        seen(other) == at_other
+    })
+    .await?;
     Ok(format!(
         "{} requests at the other address",
         seen(other) - before
@@ -153,17 +158,25 @@ async fn death(stage: &Stage) -> Result<String> {
             Ok(())
         })
         .await?;
-    let more = failed_connections(stage).await? - before;
+    let more = failed_connections(stage).await?.saturating_sub(before);
     ensure!(more > 0, "no connection failed");
     Ok(format!("{more} connections failed"))
 }
 
 /// How many connections to servers Envoy could not make.
 async fn failed_connections(stage: &Stage) -> Result<u64> {
-    let answer = stage
-        .proxy()?
-        .admin_get("/stats?filter=upstream_cx_connect_fail$")
-        .await?;
+    sum(stage, "upstream_cx_connect_fail$").await
+}
+
+/// How many requests Envoy has sent again.
+async fn tried_again(stage: &Stage) -> Result<u64> {
+    sum(stage, "^cluster.*upstream_rq_retry$").await
+}
+
+/// Adds up a counter of all clusters.
+async fn sum(stage: &Stage, filter: &str) -> Result<u64> {
+    let path = format!("/stats?filter={filter}");
+    let answer = stage.proxy()?.admin_get(&path).await?;
     let counts = answer
         .body
         .lines()
@@ -173,26 +186,36 @@ async fn failed_connections(stage: &Stage) -> Result<u64> {
 
 async fn race(stage: &Stage) -> Result<String> {
     let seen = &stage.servers.seen;
-    let before = seen.raced.load(Ordering::Relaxed);
-    seen.races.store(true, Ordering::Relaxed);
-    tokio::time::sleep(RACING).await;
-    seen.races.store(false, Ordering::Relaxed);
-    let closed = seen.raced.load(Ordering::Relaxed) - before;
+    let before = (
+        seen.raced.load(Ordering::Relaxed),
+        tried_again(stage).await?,
+    );
+    stage.race(RACING).await;
+    let closed = seen.raced.load(Ordering::Relaxed) - before.0;
     ensure!(closed > 0, "no connection was closed");
-    Ok(format!("{closed} connections closed"))
+    let again = tried_again(stage).await?.saturating_sub(before.1);
+    Ok(format!(
+        "{closed} connections closed, {again} requests tried again"
+    ))
+}
+
+async fn replaced(stage: &Stage) -> Result<String> {
+    stage.upgrade().await?;
+    Ok("the new one answers, the old one has ended".to_owned())
 }
 
 /// How often a fault happened as it should.
-pub(crate) fn times(happened: &[Happened], fault: Fault) -> usize {
+pub(crate) fn times(happened: &[Happened], fault: &Fault) -> usize {
     let good = happened
         .iter()
-        .filter(|one| one.fault == fault && one.result.is_ok());
+        .filter(|one| one.fault == fault.name && one.result.is_ok());
     good.count()
 }
 
 /// What one of them counted last.
-pub(crate) fn last(happened: &[Happened], fault: Fault) -> Result<&str> {
+pub(crate) fn last<'h>(happened: &'h [Happened], fault: &Fault) -> Result<&'h str> {
     let mut all = happened.iter().rev();
-    let found = all.find_map(|one| (one.fault == fault).then_some(one.result.as_deref().ok()?));
+    let found =
+        all.find_map(|one| (one.fault == fault.name).then_some(one.result.as_deref().ok()?));
     found.context("it never happened")
 }

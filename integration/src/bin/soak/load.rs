@@ -33,6 +33,9 @@ use crate::{
 /// How long a client waits.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What a client is told whose request came as the server closed the connection.
+const RACED: &str = "503 egress_reset";
+
 /// What a client does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -91,13 +94,18 @@ impl Kind {
     fn is_cut_by_death(self) -> bool {
         !matches!(self, Kind::Get | Kind::Moves)
     }
+
+    /// Whether it may have been sent to a server that had just closed the idle connection: it is not sent twice.
+    fn is_cut_by_race(self) -> bool {
+        matches!(self, Kind::Post | Kind::Upload)
+    }
 }
 
 /// What became of the requests of a kind.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Count {
     pub(crate) good: u64,
-    /// Cut by the death of the server.
+    /// Cut by the server, and not to be sent twice.
     pub(crate) cut: BTreeMap<String, u64>,
     /// All other failures, by cause.
     pub(crate) failed: BTreeMap<String, u64>,
@@ -150,13 +158,15 @@ pub(crate) fn start(stage: &Arc<Stage>) -> Load {
                     match result {
                         Ok(()) => count.good += 1,
                         Err(error) => {
-                            let cut = kind.is_cut_by_death() && stage.has_just_died();
+                            let cause = format!("{error:#}");
+                            let raced = cause == RACED && kind.is_cut_by_race() && stage.races();
+                            let cut = raced || kind.is_cut_by_death() && stage.has_just_died();
                             let causes = if cut {
                                 &mut count.cut
                             } else {
                                 &mut count.failed
                             };
-                            *causes.entry(format!("{error:#}")).or_default() += 1;
+                            *causes.entry(cause).or_default() += 1;
                         }
                     }
                 }

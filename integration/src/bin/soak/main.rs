@@ -1,7 +1,7 @@
 //! `make soak`: mixed load on `egressctl run` for an hour, while what may go wrong does.
 //!
 //! Each [fault](faults) comes back until the time is over, and has to show by a count of its own that it happened. The
-//! load must not notice. What the servers' own death costs, and nobody could have saved, is counted apart.
+//! load must not notice. What the servers' own deeds cost, and nobody could have saved, is counted apart.
 
 use std::{
     io::Write,
@@ -59,7 +59,7 @@ async fn soak(args: &Args) -> Result<()> {
     let watching = tokio::spawn(watch::watch(Arc::clone(&stage), send));
     let load = load::start(&stage);
     let begun = Instant::now();
-    let faults = faults::all();
+    let faults = &faults::ALL;
     let slot = length / ROUNDS / u32::try_from(faults.len())?;
     let mut happened = Vec::new();
     for round in 0..ROUNDS {
@@ -71,13 +71,13 @@ async fn soak(args: &Args) -> Result<()> {
             say(&format!(
                 "{:>5} s  {:<24} {}",
                 since.as_secs(),
-                fault.name(),
+                fault.name,
                 result
                     .as_ref()
                     .map_or_else(|e| format!("FAILED: {e:#}"), ToString::to_string)
             ));
             happened.push(faults::Happened {
-                fault: *fault,
+                fault: fault.name,
                 at: since,
                 result,
             });
@@ -87,6 +87,9 @@ async fn soak(args: &Args) -> Result<()> {
     watching.abort();
     let samples = std::iter::from_fn(|| sampled.try_recv().ok()).collect();
     let counted = load.end().await;
+    for line in stage.failures()? {
+        say(&line);
+    }
     let report = report::Report {
         length: begun.elapsed(),
         counted,

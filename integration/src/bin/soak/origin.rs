@@ -31,8 +31,8 @@ pub(crate) const LARGE: usize = 256 << 10;
 /// A streamed answer: so many pieces, with a pause between them.
 pub(crate) const PIECES: usize = 10;
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long a server that races closes after its answer.
-const RACE: Duration = Duration::from_millis(2);
+/// How long a connection may be idle while the servers race with those who use it next.
+const RACE: Duration = Duration::from_millis(20);
 
 /// The ports that both addresses have.
 #[derive(Clone, Copy)]
@@ -56,7 +56,7 @@ pub(crate) struct Seen {
     wrong: Mutex<Vec<String>>,
     /// Connections to the plaintext ports.
     plain: AtomicU64,
-    /// Connections that were closed right behind an answer.
+    /// Connections that were closed because they were idle for a moment.
     pub(crate) raced: AtomicU64,
     /// Whether they do that.
     pub(crate) races: AtomicBool,
@@ -210,16 +210,21 @@ async fn answer(stream: TcpStream, tls: TlsAcceptor, seen: Arc<Seen>, address: I
         lock(&seen.clients).insert(serial);
     }
     let closes = Arc::new(tokio::sync::Notify::new());
-    let closing = Arc::clone(&closes);
+    let (closing, begun) = (Arc::clone(&closes), Arc::<AtomicU64>::default());
     let noted = Arc::clone(&seen);
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let (sni, seen, closes) = (sni.clone(), Arc::clone(&noted), Arc::clone(&closing));
+        let begun = Arc::clone(&begun);
         async move {
+            let this = begun.fetch_add(1, Ordering::Relaxed) + 1;
+            let short = request.uri().path() == "/";
             let response = respond(request, sni.as_deref(), &seen, address).await;
-            if seen.races.load(Ordering::Relaxed) {
+            if short && seen.races.load(Ordering::Relaxed) {
                 tokio::spawn(async move {
                     tokio::time::sleep(RACE).await;
-                    closes.notify_one();
+                    if begun.load(Ordering::Relaxed) == this {
+                        closes.notify_one();
+                    }
                 });
             }
             Ok::<_, Infallible>(response)

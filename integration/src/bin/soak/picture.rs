@@ -53,15 +53,15 @@ pub(crate) fn draw(report: &Report) -> String {
             LEFT + 110.0 * f64::from(place)
         );
     }
-    for (row, fault) in (0u32..).zip(faults::all()) {
+    for (row, fault) in (0u32..).zip(&faults::ALL) {
         let at = BOTTOM + 18.0 + 14.0 * f64::from(row);
         let _ = writeln!(
             svg,
             "<text x=\"{}\" y=\"{at:.1}\" text-anchor=\"end\" fill=\"#999\">{}</text>",
             WIDTH - 20.0,
-            fault.name()
+            fault.name
         );
-        for one in report.happened.iter().filter(|one| one.fault == fault) {
+        for one in report.happened.iter().filter(|one| one.fault == fault.name) {
             let colour = if one.result.is_ok() {
                 "#555"
             } else {

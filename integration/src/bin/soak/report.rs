@@ -50,12 +50,12 @@ impl Report {
                 self.rate()
             ));
         }
-        for fault in faults::all() {
+        for fault in &faults::ALL {
             let times = faults::times(&self.happened, fault);
             if times < TIMES {
                 failed.push(format!(
                     "`{}` happened {times} times, not {TIMES}",
-                    fault.name()
+                    fault.name
                 ));
             }
         }
@@ -84,7 +84,7 @@ impl Report {
             self.plaintext,
             self.wrong.len()
         );
-        text.push_str("| requests | good | cut by the server's death | failed | on a new connection |\n|---|---|---|---|---|\n");
+        text.push_str("| requests | good | cut by the server | failed | on a new connection |\n|---|---|---|---|---|\n");
         for (kind, count) in &self.counted {
             let _ = writeln!(
                 text,
@@ -97,11 +97,11 @@ impl Report {
             );
         }
         text.push_str(
-            "\nCut by the server's death is what had begun to be answered, or must not be sent twice, when its server was \
-             killed. On a new connection is what the client sent again because the proxy had closed the connection before \
+            "\nCut by the server is what had begun to be answered, or must not be sent twice, when its server was killed, \
+             and what must not be sent twice and came just as its server closed the idle connection. On a new connection is what the client sent again because the proxy had closed the connection before \
              the request was on it, as each proxy may.\n",
         );
-        for (head, of) in [("Cut by the server's death", true), ("Failed", false)] {
+        for (head, of) in [("Cut by the server", true), ("Failed", false)] {
             let causes = self.counted.iter().flat_map(|(kind, count)| {
                 let causes = if of { &count.cut } else { &count.failed };
                 causes
@@ -117,10 +117,10 @@ impl Report {
             }
         }
         text.push_str("\n| fault | times | the last one showed |\n|---|---|---|\n");
-        for fault in faults::all() {
+        for fault in &faults::ALL {
             let times = faults::times(&self.happened, fault);
             let last = faults::last(&self.happened, fault).unwrap_or("-");
-            let _ = writeln!(text, "| {} | {times} | {last} |", fault.name());
+            let _ = writeln!(text, "| {} | {times} | {last} |", fault.name);
         }
         self.memory(&mut text);
         text.push_str("\n![Memory and descriptors over time](soak.svg)\n");

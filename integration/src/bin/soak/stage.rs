@@ -42,6 +42,9 @@ pub(crate) const EXTRA: &str = "extra.soak.example.com";
 /// How long anything may take that is on its way.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
+/// How many lines of failed requests are kept of a proxy.
+const LINES: usize = 20;
+
 /// Where the proxy listens.
 #[derive(Clone, Copy)]
 pub(crate) struct Listens {
@@ -58,10 +61,14 @@ pub(crate) struct Stage {
     pub(crate) listens: Listens,
     /// When the second address died last.
     died: Mutex<Option<Instant>>,
+    /// When servers last closed idle connections at once.
+    raced: Mutex<Option<Instant>>,
     folder: TempDir,
     /// The proxies that run; the last one takes what is new.
     proxies: Mutex<Vec<Arc<Running>>>,
     rules: AtomicU64,
+    /// What ended proxies logged of requests that failed.
+    failures: Mutex<Vec<String>>,
 }
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -70,14 +77,23 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Waits until something is so.
 pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) -> Result<()> {
+    until_within(SOON, what, is_so).await
+}
+
+/// Waits until something is so, as long as this.
+pub(crate) async fn until_within(
+    limit: Duration,
+    what: &str,
+    is_so: impl AsyncFn() -> bool,
+) -> Result<()> {
     let waited = async {
         while !is_so().await {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(SOON, waited)
+    tokio::time::timeout(limit, waited)
         .await
-        .with_context(|| format!("{what}: not within {SOON:?}"))
+        .with_context(|| format!("{what}: not within {limit:?}"))
 }
 
 impl Stage {
@@ -104,9 +120,11 @@ impl Stage {
             servers,
             listens,
             died: Mutex::default(),
+            raced: Mutex::default(),
             folder,
             proxies: Mutex::default(),
             rules: AtomicU64::new(0),
+            failures: Mutex::default(),
         };
         stage.renew_client().await?;
         stage.write_rules(&stage.rules(false))?;
@@ -158,9 +176,26 @@ impl Stage {
         self.run(Some(self.proxy()?.pid())).await?;
         let old = lock(&self.proxies).remove(0);
         let old = Arc::into_inner(old).context("the old one is asked for something")?;
+        self.keep_failures(&old)?;
         let status = old.ended().await?;
         ensure!(status.success(), "the old one ended with {status}");
         Ok(())
+    }
+
+    /// Keeps what a proxy logged of requests that failed.
+    fn keep_failures(&self, proxy: &Running) -> Result<()> {
+        let log = proxy.access_log()?;
+        let failed = log.into_iter().filter(|line| {
+            line.starts_with('[') && line.contains("\"GET ") && line.contains("\" 503 ")
+        });
+        lock(&self.failures).extend(failed.take(LINES));
+        Ok(())
+    }
+
+    /// What was logged of requests that failed, by all proxies until now.
+    pub(crate) fn failures(&self) -> Result<Vec<String>> {
+        self.keep_failures(&*self.proxy()?)?;
+        Ok(lock(&self.failures).clone())
     }
 
     /// The processes of the program that run.
@@ -243,10 +278,23 @@ impl Stage {
         result
     }
 
+    /// Lets servers close idle connections for a while, just as requests may come.
+    pub(crate) async fn race(&self, length: Duration) {
+        let races = &self.servers.seen.races;
+        races.store(true, Ordering::Relaxed);
+        tokio::time::sleep(length).await;
+        races.store(false, Ordering::Relaxed);
+        *lock(&self.raced) = Some(Instant::now());
+    }
+
     /// Whether what fails now may have been cut by the server's own death.
     pub(crate) fn has_just_died(&self) -> bool {
-        let died = *lock(&self.died);
-        died.is_some_and(|died| died.elapsed() < Duration::from_secs(3))
+        is_recent(*lock(&self.died))
+    }
+
+    /// Whether servers close idle connections, or did so a moment ago.
+    pub(crate) fn races(&self) -> bool {
+        self.servers.seen.races.load(Ordering::Relaxed) || is_recent(*lock(&self.raced))
     }
 
     pub(crate) fn heard_in_plaintext(&self) -> u64 {
@@ -257,6 +305,10 @@ impl Stage {
     pub(crate) fn wrong(&self) -> Vec<String> {
         self.servers.seen.wrong()
     }
+}
+
+fn is_recent(at: Option<Instant>) -> bool {
+    at.is_some_and(|at| at.elapsed() < Duration::from_secs(3))
 }
 
 /// Returns an address whose port is free now. The proxies get it one after another, so the kernel cannot choose for
