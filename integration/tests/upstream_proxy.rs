@@ -418,3 +418,146 @@ async fn bytes_without_tls_take_connect_too() -> Result<()> {
     assert_eq!(upstream.asked(), ["plain.example:7001"]);
     Ok(())
 }
+
+/// A name within the company.
+const INTRANET: &str = "wiki.intranet.example";
+
+/// A run behind a real proxy, which looks names up where the test says.
+fn excepting(
+    trusted: &Trusted,
+    rules: &str,
+    proxy: &Tinyproxy,
+    dns: &DnsServer,
+    except: &str,
+) -> Builder {
+    let url = format!("http://{}", proxy.addr());
+    through(trusted, rules, &url)
+        .arg("--resolver")
+        .arg(dns.addr().to_string())
+        .arg("--no-proxy")
+        .arg(except)
+}
+
+#[tokio::test]
+async fn hosts_of_no_proxy_are_reached_without_the_proxy_and_no_others() -> Result<()> {
+    const LISTED: &str = "listed.intranet.example";
+    let trusted = Trusted::new()?;
+    let (site, silent) = (
+        trusted.site([HOST, INTRANET, LISTED]).await?,
+        SilentPort::start().await?,
+    );
+    let port = site.tls_addr().port();
+    let tinyproxy = Tinyproxy::start(&[format!("ConnectPort {port}")]).await?;
+    let dns = DnsServer::start(Zone::new().name(INTRANET, [Ipv4Addr::LOCALHOST])).await?;
+    // One that shares a cluster with those behind the proxy, and one whose endpoints no proxy could be told.
+    let spec = format!(
+        "resolution: STATIC, endpoints: [{{address: 127.0.0.1}}], \
+         ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]"
+    );
+    let rules = originated(HOST, 443)
+        + &originated(INTRANET, port)
+        + &entry_with(LISTED, &spec)
+        + &rule(LISTED, SIMPLE);
+    let proxy = excepting(&trusted, &rules, &tinyproxy, &dns, ".intranet.example")
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .connect_to(&route(INTRANET, 80, silent.addr()))
+        .start()
+        .await?;
+    for host in [HOST, INTRANET, LISTED] {
+        let answer = get(&proxy, host, "/").await?;
+        assert_eq!(answer.status, 200, "{host}: {}", answer.body);
+        let seen = only(&site)?;
+        assert_eq!(seen.listener, Listener::Tls, "{seen}");
+        assert_eq!(seen.sni.as_deref(), Some(host), "{seen}");
+    }
+    assert_eq!(tinyproxy.asked(), [site.tls_addr().to_string()]);
+    silent.assert_silent().await?;
+    let listed = log_of(&proxy, "/").await?;
+    assert_eq!(listed.egress("action"), "originate");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_own_tls_of_an_application_goes_around_the_proxy_too() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([INTRANET]).await?;
+    let port = site.tls_addr().port();
+    let tinyproxy = Tinyproxy::start(&["ConnectPort 1".to_owned()]).await?;
+    let dns = DnsServer::start(Zone::new().name(INTRANET, [Ipv4Addr::LOCALHOST])).await?;
+    let spec = format!(
+        "resolution: DNS, ports: [{{number: 443, name: tls, protocol: TLS, targetPort: {port}}}]"
+    );
+    let rules = entry_with(INTRANET, &spec);
+    // The port is the one that is dialled.
+    for (except, good) in [(port, true), (443, false)] {
+        let except = format!("{INTRANET}:{except}");
+        let proxy = excepting(&trusted, &rules, &tinyproxy, &dns, &except)
+            .start()
+            .await?;
+        let pem = trusted.ca.pem();
+        let own = probe::get_tls(proxy.listener(443)?, INTRANET, INTRANET, "/own", &pem).await;
+        assert_eq!(own.is_ok(), good, "{own:?}");
+        assert_eq!(site.take_seen().len(), usize::from(good));
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_that_clients_choose_have_no_private_address_around_the_proxy() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site(["a.wild.example"]).await?;
+    let port = site.tls_addr().port();
+    let tinyproxy = Tinyproxy::start(&["ConnectPort 1".to_owned()]).await?;
+    let dns = DnsServer::start(Zone::new().every_name([Ipv4Addr::LOCALHOST])).await?;
+    for (location, status) in [("MESH_EXTERNAL", 503), ("MESH_INTERNAL", 200)] {
+        let spec = format!(
+            "location: {location}, resolution: DYNAMIC_DNS, \
+             ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]"
+        );
+        let rules = entry_with("*.wild.example", &spec) + &rule("*.wild.example", SIMPLE);
+        let proxy = excepting(&trusted, &rules, &tinyproxy, &dns, "wild.example")
+            .start()
+            .await?;
+        let answer = get(&proxy, "a.wild.example", "/").await?;
+        assert_eq!(answer.status, status, "{location}: {}", answer.body);
+        assert_eq!(site.seen().len(), usize::from(status == 200), "{location}");
+    }
+    assert_eq!(tinyproxy.asked(), [""; 0]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_new_password_in_the_file_is_used_for_new_tunnels() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST]).await?;
+    let lines = [
+        "BasicAuth user pass.word".to_owned(),
+        format!("ConnectPort {}", site.tls_addr().port()),
+    ];
+    let tinyproxy = Tinyproxy::start(&lines).await?;
+    let file = trusted.file("login", "user:wrong\n")?;
+    let url = format!("http://{}", tinyproxy.addr());
+    let proxy = through(&trusted, &originated(HOST, 443), &url)
+        .arg("--upstream-proxy-auth")
+        .arg(&file)
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .start()
+        .await?;
+    assert_eq!(get(&proxy, HOST, "/").await?.status, 503);
+    // A mistake changes nothing, and does not show what the file says.
+    trusted.file("login", "secret without a user\n")?;
+    let told = |line: &str| line.contains("write one line, USER:PASSWORD");
+    proxy.wait_for_stderr(told, SOON).await?;
+    trusted.file("login", "user:pass.word\n")?;
+    eventually("the new password is used", async || {
+        Ok(get(&proxy, HOST, "/").await?.status == 200)
+    })
+    .await?;
+    assert_originated(&only(&site)?, HOST, HOST);
+    let said = proxy.stderr().join("\n");
+    ensure!(
+        !said.contains("wrong") && !said.contains("secret"),
+        "{said}"
+    );
+    Ok(())
+}

@@ -411,6 +411,14 @@ pub(crate) struct Rules {
     /// Reach all servers through this proxy: http://HOST:PORT, https:// for TLS to the proxy too, USER:PASSWORD@ before HOST
     #[arg(long, value_name = "URL")]
     pub(crate) upstream_proxy: Option<String>,
+    /// A file with USER:PASSWORD for the upstream proxy. `run` follows it when it changes; `render` writes it into what is
+    /// rendered
+    #[arg(long, value_name = "FILE", requires = "upstream_proxy")]
+    pub(crate) upstream_proxy_auth: Option<PathBuf>,
+    /// Reach these hosts without the upstream proxy, as NO_PROXY has them: HOST (and all below it), .SUFFIX, ADDRESS,
+    /// RANGE/BITS, `*`, each with or without :PORT; separated by commas; may be repeated
+    #[arg(long, value_name = "HOSTS", requires = "upstream_proxy")]
+    pub(crate) no_proxy: Vec<String>,
     /// Ask this DNS server instead of the system's; may be repeated
     #[arg(long = "resolver", value_name = "ADDRESS:PORT")]
     pub(crate) resolvers: Vec<SocketAddr>,

@@ -32,7 +32,8 @@ pub(super) fn main(args: &Run) -> Done {
         move || version_of(&envoy)
     });
     let version = || supported(&envoy, asked);
-    let (sources, compile_options) = settings::read(&args.rules.input)?;
+    let (mut sources, compile_options) = settings::read(&args.rules.input)?;
+    sources.extend(login(args)?);
     let mut known = AlreadyRead::default();
     let worth_knowing = (!args.once).then_some(&mut known);
     let nothing = Nothing::Refused;
@@ -116,14 +117,17 @@ impl Recompile for Again {
     fn folders(&self) -> BTreeSet<PathBuf> {
         let input = &self.args.rules.input;
         let files = input.files.iter().chain(&input.mesh_config);
+        let files = files.filter(|name| *name != "-").map(Path::new);
         files
-            .filter(|name| *name != "-")
-            .flat_map(|name| sources::watched_sources(name))
+            .chain(self.args.rules.upstream_proxy_auth.as_deref())
+            .flat_map(sources::watched_sources)
             .collect()
     }
 
     fn read(&self) -> Result<Vec<Source>, Complaint> {
-        settings::sources(&self.args.rules.input).map_err(Complaint::input)
+        let mut sources = settings::sources(&self.args.rules.input).map_err(Complaint::input)?;
+        sources.extend(login(&self.args)?);
+        Ok(sources)
     }
 
     fn compile(
@@ -143,6 +147,19 @@ impl Recompile for Again {
             nothing,
         )
     }
+}
+
+/// Returns a source without rules that is another one when the login of the upstream proxy is.
+fn login(args: &Run) -> Result<Option<Source>, Complaint> {
+    let Some(file) = &args.rules.upstream_proxy_auth else {
+        return Ok(None);
+    };
+    let line = sources::secret_line(file).map_err(Complaint::input)?;
+    Ok(Some(Source {
+        name: file.display().to_string(),
+        text: format!("# {:016x}\n", egress_policy::fnv(line.bytes())),
+        mesh: false,
+    }))
 }
 
 /// Waits for an Envoy's version; says so when it is none that we can run.

@@ -11,8 +11,8 @@ use super::{locate, sources};
 use egress_credentials::Store;
 use egress_render::pinned_envoy;
 use egress_render::xds::{
-    AccessLog, Admin, Capture, Conflict, Limits, OLDEST, OLDEST_WITH_PROXY, Options, UpstreamProxy,
-    Version,
+    AccessLog, Admin, Capture, Conflict, Limits, OLDEST, OLDEST_WITH_EXCEPTIONS, OLDEST_WITH_PROXY,
+    Options, UpstreamProxy, Version,
 };
 use egress_rules::Source;
 use egress_rules::{Complaint, Refusal};
@@ -196,6 +196,12 @@ fn found(version: &str, options: &Options) -> Result<Version, Complaint> {
             another_envoy()
         )));
     }
+    if !options.no_proxy.is_empty() && found < OLDEST_WITH_EXCEPTIONS {
+        return Err(Complaint::input(format!(
+            "`--no-proxy` needs Envoy {OLDEST_WITH_EXCEPTIONS} or later, and this is {version}\nhint: {}",
+            another_envoy()
+        )));
+    }
     if options.upstream_proxy.is_some() && found < OLDEST_WITH_PROXY {
         return Err(Complaint::input(format!(
             "`--upstream-proxy` needs Envoy {OLDEST_WITH_PROXY} or later, and this is {version}\nhint: {}",
@@ -220,18 +226,34 @@ fn check_admin(args: &Args) -> Result<(), Complaint> {
 /// Returns how to render, as the arguments alone have it. What files and rules add comes later.
 fn asked(args: &Args, proxy: Proxy) -> Result<Options, Complaint> {
     // Read here, because the command line's own reader would repeat the text, password and all.
-    let upstream_proxy: Option<UpstreamProxy> = match args.upstream_proxy.as_deref().map(str::parse)
-    {
-        None => None,
-        Some(Ok(proxy)) => Some(proxy),
-        Some(Err(error)) => return Err(Complaint::input(format!("`--upstream-proxy`: {error}"))),
-    };
+    let mut upstream_proxy: Option<UpstreamProxy> =
+        match args.upstream_proxy.as_deref().map(str::parse) {
+            None => None,
+            Some(Ok(proxy)) => Some(proxy),
+            Some(Err(error)) => {
+                return Err(Complaint::input(format!("`--upstream-proxy`: {error}")));
+            }
+        };
+    if let (Some(proxy), Some(file)) = (&mut upstream_proxy, &args.upstream_proxy_auth) {
+        let refused = |what: &str| {
+            Complaint::input(format!(
+                "`--upstream-proxy-auth {}`: {what}",
+                file.display()
+            ))
+        };
+        let text = sources::secret_line(file).map_err(|error| refused(&error.to_string()))?;
+        let known = proxy.log_in(&text);
+        known.map_err(|error| refused(&error.to_string()))?;
+    }
+    let no_proxy = args.no_proxy.join(",").parse();
+    let no_proxy = no_proxy.map_err(|error| Complaint::input(format!("`--no-proxy`: {error}")))?;
     Ok(Options {
         listen: args.listen.to_string(),
         ports: args.ports.clone(),
         forward_proxy: args.forward_proxy,
         capture: args.capture.map(|at| Capture::new(at.address, at.port)),
         upstream_proxy,
+        no_proxy,
         access_log: match args.access_log.as_str() {
             "-" => AccessLog::Stdout,
             path => AccessLog::File(path.to_owned()),

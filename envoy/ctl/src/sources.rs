@@ -139,8 +139,7 @@ fn text_of(name: &str, from: impl Read) -> Result<String, UnreadableSource> {
 }
 
 /// Returns the folders in which something changes when [`sources`] would read something else.
-pub(crate) fn watched_sources(name: &str) -> BTreeSet<PathBuf> {
-    let path = Path::new(name);
+pub(crate) fn watched_sources(path: &Path) -> BTreeSet<PathBuf> {
     let mut folders: BTreeSet<PathBuf> = folders_on_the_way(path).into_iter().collect();
     if path.is_dir() {
         folders.extend(std::path::absolute(path));
@@ -175,6 +174,15 @@ fn source(name: &str) -> Result<Source, UnreadableSource> {
         text: text_of(name, file)?,
         mesh: false,
     })
+}
+
+/// Reads a file of one line that is nobody's business.
+///
+/// # Errors
+/// When it cannot be read, or is none.
+pub(crate) fn secret_line(path: &Path) -> Result<String, UnreadableSource> {
+    let text = source(&path.to_string_lossy())?.text;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// Refuses what is no file.

@@ -87,6 +87,8 @@ pub(super) fn ruled(table: &PolicyTable, resources: &[Value], options: &Options)
     clusters.extend(capture::cluster(&rendering));
     clusters.extend(forward_proxy::cluster(options));
     clusters.extend(upstream_proxy::cluster(options));
+    let around = upstream_proxy::around(options);
+    clusters.extend(around.map(|(name, names)| cluster::around(name, names, &rendering)));
     for cluster in clusters.iter_mut().filter_map(Value::as_object_mut) {
         overload::bound(cluster);
     }

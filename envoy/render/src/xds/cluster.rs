@@ -62,7 +62,7 @@ fn with_filters(
     let options = rendering.options;
     let name = name.unwrap_or_else(|| cluster.name.to_string());
     let mut fields = match &cluster.endpoints {
-        _ if options.upstream_proxy.is_some() => upstream_proxy::endpoints(&name),
+        _ if upstream_proxy::carries(cluster, options) => upstream_proxy::endpoints(&name),
         Endpoints::OfTheRequest => dynamic(Cached::of(cluster), rendering),
         Endpoints::Listed {
             endpoints,
@@ -98,7 +98,7 @@ fn with_filters(
         "circuit_breakers",
         circuit_breakers(pool, Some(cluster), options),
     );
-    if options.upstream_proxy.is_none() && !has_paths(cluster) {
+    if !upstream_proxy::carries(cluster, options) && !has_paths(cluster) {
         let keepalive = connection_options(&keepalive(pool, defaults));
         set(&mut fields, "upstream_connection_options", keepalive);
     }
@@ -205,6 +205,21 @@ pub(super) fn passthrough(rendering: &Rendering<'_>) -> Value {
         &mut fields,
         "typed_extension_protocol_options",
         json!({HTTP_OPTIONS: http}),
+    );
+    Value::Object(fields)
+}
+
+/// Renders the cluster of connections that go around the upstream proxy to where they say.
+pub(super) fn around(name: &str, names: Cached, rendering: &Rendering<'_>) -> Value {
+    let mut fields = dynamic(names, rendering);
+    set(&mut fields, "name", json!(name));
+    set(&mut fields, "connect_timeout", json!(CONNECT_TIMEOUT));
+    let limits = circuit_breakers(None, None, rendering.options);
+    set(&mut fields, "circuit_breakers", limits);
+    set(
+        &mut fields,
+        "upstream_connection_options",
+        own_connection_options(),
     );
     Value::Object(fields)
 }
@@ -446,7 +461,8 @@ fn protocol_options(
 /// up to a tenth more or less. Each cluster has a time of its own, so that a proxy does not make all its connections
 /// anew at once.
 fn default_lifetime(cluster: &Cluster, options: &Options) -> Option<Duration> {
-    if cluster.endpoints == Endpoints::OfTheRequest && options.upstream_proxy.is_none() {
+    let looks_up = options.upstream_proxy.is_none() || !options.no_proxy.is_empty();
+    if cluster.endpoints == Endpoints::OfTheRequest && looks_up {
         return Some(FOLLOWS_WITHIN);
     }
     cluster.tls.as_ref()?;

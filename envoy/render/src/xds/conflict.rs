@@ -10,6 +10,7 @@ use egress_policy::{
 
 use super::options::Options;
 use super::service_ports::service_ports;
+use super::upstream_proxy;
 
 /// Two things that were asked for and exclude each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +91,8 @@ impl Conflict {
                 format!("leave `{flag}` out, or lead the host's requests all to one destination")
             }
             Conflict::EndpointsBehindProxy { .. } => {
-                "leave `endpoints` out and use `resolution: DNS`".to_owned()
+                "leave `endpoints` out and use `resolution: DNS`, or name the host in `--no-proxy`"
+                    .to_owned()
             }
         }
     }
@@ -184,7 +186,7 @@ impl Options {
             return Err(conflict);
         }
         match self.upstream_proxy {
-            Some(_) => listed_elsewhere(table).map_or(Ok(()), Err),
+            Some(_) => self.listed_elsewhere(table).map_or(Ok(()), Err),
             None => Ok(()),
         }
     }
@@ -290,22 +292,24 @@ impl Options {
     }
 }
 
-/// Finds a host whose endpoints are not the host itself: a proxy could not be told which of them to connect to.
-fn listed_elsewhere(table: &PolicyTable) -> Option<Conflict> {
-    let service = table.services().find(|service| {
-        let Endpoints::Listed { endpoints, .. } = &service.cluster.endpoints else {
-            return false;
-        };
-        let host = service.host.exact().map(HostName::as_str);
-        let dialled = host.map(|host| (host, service.target));
-        let dialled = service.connect_to.or(dialled);
-        let itself =
-            |endpoint: &LbEndpoint| dialled == Some((endpoint.address.as_str(), endpoint.port));
-        !endpoints.iter().all(itself)
-    })?;
-    let entry = service.service_entry.map(ResourceId::qualified);
-    Some(Conflict::EndpointsBehindProxy {
-        host: service.host.to_string(),
-        entry: entry.unwrap_or_default(),
-    })
+impl Options {
+    /// Finds a host whose endpoints are not the host itself: a proxy could not be told which of them to connect to.
+    fn listed_elsewhere(&self, table: &PolicyTable) -> Option<Conflict> {
+        let service = table.services().find(|service| {
+            let Endpoints::Listed { endpoints, .. } = &service.cluster.endpoints else {
+                return false;
+            };
+            let host = service.host.exact().map(HostName::as_str);
+            let dialled = host.map(|host| (host, service.target));
+            let dialled = service.connect_to.or(dialled);
+            let itself =
+                |endpoint: &LbEndpoint| dialled == Some((endpoint.address.as_str(), endpoint.port));
+            upstream_proxy::carries(service.cluster, self) && !endpoints.iter().all(itself)
+        })?;
+        let entry = service.service_entry.map(ResourceId::qualified);
+        Some(Conflict::EndpointsBehindProxy {
+            host: service.host.to_string(),
+            entry: entry.unwrap_or_default(),
+        })
+    }
 }

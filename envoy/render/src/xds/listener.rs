@@ -37,7 +37,7 @@ pub(super) fn listeners(rendering: &Rendering<'_>) -> Vec<Listener> {
     }
     listeners.extend(capture::listener(rendering));
     listeners.extend(forward_proxy);
-    listeners.extend(upstream_proxy::listener(options));
+    listeners.extend(upstream_proxy::listener(rendering));
     listeners.extend(services.vip_listeners());
     listeners
 }

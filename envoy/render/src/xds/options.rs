@@ -8,6 +8,7 @@ use std::sync::Arc;
 use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{PolicyTable, PortNumber, Proxy};
 
+use super::no_proxy::NoProxy;
 use super::proxy_url::UpstreamProxy;
 use super::secret::Secrets;
 use egress_rules::{MeshConfig, VirtualService};
@@ -25,6 +26,8 @@ pub struct Options {
     pub capture: Option<Capture>,
     /// The proxy that all connections to servers go through, if there is one.
     pub upstream_proxy: Option<UpstreamProxy>,
+    /// The hosts that are reached without it.
+    pub no_proxy: NoProxy,
     /// The wasm module.
     pub wasm: String,
     /// The bundle that `system` stands for.
@@ -75,6 +78,7 @@ impl Default for Options {
             forward_proxy: None,
             capture: None,
             upstream_proxy: None,
+            no_proxy: NoProxy::default(),
             wasm: String::new(),
             trust_store: "/etc/ssl/certs/ca-certificates.crt".to_owned(),
             access_log: AccessLog::Stdout,

@@ -74,19 +74,52 @@ impl FromStr for UpstreamProxy {
             tls,
             host,
             port: port.ok_or(InvalidProxy::Form)?,
-            authorization: user.map(basic),
+            authorization: user.map(|user| basic(&of_url(user))),
         })
     }
 }
 
-/// Writes the value of `Proxy-Authorization` for `user:password` as a URL has it.
-///
-/// Source: RFC 7617, 2.
-fn basic(user: &str) -> String {
+impl UpstreamProxy {
+    /// Gives it the user and password that a file has: `user:password`, as they are.
+    ///
+    /// # Errors
+    /// When the URL has others, or the text has no such form. Neither is shown.
+    pub fn log_in(&mut self, text: &str) -> Result<(), InvalidLogin> {
+        if self.authorization.is_some() {
+            return Err(InvalidLogin::Twice);
+        }
+        if !text.contains(':') || text.chars().any(char::is_control) {
+            return Err(InvalidLogin::Form);
+        }
+        self.authorization = Some(basic(text.as_bytes()));
+        Ok(())
+    }
+}
+
+/// Why a text does not log in to a proxy. It never shows the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidLogin {
+    /// The URL has a user already.
+    #[error("the URL has a user and password too; leave them out there")]
+    Twice,
+    /// Not of the form.
+    #[error("write one line, USER:PASSWORD")]
+    Form,
+}
+
+/// Writes `user:password` as a URL has it.
+fn of_url(user: &str) -> Vec<u8> {
     let mut plain: Vec<u8> = percent_decode_str(user).collect();
     if !user.contains(':') {
         plain.push(b':');
     }
+    plain
+}
+
+/// Writes the value of `Proxy-Authorization`.
+///
+/// Source: RFC 7617, 2.
+fn basic(plain: &[u8]) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(plain))
 }
 
@@ -112,6 +145,18 @@ mod tests {
             ("::1", 3129, true)
         );
         assert_eq!(proxy.authorization, None);
+    }
+
+    #[test]
+    fn a_login_is_read_from_one_line() {
+        let mut proxy: UpstreamProxy = "http://proxy:3128".parse().unwrap();
+        assert_eq!(proxy.log_in("user"), Err(InvalidLogin::Form));
+        assert_eq!(proxy.log_in("user:pass\nword"), Err(InvalidLogin::Form));
+        proxy.log_in("us%40er:p:w").unwrap();
+        // `us%40er:p:w`
+        let authorization = proxy.authorization.as_deref();
+        assert_eq!(authorization, Some("Basic dXMlNDBlcjpwOnc="));
+        assert_eq!(proxy.log_in("user:other"), Err(InvalidLogin::Twice));
     }
 
     #[test]

@@ -29,9 +29,9 @@ pub(super) const UPSTREAM_TLS: &str =
 /// Renders the transport socket of a cluster. `None` means Envoy's default, which sends plaintext.
 pub(super) fn transport_socket(cluster: &Cluster, rendering: &Rendering<'_>) -> Option<Value> {
     let socket = server_socket(cluster, rendering);
-    match rendering.options.upstream_proxy {
-        None => socket,
-        Some(_) => Some(upstream_proxy::through(socket.unwrap_or_else(raw_buffer))),
+    match upstream_proxy::carries(cluster, rendering.options) {
+        false => socket,
+        true => Some(upstream_proxy::through(socket.unwrap_or_else(raw_buffer))),
     }
 }
 

@@ -9,8 +9,9 @@
 //! cluster ── TLS ──► internal listener ── CONNECT host:port ──► proxy ──► server
 //! ```
 //!
-//! Nothing goes around the proxy, requests without TLS included: they take CONNECT too, which many proxies allow
-//! to port 443 only.
+//! Nothing goes around the proxy but what `--no-proxy` names, requests without TLS included: they take CONNECT too,
+//! which many proxies allow to port 443 only. A host that has a cluster of its own needs no listener within then. Hosts
+//! that share one do: there it looks the target up, and connects to it in place of the proxy.
 //!
 //! With TLS to the proxy itself, the proxy's name is sent and verified there, by the system's authorities. This is
 //! independent of the server's name.
@@ -21,14 +22,18 @@
 use std::net::IpAddr;
 
 use egress_filter::contract;
+use egress_policy::{Cluster, Endpoints, HostName};
 use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log_of};
-use super::chain::{Chain, Listener, tcp_proxy};
+use super::chain::{Chain, Filter, Listener, tcp_proxy};
+use super::dns::{self, Cached};
+use super::guard::DROPS_ADDRESSES;
 use super::message::extension;
 use super::options::{Options, Version};
 use super::proxy_url::UpstreamProxy;
-use super::{dns, limits};
+use super::rendering::Rendering;
+use super::{limits, tunnel};
 
 /// The name of the listener, of the proxy's cluster and of statistics.
 pub const NAME: &str = "upstream-proxy";
@@ -39,6 +44,27 @@ pub const OLDEST_WITH_PROXY: Version = Version {
     major: 1,
     minor: 38,
 };
+
+/// The version from which hosts may be excepted: Envoy's DNS cache refuses private addresses for names that clients
+/// choose, and nothing else here does.
+pub const OLDEST_WITH_EXCEPTIONS: Version = DROPS_ADDRESSES;
+
+/// The chains of the listener within: to the proxy, and around it to hosts of the rules and to those that clients choose.
+const CHAINS: [&str; 3] = [NAME, "no-proxy", "no-proxy-public"];
+
+/// Whether a cluster's connections go to the listener within, which leads to the proxy, or around it where hosts share
+/// the cluster.
+pub(super) fn carries(cluster: &Cluster, options: &Options) -> bool {
+    let Endpoints::Listed { endpoints, .. } = &cluster.endpoints else {
+        return options.upstream_proxy.is_some();
+    };
+    let host = cluster.own.as_ref().and_then(|(host, _)| host.exact());
+    let excepted = host.is_some_and(|host| {
+        let mut endpoints = endpoints.iter();
+        endpoints.all(|endpoint| options.no_proxy.excepts(host.as_str(), endpoint.port))
+    });
+    options.upstream_proxy.is_some() && !excepted
+}
 
 /// Renders what lets Envoy have listeners within itself.
 pub(super) fn bootstrap_extension(options: &Options) -> Option<Value> {
@@ -131,7 +157,8 @@ fn target(format: &str) -> Value {
 }
 
 /// Renders the listener within, which asks for the tunnels.
-pub(super) fn listener(options: &Options) -> Option<Listener> {
+pub(super) fn listener(rendering: &Rendering<'_>) -> Option<Listener> {
+    let options = rendering.options;
     let proxy = options.upstream_proxy.as_ref()?;
     let headers: Vec<Value> = proxy
         .authorization
@@ -147,15 +174,127 @@ pub(super) fn listener(options: &Options) -> Option<Listener> {
         ("idle_timeout".to_owned(), json!("0s")),
         ("tunneling_config".to_owned(), config),
     ];
+    let chain = |name: &str, filters| Chain {
+        name: (!options.no_proxy.is_empty()).then(|| name.to_owned()),
+        matches: None,
+        filters,
+    };
+    let log = failures(NAME, REASON.to_owned(), options);
+    let mut chains = vec![chain(NAME, vec![tcp_proxy(NAME, NAME, log, more).into()])];
+    let mut fields = Map::from_iter([("internal_listener".to_owned(), json!({}))]);
+    for (name, names) in around(options) {
+        let filters = directly(name, names, rendering);
+        chains.push(chain(name, filters.into()));
+    }
+    if !options.no_proxy.is_empty() {
+        fields.insert("filter_chain_matcher".to_owned(), chosen(rendering));
+    }
     Some(Listener {
         name: NAME.to_owned(),
-        fields: Map::from_iter([("internal_listener".to_owned(), json!({}))]),
-        chains: vec![Chain {
-            name: None,
-            matches: None,
-            filters: vec![tcp_proxy(NAME, NAME, failures(options), more).into()],
-        }],
+        fields,
+        chains,
     })
+}
+
+/// Returns the names of the chains and clusters around the proxy, and whose names each looks up.
+pub(super) fn around(options: &Options) -> impl Iterator<Item = (&'static str, Cached)> {
+    let [_, listed, public] = CHAINS;
+    let both = [(listed, Cached::Listed), (public, Cached::Public)];
+    let wanted = options.upstream_proxy.is_some() && !options.no_proxy.is_empty();
+    both.into_iter().filter(move |_| wanted)
+}
+
+/// Renders the filters of a chain around the proxy: the target is looked up, and connected to.
+fn directly(name: &'static str, names: Cached, rendering: &Rendering<'_>) -> [Filter; 3] {
+    let options = rendering.options;
+    let host = json!({
+        "object_key": contract::DYNAMIC_HOST_STATE,
+        "format_string": {"text_format_source": {
+            "inline_string": format!("%FILTER_STATE({}:PLAIN)%", contract::UPSTREAM_TUNNEL_STATE),
+        }},
+    });
+    let state = extension(
+        "envoy.filters.network.set_filter_state",
+        "envoy.extensions.filters.network.set_filter_state.v3.Config",
+        json!({"on_new_connection": [host]}),
+    );
+    let forward = extension(
+        "envoy.filters.network.sni_dynamic_forward_proxy",
+        "envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig",
+        // The port is in what is looked up.
+        json!({"port_value": 443, "dns_cache_config": dns::cache(names, rendering)}),
+    );
+    let log = failures(name, tunnel::reason(), options);
+    let idle = ("idle_timeout".to_owned(), json!("0s"));
+    [
+        state.into(),
+        forward.into(),
+        tcp_proxy(name, name, log, [idle]).into(),
+    ]
+}
+
+/// Renders which chain a connection takes, by its target. Names that rules list may have any address; those that clients
+/// choose may not, unless their wildcard is of the mesh.
+fn chosen(rendering: &Rendering<'_>) -> Value {
+    let (table, no_proxy) = (rendering.table, &rendering.options.no_proxy);
+    let [proxy, listed, public] = CHAINS;
+    let to = |chain: &str| {
+        let value =
+            json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": chain});
+        json!({"action": {"name": chain, "typed_config": value}})
+    };
+    let input = extension(
+        "envoy.matching.inputs.filter_state",
+        "envoy.extensions.matching.common_inputs.network.v3.FilterStateInput",
+        json!({"key": contract::UPSTREAM_TUNNEL_STATE}),
+    );
+    let mut exact = Map::new();
+    let mut internal = Vec::new();
+    for service in table.services() {
+        let host = service.host.exact().map(HostName::as_str);
+        let dialled = service
+            .connect_to
+            .or(host.map(|host| (host, service.target)));
+        match dialled {
+            Some((host, port)) if no_proxy.excepts(host, port) => {
+                exact.insert(format!("{}:{port}", bracketed(host)), to(listed));
+            }
+            Some(_) => {}
+            None if Cached::of(service.cluster) == Cached::Internal => {
+                let suffix = service.host.to_string().replace('.', "\\.");
+                internal.push(format!("{}:{}", suffix.replace('*', ".+"), service.target));
+            }
+            None => {}
+        }
+    }
+    let is = |pattern: &str| {
+        let regex = json!({"safe_regex": {"google_re2": {}, "regex": pattern}});
+        json!({"single_predicate": {"input": input, "value_match": regex}})
+    };
+    let excepted = is(&no_proxy.pattern());
+    let mut rest = Vec::new();
+    if !internal.is_empty() {
+        let both = [excepted.clone(), is(&internal.join("|"))];
+        rest.push(
+            json!({"predicate": {"and_matcher": {"predicate": both}}, "on_match": to(listed)}),
+        );
+    }
+    rest.push(json!({"predicate": excepted, "on_match": to(public)}));
+    let rest = json!({"matcher_list": {"matchers": rest}, "on_no_match": to(proxy)});
+    match exact.is_empty() {
+        true => rest,
+        false => json!({
+            "matcher_tree": {"input": input, "exact_match_map": {"map": exact}},
+            "on_no_match": {"matcher": rest},
+        }),
+    }
+}
+
+fn bracketed(host: &str) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]"),
+        false => host.to_owned(),
+    }
 }
 
 /// Why the proxy gave no tunnel. The transport's failure reason beside it has the status.
@@ -165,11 +304,11 @@ const REASON: &str = "%CEL(upstream.transport_failure_reason.contains('tunnel_re
     upstream.transport_failure_reason.contains('tunnel_response:') ? 'proxy_refused' : 'upstream_proxy')%";
 
 /// Renders the log of tunnels that could not be opened: to the connection of a cluster they are all alike.
-fn failures(options: &Options) -> Value {
+fn failures(cluster: &str, reason: String, options: &Options) -> Value {
     let state = contract::UPSTREAM_TUNNEL_STATE;
     let entries = [
-        ("reason", REASON.to_owned()),
-        ("cluster", NAME.to_owned()),
+        ("reason", reason),
+        ("cluster", cluster.to_owned()),
         ("target", format!("%FILTER_STATE({state}:PLAIN)%")),
     ];
     let flags = ["UF", "UH", "UC", "URX"];
