@@ -44,7 +44,7 @@ use common::{
 };
 
 /// What the application is told, word for word.
-const TOLD: [(&str, &str); 19] = [
+const TOLD: [(&str, &str); 21] = [
     ("expired", "a certificate in the server's chain has expired"),
     (
         "not_yet_valid",
@@ -111,6 +111,14 @@ const TOLD: [(&str, &str); 19] = [
     (
         "tunnel_refused",
         "the proxy on the way to the server refused the tunnel",
+    ),
+    (
+        "bad_answer",
+        "the server's answer is not valid HTTP, or its headers are too large",
+    ),
+    (
+        "overflow",
+        "as much as is allowed is under way to the server already",
     ),
 ];
 

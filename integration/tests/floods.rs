@@ -168,7 +168,13 @@ async fn requests_are_refused_while_memory_is_short() -> Result<()> {
     }
     eventually("requests are refused", async || Ok(!is_served(at).await?)).await?;
     proxy
-        .wait_for_log(|line| line.contains(" 503 - overload "), SOON)
+        .wait_for_log(
+            |line| {
+                line.contains(" 503 - overload ")
+                    && line.contains(" action=reject reason=overload ")
+            },
+            SOON,
+        )
         .await?;
     drop(large);
     eventually("requests are served again", async || is_served(at).await).await

@@ -37,6 +37,7 @@ mod overload;
 mod passthrough;
 mod plugin;
 mod proxy_url;
+mod refusals;
 mod rendering;
 mod route_action;
 mod secret;

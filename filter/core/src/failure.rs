@@ -52,6 +52,10 @@ pub enum Failure {
     SecretMissing,
     /// The proxy of a `tunnel` answered, and not with the way to the server.
     TunnelRefused,
+    /// What the server sent is no valid answer, or one that is too large.
+    BadAnswer,
+    /// More was under way to the servers of a cluster than its limits allow.
+    Overflow,
 }
 
 /// What is known of a connection that may have failed.
@@ -117,6 +121,8 @@ failures! {
     DnsOverflow "dns_overflow" "the proxy remembers as many names as it can, and takes no new one yet";
     SecretMissing "secret_missing" "the proxy lacks a certificate that the connection needs";
     TunnelRefused "tunnel_refused" "the proxy on the way to the server refused the tunnel";
+    BadAnswer "bad_answer" "the server's answer is not valid HTTP, or its headers are too large";
+    Overflow "overflow" "as much as is allowed is under way to the server already";
 }
 
 impl Failure {
@@ -165,7 +171,8 @@ impl Failure {
         let (kind, transport) = inner.split_once('|').unwrap_or((inner, ""));
         match kind {
             // A limit of ours.
-            "overflow" => None,
+            "overflow" => Some(Failure::Overflow),
+            "protocol_error" => Some(Failure::BadAnswer),
             "connection_timeout" => Some(Failure::Timeout),
             "connection_failure" | "local_connection_failure" | "remote_connection_failure" => {
                 Some(of_transport(transport, facts.shows_certificate).unwrap_or(Failure::Reset))
@@ -174,8 +181,8 @@ impl Failure {
         }
     }
 
-    /// Classifies how a connection of bytes ended; `None` when the server's connection was established, or when a
-    /// limit of ours refused it. Where a proxy is asked first, Envoy has one empty text for a proxy that did not
+    /// Classifies how a connection of bytes ended; `None` when the server's connection was established.
+    /// Where a proxy is asked first, Envoy has one empty text for a proxy that did not
     /// answer in time and one that hung up.
     ///
     /// Source: envoyproxy/envoy `source/common/tcp_proxy/tcp_proxy.cc`, `Filter::onGenericPoolFailure`, and
@@ -197,7 +204,10 @@ impl Failure {
         if has(NO_HEALTHY_UPSTREAM) {
             return found_by_name.then_some(Failure::Dns);
         }
-        if has(UPSTREAM_OVERFLOW) || !has(UPSTREAM_CONNECTION_FAILURE) {
+        if has(UPSTREAM_OVERFLOW) {
+            return Some(Failure::Overflow);
+        }
+        if !has(UPSTREAM_CONNECTION_FAILURE) {
             return None;
         }
         if end.transport.is_empty() {

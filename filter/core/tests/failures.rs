@@ -229,7 +229,6 @@ fn what_is_no_failed_connection_has_no_reason() {
         "egress_unknown_host",
         "response_timeout",
         "rbac_access_denied_matched_policy[private]",
-        "upstream_reset_before_response_started{overflow}",
         "upstream_reset_after_response_started{connection_termination}",
         "via_upstream{upstream_reset_before_response_started{connection_timeout}}",
     ] {

@@ -211,7 +211,8 @@ fn a_failed_connection_is_counted_and_its_reason_logged() {
     for (port, flags, transport, expected) in [
         (6379, 0, "", None),
         (6379, 0x40, "", None),
-        (6379, 0x80 | UF, "", None),
+        (6379, 0x80 | UF, "", Some(Failure::Overflow)),
+        (6379, 0x80, "", Some(Failure::Overflow)),
         (6379, UF, "", Some(Failure::Timeout)),
         (
             6379,

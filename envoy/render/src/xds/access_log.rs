@@ -1,10 +1,11 @@
 //! Access logs: Istio's default format, and what originated it.
 
-use egress_filter::{FIELDS, MetadataFormat, contract};
+use egress_filter::{FIELDS, MetadataFormat};
 use serde_json::{Map, Value, json};
 
 use super::message::extension;
-use super::options::{AccessLog, Options, Version};
+use super::options::{AccessLog, Options};
+use super::refusals::{self, COALESCES};
 
 /// Istio's default text format.
 ///
@@ -66,12 +67,6 @@ const UPSTREAM_HOST: &str = "%UPSTREAM_HOST%";
 const ADDRESS_THAT_ANSWERED: &str =
     r#"%COALESCE({"operators": ["UPSTREAM_REMOTE_ADDRESS", "UPSTREAM_HOST"]})%"#;
 
-/// The version from which a word of a log can have a second choice.
-const COALESCES: Version = Version {
-    major: 1,
-    minor: 38,
-};
-
 /// Where the metadata of a line comes from.
 pub(super) enum Metadata<'m> {
     /// From the filter.
@@ -89,7 +84,7 @@ pub(super) fn access_log(metadata: &Metadata<'_>, options: &Options) -> Value {
     let format = match options.format {
         MetadataFormat::Text => {
             let egress = match metadata {
-                Metadata::Filter => format!("%FILTER_STATE({}:PLAIN)%", contract::METADATA_STATE),
+                Metadata::Filter => refusals::text(options),
                 Metadata::Known(entries) => {
                     let words: Vec<String> = FIELDS
                         .iter()
@@ -107,10 +102,7 @@ pub(super) fn access_log(metadata: &Metadata<'_>, options: &Options) -> Value {
                 .map(|(key, value)| ((*key).to_owned(), json!(istio(value))))
                 .collect();
             let egress = match metadata {
-                Metadata::Filter => json!(format!(
-                    "%TYPED_CEL(filter_state['{}'])%",
-                    contract::METADATA_STATE
-                )),
+                Metadata::Filter => json!(refusals::object(options)),
                 Metadata::Known(entries) => FIELDS
                     .iter()
                     .filter_map(|(_, key)| {

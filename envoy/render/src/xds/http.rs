@@ -14,7 +14,9 @@ use super::dns::{self, Cached};
 use super::message::{extension, set, set_some};
 use super::plugin::{self, Plugin};
 use super::rendering::Rendering;
-use super::{guard, limits, login, overload, route_action, upgrade, upstream_proxy, variants};
+use super::{
+    guard, limits, login, overload, refusals, route_action, upgrade, upstream_proxy, variants,
+};
 
 /// What one connection manager has of its own.
 pub(super) struct HttpSettings {
@@ -126,6 +128,7 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
     set(&mut fields, "preserve_external_request_id", json!(true));
     set(&mut fields, "generate_request_id", json!(false));
     overload::clients(&mut fields);
+    refusals::answers(&mut fields, options);
     set(&mut fields, "upgrade_configs", json!(upgrades));
     let http1 = json!({
         // Applications that need us are old; those that speak 1.0 without a host are refused by name.

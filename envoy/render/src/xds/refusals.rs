@@ -1,0 +1,152 @@
+//! What Envoy refuses before our filter sees it: what is no valid HTTP, too large, too late or too much. Logs and answers
+//! have a reason all the same.
+//!
+//! Our filter has noted nothing of such a request, which is how the log knows them. They are told apart by Envoy's own
+//! detail. Envoy's expressions cannot put texts together, so each reason has one whole text.
+//!
+//! Source: envoyproxy/envoy `envoy/stream_info/stream_info.h`, `ResponseCodeDetailValues`, and
+//! `source/common/http/http1/codec_impl.cc`, `Http1ResponseCodeDetailValues`.
+
+use egress_filter::{FIELDS, contract};
+use serde_json::{Map, Value, json};
+
+use super::message::{extension, set};
+use super::options::{Options, Version};
+
+/// The version from which a word of a log can have a second choice.
+pub(super) const COALESCES: Version = Version {
+    major: 1,
+    minor: 38,
+};
+
+/// A reason.
+struct Refusal {
+    reason: &'static str,
+    /// Which requests have it. The first of [`REFUSALS`] that is so counts.
+    when: &'static str,
+    /// What the application is told.
+    sentence: &'static str,
+}
+
+const REFUSALS: [Refusal; 6] = [
+    Refusal {
+        reason: "overload",
+        when: "response.code_details == 'overload'",
+        sentence: "the proxy has no memory left for more requests",
+    },
+    Refusal {
+        reason: "headers_too_large",
+        when: "response.code_details.endsWith('headers_too_large') || response.code_details.endsWith('too_many_headers')",
+        sentence: "the headers are larger than 96 kB, or more than 1,000",
+    },
+    Refusal {
+        reason: "client_timeout",
+        when: "response.code_details == 'request_header_timeout'",
+        sentence: "the headers did not come in time",
+    },
+    Refusal {
+        reason: "client_gone",
+        when: "response.code_details == 'downstream_remote_disconnect'",
+        sentence: "the client has gone",
+    },
+    Refusal {
+        reason: "bad_upgrade",
+        when: "response.code_details == 'upgrade_failed'",
+        sentence: "the proxy does not offer this upgrade",
+    },
+    Refusal {
+        reason: "bad_request",
+        // The first are the codecs' own.
+        when: "response.code_details.startsWith('http') || response.code_details in ['missing_host_header', 'missing_path_rejected', 'absolute_path_rejected', 'path_normalization_failed', 'low_version']",
+        sentence: "the request is not valid HTTP, or the proxy cannot carry it",
+    },
+];
+
+/// Whether our filter has noted nothing.
+fn unseen() -> String {
+    format!("!('{}' in filter_state)", contract::METADATA_STATE)
+}
+
+/// Writes an expression that is `text` of the reason; `otherwise` where none is known.
+fn choice(text: impl Fn(&Refusal) -> String, otherwise: &str) -> String {
+    let choices = REFUSALS.iter().rev();
+    choices.fold(otherwise.to_owned(), |rest, refusal| {
+        format!("({}) ? {} : {rest}", refusal.when, text(refusal))
+    })
+}
+
+/// Returns the word of a log for what our filter noted, or the same words for what it has not seen.
+pub(super) fn text(options: &Options) -> String {
+    let noted = format!("{}:PLAIN", contract::METADATA_STATE);
+    if options.version < COALESCES {
+        return format!("%FILTER_STATE({noted})%");
+    }
+    let words = |reason: &str| {
+        let word = |(_, key): &(_, &str)| match *key {
+            "action" => "action=reject".to_owned(),
+            "reason" => format!("reason={reason}"),
+            key => format!("{key}=-"),
+        };
+        format!(
+            "'{}'",
+            FIELDS.iter().map(word).collect::<Vec<_>>().join(" ")
+        )
+    };
+    let unseen = choice(|refusal| words(refusal.reason), &words("-"));
+    let operators = json!({"operators": [
+        {"command": "FILTER_STATE", "param": noted},
+        {"command": "CEL", "param": unseen},
+    ]});
+    format!("%COALESCE({operators})%")
+}
+
+/// Returns the same for a log in JSON.
+pub(super) fn object(options: &Options) -> String {
+    let noted = format!("filter_state['{}']", contract::METADATA_STATE);
+    if options.version < COALESCES {
+        return format!("%TYPED_CEL({noted})%");
+    }
+    let object =
+        |refusal: &Refusal| format!("{{'action': 'reject', 'reason': '{}'}}", refusal.reason);
+    let known = choice(object, "{'action': 'reject'}");
+    format!("%TYPED_CEL({} ? ({known}) : {noted})%", unseen())
+}
+
+/// Adds to a connection manager what applications are told of such a refusal.
+pub(super) fn answers(fields: &mut Map<String, Value>, options: &Options) {
+    if options.version < COALESCES {
+        return;
+    }
+    let filter = |expression: String| {
+        let filter = extension(
+            "envoy.access_loggers.extension_filters.cel",
+            "envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+            json!({"expression": expression}),
+        );
+        json!({"extension_filter": filter})
+    };
+    let told = |refusal: &Refusal| format!("'{}: {}'", refusal.reason, refusal.sentence);
+    let body = format!("egress_%CEL({})%\n", choice(told, "''"));
+    let mapper = |when: &str| {
+        let mut mapper = Map::new();
+        set(
+            &mut mapper,
+            "filter",
+            filter(format!("{} && ({when})", unseen())),
+        );
+        let body = json!({"text_format_source": {"inline_string": body}});
+        set(&mut mapper, "body_format_override", body);
+        mapper
+    };
+    // Envoy says that a URL without a path is not found.
+    let mut without_path =
+        mapper("response.code_details in ['absolute_path_rejected', 'missing_path_rejected']");
+    set(&mut without_path, "status_code", json!(400));
+    let any = REFUSALS.map(|refusal| format!("({})", refusal.when));
+    let others = mapper(&any.join(" || "));
+    set(
+        fields,
+        "local_reply_config",
+        json!({"mappers": [without_path, others]}),
+    );
+}
