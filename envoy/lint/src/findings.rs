@@ -23,7 +23,7 @@ impl Findings<'_> {
         path: &str,
         message: String,
     ) -> Added<'_> {
-        let path = at.path(path);
+        let (at, path) = self.input.written(at, path);
         let (file, place) = self.input.place(at.origin, &path);
         self.list.push(Finding {
             rule,
@@ -32,7 +32,7 @@ impl Findings<'_> {
             place,
             path,
             message,
-            resource: Some(at.name.clone()),
+            resource: Some(at.name),
             hint: None,
             origin: at.origin,
             fix: None,

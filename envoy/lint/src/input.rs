@@ -15,7 +15,7 @@ use crate::policy;
 use crate::servers::{self, Gateway};
 use crate::severity::Severity;
 use egress_rules::yaml::{self, Document, Location};
-use egress_rules::{Source, is_ours, resources, told};
+use egress_rules::{Derived, Source, is_ours, resources, told};
 
 /// The kinds that have findings. All others may rely on what these say.
 const LINTED: [&str; 2] = ["ServiceEntry", "DestinationRule"];
@@ -32,6 +32,8 @@ const UNDERSTOOD: [&str; 5] = [
 /// Files, documents and resources.
 pub(crate) struct Input {
     documents: Vec<Read>,
+    /// What routes of the Gateway API and delegates come to. Its documents stand behind the others.
+    derived: Derived,
     /// What could be read. Of a resource that is given twice, the later.
     pub(crate) resources: Resources,
     /// All resources of our kinds, also those that could not be read.
@@ -120,6 +122,7 @@ impl Input {
     pub(crate) fn read(sources: &[Source]) -> Self {
         let mut input = Input {
             documents: Vec::new(),
+            derived: Derived::default(),
             resources: Resources::default(),
             bare: Vec::new(),
             gateways: BTreeSet::new(),
@@ -157,6 +160,9 @@ impl Input {
                 }
             }
         }
+        let values = input.documents.iter_mut();
+        let mut values: Vec<&mut Value> = values.map(|read| &mut read.document.value).collect();
+        input.derived = Derived::of(&mut values);
         let mut parser = Parser::new();
         for (document, read) in input.documents.iter().enumerate() {
             parser.document(&read.document.value);
@@ -168,7 +174,8 @@ impl Input {
                 let kind = kind.unwrap_or_default();
                 if !LINTED.contains(&kind) && !["Secret", "ConfigMap"].contains(&kind) {
                     collect_texts(value, &mut input.elsewhere);
-                    if !UNDERSTOOD.contains(&kind) {
+                    let origin = Origin { document, item };
+                    if !UNDERSTOOD.contains(&kind) && !input.derived.has_read(origin) {
                         collect_texts(value, &mut input.beyond);
                     }
                 }
@@ -179,6 +186,17 @@ impl Input {
                     Origin { document, item },
                 ));
             }
+        }
+        for (at, value) in input.derived.documents().iter().enumerate() {
+            parser.document(value);
+            let origin = Origin {
+                document: input.documents.len() + at,
+                item: None,
+            };
+            input.servers.extend(servers::read(value, namespace(value)));
+            input
+                .leads
+                .extend(leads::read(value, namespace(value), origin));
         }
         let (resources, problems) = parser.finish();
         input.resources = resources;
@@ -285,6 +303,18 @@ impl Input {
     /// Returns what parsing found.
     pub(crate) fn problems(&self) -> Vec<Finding> {
         self.found.clone()
+    }
+
+    /// Returns where a field was written, and in which resource: what routes came to was written in them.
+    pub(crate) fn written(&self, at: &Subject, path: &str) -> (Subject, FieldPath) {
+        let path = at.path(path);
+        match self.derived.place(at.origin, &path) {
+            Some((id, origin, path)) => {
+                let name = id.to_string();
+                (Subject { origin, name }, path)
+            }
+            None => (at.clone(), path),
+        }
     }
 
     /// Returns the place of a field's name.

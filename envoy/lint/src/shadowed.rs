@@ -10,11 +10,15 @@ use crate::input::Subject;
 use crate::leads::Leads;
 use crate::world::World;
 
+const KIND: &str = "VirtualService";
+
 /// Of VirtualServices for one host, sidecars take for each port the oldest that has a route for it.
 ///
 /// Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `BuildSidecarVirtualHostWrapper`.
 pub(crate) fn lint(world: &World<'_>, findings: &mut Findings<'_>) {
-    let mut order: Vec<_> = world.input.resources.virtual_services.iter().collect();
+    let services = world.input.resources.virtual_services.iter();
+    // Routes of the Gateway API have an order of their own, and are merged.
+    let mut order: Vec<_> = services.filter(|it| it.meta.id.kind == KIND).collect();
     order.sort_by(|one, other| one.meta.order().cmp(&other.meta.order()));
     let all = world.input.leads.iter();
     let all: BTreeMap<Origin, &Leads> = all.map(|leads| (leads.origin, leads)).collect();

@@ -46,7 +46,7 @@ const INHERITED: [&str; 11] = [
 /// The VirtualServices that delegated, and where their routes were written.
 #[derive(Debug, Default)]
 pub(crate) struct Delegated {
-    roots: BTreeMap<Origin, Vec<Merged>>,
+    roots: BTreeMap<Origin, (ResourceId, Vec<Merged>)>,
     /// The roots as they were given, with what is wrong with them.
     read: Vec<(VirtualService, Vec<Problem>)>,
     /// The hosts that delegates are for: those of their roots.
@@ -116,7 +116,7 @@ pub(crate) fn merge(documents: &mut [&mut Value], mesh: &Mesh) -> Delegated {
         if let Some(Value::Object(spec)) = resource.get_mut("spec") {
             spec.insert("http".to_owned(), Value::Array(http));
         }
-        delegated.roots.insert(origin, places);
+        delegated.roots.insert(origin, (read.id.clone(), places));
         delegated.read.push((read, told));
     }
     delegated
@@ -304,7 +304,7 @@ impl Delegated {
 
     /// Tells a problem of a merged route where it was written.
     pub(crate) fn tell(&self, problem: &mut Problem) -> bool {
-        let Some(places) = self.roots.get(&problem.origin) else {
+        let Some((id, places)) = self.roots.get(&problem.origin) else {
             return false;
         };
         let below_list = match (&problem.path.0[..], problem.origin.item) {
@@ -329,10 +329,9 @@ impl Delegated {
             return false;
         };
         let (whose, route, below) = merged.place(below);
-        if let Some((id, origin)) = whose {
-            problem.origin = origin;
-            problem.resource = Some(id.clone());
-        }
+        let (id, origin) = whose.unwrap_or((id, problem.origin));
+        problem.origin = origin;
+        problem.resource = Some(id.clone());
         problem.path = path_of(problem.origin, route, below);
         true
     }

@@ -25,6 +25,7 @@
 mod compile;
 mod complaint;
 mod delegates;
+mod derived;
 mod diagnostic;
 mod document;
 mod explain;
@@ -42,6 +43,7 @@ pub mod yaml;
 
 pub use compile::{Answers, How, Nothing, Rules, compile, compile_as};
 pub use complaint::{Blame, Complaint, Refusal};
+pub use derived::Derived;
 pub use diagnostic::{Diagnostic, Notice, Report, told};
 pub use document::{is_ours, resources};
 pub use explain::{Explanation, Question};
