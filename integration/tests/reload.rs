@@ -413,6 +413,43 @@ async fn a_reload_writes_no_file_and_a_run_has_one_inotify_instance() -> Result<
 }
 
 #[tokio::test]
+async fn rules_that_come_while_envoy_hangs_are_told_of_and_applied_when_it_answers() -> Result<()> {
+    const MONEY: &str = "money.cnn.com";
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST, MONEY]).await?;
+    let rules = Rules::new(&trusted, &originated(HOST, 443))?;
+    let proxy = watching(&trusted, &rules.0)
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .connect_to(&route(MONEY, 443, site.tls_addr()))
+        .start()
+        .await?;
+    let ours = proxy.pid().to_string();
+    let children = fs::read_to_string(format!("/proc/{ours}/task/{ours}/children"))?;
+    let envoy = nix::unistd::Pid::from_raw(children.trim().parse()?);
+    nix::sys::signal::kill(envoy, nix::sys::signal::Signal::SIGSTOP)?;
+    let begun = std::time::Instant::now();
+    rules.write(&(originated(HOST, 443) + &originated(MONEY, 443)))?;
+    let told = proxy
+        .wait_for_stderr(
+            |line| line.starts_with("error: Envoy does not answer"),
+            SOON,
+        )
+        .await;
+    let took = begun.elapsed();
+    nix::sys::signal::kill(envoy, nix::sys::signal::Signal::SIGCONT)?;
+    told?;
+    ensure!(took < std::time::Duration::from_secs(15), "{took:?}");
+    // Nobody touches the file again.
+    reloaded(&proxy, 1).await?;
+    let http = proxy.listener(80)?;
+    for host in [HOST, MONEY] {
+        assert_eq!(probe::get(http, host, "/").await?.status, 200, "{host}");
+    }
+    assert!(proxy.stop().await?.success());
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_envoy_refuses_is_told_and_the_rules_before_it_stay() -> Result<()> {
     let trusted = Trusted::new()?;
     let site = trusted.site([HOST]).await?;

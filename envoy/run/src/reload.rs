@@ -50,6 +50,15 @@ const CLUSTERS_LIMIT: Duration = Duration::from_secs(20);
 /// How long Envoy may take with everything else.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// How often in a row Envoy may leave a question unanswered, each for five seconds, before it counts as hung.
+const SILENCES: u32 = 2;
+
+/// Why rules that Envoy has not answered to are not applied.
+const HUNG: &str = "it does not answer";
+
+/// How often it is asked whether it answers while the filter reads its configuration.
+const STILL_THERE: Duration = Duration::from_secs(5);
+
 /// How often Envoy is asked whether it is through.
 const INTERVAL: Duration = Duration::from_millis(10);
 
@@ -318,6 +327,10 @@ impl Reloader {
                 };
                 send(&self.events, Event::Reloaded(reloaded));
             }
+            Err(why) if why == HUNG => {
+                let text = "Envoy does not answer, so the new rules wait for it\nhint: when it stays so, only a restart helps; `--status` then says so at `/live`";
+                return Outcome::Failed(Complaint::us(text).into());
+            }
             Err(why) => {
                 let refused = Complaint::us(format!("Envoy refused the new rules: {why}"));
                 send(&self.events, Event::Refused(refused.into()));
@@ -328,6 +341,10 @@ impl Reloader {
 
     /// Gives Envoy other rules, or back what it had.
     async fn apply(&mut self, deployment: &mut Deployment) -> Result<(), String> {
+        // Asked before it is given anything: one that hangs would be waited for at every step.
+        if self.taken().await.is_none() && self.taken().await.is_none() {
+            return Err(HUNG.to_owned());
+        }
         deployment.options.by_content = self.by_content;
         let resources = deployment.rules.take_resources();
         let mut next = rendered(deployment, &resources);
@@ -366,7 +383,9 @@ impl Reloader {
                 self.offer(&self.now.plugins);
                 if next.listeners != self.now.listeners {
                     self.offer_listeners(&self.now);
-                    let _ = self.listeners_taken(0).await;
+                    if why != HUNG {
+                        let _ = self.listeners_taken(0).await;
+                    }
                 }
                 if self.clusters != before {
                     self.clusters = before;
@@ -444,9 +463,12 @@ impl Reloader {
         let mut refusals = self.refusals.clone();
         refusals.mark_unchanged();
         let deadline = Instant::now() + CLUSTERS_LIMIT;
+        let mut silences = 0;
         loop {
             let asked = Instant::now();
-            if let Some((clusters, _)) = self.taken().await {
+            let taken = self.taken().await;
+            silences = heard(taken.is_some(), silences)?;
+            if let Some((clusters, _)) = taken {
                 if clusters.refused > refused {
                     return Err(reason(refusals).await);
                 }
@@ -468,9 +490,12 @@ impl Reloader {
         let mut refusals = self.refusals.clone();
         refusals.mark_unchanged();
         let deadline = Instant::now() + LIMIT;
+        let mut silences = 0;
         loop {
             let asked = Instant::now();
-            if let Some((_, listeners)) = self.taken().await {
+            let taken = self.taken().await;
+            silences = heard(taken.is_some(), silences)?;
+            if let Some((_, listeners)) = taken {
                 if listeners.refused > refused {
                     return Err(reason(refusals).await);
                 }
@@ -498,7 +523,21 @@ impl Reloader {
                     .filter_map(of)
                     .any(|(_, taken)| taken.is_err())
         });
-        let Ok(Ok(said)) = timeout(LIMIT, said).await else {
+        let hung = async {
+            let mut silences = 0;
+            loop {
+                sleep(STILL_THERE).await;
+                match heard(self.taken().await.is_some(), silences) {
+                    Ok(so_far) => silences = so_far,
+                    Err(hung) => return hung,
+                }
+            }
+        };
+        let said = tokio::select! {
+            said = timeout(LIMIT, said) => said,
+            hung = hung => return Err(hung),
+        };
+        let Ok(Ok(said)) = said else {
             return Err("the filter does not answer".to_owned());
         };
         for (name, version) in versions {
@@ -576,6 +615,18 @@ impl Reloader {
 
     fn admin_file(&self) -> PathBuf {
         self.folder.join(folder::ADMIN_ADDRESS)
+    }
+}
+
+/// Counts how often in a row Envoy has not answered.
+///
+/// # Errors
+/// When that is too often.
+fn heard(answered: bool, silences: u32) -> Result<u32, String> {
+    match (answered, silences + 1) {
+        (true, _) => Ok(0),
+        (false, SILENCES..) => Err(HUNG.to_owned()),
+        (false, so_far) => Ok(so_far),
     }
 }
 
