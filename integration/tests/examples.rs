@@ -38,7 +38,7 @@ const STARTED: [&str; 5] = [
 ];
 const READ: [&str; 2] = ["ecds-filter.yaml", "client.yaml"];
 /// What tests of another file are about.
-const OTHERS: [&str; 1] = ["egressctl.service"];
+const OTHERS: [&str; 2] = ["egressctl.service", "kubernetes.yaml"];
 
 fn folder() -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "..", "envoy", "examples"]

@@ -4,7 +4,7 @@ mod common;
 
 use std::{
     fs,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::Stdio,
@@ -404,5 +404,47 @@ async fn the_command_of_the_unit_starts() -> Result<()> {
     nix::sys::signal::kill(pid, Signal::SIGTERM)?;
     ensure!(told(&socket).await?.starts_with("STOPPING=1\n"));
     assert!(timeout(SOON, child.wait()).await??.success());
+    Ok(())
+}
+
+/// The Deployment's own arguments, at ports that are free.
+#[tokio::test]
+async fn the_deployment_starts_and_ends_before_kubernetes_would_kill_it() -> Result<()> {
+    const DEPLOYMENT: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../envoy/examples/kubernetes.yaml"
+    );
+    let trusted = Trusted::new()?;
+    trusted.file("rules.yaml", &plain())?;
+    let file: Value = serde_saphyr::from_str(&fs::read_to_string(DEPLOYMENT)?)?;
+    let pod = &file["spec"]["template"]["spec"];
+    let args = pod["containers"][0]["args"].as_array().context("no args")?;
+    let args: Vec<&str> = args.iter().filter_map(Value::as_str).collect();
+    let drain = args.iter().find_map(|arg| arg.strip_prefix("--drain="));
+    let drain = drain.context("no --drain")?.split(',');
+    let seconds = drain.map(|time| Ok(time.trim_end_matches('s').parse::<u64>()?));
+    let longest: u64 = seconds.sum::<Result<u64>>()?;
+    let grace = pod["terminationGracePeriodSeconds"].as_u64();
+    ensure!(grace >= Some(longest + 5), "{grace:?} for {longest}");
+    let [run, rules, args @ ..] = &args[..] else {
+        anyhow::bail!("{args:?}")
+    };
+    assert_eq!((*run, *rules), ("run", "--filename=/etc/egress"));
+    let builder = egressctl::Egressctl::builder().rules(trusted.path("rules.yaml"));
+    let builder = args.iter().fold(builder, |builder, arg| {
+        builder.arg(arg.replace("=10080", "=0").replace(":9902", ":0"))
+    });
+    let proxy = builder
+        .env("SSL_CERT_FILE", trusted.bundle())
+        .start()
+        .await?;
+    for probe in ["readinessProbe", "livenessProbe"] {
+        let path = pod["containers"][0][probe]["httpGet"]["path"].as_str();
+        let status = proxy.status()?;
+        let status = (Ipv4Addr::LOCALHOST, status.port()).into();
+        let answer = probe::get(status, "status", path.context("no path")?).await?;
+        assert_eq!(answer.status, 200, "{probe}: {}", answer.body);
+    }
+    assert!(proxy.stop().await?.success());
     Ok(())
 }

@@ -1162,3 +1162,62 @@ async fn services_with_loopback_addresses_change_too() -> Result<()> {
     assert_eq!(only(&site)?.sni.as_deref(), Some(HOST));
     Ok(())
 }
+
+/// A disk of its own, as small as a run can do with.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&at)?;
+        let (kind, size) = (Some("tmpfs"), Some("size=200k"));
+        nix::mount::mount(kind, &at, kind, nix::mount::MsFlags::empty(), size)
+            .context("cannot mount a tmpfs, which takes root")?;
+        Ok(SmallDisk(at))
+    }
+
+    /// Writes until there is no room.
+    fn fill(&self) -> Result<()> {
+        let full = fs::write(self.0.join("fill"), vec![0; 400 << 10]);
+        ensure!(full.is_err(), "there is room left");
+        Ok(())
+    }
+
+    fn empty(&self) -> Result<()> {
+        Ok(fs::remove_file(self.0.join("fill"))?)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_holds_up_a_start_that_says_so_and_no_reload() -> Result<()> {
+    const MONEY: &str = "money.cnn.com";
+    let trusted = Trusted::new()?;
+    let site = trusted.site([HOST, MONEY]).await?;
+    let rules = Rules::new(&trusted, &originated(HOST, 443))?;
+    let disk = SmallDisk::mount(trusted.path("small"))?;
+    disk.fill()?;
+    let builder = watching(&trusted, &rules.0)
+        .env("TMPDIR", &disk.0)
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .connect_to(&route(MONEY, 443, site.tls_addr()));
+    let starting = tokio::spawn(builder.start());
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    ensure!(!starting.is_finished(), "it started or ended");
+    disk.empty()?;
+    let proxy = starting.await??;
+    let told = |line: &String| line.starts_with("warning: no room in `");
+    ensure!(proxy.stderr().iter().any(told), "{:?}", proxy.stderr());
+
+    disk.fill()?;
+    rules.write(&(originated(HOST, 443) + &originated(MONEY, 443)))?;
+    reloaded(&proxy, 1).await?;
+    let answer = probe::get(proxy.listener(80)?, MONEY, "/").await?;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert!(proxy.stop().await?.success());
+    Ok(())
+}

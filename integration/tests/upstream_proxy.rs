@@ -561,3 +561,46 @@ async fn a_new_password_in_the_file_is_used_for_new_tunnels() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn a_proxy_that_never_answers_is_a_timeout() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let _held = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            held.push(stream);
+        }
+    });
+    let policy = "{tls: {mode: SIMPLE}, connectionPool: {tcp: {connectTimeout: 1s}}}";
+    let rules = entry(HOST, 443) + &rule(HOST, policy);
+    let proxy = through(&trusted, &rules, &url).start().await?;
+    let answer = get(&proxy, HOST, "/silent").await?;
+    assert_eq!(answer.status, 503);
+    ensure!(answer.body.starts_with("egress_timeout: "), "{answer:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_host_around_the_proxy_that_refuses_is_told_of() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let tinyproxy = Tinyproxy::start(&["ConnectPort 1".to_owned()]).await?;
+    let dns = DnsServer::start(Zone::new().name(INTRANET, [Ipv4Addr::LOCALHOST])).await?;
+    let nobody = {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        listener.local_addr()?.port()
+    };
+    let rules = originated(INTRANET, nobody);
+    let proxy = excepting(&trusted, &rules, &tinyproxy, &dns, INTRANET)
+        .start()
+        .await?;
+    assert_eq!(get(&proxy, INTRANET, "/").await?.status, 503);
+    let told = |line: &str| line.contains("cluster=no-proxy ") && line.contains("reason=refused ");
+    let line = proxy.wait_for_log(told, SOON).await?;
+    ensure!(
+        line.contains(&format!("target={INTRANET}:{nobody}")),
+        "{line}"
+    );
+    Ok(())
+}

@@ -23,6 +23,21 @@ pub(super) fn run_folder() -> io::Result<tempfile::TempDir> {
         .tempdir()
 }
 
+/// What Envoy and we write into the folder of a run beside the bootstrap, in bytes: addresses and numbers.
+const ROOM: usize = 32 << 10;
+
+/// As [`run_folder`], with room for what is written there. Envoy does not say where it lacks some.
+///
+/// # Errors
+/// When it cannot be made, or the disk is full.
+pub(super) fn run_folder_with_room() -> io::Result<tempfile::TempDir> {
+    let folder = run_folder()?;
+    let file = folder.path().join("room");
+    fs::write(&file, vec![0; ROOM])?;
+    fs::remove_file(&file)?;
+    Ok(folder)
+}
+
 /// Makes the folder of what an Envoy shares with the one that takes its place, which only its owner can open.
 ///
 /// # Errors

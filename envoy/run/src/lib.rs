@@ -24,6 +24,7 @@ mod ports;
 mod process;
 mod reload;
 mod resolver;
+mod room;
 mod secrets;
 mod signals;
 mod status;

@@ -31,7 +31,7 @@ use super::signals::{Asked, Signals};
 use super::status::{self, Status};
 use super::upgrade::{Generation, Predecessor, Successor, hot_restart_version};
 use super::watch::Watcher;
-use super::{admin, atomic, discovery, envoy_log, folder, resolver, secrets};
+use super::{admin, atomic, discovery, envoy_log, folder, resolver, room, secrets};
 
 /// What is run.
 pub struct Start {
@@ -79,7 +79,8 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
     let known = before.as_ref().map(|_| places(&deployment));
     check_ports(&deployment, known.as_ref())?;
     // Private to this user: the bootstrap names files, and whoever reaches the admin socket rules Envoy.
-    let folder = folder::run_folder()
+    let folder = room::awaited(&events, folder::run_folder_with_room)
+        .await
         .map_err(|error| Complaint::us(format!("cannot make a folder for this run: {error}")))?;
     // In place of what this Envoy's DNS cache cannot do. It listens at once: rules that need it may come later.
     let mut guarded_dns = None;
@@ -98,7 +99,9 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
         xds::reloading(&deployment.options)
     };
     let file = folder.path().join("bootstrap.json");
-    atomic::write_private(&file, &bootstrap.to_string())
+    let text = bootstrap.to_string();
+    room::awaited(&events, || atomic::write_private(&file, &text))
+        .await
         .map_err(|error| Complaint::us(format!("cannot write the bootstrap: {error}")))?;
     let (refused, refusals) = watch::channel(String::new());
     let watcher = Watcher::new();
