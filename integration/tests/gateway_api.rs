@@ -3,9 +3,9 @@
 mod common;
 
 use anyhow::{Result, ensure};
-use egress_integration::probe;
+use egress_integration::{probe, silent_port::SilentPort};
 
-use common::{HOST, Stage, Trusted, assert_originated, only};
+use common::{HOST, Stage, Trusted, assert_originated, only, route};
 
 const TOLD: &str = "told.example.com";
 
@@ -259,4 +259,55 @@ async fn through_a_gateway_of_the_same_api() -> Result<()> {
     assert_eq!(tls.answer.status, 200);
     assert_eq!(only(&stage.site)?.sni.as_deref(), Some(HOST));
     stage.silent.assert_silent().await
+}
+
+#[tokio::test]
+async fn a_router_serves_what_its_gateway_of_kubernetes_says() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let gateway = document(
+        "Gateway",
+        "name: egress, namespace: gateways",
+        &format!(
+            "gatewayClassName: istio, listeners: [{{name: l, hostname: {HOST}, port: 8080, protocol: HTTP, allowedRoutes: {{namespaces: {{from: All}}}}}}]"
+        ),
+    );
+    let rules = format!(
+        "parentRefs: [{{name: egress, namespace: gateways}}], hostnames: [{HOST}], rules: [{{matches: [{{path: {{value: /v1}}}}], backendRefs: [{}]}}]",
+        backend("")
+    );
+    // What sidecars do is no business of a router's.
+    let mesh = attached(
+        "HTTPRoute",
+        &format!("rules: [{{backendRefs: [{}]}}]", backend("")),
+    );
+    let rules = entry() + &rule() + &gateway + &mesh + &document("HTTPRoute", "name: half", &rules);
+    let site = trusted.site([HOST]).await?;
+    let silent = SilentPort::start().await?;
+    let args = [
+        "--proxy-type",
+        "router",
+        "--namespace",
+        "gateways",
+        "--label",
+        "gateway.networking.k8s.io/gateway-name=egress",
+    ];
+    let builder = trusted.egressctl(&rules).port(8080, 0);
+    let builder = args
+        .into_iter()
+        .fold(builder, |builder, arg| builder.arg(arg));
+    let proxy = builder
+        .connect_to(&route(HOST, 443, site.tls_addr()))
+        .connect_to(&route(HOST, 80, silent.addr()))
+        .start()
+        .await?;
+    let listener = proxy.listener(8080)?;
+    let answer = probe::get(listener, HOST, "/v1/items").await?;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_originated(&only(&site)?, HOST, HOST);
+    for (host, path) in [(HOST, "/other"), ("nobody.example.com", "/v1/items")] {
+        let answer = probe::get(listener, host, path).await?;
+        assert_eq!(answer.status, 404, "{host}{path}: {}", answer.body);
+    }
+    ensure!(site.seen().is_empty());
+    silent.assert_silent().await
 }
