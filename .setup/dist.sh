@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# .setup/dist.sh RELEASE OUT: lays what is released into the folder OUT: the module, the CLI, their checksums, bills of
+# .setup/dist.sh RELEASE OUT: lays what is released into the folder OUT: the filter in both forms, the CLI, their checksums, bills of
 # materials, the schema of the plugin configuration, and an image that registries and Istio take.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,6 +12,8 @@ trap 'rm -rf "$fresh"' EXIT
 
 wasm=egress-filter-$version.wasm
 cp "$release/egress-filter.wasm" "$fresh/$wasm"
+module=libegress_filter-$version-$(uname -m).so
+cp "$release/libegress_filter.so" "$fresh/$module"
 cp "$release/egressctl" "$fresh/egressctl-$version-$(uname -m)-linux"
 cp filter/core/plugin-config.schema.json "$fresh/plugin-config-$version.schema.json"
 image=egress-filter-$version.oci
@@ -27,12 +29,14 @@ bill() { # bill PACKAGE-FOLDER TARGET NAME
   cp "$copy/$1/$3.json" "$fresh/$3.json"
 }
 bill filter/wasm wasm32-unknown-unknown "egress-filter-$version.cdx"
+bill filter/module "$(rustc -vV | sed -n 's/^host: //p')" "libegress_filter-$version.cdx"
 bill envoy/ctl "$(rustc -vV | sed -n 's/^host: //p')" "egressctl-$version.cdx"
 
 (
   cd "$fresh"
   echo "$digest" >"$image.digest"
   sha256sum "$wasm" >"$wasm.sha256"
+  sha256sum "$module" >"$module.sha256"
   find . -type f ! -name '*.sha256' ! -name '*.digest' ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' sha256sum -- >"$copy/sums"
   mv "$copy/sums" SHA256SUMS
 )

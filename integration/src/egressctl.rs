@@ -172,6 +172,15 @@ impl Builder {
         }
         command.args(["--admin", "127.0.0.1:0", "--access-log"]);
         command.arg(&access_log).args(self.args).envs(self.env);
+        // The form of the filter for whole runs of the tests; a test that is about one form names it.
+        let named = command.as_std().get_args().any(|arg| {
+            ["--filter", "--wasm", "--module"]
+                .iter()
+                .any(|flag| arg == *flag)
+        });
+        if let (Some(form), false) = (std::env::var_os("EGRESS_FILTER"), named) {
+            command.arg("--filter").arg(form);
+        }
 
         let mut child = OwnedChild::spawn_reading(command, stdin)?;
         let stdout = child.stdout().clone();
@@ -242,6 +251,16 @@ impl Running {
     /// When the line `ready` did not name it.
     pub fn admin(&self) -> Result<SocketAddr> {
         self.address("admin")
+    }
+
+    /// The form of the filter: `wasm` or `module`.
+    ///
+    /// # Errors
+    ///
+    /// When the line `ready` does not say it.
+    pub fn filter(&self) -> Result<&str> {
+        let form = self.ready.get("filter").map(String::as_str);
+        form.with_context(|| format!("`egressctl run` does not say its filter: {:?}", self.ready))
     }
 
     /// Where probes ask.
@@ -409,7 +428,7 @@ fn is_ready(line: &str) -> bool {
     line == "ready" || line.starts_with("ready ")
 }
 
-/// Reads `ready 80=127.0.0.1:41234 admin=127.0.0.1:9901` as keys and values.
+/// Reads `ready 80=127.0.0.1:41234 filter=module admin=127.0.0.1:9901` as keys and values.
 fn parse_ready(line: &str) -> Result<BTreeMap<String, String>> {
     let mut pairs = BTreeMap::new();
     for word in line.split_ascii_whitespace().skip(1) {

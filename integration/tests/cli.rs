@@ -276,9 +276,11 @@ async fn the_ready_line_comes_when_everything_listens() -> Result<()> {
         .rules(scenario("cnn-origination.yaml"));
     let proxy = builder.port(80, 0).port(443, 0).start().await?;
     let (http, https, admin) = (proxy.listener(80)?, proxy.listener(443)?, proxy.admin()?);
+    let filter = proxy.filter()?;
+    ensure!(["wasm", "module"].contains(&filter), "{filter}");
     assert_eq!(
         proxy.stdout(),
-        [format!("ready 80={http} 443={https} admin={admin}")]
+        [format!("ready 80={http} 443={https} filter={filter} admin={admin}")]
     );
     for addr in [http, https, admin] {
         ensure!(addr.ip().is_loopback() && addr.port() != 0, "{addr}");

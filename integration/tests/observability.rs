@@ -249,6 +249,9 @@ async fn eventful(trusted: &Trusted) -> Result<(Running, Vec<StandIn>, SilentPor
     let file = trusted.file("rules.yaml", &rules())?;
     let proxy = Egressctl::builder()
         .rules(&file)
+        // Of the native form there are no virtual machines to look at; all else is the same.
+        .arg("--filter")
+        .arg("wasm")
         .env("SSL_CERT_FILE", trusted.bundle())
         .arg("--label")
         .arg("app=sleep")

@@ -446,9 +446,28 @@ pub(crate) struct Rules {
     /// workloads
     #[arg(long)]
     pub(crate) labels_from_node: bool,
-    /// The filter [default: egress-filter.wasm beside this program]
+    /// The form of the filter: in a VM, or native in Envoy's own process, which costs less [default of `run`: `module` where
+    /// Envoy is 1.40 or later, else `wasm`; of `render`: `wasm`]
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub(crate) filter: Option<FilterForm>,
+    /// The wasm filter [default: egress-filter.wasm beside this program]
     #[arg(long, value_name = "PATH")]
     pub(crate) wasm: Option<PathBuf>,
+    /// The native filter [default: libegress_filter.so beside this program]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) module: Option<PathBuf>,
+    /// Without --filter, take the form that costs least.
+    #[arg(skip)]
+    pub(crate) cheapest: bool,
+}
+
+/// The forms of our filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FilterForm {
+    /// A wasm module.
+    Wasm,
+    /// A native module.
+    Module,
 }
 
 /// How a report is printed.
@@ -675,6 +694,9 @@ pub(crate) struct Doctor {
     /// The filter [default: egress-filter.wasm beside this program]
     #[arg(long, value_name = "PATH")]
     pub(crate) wasm: Option<PathBuf>,
+    /// The native filter [default: libegress_filter.so beside this program]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) module: Option<PathBuf>,
     /// Rules to look at too: a YAML or JSON file, a folder of them, or `-` for the standard input; may be repeated
     #[arg(short, long = "filename", value_name = "FILE")]
     pub(crate) files: Vec<String>,

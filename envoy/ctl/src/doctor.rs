@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anstyle::{AnsiColor, Style};
 use clap::Parser;
@@ -21,15 +21,13 @@ use super::settings;
 use super::sources::STDIN;
 use egress_credentials::{self as credentials, Store};
 use egress_render::pinned_envoy;
-use egress_render::xds::{self, OLDEST, OLDEST_WITH_PROXY, SecretRequest, Version};
+use egress_render::xds::{
+    self, MODULE_IS_TOLD_ALL, OLDEST, OLDEST_WITH_PROXY, SecretRequest, Version,
+};
 use egress_rules::Complaint;
 use egress_rules::Source;
 use egress_rules::{self as rules, How, Report};
-use egress_run::atomic;
-use egress_run::{envoy_log, version_of};
-
-/// How long Envoy may take to load the filter, on a machine that does other things too.
-const LOAD_LIMIT: Duration = Duration::from_secs(60);
+use egress_run::{trial, version_of};
 
 /// The inotify instances that have to be left: `run` has one, and the Envoy that it starts has none.
 const INOTIFY_NEEDED: usize = 1;
@@ -173,12 +171,13 @@ fn examine(args: &Doctor) -> Vec<Found> {
     let mut found = Vec::new();
     let envoy = envoy(args.envoy.as_deref(), &mut found);
     let wasm = filter(args.wasm.as_deref(), &mut found);
+    let module = native(args.module.as_deref(), &mut found);
     let trust = trust_store();
     let trusted = trust.verdict != Verdict::Error;
     found.push(trust);
     // Each of them is needed to try, and has been told of where it is missing.
     if let (Some((envoy, version)), Some(wasm), true) = (envoy, wasm, trusted) {
-        found.push(load(&envoy, &version, &wasm));
+        found.push(load(&envoy, &version, &wasm, module.as_deref()));
     }
     found.push(inotify());
     found.push(open_files(soft_and_hard()));
@@ -275,6 +274,38 @@ fn filter(named: Option<&Path>, found: &mut Vec<Found>) -> Option<PathBuf> {
     Some(path)
 }
 
+/// Finds the native module. Without it `run` takes the wasm module, which does the same and costs more.
+fn native(named: Option<&Path>, found: &mut Vec<Found>) -> Option<PathBuf> {
+    let about = "module";
+    let path = match locate::module(named) {
+        Ok(path) => path,
+        Err(error) if named.is_some() => {
+            found.push(Found::error(about, &error.to_string()));
+            return None;
+        }
+        Err(error) => {
+            let hint = "`run` takes the wasm module in its place, which costs more per request";
+            found.push(Found::warning(about, error.to_string(), hint.to_owned()));
+            return None;
+        }
+    };
+    let bytes = fs::read(&path).unwrap_or_default();
+    // Source: System V ABI, "ELF Identification".
+    if !bytes.starts_with(b"\x7fELF") {
+        let text = format!(
+            "`{}` is not a library that can be read\nhint: `make module` makes it, and `--module` names another",
+            path.display()
+        );
+        found.push(Found::error(about, &text));
+        return None;
+    }
+    let sum = locate::sha256(&path).unwrap_or_default();
+    let kib = bytes.len().div_ceil(1024);
+    let what = format!("`{}`, {kib} KiB, sha256 {sum}", path.display());
+    found.push(Found::ok(about, what));
+    Some(path)
+}
+
 /// What has the arguments of every command that makes configuration.
 #[derive(Debug, Parser)]
 struct Defaults {
@@ -289,20 +320,34 @@ fn defaults() -> Option<Rules> {
 }
 
 /// Lets Envoy load the filter, with rules of ours.
-fn load(envoy: &Path, version: &str, wasm: &Path) -> Found {
+fn load(envoy: &Path, version: &str, wasm: &Path, module: Option<&Path>) -> Found {
     let about = "load";
-    match tried(envoy, version, wasm) {
-        Ok(()) => Found::ok(
+    match tried(envoy, version, wasm, module) {
+        Ok("module") => Found::ok(
             about,
-            "Envoy loads the filter, and the filter takes its rules",
+            "Envoy loads the native filter, which `run` takes, and the filter takes its rules",
+        ),
+        Ok(_) => Found::ok(
+            about,
+            "Envoy loads the wasm filter, which `run` takes, and the filter takes its rules",
         ),
         Err(text) => Found::error(about, &text),
     }
 }
 
-fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
+/// Lets Envoy load the filter that `run` would take; returns its form.
+fn tried(
+    envoy: &Path,
+    version: &str,
+    wasm: &Path,
+    module: Option<&Path>,
+) -> Result<&'static str, String> {
     let mut args = defaults().ok_or("cannot make settings")?;
-    args.wasm = Some(wasm.to_owned());
+    let native = Version::find(version).is_some_and(|version| version >= MODULE_IS_TOLD_ALL);
+    match module.filter(|_| native) {
+        Some(module) => args.module = Some(module.to_owned()),
+        None => args.wasm = Some(wasm.to_owned()),
+    }
     let source = Source {
         name: "<doctor>".to_owned(),
         text: SAMPLE.to_owned(),
@@ -326,28 +371,12 @@ fn tried(envoy: &Path, version: &str, wasm: &Path) -> Result<(), String> {
         .prefix("egressctl-doctor-")
         .tempdir();
     let folder = folder.map_err(|error| format!("cannot make a folder: {error}"))?;
-    let file = folder.path().join("bootstrap.json");
-    atomic::write_private(&file, &bootstrap.to_string())
-        .map_err(|error| format!("cannot write a bootstrap: {error}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
-    let output = runtime.block_on(async {
-        let mut command = tokio::process::Command::new(envoy);
-        command.args(["--mode", "validate", "--disable-hot-restart", "-c"]);
-        command.arg(&file).kill_on_drop(true);
-        command.stdin(std::process::Stdio::null());
-        tokio::time::timeout(LOAD_LIMIT, command.output()).await
-    });
-    let output = output
-        .map_err(|_| format!("Envoy did not load the filter within {LOAD_LIMIT:?}"))?
-        .map_err(|error| format!("cannot start `{}`: {error}", envoy.display()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let log = String::from_utf8_lossy(&output.stderr);
-    Err(envoy_log::reason(log.lines(), &output.status.to_string()))
+    runtime.block_on(trial::load(envoy, folder.path(), &bootstrap))?;
+    Ok(deployment.options.filter.form())
 }
 
 /// Counts what `system` trusts.

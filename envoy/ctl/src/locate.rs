@@ -1,4 +1,4 @@
-//! Finding what we need beside the rules: the wasm module and Envoy.
+//! Finding what we need beside the rules: the filter and Envoy.
 
 use std::env;
 use std::fs;
@@ -23,6 +23,11 @@ pub(crate) enum NotFound {
         "the filter `{WASM_NAME}` is not beside egressctl; build it with `make build`, or name it with --wasm"
     )]
     NoWasm,
+    /// The native module is nowhere.
+    #[error(
+        "the filter `{MODULE_NAME}` is not beside egressctl; build it with `make build`, or name it with --module"
+    )]
+    NoModule,
     /// A file that was named is not there.
     #[error("`{0}` is not a file")]
     NotAFile(String),
@@ -36,19 +41,33 @@ pub(crate) enum NotFound {
 /// The name of the wasm module beside the CLI.
 pub(crate) const WASM_NAME: &str = "egress-filter.wasm";
 
+/// The name of the native module beside the CLI.
+pub(crate) const MODULE_NAME: &str = "libegress_filter.so";
+
 /// Finds the wasm module: where `--wasm` says, or beside the program.
 ///
 /// # Errors
 /// When it is not there.
 pub(crate) fn wasm(named: Option<&Path>) -> Result<PathBuf, NotFound> {
+    filter(named, WASM_NAME)?.ok_or(NotFound::NoWasm)
+}
+
+/// Finds the native module: where `--module` says, or beside the program.
+///
+/// # Errors
+/// When it is not there.
+pub(crate) fn module(named: Option<&Path>) -> Result<PathBuf, NotFound> {
+    filter(named, MODULE_NAME)?.ok_or(NotFound::NoModule)
+}
+
+fn filter(named: Option<&Path>, name: &str) -> Result<Option<PathBuf>, NotFound> {
     match named {
-        Some(path) if path.is_file() => absolute(path),
+        Some(path) if path.is_file() => absolute(path).map(Some),
         Some(path) => Err(NotFound::NotAFile(path.display().to_string())),
         None => {
-            let beside = env::current_exe()
-                .ok()
-                .and_then(|program| Some(program.parent()?.join(WASM_NAME)));
-            beside.filter(|path| path.is_file()).ok_or(NotFound::NoWasm)
+            let program = env::current_exe().ok();
+            let beside = program.and_then(|program| Some(program.parent()?.join(name)));
+            Ok(beside.filter(|path| path.is_file()))
         }
     }
 }

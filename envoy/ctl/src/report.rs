@@ -106,7 +106,11 @@ fn is_known(event: &Event) -> bool {
 /// Returns the name of an event and what there is to say of it, for programs.
 fn fields(event: &Event) -> (&'static str, Value) {
     match event {
-        Event::Ready(addresses) => ("ready", Value::Object(places(addresses))),
+        Event::Ready(addresses) => {
+            let mut fields = places(addresses);
+            fields.insert("filter".to_owned(), json!(addresses.filter));
+            ("ready", Value::Object(fields))
+        }
         Event::Reloading => ("reloading", json!({})),
         Event::Reloaded(reloaded) => {
             let mut fields = reloaded.addresses.as_ref().map(places).unwrap_or_default();
@@ -206,7 +210,7 @@ fn shown(event: Event) -> Result<(), Complaint> {
     Ok(())
 }
 
-/// Writes `ready 80=127.0.0.1:10080 443=127.0.0.1:10443 admin=127.0.0.1:9901`; and for each service that has an
+/// Writes `ready 80=127.0.0.1:10080 443=127.0.0.1:10443 filter=module admin=127.0.0.1:9901`; and for each service that has an
 /// address of its own a line `vip HOST:PORT=ADDRESS:PORT`, then for each such host one `hosts ADDRESS HOST`, whose
 /// last two words are a line for `/etc/hosts`.
 fn ready_line(addresses: &Addresses) -> String {
@@ -223,7 +227,11 @@ fn ready_line(addresses: &Addresses) -> String {
     if let Some(address) = &addresses.status {
         let _ = write!(line, " status={address}");
     }
-    let _ = writeln!(line, " admin={}", addresses.admin);
+    let _ = writeln!(
+        line,
+        " filter={} admin={}",
+        addresses.filter, addresses.admin
+    );
     line + &vip_lines(addresses)
 }
 

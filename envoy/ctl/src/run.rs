@@ -1,6 +1,7 @@
 //! `egressctl run`: what was typed becomes a deployment, and what happens becomes lines.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, Ipv6Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -22,6 +23,9 @@ use egress_run::{Deployment, Event, Events, Recompile, Reload, Start, supervise,
 
 /// Runs Envoy until it ends or we are told to.
 pub(super) fn main(args: &Run) -> Done {
+    let mut args = args.clone();
+    args.rules.cheapest = true;
+    let args = &args;
     if args.output == Format::Json {
         output::tell_as_json();
     }
@@ -46,9 +50,14 @@ pub(super) fn main(args: &Run) -> Done {
         nothing,
     )?;
     deployment.rules.warned().iter().for_each(|note| tell(note));
+    // Another form would be another filter in all listeners.
+    let mut args = args.clone();
+    args.rules.filter = Some(settings::form(&deployment.options.filter));
+    let file = deployment.options.filter.path().to_owned();
     let reload = (!args.once).then(|| Reload {
         recompile: Arc::new(Again {
             args: args.clone(),
+            filter: PathBuf::from(file),
             version: deployment.version.clone(),
         }),
         sources,
@@ -109,6 +118,8 @@ fn settle(
 /// The rules of these arguments, whenever they are asked for.
 struct Again {
     args: Run,
+    /// The file of the filter.
+    filter: PathBuf,
     /// Envoy's, which does not change while it runs.
     version: String,
 }
@@ -121,7 +132,24 @@ impl Recompile for Again {
         files
             .chain(self.args.rules.upstream_proxy_auth.as_deref())
             .flat_map(sources::watched_sources)
+            .chain(self.filter.parent().map(Path::to_owned))
             .collect()
+    }
+
+    fn filter(&self) -> String {
+        use std::os::unix::fs::MetadataExt as _;
+        fs::metadata(&self.filter).map_or_else(
+            |error| error.to_string(),
+            |meta| {
+                format!(
+                    "{} {} {}.{}",
+                    meta.ino(),
+                    meta.len(),
+                    meta.mtime(),
+                    meta.mtime_nsec()
+                )
+            },
+        )
     }
 
     fn read(&self) -> Result<Vec<Source>, Complaint> {

@@ -5,14 +5,16 @@ use std::net::SocketAddr;
 use egress_filter::{AuthorityMode, MetadataFormat};
 use egress_policy::{CompileOptions, Mesh, OutboundMode, PolicyTable, Proxy, Role};
 
-use super::args::{Authority, Credentials, Input, LogFormat, Outbound, ProxyType, Rules as Args};
+use super::args::{
+    Authority, Credentials, FilterForm, Input, LogFormat, Outbound, ProxyType, Rules as Args,
+};
 use super::threads::at_once;
 use super::{locate, sources};
 use egress_credentials::Store;
 use egress_render::pinned_envoy;
 use egress_render::xds::{
-    AccessLog, Admin, Capture, Conflict, Limits, OLDEST, OLDEST_WITH_EXCEPTIONS, OLDEST_WITH_PROXY,
-    Options, UpstreamProxy, Version,
+    AccessLog, Admin, Capture, Conflict, FilterFile, Limits, MODULE_IS_TOLD_ALL, OLDEST,
+    OLDEST_WITH_EXCEPTIONS, OLDEST_WITH_MODULE, OLDEST_WITH_PROXY, Options, UpstreamProxy, Version,
 };
 use egress_rules::Source;
 use egress_rules::{Complaint, Refusal};
@@ -170,16 +172,57 @@ fn deployed(
     options.check(&rules.table).map_err(told)?;
     let store = store(&args.credentials, rules, namespace)?;
     let version = version()?;
+    let found = found(&version, &options)?;
     let options = Options {
-        version: found(&version, &options)?,
-        wasm: locate::wasm(args.wasm.as_deref())
-            .map_err(Complaint::input)?
-            .display()
-            .to_string(),
+        version: found,
+        filter: filter(args, found)?,
         trust_store: egress_credentials::trust_store().map_err(Complaint::input)?,
         ..options
     };
     Ok((options, version, store))
+}
+
+/// Returns the form of a filter.
+pub(crate) fn form(file: &FilterFile) -> FilterForm {
+    match file {
+        FilterFile::Wasm(_) => FilterForm::Wasm,
+        FilterFile::Module(_) => FilterForm::Module,
+    }
+}
+
+/// Finds the filter, in the form that was asked for or that suits this Envoy.
+fn filter(args: &Args, version: Version) -> Result<FilterFile, Complaint> {
+    let module = || locate::module(args.module.as_deref());
+    let cheapest = || {
+        let told_all = version >= MODULE_IS_TOLD_ALL && !args.labels_from_node;
+        let named = args.module.is_some() || module().is_ok();
+        match args.cheapest && args.wasm.is_none() && told_all && named {
+            true => FilterForm::Module,
+            false => FilterForm::Wasm,
+        }
+    };
+    let form = match args.filter {
+        Some(form) => form,
+        // Whoever names the file has named the form.
+        None if args.module.is_some() && args.wasm.is_none() => FilterForm::Module,
+        None => cheapest(),
+    };
+    let path = match form {
+        FilterForm::Wasm => locate::wasm(args.wasm.as_deref()),
+        FilterForm::Module => module(),
+    };
+    let path = path.map_err(Complaint::input)?.display().to_string();
+    match form {
+        FilterForm::Wasm => Ok(FilterFile::Wasm(path)),
+        FilterForm::Module if version < OLDEST_WITH_MODULE => Err(Complaint::input(format!(
+            "the native filter needs Envoy {OLDEST_WITH_MODULE} or later, and {version} was asked for\nhint: use `--filter wasm`, or {}",
+            another_envoy()
+        ))),
+        FilterForm::Module if args.labels_from_node => Err(Complaint::input(
+            "`--labels-from-node` is for the wasm filter: Envoy does not tell a native one the labels of its node\nhint: use `--filter wasm`, or give `--labels` and leave `--labels-from-node` out",
+        )),
+        FilterForm::Module => Ok(FilterFile::Module(path)),
+    }
 }
 
 fn told(conflict: Conflict) -> Complaint {

@@ -62,7 +62,10 @@ pub use forward_proxy::NAME as FORWARD_PROXY;
 pub use guard::{DROPS_ADDRESSES, is_refused, looks_at_one_address, refused};
 pub use merged::{TwoNames, sockets};
 pub use no_proxy::{InvalidNoProxy, NoProxy};
-pub use options::{AccessLog, Admin, Capture, Limits, OLDEST, Options, Version};
+pub use options::{
+    AccessLog, Admin, Capture, FilterFile, Limits, MODULE_IS_TOLD_ALL, OLDEST, OLDEST_WITH_MODULE,
+    Options, Version,
+};
 pub use plugin::{Plugin, WASM_RUNTIME};
 pub use proxy_url::{InvalidProxy, UpstreamProxy};
 pub use secret::{SecretFiles, SecretRequest, Secrets};

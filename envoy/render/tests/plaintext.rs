@@ -23,7 +23,7 @@ use egress_policy::{
     Action, AllowPlaintext, Branch, Branching, Cluster, CompileOptions, Connection, Decision,
     DownstreamProtocol, OutboundMode, PolicyTable, PortNumber, Proxy, Query, ShareOf, Spoken,
 };
-use egress_render::xds::{self, Options, Version};
+use egress_render::xds::{self, FilterFile, Options, Version};
 use egress_rules as rules;
 use egress_rules::Source;
 use serde_json::{Value, json};
@@ -324,7 +324,7 @@ fn led_to<'d>(
 
 fn options(proxy: Proxy) -> Options {
     Options {
-        wasm: "filter.wasm".to_owned(),
+        filter: FilterFile::Wasm("filter.wasm".to_owned()),
         trust_store: "system.pem".to_owned(),
         proxy,
         version: Version::find(egress_render::pinned_envoy()).unwrap(),

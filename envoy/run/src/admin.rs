@@ -33,6 +33,8 @@ pub struct Addresses {
     pub capture: Option<String>,
     /// Where probes and Prometheus ask, if they may.
     pub status: Option<SocketAddr>,
+    /// The form of the filter: `wasm` or `module`.
+    pub filter: &'static str,
     /// The admin interface: an address, or the path of a socket.
     pub admin: String,
 }
@@ -86,6 +88,7 @@ pub(super) async fn listening(admin: &Admin, written: &Path) -> Option<Addresses
         forward_proxy,
         capture,
         status: None,
+        filter: "",
         admin,
     })
 }

@@ -9,7 +9,7 @@ use egress_rules::yaml::AlreadyRead;
 use egress_rules::{Complaint, Nothing, Refusal, Rules, Source};
 
 use super::folder::{ADMIN_SOCKET, DISCOVERY_SOCKET};
-use super::resolver;
+use super::{filter_file, resolver};
 use egress_credentials::Store;
 
 /// All that rendering needs.
@@ -37,8 +37,18 @@ impl Deployment {
     }
 
     /// Puts what Envoy is told of this run in the options: where in its folder things are, and what of it listens.
-    pub(super) fn place(&mut self, folder: &Path, reloads: bool, guarded_dns: Option<SocketAddr>) {
+    ///
+    /// # Errors
+    /// When the filter cannot be put there.
+    pub(super) fn place(
+        &mut self,
+        folder: &Path,
+        reloads: bool,
+        guarded_dns: Option<SocketAddr>,
+    ) -> Result<(), Complaint> {
         let options = &mut self.options;
+        options.filter = filter_file::keep(folder, &options.filter)
+            .map_err(|error| Complaint::us(error.to_string()))?;
         options.guarded_dns = guarded_dns;
         options.ipv6 = resolver::reaches_ipv6();
         if let Admin::Pipe(path) = &mut options.admin {
@@ -47,6 +57,7 @@ impl Deployment {
         let socket = folder.join(DISCOVERY_SOCKET);
         options.secrets = Secrets::Served(socket.display().to_string());
         options.reloads = reloads;
+        Ok(())
     }
 }
 
@@ -54,6 +65,9 @@ impl Deployment {
 pub trait Recompile: Send + Sync {
     /// Returns the folders in which something changes when [`Recompile::read`] would read something else.
     fn folders(&self) -> BTreeSet<PathBuf>;
+
+    /// Returns a text that is another one when the file of the filter is.
+    fn filter(&self) -> String;
 
     /// Reads the rules as they are now.
     ///

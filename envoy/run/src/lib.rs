@@ -19,6 +19,7 @@ mod discovery;
 mod drain;
 pub mod envoy_log;
 mod event;
+mod filter_file;
 pub mod folder;
 mod ports;
 mod process;
@@ -29,6 +30,7 @@ mod secrets;
 mod signals;
 mod status;
 mod supervise;
+pub mod trial;
 mod upgrade;
 mod watch;
 

@@ -183,8 +183,9 @@ pub(super) async fn ready(
                     }
                     return Err(envoy_log::reason(said.iter().map(String::as_str), "it is stopped"));
                 }
-                if started == Ok(true) && let Some(addresses) = admin::listening(&options.admin, admin_address).await {
+                if started == Ok(true) && let Some(mut addresses) = admin::listening(&options.admin, admin_address).await {
                     said.drain(..).for_each(|line| send(events, Event::EnvoySaid(line)));
+                    addresses.filter = options.filter.form();
                     return Ok(addresses);
                 }
                 if Instant::now() > deadline {

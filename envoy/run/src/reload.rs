@@ -12,6 +12,7 @@
 //! where a listener changes shape; see [`Dynamic`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,9 +29,9 @@ use super::event::{Event, Events, Reloaded, send};
 use super::ports::{Known, check_ports, places, reserve};
 use super::secrets::SecretsHandle;
 use super::watch::Watch;
-use super::{admin, folder};
+use super::{admin, folder, trial};
 use egress_credentials::Store;
-use egress_render::xds::{self, Admin, Dynamic, Options, Plugin, SecretRequest};
+use egress_render::xds::{self, Admin, Dynamic, FilterFile, Options, Plugin, SecretRequest};
 use egress_rules::Source;
 use egress_rules::yaml::AlreadyRead;
 use egress_rules::{Complaint, Refusal};
@@ -108,6 +109,9 @@ pub(super) struct Reloader {
     now: Dynamic,
     /// The clusters that Envoy has, and until when those that are not needed any more.
     clusters: BTreeMap<String, (Value, Option<Instant>)>,
+    envoy: PathBuf,
+    /// The filter that it has.
+    filter: FilterFile,
     /// Until when connections may use what was replaced.
     draining: Option<Instant>,
     version: u64,
@@ -117,6 +121,8 @@ pub(super) struct Reloader {
 pub(super) struct Ways {
     /// The folder of this run.
     pub(super) folder: PathBuf,
+    /// The program.
+    pub(super) envoy: PathBuf,
     /// Where the filter's configuration is offered.
     pub(super) plugins: watch::Sender<Resources>,
     /// Where clusters and listeners are offered.
@@ -170,6 +176,8 @@ impl Reloader {
             events: ways.events,
             now: rendered(deployment, resources),
             clusters: BTreeMap::new(),
+            envoy: ways.envoy,
+            filter: deployment.options.filter.clone(),
             draining: None,
             version: 1,
         };
@@ -200,6 +208,7 @@ impl Reloader {
     /// what Envoy has, and changes nothing.
     pub(super) async fn follow(mut self, start: Vec<Source>, mut forced: mpsc::Receiver<()>) {
         let mut tried: Result<Vec<Source>, Complaint> = Ok(start);
+        let mut filter = self.recompile.filter();
         let mut at_once = false;
         let mut lacking: Option<Lacking> = None;
         let mut failed: Option<Failed> = None;
@@ -209,7 +218,9 @@ impl Reloader {
             let read = read(&self.recompile).await;
             let now = Instant::now();
             let due = lacking.as_ref().is_some_and(|lacking| lacking.next <= now);
-            let fresh = at_once || due || read != tried;
+            let found = self.recompile.filter();
+            let fresh = at_once || due || read != tried || found != filter;
+            filter = found;
             if fresh || failed.as_ref().is_some_and(|failed| failed.next <= now) {
                 if fresh {
                     send(&self.events, Event::Reloading);
@@ -272,7 +283,7 @@ impl Reloader {
         let mut known = std::mem::take(&mut self.known);
         let compile = move |known: &mut AlreadyRead| {
             let mut deployment = recompile.compile(&sources, nothing, known)?;
-            deployment.place(&folder, true, guarded_dns);
+            deployment.place(&folder, true, guarded_dns)?;
             let free = check_ports(&deployment, Some(&listened_on));
             free.map_err(|complaint| Refusal::from(complaint).behind(&deployment.rules.warnings))?;
             Ok(deployment)
@@ -304,6 +315,12 @@ impl Reloader {
                 return Outcome::Failed(failed.into());
             }
         };
+        if let Err(why) = self.try_filter(&deployment).await {
+            let refused = Complaint::us(format!("Envoy cannot load the new filter: {why}"));
+            send(&self.events, Event::Refused(refused.into()));
+            // The rules are not to blame.
+            deployment.options.filter = self.filter.clone();
+        }
         let (secure, plain) = (originated(&deployment), forwarded(&deployment));
         match self.apply(&mut deployment).await {
             Ok(()) => {
@@ -314,6 +331,7 @@ impl Reloader {
                     send(&self.events, Event::Warning(text));
                 }
                 self.secure = secure;
+                self.filter = deployment.options.filter.clone();
                 let listening = services(&deployment);
                 let added = listening.difference(&self.services).copied().collect();
                 let removed = self.services.difference(&listening).copied().collect();
@@ -337,6 +355,22 @@ impl Reloader {
             }
         }
         Outcome::Settled
+    }
+
+    /// Lets another Envoy load a filter that is not the one in use: half a library would crash the one that serves.
+    async fn try_filter(&self, deployment: &Deployment) -> Result<(), String> {
+        let options = &deployment.options;
+        if options.filter == self.filter {
+            return Ok(());
+        }
+        let (rules, resources) = (&deployment.rules, deployment.rules.resources());
+        let bootstrap = xds::bootstrap(&rules.table, &resources, options);
+        let tried = trial::load(&self.envoy, &self.folder, &bootstrap).await;
+        if tried.is_err() {
+            // It is no filter that this Envoy has in memory.
+            let _ = fs::remove_file(options.filter.path());
+        }
+        tried
     }
 
     /// Gives Envoy other rules, or back what it had.

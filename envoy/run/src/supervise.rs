@@ -91,7 +91,7 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
             .map_err(|error| Complaint::us(format!("cannot serve DNS to Envoy: {error}")))?;
         guarded_dns = Some(address);
     }
-    deployment.place(folder.path(), start.reload.is_some(), guarded_dns);
+    deployment.place(folder.path(), start.reload.is_some(), guarded_dns)?;
     let resources = deployment.rules.take_resources();
     let bootstrap = if start.reload.is_none() {
         xds::bootstrap(&deployment.rules.table, &resources, &deployment.options)
@@ -138,6 +138,7 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
                 .map_err(|error| Complaint::us(format!("cannot choose a port: {error}")))?;
             let ways = reload::Ways {
                 folder: folder.path().to_owned(),
+                envoy: start.envoy.clone(),
                 plugins,
                 lists: reload::Lists {
                     clusters,

@@ -199,6 +199,15 @@ pub const LOCAL_REPLY_HEADERS: usize = 4;
 /// before it in Envoy's statistics.
 pub const PLAINTEXT_ALLOWED: &str = "egress.plaintext_allowed";
 
+/// The counter of requests and connections that were refused because the native module panicked.
+pub const PANICS: &str = "egress.panics";
+
+/// What stands before our counters in Envoy's statistics, whichever form of the filter counts.
+pub const METRICS_NAMESPACE: &str = "wasmcustom";
+
+/// The namespace of dynamic metadata in which the native module gives an access log of JSON its entries.
+pub const METADATA_NAMESPACE: &str = "egress";
+
 /// The name of the filter in Envoy's configuration and statistics.
 pub const FILTER_NAME: &str = "egress";
 

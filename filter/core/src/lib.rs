@@ -68,7 +68,7 @@ pub use facts::{ConnectionEnd, ConnectionFacts, Dialled, Facts, HttpRequest, Htt
 pub use failure::{Failure, FailureFacts};
 pub use labels::labels;
 pub use load::{InvalidConfig, Loaded, load, load_for};
-pub use metadata::{Entry, FIELDS};
+pub use metadata::{Entry, FIELDS, struct_entries};
 pub use plan::Scratch;
 pub use plan::http::{failed, http_wanted, plan_failure, plan_http, plan_plaintext};
 pub use plan::tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};

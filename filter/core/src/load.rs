@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use egress_policy::fields::{Cursor, Field, Report};
 use egress_policy::node::{Key, Node, Object};
@@ -22,7 +23,7 @@ use crate::contract;
 #[derive(Debug)]
 pub struct Loaded {
     /// What to do with each host and port.
-    pub table: PolicyTable,
+    pub table: Arc<PolicyTable>,
     /// The fingerprint of the table.
     pub digest: Digest,
     /// The service port of the listener, if one configuration serves one listener.
@@ -64,7 +65,7 @@ pub enum InvalidConfig {
     Problems(Problems),
     /// The labels that would decide cannot be read.
     #[error(
-        "the labels of Envoy's node are not a map of texts (`node.metadata.LABELS`), and `proxy.labels` is not given"
+        "the rules select workloads by their labels, those of Envoy's node cannot be read, and `proxy.labels` is not given: give it, or let `node.metadata.LABELS` be a map of texts (a native module is never told it)"
     )]
     NodeLabels,
     /// It was made for another table than this filter compiles.
@@ -88,7 +89,7 @@ pub fn load(json: &[u8]) -> Result<Loaded, InvalidConfig> {
 }
 
 /// Reads a plugin configuration; `node_labels` count where it does not say the labels of the workload. `None`
-/// are labels that cannot be read.
+/// are labels that cannot be read: then no resource may select workloads by them.
 ///
 /// What is not needed any more is given back as soon as may be, the text first: the memory of a VM never shrinks, so
 /// what loading takes at its height is taken for good.
@@ -124,7 +125,11 @@ pub fn load_for(
     if let Some(resources) = again {
         // The renderer knew of no labels, so the digest is that of none.
         let mut options = settings.options;
-        options.proxy.labels = node_labels.ok_or(InvalidConfig::NodeLabels)?;
+        options.proxy.labels = match node_labels {
+            Some(labels) => labels,
+            None if resources.select_workloads() => return Err(InvalidConfig::NodeLabels),
+            None => BTreeMap::new(),
+        };
         if !options.proxy.labels.is_empty() {
             (table, warnings) = compile(&resources, &options)?;
             digest = table.digest();
@@ -169,7 +174,7 @@ pub fn load_for(
         branches: ours && table.has_branches(settings.listener_port),
         variants,
         variant_kind: settings.variants,
-        table,
+        table: Arc::new(table),
         digest,
         listener_port: settings.listener_port,
         forward_proxy: settings.forward_proxy,

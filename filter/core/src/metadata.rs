@@ -230,6 +230,22 @@ impl<'o> Writer<'o> {
     }
 }
 
+/// Reads back the entries of metadata that was written as a `google.protobuf.Struct`.
+pub fn struct_entries(metadata: &[u8]) -> impl Iterator<Item = (&str, &str)> {
+    let mut rest = metadata;
+    std::iter::from_fn(move || {
+        let entry;
+        (entry, rest) = protobuf::split_field(rest)?;
+        let (key, value) = protobuf::split_field(entry)?;
+        let (value, _) = protobuf::split_field(value)?;
+        let (text, _) = protobuf::split_field(value)?;
+        Some((
+            std::str::from_utf8(key).ok()?,
+            std::str::from_utf8(text).ok()?,
+        ))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,5 +272,16 @@ mod tests {
         writer.text(Entry::Action, Some("reject"));
         writer.text(Entry::Reason, None);
         assert_eq!(out, b"\x0a\x12\x0a\x06action\x12\x08\x1a\x06reject");
+    }
+
+    #[test]
+    fn a_struct_is_read_back() {
+        let (mut out, long) = (Vec::new(), "x".repeat(300));
+        let mut writer = Writer::new(MetadataFormat::Json, &mut out);
+        writer.text(Entry::Action, Some("reject"));
+        writer.text(Entry::Reason, None);
+        writer.text(Entry::Rule, Some(&long));
+        let entries: Vec<_> = struct_entries(&out).collect();
+        assert_eq!(entries, [("action", "reject"), ("rule", &*long)]);
     }
 }

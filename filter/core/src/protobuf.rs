@@ -25,6 +25,21 @@ fn varint(out: &mut Vec<u8>, mut len: usize) {
     out.push(len as u8);
 }
 
+/// Takes a field that has a length off the front: its bytes, and what comes after it.
+pub(crate) fn split_field(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (_tag, mut rest) = bytes.split_first()?;
+    let (mut len, mut shift) = (0_usize, 0);
+    loop {
+        let byte;
+        (byte, rest) = rest.split_first()?;
+        len |= usize::from(byte & 0x7f).checked_shl(shift)?;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            return rest.split_at_checked(len);
+        }
+    }
+}
+
 /// Returns how many bytes a length is written in.
 pub(crate) fn varint_len(len: usize) -> usize {
     (usize::BITS - (len | 1).leading_zeros()).div_ceil(7) as usize

@@ -62,6 +62,23 @@ pub struct Resources {
 }
 
 impl Resources {
+    /// Whether any of them is for some workloads only, told by their labels.
+    pub fn select_workloads(&self) -> bool {
+        let rules = || {
+            self.destination_rules
+                .iter()
+                .any(|rule| rule.selector.is_some())
+        };
+        let sidecars = || self.sidecars.iter().any(Sidecar::selects_workloads);
+        let services = || {
+            self.virtual_services
+                .iter()
+                .any(VirtualService::selects_callers)
+        };
+        let unread = || self.unread.iter().any(Unread::selects_workloads);
+        rules() || sidecars() || services() || unread()
+    }
+
     /// Returns, for each VirtualService, whether it is about a host of the entries, or leads to one.
     ///
     /// The others change nothing, and the filter is not given them.

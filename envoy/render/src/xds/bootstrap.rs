@@ -5,7 +5,7 @@ use egress_policy::{OutboundMode, PolicyTable};
 use serde_json::{Map, Value, json};
 
 use super::chain::Listener;
-use super::options::{Admin, Options};
+use super::options::{Admin, FilterFile, Options};
 use super::rendering::Rendering;
 use super::{
     capture, cluster, dns, forward_proxy, listener, overload, secrets, stats, upstream_proxy,
@@ -32,6 +32,19 @@ pub fn bootstrap(table: &PolicyTable, resources: &[Value], options: &Options) ->
     Value::Object(fields)
 }
 
+/// Renders settings of Envoy's runtime: this one, and what the form of the filter asks for.
+fn settings(options: &Options, key: &str, value: Value) -> Value {
+    let mut layer = Map::from_iter([(key.to_owned(), value)]);
+    if let FilterFile::Module(_) = options.filter {
+        // Prometheus then gets our counters by the names that they have with the wasm module.
+        layer.insert(
+            "envoy.reloadable_features.dynamic_modules_strip_custom_stat_prefix".to_owned(),
+            json!(true),
+        );
+    }
+    Value::Object(layer)
+}
+
 /// Renders a bootstrap in which nothing depends on rules: listeners and clusters come from the discovery server.
 pub fn reloading(options: &Options) -> Value {
     let mut fields = base(options);
@@ -40,7 +53,7 @@ pub fn reloading(options: &Options) -> Value {
         json!({"lds_config": secrets::lists(), "cds_config": secrets::lists()}),
     );
     // What Envoy would hold of an answer: 32 MiB, too little for ten thousand clusters.
-    let layer = json!({"http.async_response_buffer_limit": u32::MAX});
+    let layer = settings(options, "http.async_response_buffer_limit", json!(u32::MAX));
     fields.insert(
         "layered_runtime".to_owned(),
         json!({"layers": [{"name": "egress", "static_layer": layer}]}),
@@ -117,7 +130,7 @@ fn base(options: &Options) -> Map<String, Value> {
         "admin": {"address": admin},
         "stats_config": stats::config(),
         "layered_runtime": {"layers": [
-            {"name": "egress", "static_layer": {(dns::ASK_ANEW): true}},
+            {"name": "egress", "static_layer": settings(options, dns::ASK_ANEW, json!(true))},
             // What is changed by the admin interface, as without layers.
             {"name": "admin", "admin_layer": {}},
         ]},

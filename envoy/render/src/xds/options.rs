@@ -28,8 +28,8 @@ pub struct Options {
     pub upstream_proxy: Option<UpstreamProxy>,
     /// The hosts that are reached without it.
     pub no_proxy: NoProxy,
-    /// The wasm module.
-    pub wasm: String,
+    /// The filter.
+    pub filter: FilterFile,
     /// The bundle that `system` stands for.
     pub trust_store: String,
     /// Where requests are logged.
@@ -79,7 +79,7 @@ impl Default for Options {
             capture: None,
             upstream_proxy: None,
             no_proxy: NoProxy::default(),
-            wasm: String::new(),
+            filter: FilterFile::Wasm(String::new()),
             trust_store: "/etc/ssl/certs/ca-certificates.crt".to_owned(),
             access_log: AccessLog::Stdout,
             format: MetadataFormat::Text,
@@ -116,6 +116,44 @@ impl Options {
         !led_to || self.ports.iter().any(|(service, _)| *service == port)
     }
 }
+
+/// The file of our filter, in one of its forms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FilterFile {
+    /// The wasm module, which every worker runs in a VM of its own.
+    Wasm(String),
+    /// The native module, which Envoy loads into its own process.
+    Module(String),
+}
+
+impl FilterFile {
+    /// Where the file is.
+    pub fn path(&self) -> &str {
+        let (FilterFile::Wasm(path) | FilterFile::Module(path)) = self;
+        path
+    }
+
+    /// The word for the form: `wasm` or `module`.
+    pub fn form(&self) -> &'static str {
+        match self {
+            FilterFile::Wasm(_) => "wasm",
+            FilterFile::Module(_) => "module",
+        }
+    }
+}
+
+/// The oldest Envoy that loads the native module.
+pub const OLDEST_WITH_MODULE: Version = Version {
+    major: 1,
+    minor: 38,
+};
+
+/// The oldest Envoy in which the native module does all that the wasm module does: 1.38 does not tell it why a connection
+/// of TCP failed, and 1.39 takes no note of a login that stays with the connection.
+pub const MODULE_IS_TOLD_ALL: Version = Version {
+    major: 1,
+    minor: 40,
+};
 
 /// How much an Envoy takes on before it refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

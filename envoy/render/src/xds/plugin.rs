@@ -5,7 +5,7 @@ use egress_policy::PortNumber;
 use serde_json::{Value, json};
 
 use super::message::extension;
-use super::options::Options;
+use super::options::{FilterFile, Options};
 use super::rendering::Rendering;
 
 /// What Envoy runs the module with.
@@ -17,8 +17,8 @@ pub const WASM_RUNTIME: &str = "envoy.wasm.runtime.v8";
 pub struct Plugin {
     /// Whether it reads requests or connections.
     pub kind: FilterKind,
-    /// The file of the wasm module.
-    pub module: String,
+    /// The file of the filter.
+    pub file: FilterFile,
     /// What the filter is told, as it reads it.
     pub config: String,
 }
@@ -27,36 +27,57 @@ impl Plugin {
     pub(super) fn new(config: &PluginConfig<'_>, options: &Options) -> Self {
         Plugin {
             kind: config.filter,
-            module: options.wasm.clone(),
+            file: options.filter.clone(),
             config: config.to_json(),
         }
     }
 
     /// Returns the message that Envoy reads it as.
     pub fn message(&self) -> &'static str {
-        match self.kind {
-            FilterKind::Http => "envoy.extensions.filters.http.wasm.v3.Wasm",
-            FilterKind::Network => "envoy.extensions.filters.network.wasm.v3.Wasm",
+        match (&self.file, self.kind) {
+            (FilterFile::Wasm(_), FilterKind::Http) => "envoy.extensions.filters.http.wasm.v3.Wasm",
+            (FilterFile::Wasm(_), FilterKind::Network) => {
+                "envoy.extensions.filters.network.wasm.v3.Wasm"
+            }
+            (FilterFile::Module(_), FilterKind::Http) => {
+                "envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter"
+            }
+            (FilterFile::Module(_), FilterKind::Network) => {
+                "envoy.extensions.filters.network.dynamic_modules.v3.DynamicModuleNetworkFilter"
+            }
         }
     }
 
     /// Renders the filter with all that it is told.
     pub fn inline(&self) -> Value {
-        let config = json!({"config": {
-            "name": contract::FILTER_NAME,
-            "root_id": contract::FILTER_NAME,
-            // A filter that crashed refuses requests until it is back; it never lets one through.
-            "failure_policy": "FAIL_RELOAD",
-            "vm_config": {
-                "vm_id": contract::FILTER_NAME,
-                "runtime": WASM_RUNTIME,
-                "code": {"local": {"filename": self.module}},
-            },
-            "configuration": {
-                "@type": "type.googleapis.com/google.protobuf.StringValue",
-                "value": self.config,
-            },
-        }});
+        let told = json!({
+            "@type": "type.googleapis.com/google.protobuf.StringValue",
+            "value": self.config,
+        });
+        let config = match &self.file {
+            FilterFile::Wasm(path) => json!({"config": {
+                "name": contract::FILTER_NAME,
+                "root_id": contract::FILTER_NAME,
+                // A filter that crashed refuses requests until it is back; it never lets one through.
+                "failure_policy": "FAIL_RELOAD",
+                "vm_config": {
+                    "vm_id": contract::FILTER_NAME,
+                    "runtime": WASM_RUNTIME,
+                    "code": {"local": {"filename": path}},
+                },
+                "configuration": told,
+            }}),
+            FilterFile::Module(path) => json!({
+                "dynamic_module_config": {
+                    "module": {"local": {"filename": path}},
+                    // What workers keep of it would be left without its code.
+                    "do_not_close": true,
+                    "metrics_namespace": contract::METRICS_NAMESPACE,
+                },
+                "filter_name": contract::FILTER_NAME,
+                "filter_config": told,
+            }),
+        };
         extension(contract::FILTER_NAME, self.message(), config)
     }
 

@@ -7,11 +7,11 @@
 //! Source: envoyproxy/envoy `envoy/stream_info/stream_info.h`, `ResponseCodeDetailValues`, and
 //! `source/common/http/http1/codec_impl.cc`, `Http1ResponseCodeDetailValues`.
 
-use egress_filter::{FIELDS, contract};
+use egress_filter::{FIELDS, MetadataFormat, contract};
 use serde_json::{Map, Value, json};
 
 use super::message::{extension, set};
-use super::options::{Options, Version};
+use super::options::{FilterFile, Options, Version};
 
 /// The version from which a word of a log can have a second choice.
 pub(super) const COALESCES: Version = Version {
@@ -62,9 +62,21 @@ const REFUSALS: [Refusal; 6] = [
     },
 ];
 
+/// Where our filter notes something, for expressions: in what it stands, and under which key. What a native module sets
+/// as filter state is a text and nothing else, so it notes an object in the dynamic metadata.
+fn noted(options: &Options) -> (&'static str, &'static str) {
+    match (&options.filter, options.format) {
+        (FilterFile::Module(_), MetadataFormat::Json) => {
+            ("metadata.filter_metadata", contract::METADATA_NAMESPACE)
+        }
+        _ => ("filter_state", contract::METADATA_STATE),
+    }
+}
+
 /// Whether our filter has noted nothing.
-fn unseen() -> String {
-    format!("!('{}' in filter_state)", contract::METADATA_STATE)
+fn unseen(options: &Options) -> String {
+    let (place, key) = noted(options);
+    format!("!('{key}' in {place})")
 }
 
 /// Writes an expression that is `text` of the reason; `otherwise` where none is known.
@@ -102,14 +114,17 @@ pub(super) fn text(options: &Options) -> String {
 
 /// Returns the same for a log in JSON.
 pub(super) fn object(options: &Options) -> String {
-    let noted = format!("filter_state['{}']", contract::METADATA_STATE);
+    let (place, key) = noted(options);
     if options.version < COALESCES {
-        return format!("%TYPED_CEL({noted})%");
+        return format!("%TYPED_CEL({place}['{key}'])%");
     }
     let object =
         |refusal: &Refusal| format!("{{'action': 'reject', 'reason': '{}'}}", refusal.reason);
     let known = choice(object, "{'action': 'reject'}");
-    format!("%TYPED_CEL({} ? ({known}) : {noted})%", unseen())
+    format!(
+        "%TYPED_CEL({} ? ({known}) : {place}['{key}'])%",
+        unseen(options)
+    )
 }
 
 /// Adds to a connection manager what applications are told of such a refusal.
@@ -132,7 +147,7 @@ pub(super) fn answers(fields: &mut Map<String, Value>, options: &Options) {
         set(
             &mut mapper,
             "filter",
-            filter(format!("{} && ({when})", unseen())),
+            filter(format!("{} && ({when})", unseen(options))),
         );
         let body = json!({"text_format_source": {"inline_string": body}});
         set(&mut mapper, "body_format_override", body);

@@ -2,7 +2,8 @@
 //!
 //! Source: envoyproxy/envoy `api/envoy/service/discovery/v3/discovery.proto`,
 //! `api/envoy/extensions/transport_sockets/tls/v3/{secret,common}.proto`, `api/envoy/extensions/wasm/v3/wasm.proto`,
-//! `api/envoy/config/core/v3/{base,extension}.proto`.
+//! `api/envoy/config/core/v3/{base,extension}.proto`, `api/envoy/extensions/dynamic_modules/v3/dynamic_modules.proto`,
+//! `api/envoy/extensions/filters/{http,network}/dynamic_modules/v3/dynamic_modules.proto`.
 
 use prost::bytes::Bytes;
 use prost::{Message, Oneof};
@@ -10,7 +11,7 @@ use prost::{Message, Oneof};
 use egress_filter::contract;
 
 use egress_credentials::Material;
-use egress_render::xds::{Plugin, WASM_RUNTIME};
+use egress_render::xds::{FilterFile, Plugin, WASM_RUNTIME};
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct DiscoveryRequest {
@@ -62,7 +63,7 @@ impl TypedExtensionConfig {
     pub(super) fn of(name: &str, plugin: &Plugin) -> Self {
         TypedExtensionConfig {
             name: name.to_owned(),
-            typed_config: Some(Wasm::any(plugin)),
+            typed_config: Some(filter(plugin)),
         }
     }
 }
@@ -117,34 +118,68 @@ const FAIL_RELOAD: i32 = 1;
 /// The message around the text that our filter reads.
 const STRING: &str = "type.googleapis.com/google.protobuf.StringValue";
 
-impl Wasm {
-    /// Returns what [`Plugin::inline`] says.
-    fn any(plugin: &Plugin) -> Any {
-        let ours = || contract::FILTER_NAME.to_owned();
-        let message = Wasm {
+/// As [`Wasm`], where it is native.
+#[derive(Clone, PartialEq, Message)]
+struct DynamicModuleFilter {
+    #[prost(message, optional, tag = "1")]
+    dynamic_module_config: Option<DynamicModuleConfig>,
+    #[prost(string, tag = "2")]
+    filter_name: String,
+    #[prost(message, optional, tag = "3")]
+    filter_config: Option<Any>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DynamicModuleConfig {
+    #[prost(bool, tag = "3")]
+    do_not_close: bool,
+    #[prost(string, tag = "5")]
+    metrics_namespace: String,
+    #[prost(message, optional, tag = "6")]
+    module: Option<Code>,
+}
+
+/// Returns what [`Plugin::inline`] says.
+fn filter(plugin: &Plugin) -> Any {
+    let ours = || contract::FILTER_NAME.to_owned();
+    let told = Any {
+        type_url: STRING.to_owned(),
+        value: plugin.config.encode_to_vec().into(),
+    };
+    let code = |path: &String| Code {
+        local: Some(File {
+            filename: path.clone(),
+        }),
+    };
+    let value = match &plugin.file {
+        FilterFile::Wasm(path) => Wasm {
             config: Some(PluginConfig {
                 name: ours(),
                 root_id: ours(),
                 vm_config: Some(VmConfig {
                     vm_id: ours(),
                     runtime: WASM_RUNTIME.to_owned(),
-                    code: Some(Code {
-                        local: Some(File {
-                            filename: plugin.module.clone(),
-                        }),
-                    }),
+                    code: Some(code(path)),
                 }),
-                configuration: Some(Any {
-                    type_url: STRING.to_owned(),
-                    value: plugin.config.encode_to_vec().into(),
-                }),
+                configuration: Some(told),
                 failure_policy: FAIL_RELOAD,
             }),
-        };
-        Any {
-            type_url: format!("type.googleapis.com/{}", plugin.message()),
-            value: message.encode_to_vec().into(),
         }
+        .encode_to_vec(),
+        FilterFile::Module(path) => DynamicModuleFilter {
+            dynamic_module_config: Some(DynamicModuleConfig {
+                do_not_close: true,
+                metrics_namespace: contract::METRICS_NAMESPACE.to_owned(),
+                module: Some(code(path)),
+            }),
+            filter_name: ours(),
+            filter_config: Some(told),
+        }
+        .encode_to_vec(),
+    };
+    Any {
+        type_url: format!("type.googleapis.com/{}", plugin.message()),
+        value: value.into(),
     }
 }
 

@@ -150,6 +150,7 @@ impl Subscription {
 #[cfg(test)]
 mod tests {
     use egress_filter::FilterKind;
+    use egress_render::xds::FilterFile;
     use serde_json::Value;
 
     use super::*;
@@ -258,38 +259,73 @@ mod tests {
         None
     }
 
+    /// Compares what is sent of a plugin with what the bootstrap would have of it, at these places.
+    fn same(plugin: &Plugin, texts: &[(&[u32], &str)], flag: (&[u32], &str, Value)) {
+        let inline = plugin.inline();
+        let written = Resource::plugin("one", plugin, 1).bytes;
+        assert_eq!(part(&written, &[1]), Some(&b"one"[..]));
+        for (way, pointer) in texts {
+            let said = inline.pointer(&format!("/typed_config{pointer}"));
+            let said = said.and_then(Value::as_str).map(str::as_bytes);
+            assert!(said.is_some(), "{pointer}");
+            assert_eq!(part(&written, way), said, "{pointer}");
+        }
+        let (way, pointer, value) = flag;
+        assert_eq!(
+            inline.pointer(&format!("/typed_config{pointer}")),
+            Some(&value)
+        );
+        assert_eq!(part(&written, way), Some(&[1][..]));
+    }
+
     #[test]
     fn a_plugin_is_the_message_that_the_bootstrap_has() {
         for kind in [FilterKind::Http, FilterKind::Network] {
-            let plugin = Plugin {
+            let plugin = |file| Plugin {
                 kind,
-                module: "/filter.wasm".to_owned(),
+                file,
                 config: "rules".to_owned(),
             };
-            let inline = plugin.inline();
-            let written = Resource::plugin("one", &plugin, 1).bytes;
-            assert_eq!(part(&written, &[1]), Some(&b"one"[..]));
-            for (way, pointer) in [
-                (&[2, 1][..], "/@type"),
-                (&[2, 2, 1, 1], "/config/name"),
-                (&[2, 2, 1, 2], "/config/root_id"),
-                (&[2, 2, 1, 3, 1], "/config/vm_config/vm_id"),
-                (&[2, 2, 1, 3, 2], "/config/vm_config/runtime"),
+            same(
+                &plugin(FilterFile::Wasm("/filter.wasm".to_owned())),
+                &[
+                    (&[2, 1][..], "/@type"),
+                    (&[2, 2, 1, 1], "/config/name"),
+                    (&[2, 2, 1, 2], "/config/root_id"),
+                    (&[2, 2, 1, 3, 1], "/config/vm_config/vm_id"),
+                    (&[2, 2, 1, 3, 2], "/config/vm_config/runtime"),
+                    (
+                        &[2, 2, 1, 3, 3, 1, 1],
+                        "/config/vm_config/code/local/filename",
+                    ),
+                    (&[2, 2, 1, 4, 1], "/config/configuration/@type"),
+                    (&[2, 2, 1, 4, 2, 1], "/config/configuration/value"),
+                ],
                 (
-                    &[2, 2, 1, 3, 3, 1, 1],
-                    "/config/vm_config/code/local/filename",
+                    &[2, 2, 1, 7],
+                    "/config/failure_policy",
+                    Value::from("FAIL_RELOAD"),
                 ),
-                (&[2, 2, 1, 4, 1], "/config/configuration/@type"),
-                (&[2, 2, 1, 4, 2, 1], "/config/configuration/value"),
-            ] {
-                let said = inline.pointer(&format!("/typed_config{pointer}"));
-                let said = said.and_then(Value::as_str).map(str::as_bytes);
-                assert!(said.is_some(), "{pointer}");
-                assert_eq!(part(&written, way), said, "{pointer}");
-            }
-            let policy = inline.pointer("/typed_config/config/failure_policy");
-            assert_eq!(policy, Some(&Value::from("FAIL_RELOAD")));
-            assert_eq!(part(&written, &[2, 2, 1, 7]), Some(&[1][..]));
+            );
+            same(
+                &plugin(FilterFile::Module("/filter.so".to_owned())),
+                &[
+                    (&[2, 1][..], "/@type"),
+                    (
+                        &[2, 2, 1, 6, 1, 1],
+                        "/dynamic_module_config/module/local/filename",
+                    ),
+                    (&[2, 2, 1, 5], "/dynamic_module_config/metrics_namespace"),
+                    (&[2, 2, 2], "/filter_name"),
+                    (&[2, 2, 3, 1], "/filter_config/@type"),
+                    (&[2, 2, 3, 2, 1], "/filter_config/value"),
+                ],
+                (
+                    &[2, 2, 1, 3],
+                    "/dynamic_module_config/do_not_close",
+                    Value::from(true),
+                ),
+            );
         }
     }
 

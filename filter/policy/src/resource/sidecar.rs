@@ -36,6 +36,11 @@ struct Import {
 }
 
 impl Sidecar {
+    /// Whether it is for workloads with certain labels.
+    pub(crate) fn selects_workloads(&self) -> bool {
+        self.selector.is_some()
+    }
+
     pub(crate) const KIND: &'static str = "Sidecar";
 
     pub(crate) fn read(root: &Fields<'_>, origin: Origin) -> Sidecar {

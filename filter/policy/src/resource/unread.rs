@@ -177,6 +177,13 @@ fn is_port(port: Option<u64>, asked: Asked<'_>) -> bool {
     port.is_none_or(|port| port == u64::from(asked.port.number.get()))
 }
 
+impl Unread {
+    /// Whether it is for workloads with certain labels.
+    pub(crate) fn selects_workloads(&self) -> bool {
+        matches!(&self.says, Says::Patches(patches) if !patches.selector.is_empty())
+    }
+}
+
 fn selects(labels: &[(String, String)], proxy: &Proxy) -> bool {
     let has = |(key, value): &(String, String)| proxy.labels.get(key) == Some(value);
     labels.iter().all(has)

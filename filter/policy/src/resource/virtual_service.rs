@@ -34,6 +34,15 @@ pub struct VirtualService {
     pub(crate) tcp: Vec<Route>,
 }
 
+impl VirtualService {
+    /// Whether a route of it is for callers with certain labels.
+    pub(crate) fn selects_callers(&self) -> bool {
+        let routes = self.http.iter().chain(&self.tls).chain(&self.tcp);
+        let mut matches = routes.flat_map(|route| &route.matches);
+        matches.any(|found| !found.labels.is_empty())
+    }
+}
+
 /// Whose routes they are: those of sidecars, or of a Gateway.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GatewayName {
