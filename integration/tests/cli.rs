@@ -280,7 +280,9 @@ async fn the_ready_line_comes_when_everything_listens() -> Result<()> {
     ensure!(["wasm", "module"].contains(&filter), "{filter}");
     assert_eq!(
         proxy.stdout(),
-        [format!("ready 80={http} 443={https} filter={filter} admin={admin}")]
+        [format!(
+            "ready 80={http} 443={https} filter={filter} admin={admin}"
+        )]
     );
     for addr in [http, https, admin] {
         ensure!(addr.ip().is_loopback() && addr.port() != 0, "{addr}");

@@ -1172,7 +1172,7 @@ struct SmallDisk(PathBuf);
 impl SmallDisk {
     fn mount(at: PathBuf) -> Result<Self> {
         fs::create_dir_all(&at)?;
-        let (kind, size) = (Some("tmpfs"), Some("size=200k"));
+        let (kind, size) = (Some("tmpfs"), Some("size=4m"));
         nix::mount::mount(kind, &at, kind, nix::mount::MsFlags::empty(), size)
             .context("cannot mount a tmpfs, which takes root")?;
         Ok(SmallDisk(at))
@@ -1180,7 +1180,7 @@ impl SmallDisk {
 
     /// Writes until there is no room.
     fn fill(&self) -> Result<()> {
-        let full = fs::write(self.0.join("fill"), vec![0; 400 << 10]);
+        let full = fs::write(self.0.join("fill"), vec![0; 8 << 20]);
         ensure!(full.is_err(), "there is room left");
         Ok(())
     }

@@ -31,7 +31,7 @@ use super::signals::{Asked, Signals};
 use super::status::{self, Status};
 use super::upgrade::{Generation, Predecessor, Successor, hot_restart_version};
 use super::watch::Watcher;
-use super::{admin, atomic, discovery, envoy_log, folder, resolver, room, secrets};
+use super::{admin, atomic, discovery, envoy_log, filter_file, folder, resolver, room, secrets};
 
 /// What is run.
 pub struct Start {
@@ -91,6 +91,11 @@ pub async fn supervise(start: Start, events: Events) -> Result<(), Complaint> {
             .map_err(|error| Complaint::us(format!("cannot serve DNS to Envoy: {error}")))?;
         guarded_dns = Some(address);
     }
+    let filter = deployment.options.filter.clone();
+    deployment.options.filter =
+        room::awaited(&events, || filter_file::keep(folder.path(), &filter))
+            .await
+            .map_err(|error| Complaint::us(error.to_string()))?;
     deployment.place(folder.path(), start.reload.is_some(), guarded_dns)?;
     let resources = deployment.rules.take_resources();
     let bootstrap = if start.reload.is_none() {

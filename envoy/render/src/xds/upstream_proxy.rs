@@ -111,7 +111,8 @@ pub(super) fn http_filter() -> Value {
     extension(
         "envoy.filters.http.set_filter_state",
         "envoy.extensions.filters.http.set_filter_state.v3.Config",
-        json!({"on_request_headers": [target(&named_by_the_filter())]}),
+        // What keeps connections apart stands beside it: see `login`.
+        json!({"on_request_headers": [target(&named_by_the_filter(), "envoy.string")]}),
     )
 }
 
@@ -130,7 +131,8 @@ pub(super) fn network_filter(port: u16, pinned: Option<(&str, u16)>) -> Value {
     on_connection(&text)
 }
 
-fn named_by_the_filter() -> String {
+/// The word for the target that our filter named.
+pub(super) fn named_by_the_filter() -> String {
     format!("%FILTER_STATE({}:PLAIN)%", contract::TUNNEL_STATE)
 }
 
@@ -138,14 +140,14 @@ fn on_connection(format: &str) -> Value {
     extension(
         "envoy.filters.network.set_filter_state",
         "envoy.extensions.filters.network.set_filter_state.v3.Config",
-        json!({"on_new_connection": [target(format)]}),
+        json!({"on_new_connection": [target(format, "envoy.hashable_string")]}),
     )
 }
 
-fn target(format: &str) -> Value {
+fn target(format: &str, factory: &str) -> Value {
     json!({
         "object_key": contract::UPSTREAM_TUNNEL_STATE,
-        "factory_key": "envoy.hashable_string",
+        "factory_key": factory,
         // What follows CONNECT to the listener within goes to no proxy, and its connection takes no such word there.
         "format_string": {
             "text_format_source": {"inline_string": format},
