@@ -12,6 +12,7 @@ from lab import HOST, QUICK, Dns, Failure, Lab, Load, Origin, asked, program
 
 LIMIT, ISTIO, EMPTY, LUA = "Envoy without a filter", "Istio's plain shape", "an empty wasm filter", "a Lua filter"
 OURS, SHARED = "ours, own cluster", "ours, shared cluster"
+NATIVE, NATIVE_SHARED = "the native module, own cluster", "the native module, shared cluster"
 # What ours cannot do without: the calls of ours to Envoy on its routes, with nothing behind them; and the shared
 # cluster, a dynamic forward proxy, with no filter at all.
 BARE, BARE_SHARED = "a wasm filter that makes the calls of ours, own cluster", "the same, shared cluster"
@@ -31,11 +32,16 @@ def start_all(lab, origin, dns, h2, log):
     targets = {HOST: target}
     ours = proxies.rendered(lab, proxies.rules(targets), lab.port())
     shared = proxies.rendered(lab, proxies.rules(targets, "DNS"), lab.port(), "--resolver", f"127.0.0.1:{dns.port}")
+    native = ["--filter", "module", "--envoy-version", proxies.pinned()]
+    module = proxies.rendered(lab, proxies.rules(targets), lab.port(), *native)
+    module_shared = proxies.rendered(
+        lab, proxies.rules(targets, "DNS"), lab.port(), "--resolver", f"127.0.0.1:{dns.port}", *native
+    )
     bare = proxies.limit(ours, targets)
     clusters = proxies.istio_clusters(targets, str(lab.run / "ca.pem"), h2)
     # Servers' ports are not 443 here. So that ours is asked what it is asked elsewhere, a host whose port needs not
     # be named, clients name it.
-    named = {name: f"{HOST}:{target}" for name in (OURS, SHARED, BARE, BARE_SHARED, FORWARD)}
+    named = {name: f"{HOST}:{target}" for name in (OURS, SHARED, NATIVE, NATIVE_SHARED, BARE, BARE_SHARED, FORWARD)}
     cluster = f"outbound|80||{HOST}"
     own, common = calls.module(lab, calls.OWN, cluster), calls.module(lab, calls.SHARED)
     bootstraps = {
@@ -48,6 +54,8 @@ def start_all(lab, origin, dns, h2, log):
         LUA: proxies.lua(ours, HOST, target),
         OURS: ours,
         SHARED: shared,
+        NATIVE: module,
+        NATIVE_SHARED: module_shared,
     }
     running = {}
     for name, bootstrap in bootstraps.items():
@@ -136,8 +144,15 @@ def cpu_table(taken):
     rows, compared = [], {}
     for name, samples in taken.items():
         one = compared[name] = Compared(samples, base)
-        rows.append([name, ratio(one.low), ratio(one.paired), spread(one.spread)])
-    head = ["CPU per request", "10th percentile", "median of paired differences", "its quartiles"]
+        istio = Compared(samples, taken[ISTIO])
+        rows.append([name, ratio(one.low), ratio(one.paired), spread(one.spread), ratio(istio.paired)])
+    head = [
+        "CPU per request",
+        "10th percentile",
+        "median of paired differences",
+        "its quartiles",
+        "of Istio's plain shape",
+    ]
     told = f"1.00 is {figures.tenth(base) / 1000:.1f} µs of the worker's CPU; {len(base)} samples a variant.\n"
     return table(head, rows) + "\n" + told, compared
 

