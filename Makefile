@@ -149,7 +149,9 @@ test-native: dist nginx redis tinyproxy firewall systemd # in one go: chosen apa
 .PHONY: test-wasm-filter
 test-wasm-filter: dist nginx redis tinyproxy # the native form is the default of these
 	@echo '==> test: traffic again, by the wasm filter on a real Envoy'
-	@begun=$$SECONDS; EGRESS_FILTER=wasm CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast $(traffic:%=--test %); \
+	@begun=$$SECONDS; programs=$$(mktemp); trap 'rm -f "$$programs"' EXIT; \
+	cargo test $(native) --no-run --message-format=json >"$$programs"; \
+	EGRESS_FILTER=wasm .setup/traffic.py $(traffic) <"$$programs"; \
 	echo "==> test: $$(((SECONDS - begun) / 60)) minutes"
 
 .PHONY: test-wasm

@@ -177,7 +177,10 @@ fn examine(args: &Doctor) -> Vec<Found> {
     found.push(trust);
     // Each of them is needed to try, and has been told of where it is missing.
     if let (Some((envoy, version)), Some(wasm), true) = (envoy, wasm, trusted) {
-        found.push(load(&envoy, &version, &wasm, module.as_deref()));
+        // As with `run`, who names a file of one form means that form.
+        let chosen = args.module.is_some() || args.wasm.is_none();
+        let module = module.as_deref().filter(|_| chosen);
+        found.push(load(&envoy, &version, &wasm, module));
     }
     found.push(inotify());
     found.push(open_files(soft_and_hard()));

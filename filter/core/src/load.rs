@@ -65,7 +65,7 @@ pub enum InvalidConfig {
     Problems(Problems),
     /// The labels that would decide cannot be read.
     #[error(
-        "the rules select workloads by their labels, those of Envoy's node cannot be read, and `proxy.labels` is not given: give it, or let `node.metadata.LABELS` be a map of texts (a native module is never told it)"
+        "the rules select workloads, and `proxy.labels` is not given: the labels of Envoy's node are not a map of texts (`node.metadata.LABELS`), or this is a native module, which is not told them"
     )]
     NodeLabels,
     /// It was made for another table than this filter compiles.
