@@ -111,6 +111,32 @@ unsafe fn config_destroy(config: *const c_void) {
     );
 }
 
+/// Makes a request or connection. After a panic there is none: Envoy then answers 500, or closes the connection.
+///
+/// # Safety
+/// `config` is what [`config_new`] returned, not null, and not destroyed.
+unsafe fn stream_new<T>(
+    config: *const c_void,
+    new: impl FnOnce(Arc<Config>) -> T,
+) -> *const c_void {
+    let make = || {
+        // SAFETY: as the caller says.
+        let config = unsafe { held_config(config) };
+        Rc::into_raw(Rc::new(new(config))).cast()
+    };
+    caught(make, ptr::null)
+}
+
+/// # Safety
+/// `stream` is what [`stream_new`] returned of this type, and comes back once.
+unsafe fn stream_destroy<T>(stream: *const c_void) {
+    let destroy = || {
+        // SAFETY: as the caller says.
+        drop(unsafe { Rc::from_raw(stream.cast::<T>()) });
+    };
+    caught(destroy, || ());
+}
+
 // --- HTTP filter ---
 
 /// # Safety
@@ -141,28 +167,16 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_new(
     config: *const c_void,
     _envoy: *mut c_void,
 ) -> *const c_void {
-    caught(
-        || {
-            // SAFETY: the configuration is not destroyed before the last filter of it is made.
-            let config = unsafe { held_config(config) };
-            Rc::into_raw(Rc::new(Request::new(config))).cast()
-        },
-        // Envoy answers 500.
-        ptr::null,
-    )
+    // SAFETY: the configuration is not destroyed before the last filter of it is made.
+    unsafe { stream_new(config, Request::new) }
 }
 
 /// # Safety
 /// Envoy calls it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn envoy_dynamic_module_on_http_filter_destroy(filter: *const c_void) {
-    caught(
-        || {
-            // SAFETY: this is the count that `http_filter_new` gave Envoy; it comes back once.
-            drop(unsafe { Rc::from_raw(filter.cast::<Request>()) });
-        },
-        || (),
-    );
+    // SAFETY: Envoy gives back the count that it got, once.
+    unsafe { stream_destroy::<Request>(filter) }
 }
 
 /// # Safety
@@ -286,28 +300,16 @@ pub unsafe extern "C" fn envoy_dynamic_module_on_network_filter_new(
     config: *const c_void,
     _envoy: *mut c_void,
 ) -> *const c_void {
-    caught(
-        || {
-            // SAFETY: the configuration is not destroyed before the last filter of it is made.
-            let config = unsafe { held_config(config) };
-            Rc::into_raw(Rc::new(Connection::new(config))).cast()
-        },
-        // Envoy closes the connection.
-        ptr::null,
-    )
+    // SAFETY: the configuration is not destroyed before the last filter of it is made.
+    unsafe { stream_new(config, Connection::new) }
 }
 
 /// # Safety
 /// Envoy calls it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn envoy_dynamic_module_on_network_filter_destroy(filter: *const c_void) {
-    caught(
-        || {
-            // SAFETY: this is the count that `network_filter_new` gave Envoy; it comes back once.
-            drop(unsafe { Rc::from_raw(filter.cast::<Connection>()) });
-        },
-        || (),
-    );
+    // SAFETY: Envoy gives back the count that it got, once.
+    unsafe { stream_destroy::<Connection>(filter) }
 }
 
 /// # Safety

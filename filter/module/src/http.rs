@@ -3,12 +3,10 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use egress_filter::{
-    Effect, HostError, HttpRequest, HttpStream, MetadataFormat, Next, ON_HOST_ERROR, contract,
-    struct_entries,
-};
+use egress_filter::{Effect, HostError, HttpRequest, HttpStream, Next, ON_HOST_ERROR, contract};
 use egress_policy::PortNumber;
 
+use crate::apply;
 use crate::config::Config;
 use crate::host::{Attribute, HttpHost, Level, log};
 
@@ -138,7 +136,6 @@ impl Request {
         effect: Effect<'_>,
         last: &mut Last,
     ) -> Result<(), HostError> {
-        let counters = self.config.counters();
         match effect {
             Effect::Authority(value) => host.set_request_header(":authority", value),
             Effect::Header(name, value) => host.set_request_header(name, value),
@@ -147,23 +144,11 @@ impl Request {
                 host.choose_route_again();
                 Ok(())
             }
-            Effect::FilterState(key, value) => host.set_object(key, value),
-            Effect::TransportSocket(name) => host.set_text(contract::SOCKET_STATE, name.as_bytes()),
-            Effect::Tunnel(target) => host.set_text(contract::TUNNEL_STATE, target.as_bytes()),
             Effect::Within(target) => host.set_text(contract::WITHIN_STATE, target.as_bytes()),
             Effect::Login => {
                 let connection = host.number(Attribute::ConnectionId).ok_or(HostError)?;
                 host.set_text_of_connection(contract::LOGIN_STATE, &connection.to_string())
             }
-            Effect::Metadata(value) => match self.config.metadata() {
-                MetadataFormat::Text => host.set_text(contract::METADATA_STATE, value),
-                MetadataFormat::Json => {
-                    for (key, value) in struct_entries(value) {
-                        host.set_metadata(contract::METADATA_NAMESPACE, key, value);
-                    }
-                    Ok(())
-                }
-            },
             Effect::Answer {
                 status,
                 details,
@@ -188,11 +173,8 @@ impl Request {
                 *last = Last::Close;
                 Ok(())
             }
-            Effect::Count(failure) => counters.count(failure, |counter| host.increment(counter)),
-            Effect::CountAllowed => counters.count_allowed(|counter| host.increment(counter)),
             Effect::ResponseHeader(name, value) => host.set_response_header(name, value),
-            // There are no bytes of connections here.
-            Effect::Close => Err(HostError),
+            other => apply::apply(host, &self.config, other),
         }
     }
 }

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! [`abi`] holds what Envoy calls, and [`host`] what we call in Envoy. Only these two have `unsafe`. `config` loads a
-//! configuration once for all workers. `http` handles one request and `network` one connection that is not HTTP.
+//! configuration once for all workers. `http` handles one request and `network` one connection that is not HTTP; `apply`
+//! is what they have in common.
 //! Nothing is decided here: an `if` about policy belongs in `egress-policy`.
 //!
 //! No SDK is used. The one on crates.io (`envoy-dynamic-modules-rust-sdk` 0.1) is of a prototype before Envoy had the
@@ -16,6 +17,7 @@
 //! A panic refuses the one request or connection and is counted; it never reaches Envoy.
 
 pub mod abi;
+mod apply;
 mod config;
 pub mod host;
 mod http;

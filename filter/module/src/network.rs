@@ -3,11 +3,9 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use egress_filter::{
-    Connection as Stream, Dialled, Effect, HostError, MetadataFormat, Next, contract,
-    struct_entries,
-};
+use egress_filter::{Connection as Stream, Dialled, Effect, HostError, Next};
 
+use crate::apply;
 use crate::config::Config;
 use crate::host::{Attribute, Level, NetworkHost, log};
 
@@ -95,38 +93,11 @@ impl Connection {
         effect: Effect<'_>,
         close: &mut bool,
     ) -> Result<(), HostError> {
-        let counters = self.config.counters();
-        match effect {
-            Effect::FilterState(key, value) => host.set_object(key, value),
-            Effect::TransportSocket(name) => host.set_text(contract::SOCKET_STATE, name.as_bytes()),
-            Effect::Tunnel(target) => host.set_text(contract::TUNNEL_STATE, target.as_bytes()),
-            Effect::Metadata(value) => match self.config.metadata() {
-                MetadataFormat::Text => host.set_text(contract::METADATA_STATE, value),
-                MetadataFormat::Json => {
-                    for (key, value) in struct_entries(value) {
-                        host.set_metadata(contract::METADATA_NAMESPACE, key, value);
-                    }
-                    Ok(())
-                }
-            },
-            Effect::Close => {
-                *close = true;
-                Ok(())
-            }
-            Effect::Count(failure) => counters.count(failure, |counter| host.increment(counter)),
-            Effect::CountAllowed => counters.count_allowed(|counter| host.increment(counter)),
-            // There are no requests here.
-            Effect::Authority(_)
-            | Effect::Header(..)
-            | Effect::RemoveHeader(_)
-            | Effect::ChooseRouteAgain
-            | Effect::Within(_)
-            | Effect::Login
-            | Effect::Answer { .. }
-            | Effect::CloseRequest
-            | Effect::ResponseHeader(..)
-            | Effect::AnswerInstead { .. } => Err(HostError),
+        if effect == Effect::Close {
+            *close = true;
+            return Ok(());
         }
+        apply::apply(host, &self.config, effect)
     }
 }
 
