@@ -21,9 +21,7 @@ use super::settings;
 use super::sources::STDIN;
 use egress_credentials::{self as credentials, Store};
 use egress_render::pinned_envoy;
-use egress_render::xds::{
-    self, MODULE_IS_TOLD_ALL, OLDEST, OLDEST_WITH_PROXY, SecretRequest, Version,
-};
+use egress_render::xds::{self, OLDEST, OLDEST_WITH_PROXY, SecretRequest, Version};
 use egress_rules::Complaint;
 use egress_rules::Source;
 use egress_rules::{self as rules, How, Report};
@@ -171,16 +169,13 @@ fn examine(args: &Doctor) -> Vec<Found> {
     let mut found = Vec::new();
     let envoy = envoy(args.envoy.as_deref(), &mut found);
     let wasm = filter(args.wasm.as_deref(), &mut found);
-    let module = native(args.module.as_deref(), &mut found);
+    native(args.module.as_deref(), &mut found);
     let trust = trust_store();
     let trusted = trust.verdict != Verdict::Error;
     found.push(trust);
     // Each of them is needed to try, and has been told of where it is missing.
-    if let (Some((envoy, version)), Some(wasm), true) = (envoy, wasm, trusted) {
-        // As with `run`, who names a file of one form means that form.
-        let chosen = args.module.is_some() || args.wasm.is_none();
-        let module = module.as_deref().filter(|_| chosen);
-        found.push(load(&envoy, &version, &wasm, module));
+    if let (Some((envoy, version)), Some(_), true) = (envoy, wasm, trusted) {
+        found.push(load(&envoy, &version, args));
     }
     found.push(inotify());
     found.push(open_files(soft_and_hard()));
@@ -250,60 +245,57 @@ fn judged(path: &str, version: &str) -> Found {
     Found::ok(about, is)
 }
 
-/// Finds the module.
+/// Finds the wasm module.
 fn filter(named: Option<&Path>, found: &mut Vec<Found>) -> Option<PathBuf> {
     let about = "filter";
-    let path = match locate::wasm(named) {
-        Ok(path) => path,
+    match locate::wasm(named) {
+        // Source: WebAssembly Core Specification, 5.5.16, "Modules".
+        Ok(path) => looked_at(about, path, b"\0asm\x01\0\0\0", found, |path| {
+            format!(
+                "`{path}` is not a wasm module that can be read\nhint: `make build` makes it, and `--wasm` names another"
+            )
+        }),
         Err(error) => {
             found.push(Found::error(about, &error.to_string()));
-            return None;
+            None
         }
-    };
-    let bytes = fs::read(&path).unwrap_or_default();
-    // Source: WebAssembly Core Specification, 5.5.16, "Modules".
-    if !bytes.starts_with(b"\0asm\x01\0\0\0") {
-        let text = format!(
-            "`{}` is not a wasm module that can be read\nhint: `make build` makes it, and `--wasm` names another",
-            path.display()
-        );
-        found.push(Found::error(about, &text));
-        return None;
     }
-    let sum = locate::sha256(&path).unwrap_or_default();
-    let kib = bytes.len().div_ceil(1024);
-    let what = format!("`{}`, {kib} KiB, sha256 {sum}", path.display());
-    found.push(Found::ok(about, what));
-    Some(path)
 }
 
 /// Finds the native module. Without it `run` takes the wasm module, which does the same and costs more.
-fn native(named: Option<&Path>, found: &mut Vec<Found>) -> Option<PathBuf> {
+fn native(named: Option<&Path>, found: &mut Vec<Found>) {
     let about = "module";
-    let path = match locate::module(named) {
-        Ok(path) => path,
-        Err(error) if named.is_some() => {
-            found.push(Found::error(about, &error.to_string()));
-            return None;
+    match locate::module(named) {
+        Ok(path) => {
+            // Source: System V ABI, "ELF Identification".
+            looked_at(about, path, b"\x7fELF", found, |path| {
+                format!(
+                    "`{path}` is not a library that can be read\nhint: `make module` makes it, and `--module` names another"
+                )
+            });
         }
+        Err(error) if named.is_some() => found.push(Found::error(about, &error.to_string())),
         Err(error) => {
             let hint = "`run` takes the wasm module in its place, which costs more per request";
             found.push(Found::warning(about, error.to_string(), hint.to_owned()));
-            return None;
         }
-    };
+    }
+}
+
+/// Looks at a file of the filter, which must begin with these bytes.
+fn looked_at(
+    about: &'static str,
+    path: PathBuf,
+    begins: &[u8],
+    found: &mut Vec<Found>,
+    wrong: impl Fn(std::path::Display<'_>) -> String,
+) -> Option<PathBuf> {
     let bytes = fs::read(&path).unwrap_or_default();
-    // Source: System V ABI, "ELF Identification".
-    if !bytes.starts_with(b"\x7fELF") {
-        let text = format!(
-            "`{}` is not a library that can be read\nhint: `make module` makes it, and `--module` names another",
-            path.display()
-        );
-        found.push(Found::error(about, &text));
+    if !bytes.starts_with(begins) {
+        found.push(Found::error(about, &wrong(path.display())));
         return None;
     }
-    let sum = locate::sha256(&path).unwrap_or_default();
-    let kib = bytes.len().div_ceil(1024);
+    let (kib, sum) = (bytes.len().div_ceil(1024), egress_run::sha256(&bytes));
     let what = format!("`{}`, {kib} KiB, sha256 {sum}", path.display());
     found.push(Found::ok(about, what));
     Some(path)
@@ -323,9 +315,9 @@ fn defaults() -> Option<Rules> {
 }
 
 /// Lets Envoy load the filter, with rules of ours.
-fn load(envoy: &Path, version: &str, wasm: &Path, module: Option<&Path>) -> Found {
+fn load(envoy: &Path, version: &str, named: &Doctor) -> Found {
     let about = "load";
-    match tried(envoy, version, wasm, module) {
+    match tried(envoy, version, named) {
         Ok("module") => Found::ok(
             about,
             "Envoy loads the native filter, which `run` takes, and the filter takes its rules",
@@ -339,18 +331,11 @@ fn load(envoy: &Path, version: &str, wasm: &Path, module: Option<&Path>) -> Foun
 }
 
 /// Lets Envoy load the filter that `run` would take; returns its form.
-fn tried(
-    envoy: &Path,
-    version: &str,
-    wasm: &Path,
-    module: Option<&Path>,
-) -> Result<&'static str, String> {
+fn tried(envoy: &Path, version: &str, named: &Doctor) -> Result<&'static str, String> {
     let mut args = defaults().ok_or("cannot make settings")?;
-    let native = Version::find(version).is_some_and(|version| version >= MODULE_IS_TOLD_ALL);
-    match module.filter(|_| native) {
-        Some(module) => args.module = Some(module.to_owned()),
-        None => args.wasm = Some(wasm.to_owned()),
-    }
+    args.wasm.clone_from(&named.wasm);
+    args.module.clone_from(&named.module);
+    args.cheapest = true;
     let source = Source {
         name: "<doctor>".to_owned(),
         text: SAMPLE.to_owned(),

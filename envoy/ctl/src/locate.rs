@@ -121,10 +121,5 @@ pub(crate) fn sha256(path: &Path) -> Result<String, NotFound> {
         name: path.display().to_string(),
         error,
     })?;
-    let sum = ring::digest::digest(&ring::digest::SHA256, &bytes);
-    Ok(sum
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(egress_run::sha256(&bytes))
 }

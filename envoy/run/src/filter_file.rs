@@ -4,7 +4,6 @@
 //! that was replaced is another filter for Envoy only under another name. And what Envoy has mapped must never be written
 //! to, which a compiler or a package manager may do.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -26,7 +25,7 @@ const MODULE_STEM: &str = "libegress_filter_";
 pub(super) fn keep(folder: &Path, file: &FilterFile) -> io::Result<FilterFile> {
     let path = file.path();
     let bytes = fs::read(path).map_err(|error| about(path, error))?;
-    let digest = digest(&bytes);
+    let digest = sha256(&bytes);
     let name = match file {
         FilterFile::Wasm(_) => format!("egress-filter_{digest}.wasm"),
         FilterFile::Module(_) => format!("{MODULE_STEM}{digest}.so"),
@@ -64,17 +63,13 @@ fn about(path: &str, error: io::Error) -> io::Error {
     )
 }
 
-/// The first half of the SHA-256 is enough to tell apart what one user builds.
-fn digest(bytes: &[u8]) -> String {
+/// Returns the SHA-256 of bytes, as `sha256sum` prints it.
+pub fn sha256(bytes: &[u8]) -> String {
     let sum = ring::digest::digest(&ring::digest::SHA256, bytes);
     sum.as_ref()
         .iter()
-        .take(16)
-        .fold(String::new(), |mut text, byte| {
-            // Writing to a text does not fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[cfg(test)]

@@ -36,5 +36,6 @@ mod watch;
 
 pub use deployment::{Deployment, Recompile};
 pub use event::{Drain, Event, Events, Reloaded};
+pub use filter_file::sha256;
 pub use process::{LogLevel, version_of};
 pub use supervise::{Reload, Start, supervise};
