@@ -44,7 +44,7 @@ use common::{
 };
 
 /// What the application is told, word for word.
-const TOLD: [(&str, &str); 21] = [
+const TOLD: [(&str, &str); 25] = [
     ("expired", "a certificate in the server's chain has expired"),
     (
         "not_yet_valid",
@@ -119,6 +119,22 @@ const TOLD: [(&str, &str); 21] = [
     (
         "overflow",
         "as much as is allowed is under way to the server already",
+    ),
+    (
+        "proxy_auth_required",
+        "the proxy on the way out wants a user and a password, or others",
+    ),
+    (
+        "proxy_refused",
+        "the proxy on the way out refused the way to the server",
+    ),
+    (
+        "proxy_timeout",
+        "the proxy on the way out did not answer in time",
+    ),
+    (
+        "proxy_unreachable",
+        "the proxy on the way out cannot be reached, or hung up",
     ),
 ];
 

@@ -5,11 +5,12 @@ mod common;
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, ensure};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
     time::timeout,
 };
@@ -29,7 +30,7 @@ use egress_integration::{
 
 use common::{
     HOST, SHARED, SIMPLE, SOON, Trusted, assert_originated, egressctl, entry, entry_with,
-    eventually, log_of, only, originated, route, rule,
+    eventually, head, log_of, only, originated, route, rule,
 };
 
 const PROXY: &str = "proxy.example.com";
@@ -116,6 +117,10 @@ async fn a_proxy_that_refuses_is_not_gone_around() -> Result<()> {
         .await?;
     let answer = get(&proxy, HOST, "/refused").await?;
     assert_eq!(answer.status, 503, "{}", answer.body);
+    ensure!(
+        answer.body.starts_with("egress_proxy_auth_required: "),
+        "{answer:?}"
+    );
     let own = probe::get_tls(proxy.listener(443)?, HOST, HOST, "/own", &trusted.ca.pem()).await;
     ensure!(own.is_err(), "{own:?}");
     assert_eq!(site.counts(Listener::Tls).connections, 0);
@@ -562,24 +567,190 @@ async fn a_new_password_in_the_file_is_used_for_new_tunnels() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_proxy_that_never_answers_is_a_timeout() -> Result<()> {
-    let trusted = Trusted::new()?;
+/// A proxy that says this to whoever asks it; hangs up without a word; or holds the connection.
+async fn saying(words: Option<&'static str>) -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let url = format!("http://{}", listener.local_addr()?);
-    let _held = tokio::spawn(async move {
+    let addr = listener.local_addr()?;
+    tokio::spawn(async move {
         let mut held = Vec::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            held.push(stream);
+        while let Ok((mut stream, _)) = listener.accept().await {
+            match words {
+                None => held.push(stream),
+                Some(words) => {
+                    tokio::spawn(async move {
+                        head(&mut stream).await?;
+                        stream.write_all(words.as_bytes()).await?;
+                        anyhow::Ok(stream.shutdown().await?)
+                    });
+                }
+            }
         }
     });
+    Ok(addr)
+}
+
+/// How often there was this reason, as Envoy's counters have it.
+async fn counted(proxy: &Running, reason: &str) -> Result<u64> {
+    let name = format!("wasmcustom.egress.failure.{reason}: ");
+    let stats = proxy.admin_get("/stats?filter=egress.failure").await?.body;
+    let line = stats.lines().find_map(|line| line.strip_prefix(&name));
+    Ok(line.with_context(|| stats.clone())?.parse()?)
+}
+
+#[tokio::test]
+async fn what_a_proxy_answers_is_the_reason_for_every_caller() -> Result<()> {
+    const PLAIN: &str = "plain.example";
+    const CACHE: &str = "cache.example";
+    let trusted = Trusted::new()?;
+    let rules = originated(HOST, 443) + &entry(PLAIN, 8080) + &redis_rules(CACHE, "");
+    let gone = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await?
+        .local_addr()?;
+    let no = |status| match status {
+        407 => "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n",
+        403 => "HTTP/1.1 403 Forbidden\r\nContent-Length: 9\r\n\r\nForbidden",
+        _ => "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n",
+    };
+    for (upstream, reason, said) in [
+        (
+            saying(Some(no(407))).await?,
+            "proxy_auth_required",
+            "tunnel_response:407",
+        ),
+        (
+            saying(Some(no(403))).await?,
+            "proxy_refused",
+            "tunnel_response:403",
+        ),
+        (
+            saying(Some(no(502))).await?,
+            "proxy_refused",
+            "tunnel_response:502",
+        ),
+        (saying(Some("")).await?, "proxy_unreachable", ""),
+        (
+            gone,
+            "proxy_unreachable",
+            "delayed_connect_error:_Connection_refused",
+        ),
+    ] {
+        let proxy = through(&trusted, &rules, &format!("http://{upstream}"))
+            .port(6379, 0)
+            .start()
+            .await?;
+        for (host, path) in [(HOST, "/originated"), (PLAIN, "/forwarded")] {
+            let answer = get(&proxy, host, path).await?;
+            assert_eq!(answer.status, 503, "{said}: {answer:?}");
+            let body = format!("egress_{reason}: the proxy on the way out ");
+            ensure!(answer.body.starts_with(&body), "{said}: {answer:?}");
+            let log = log_of(&proxy, path).await?;
+            assert_eq!(log.egress("reason"), reason, "{log:#?}");
+            let details = format!("upstream_proxy{{{said}|{upstream}}}");
+            let logged = log.istio("response_code_details");
+            // A proxy that was not reached has no address that answered.
+            ensure!(
+                logged == details || reason == "proxy_unreachable" && logged.contains(said),
+                "{logged}"
+            );
+        }
+        let mut stream = TcpStream::connect(proxy.listener(6379)?).await?;
+        let _closed = timeout(SOON, stream.read_to_end(&mut Vec::new())).await?;
+        let wanted = format!("reason={reason} ");
+        let told = |line: &str| line.contains(&wanted) && line.contains("cluster=outbound|6379");
+        proxy.wait_for_log(told, SOON).await?;
+        assert_eq!(counted(&proxy, reason).await?, 3, "{said}");
+        assert_eq!(counted(&proxy, "reset").await?, 0, "{said}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_proxy_that_never_answers_is_told_from_a_server_that_does_not() -> Result<()> {
+    let trusted = Trusted::new()?;
     let policy = "{tls: {mode: SIMPLE}, connectionPool: {tcp: {connectTimeout: 1s}}}";
     let rules = entry(HOST, 443) + &rule(HOST, policy);
-    let proxy = through(&trusted, &rules, &url).start().await?;
-    let answer = get(&proxy, HOST, "/silent").await?;
-    assert_eq!(answer.status, 503);
-    ensure!(answer.body.starts_with("egress_timeout: "), "{answer:?}");
+    let silent = saying(None).await?;
+    let through_one = ConnectProxy::start([(format!("{HOST}:443"), silent)], None).await?;
+    for (upstream, reason) in [(silent, "proxy_timeout"), (through_one.addr(), "timeout")] {
+        let proxy = through(&trusted, &rules, &format!("http://{upstream}"))
+            .start()
+            .await?;
+        let answer = get(&proxy, HOST, "/silent").await?;
+        assert_eq!(answer.status, 503);
+        ensure!(
+            answer.body.starts_with(&format!("egress_{reason}: ")),
+            "{answer:?}"
+        );
+        let log = log_of(&proxy, "/silent").await?;
+        assert_eq!(log.egress("reason"), reason, "{log:#?}");
+        assert_eq!(counted(&proxy, reason).await?, 1);
+    }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_told_of_once_the_proxy_agrees() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let wrong = trusted.site(["other.example"]).await?;
+    let hangs_up = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let broken = hangs_up.local_addr()?;
+    tokio::spawn(async move { while hangs_up.accept().await.is_ok() {} });
+    // The first is refused; the proxy then leads to a server that hangs up, and to one that is another.
+    let (refusing, hanging, leading) = (
+        ConnectProxy::start([], None).await?,
+        ConnectProxy::start([(format!("{HOST}:443"), broken)], None).await?,
+        ConnectProxy::start([(format!("{HOST}:443"), wrong.tls_addr())], None).await?,
+    );
+    let relay = Relay::start(refusing.addr()).await?;
+    let proxy = through(
+        &trusted,
+        &originated(HOST, 443),
+        &format!("http://{}", relay.addr),
+    )
+    .start()
+    .await?;
+    for (to, reason) in [
+        (refusing.addr(), "proxy_refused"),
+        (hanging.addr(), "reset"),
+        (refusing.addr(), "proxy_refused"),
+        (leading.addr(), "name_mismatch"),
+    ] {
+        relay.lead(to);
+        let answer = get(&proxy, HOST, "/").await?;
+        ensure!(
+            answer.body.starts_with(&format!("egress_{reason}: ")),
+            "{reason}: {answer:?}"
+        );
+    }
+    Ok(())
+}
+
+/// What carries connections to where it was last told.
+struct Relay {
+    addr: SocketAddr,
+    to: Arc<Mutex<SocketAddr>>,
+}
+
+impl Relay {
+    async fn start(to: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let (addr, to) = (listener.local_addr()?, Arc::new(Mutex::new(to)));
+        let now = Arc::clone(&to);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let to = *now.lock().unwrap_or_else(PoisonError::into_inner);
+                tokio::spawn(async move {
+                    let mut other = TcpStream::connect(to).await?;
+                    anyhow::Ok(copy_bidirectional(&mut stream, &mut other).await?)
+                });
+            }
+        });
+        Ok(Self { addr, to })
+    }
+
+    fn lead(&self, to: SocketAddr) {
+        *self.to.lock().unwrap_or_else(PoisonError::into_inner) = to;
+    }
 }
 
 #[tokio::test]

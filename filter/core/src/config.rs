@@ -99,6 +99,8 @@ pub enum FilterKind {
     Http,
     /// Connections: it is a network filter.
     Network,
+    /// Connections within Envoy for which the upstream proxy is asked: it is a network filter too, and needs no rules.
+    Tunnel,
 }
 
 words! {
@@ -106,6 +108,7 @@ words! {
     FilterKind {
         Http "HTTP",
         Network "NETWORK",
+        Tunnel "TUNNEL",
     }
 }
 

@@ -140,6 +140,18 @@ pub const WITHIN_STATE: &str = "wasm.egress_within";
 /// The filter state that the connection within Envoy has, and by which such connections are told apart.
 pub const TARGET_STATE: &str = "egress.within";
 
+/// The property with [`UPSTREAM_TUNNEL_STATE`], where a connection within Envoy has it.
+pub const TUNNEL_TARGET: [&str; 2] = ["filter_state", UPSTREAM_TUNNEL_STATE];
+
+/// The property with the server's address, or the proxy's.
+pub const UPSTREAM_ADDRESS: [&str; 2] = ["upstream", "address"];
+
+/// The property with the address that we have towards a server. A connection that asks a proxy has it once the proxy
+/// has agreed.
+///
+/// Source: envoyproxy/envoy `source/common/tcp_proxy/tcp_proxy.cc`, `Filter::onGenericPoolReady`.
+pub const UPSTREAM_LOCAL_ADDRESS: [&str; 2] = ["upstream", "local_address"];
+
 /// The property with [`TARGET_STATE`].
 pub const TARGET: [&str; 2] = ["filter_state", TARGET_STATE];
 

@@ -112,6 +112,9 @@ pub struct Dialled {
     pub destination: Option<SocketAddr>,
     /// The SNI of the application's own TLS; `None` or empty where there is none.
     pub server_name: Option<Vec<u8>>,
+    /// Of a connection within Envoy: what the host knows it by as long as it lives, and what the upstream proxy is asked
+    /// for.
+    pub tunnel: Option<(usize, Vec<u8>)>,
 }
 
 impl Dialled {
@@ -133,6 +136,8 @@ pub struct Wanted {
     pub destination: bool,
     /// The SNI.
     pub server_name: bool,
+    /// What the upstream proxy is asked for. It is no connection of an application's then.
+    pub tunnel: bool,
 }
 
 /// How a connection ended, in Envoy's words.

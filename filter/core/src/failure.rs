@@ -56,6 +56,14 @@ pub enum Failure {
     BadAnswer,
     /// More was under way to the servers of a cluster than its limits allow.
     Overflow,
+    /// The proxy that all connections go out through wants a login, or another one.
+    ProxyAuthRequired,
+    /// That proxy answered otherwise than with the way to the server.
+    ProxyRefused,
+    /// That proxy did not answer in time.
+    ProxyTimeout,
+    /// That proxy cannot be reached, or hung up.
+    ProxyUnreachable,
 }
 
 /// What is known of a connection that may have failed.
@@ -123,6 +131,10 @@ failures! {
     TunnelRefused "tunnel_refused" "the proxy on the way to the server refused the tunnel";
     BadAnswer "bad_answer" "the server's answer is not valid HTTP, or its headers are too large";
     Overflow "overflow" "as much as is allowed is under way to the server already";
+    ProxyAuthRequired "proxy_auth_required" "the proxy on the way out wants a user and a password, or others";
+    ProxyRefused "proxy_refused" "the proxy on the way out refused the way to the server";
+    ProxyTimeout "proxy_timeout" "the proxy on the way out did not answer in time";
+    ProxyUnreachable "proxy_unreachable" "the proxy on the way out cannot be reached, or hung up";
 }
 
 impl Failure {
@@ -219,6 +231,15 @@ impl Failure {
         // In the details of HTTP spaces are underscores.
         let transport = end.transport.replace(' ', "_");
         Some(of_transport(&transport, shows_certificate).unwrap_or(Failure::Reset))
+    }
+
+    /// Classifies why the upstream proxy gave no tunnel, by Envoy's text with underscores for spaces.
+    pub(crate) fn of_proxy(transport: &str) -> Failure {
+        match transport.strip_prefix("tunnel_response:") {
+            Some("407") => Failure::ProxyAuthRequired,
+            Some(_) => Failure::ProxyRefused,
+            None => Failure::ProxyUnreachable,
+        }
     }
 
     /// Returns the position of the failure in [`Failure::ALL`].

@@ -60,6 +60,7 @@ mod plan;
 pub mod protobuf;
 mod stream;
 mod text;
+mod tunnels;
 mod worker;
 
 pub use config::{AuthorityMode, FilterKind, MetadataFormat, PluginConfig, Variants};

@@ -117,6 +117,12 @@ fn write_tunnel(config: &Loaded, decision: &Decision<'_, '_>, tunnel: &mut Strin
     tunnel.push_str(itoa(port.get(), &mut [0; 5]));
 }
 
+fn tunnel(config: &Loaded, decision: &Decision<'_, '_>) -> Option<String> {
+    let mut tunnel = String::new();
+    write_tunnel(config, decision, &mut tunnel);
+    (!tunnel.is_empty()).then_some(tunnel)
+}
+
 fn push_tunnel(config: &Loaded, scratch: &Scratch, act: Act<'_>) -> Result<(), HostError> {
     if config.upstream_proxy {
         act(Effect::Tunnel(&scratch.tunnel))?;

@@ -10,8 +10,9 @@ use crate::client_hello::{TELLING, begins_tls};
 use crate::contract;
 use crate::effect::{Act, Effect, HostError};
 use crate::facts::{ConnectionEnd, Dialled, HttpRequest, HttpWanted, Wanted};
-use crate::plan::http::{failed, http_wanted, plan_failure, plan_plaintext};
-use crate::plan::tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};
+use crate::plan::http::{asked_for, failed, http_wanted, plan_failure, plan_plaintext};
+use crate::plan::tcp::{self, connection_failed, plan_connection_failure, plan_tcp, wanted};
+use crate::tunnels::{Tunnel, refusal};
 use crate::worker::Worker;
 
 /// What a host does with a stream once the effects are applied.
@@ -119,6 +120,8 @@ impl HttpStream {
     /// another answer has taken its place.
     ///
     /// `headers` is how many the response has. `details` reads `%RESPONSE_CODE_DETAILS%`, `content_type` the header.
+    /// `has_tunnel` tells of a connection within Envoy, by its number in [`Dialled::tunnel`], whether the upstream proxy
+    /// has agreed. It is asked only about such as live.
     ///
     /// # Errors
     /// Those of `details`, `content_type` and `act`. The response may go on then; it is a failure that is not told whole.
@@ -127,6 +130,7 @@ impl HttpStream {
         headers: usize,
         details: impl FnOnce() -> Result<Vec<u8>, HostError>,
         content_type: impl FnOnce() -> Result<Vec<u8>, HostError>,
+        has_tunnel: fn(usize) -> bool,
         act: Act<'_>,
     ) -> Result<Next, HostError> {
         let again = std::mem::replace(&mut self.answered, true);
@@ -140,6 +144,12 @@ impl HttpStream {
         let details = std::str::from_utf8(&details).unwrap_or_default();
         let Some(failure) = failed(config, &facts, details) else {
             return Ok(Next::Continue);
+        };
+        let proxy = asked_for(config, &facts)
+            .and_then(|target| refusal(&target, failure, details, has_tunnel));
+        let (failure, details) = match &proxy {
+            Some(refusal) => (refusal.failure, refusal.details.as_str()),
+            None => (failure, details),
         };
         let grpc = content_type()?.starts_with(b"application/grpc");
         let mut next = Next::Continue;
@@ -161,12 +171,18 @@ pub struct Connection {
     worker: Rc<Worker>,
     /// What it was planned by, once it was let go.
     sent: Option<Dialled>,
+    /// Where it asks the upstream proxy, and no plan is needed.
+    tunnel: Option<Tunnel>,
 }
 
 impl Connection {
     /// Begins with nothing known.
     pub fn new(worker: Rc<Worker>) -> Self {
-        Connection { worker, sent: None }
+        Connection {
+            worker,
+            sent: None,
+            tunnel: None,
+        }
     }
 
     /// Returns which facts of the connection must be read.
@@ -179,6 +195,11 @@ impl Connection {
     /// # Errors
     /// That of `act`. The connection must be closed then.
     pub fn on_new(&mut self, dialled: Dialled, act: Act<'_>) -> Result<Next, HostError> {
+        if self.wanted().tunnel {
+            let tunnel = dialled.tunnel;
+            self.tunnel = tunnel.map(|(number, target)| Tunnel::new(number, &target));
+            return Ok(Next::Continue);
+        }
         let mut ends = false;
         let act: Act<'_> = &mut |effect| {
             ends |= effect.ends();
@@ -196,19 +217,23 @@ impl Connection {
 
     /// Returns why the server was not reached, if it was not. Only the first call says so.
     ///
-    /// `flags` reads [`ConnectionEnd::flags`], `transport` reads [`ConnectionEnd::transport`].
+    /// `flags` reads [`ConnectionEnd::flags`], `transport` reads [`ConnectionEnd::transport`], `server` the address that
+    /// was tried. `has_tunnel` is as in [`HttpStream::on_response`].
     ///
     /// # Errors
-    /// Those of `flags`, `transport` and `act`: a failure is not told whole.
+    /// Those of `flags`, `transport`, `server` and `act`: a failure is not told whole.
     pub fn on_close(
         &mut self,
         flags: impl FnOnce() -> Result<u64, HostError>,
         transport: impl FnOnce() -> Result<Vec<u8>, HostError>,
+        server: impl FnOnce() -> Result<Vec<u8>, HostError>,
+        has_tunnel: fn(usize) -> bool,
         act: Act<'_>,
     ) -> Result<(), HostError> {
-        let Some(sent) = self.sent.take() else {
+        let (sent, tunnel) = (self.sent.take(), self.tunnel.take());
+        if sent.is_none() && tunnel.is_none() {
             return Ok(());
-        };
+        }
         let flags = flags()?;
         if flags == 0 {
             return Ok(());
@@ -218,10 +243,19 @@ impl Connection {
             flags,
             transport: std::str::from_utf8(&transport).unwrap_or_default(),
         };
+        if let Some(tunnel) = tunnel {
+            tunnel.close(&end, &server()?);
+        }
+        let Some(sent) = sent else {
+            return Ok(());
+        };
         let (config, facts) = (self.worker.config(), sent.facts());
         let Some(failure) = connection_failed(config, &facts, &end) else {
             return Ok(());
         };
+        let proxy = tcp::asked_for(config, &facts)
+            .and_then(|target| refusal(&target, failure, "", has_tunnel));
+        let failure = proxy.map_or(failure, |refusal| refusal.failure);
         self.worker
             .with_scratch(|scratch| plan_connection_failure(config, &facts, failure, scratch, act))
     }
@@ -348,7 +382,13 @@ mod tests {
         let (next, _) = seen(|act| stream.on_request(request("web.example", false), act));
         assert_eq!(next, Next::Continue);
         let (next, effects) = seen(|act| {
-            stream.on_response(4, || Ok(REFUSED.into()), || Ok(b"text/plain".into()), act)
+            stream.on_response(
+                4,
+                || Ok(REFUSED.into()),
+                || Ok(b"text/plain".into()),
+                |_| true,
+                act,
+            )
         });
         assert_eq!(next, Next::Stop);
         let [answer, count] = &effects[..] else {
@@ -361,7 +401,7 @@ mod tests {
         );
         assert_eq!(count, "Count(Refused)");
         // The answer that took its place is none to look at.
-        let (next, effects) = seen(|act| stream.on_response(4, unread, unread, act));
+        let (next, effects) = seen(|act| stream.on_response(4, unread, unread, |_| true, act));
         assert_eq!((next, effects), (Next::Continue, vec![]));
     }
 
@@ -371,7 +411,7 @@ mod tests {
         seen(|act| stream.on_request(request("web.example", false), act));
         let (next, effects) = seen(|act| {
             let grpc = || Ok(b"application/grpc+proto".into());
-            stream.on_response(4, || Ok(REFUSED.into()), grpc, act)
+            stream.on_response(4, || Ok(REFUSED.into()), grpc, |_| true, act)
         });
         assert_eq!(next, Next::Continue);
         assert!(
@@ -386,7 +426,8 @@ mod tests {
             let mut stream = port_80();
             seen(|act| stream.on_request(request("web.example", false), act));
             let details = || details.map_or_else(unread, |details| Ok(details.into()));
-            let (next, effects) = seen(|act| stream.on_response(headers, details, unread, act));
+            let (next, effects) =
+                seen(|act| stream.on_response(headers, details, unread, |_| true, act));
             assert_eq!((next, effects), (Next::Continue, vec![]));
         }
     }
@@ -399,7 +440,7 @@ mod tests {
             (next, effects),
             (Next::Stop, vec!["answer egress_unknown_host".to_owned()])
         );
-        let (next, effects) = seen(|act| stream.on_response(3, unread, unread, act));
+        let (next, effects) = seen(|act| stream.on_response(3, unread, unread, |_| true, act));
         assert_eq!((next, effects), (Next::Continue, vec![]));
     }
 
@@ -408,7 +449,7 @@ mod tests {
         let mut stream = port_80();
         let refused = stream.on_request(request("web.example", false), &mut |_| Err(HostError));
         assert_eq!(refused, Err(HostError));
-        let (next, effects) = seen(|act| stream.on_response(3, unread, unread, act));
+        let (next, effects) = seen(|act| stream.on_response(3, unread, unread, |_| true, act));
         assert_eq!((next, effects), (Next::Continue, vec![]));
     }
 
@@ -448,7 +489,7 @@ mod tests {
             );
             // Once Envoy has said that there is a connection, there is no other answer.
             let mut stream = connected();
-            seen(|act| stream.on_response(2, || Ok(b"via_upstream".into()), unread, act));
+            seen(|act| stream.on_response(2, || Ok(b"via_upstream".into()), unread, |_| true, act));
             assert_eq!(
                 answer(&mut stream),
                 (Next::Stop, vec!["CloseRequest".to_owned()])
@@ -483,11 +524,11 @@ mod tests {
         };
         let mut stream = begun();
         let refused = || Ok(b"delayed connect error: Connection refused".into());
-        let ((), effects) = seen(|act| stream.on_close(|| Ok(UF), refused, act));
+        let ((), effects) = seen(|act| stream.on_close(|| Ok(UF), refused, unread, |_| true, act));
         assert_eq!(effects, ["Count(Refused)"]);
-        let ((), effects) = seen(|act| stream.on_close(unread, unread, act));
+        let ((), effects) = seen(|act| stream.on_close(unread, unread, unread, |_| true, act));
         assert!(effects.is_empty(), "{effects:?}");
-        let ((), effects) = seen(|act| begun().on_close(|| Ok(0), unread, act));
+        let ((), effects) = seen(|act| begun().on_close(|| Ok(0), unread, unread, |_| true, act));
         assert!(effects.is_empty(), "{effects:?}");
     }
 
@@ -497,7 +538,7 @@ mod tests {
         let mut stream = Connection::new(worker(settings));
         let (next, effects) = seen(|act| stream.on_new(Dialled::default(), act));
         assert_eq!((next, effects), (Next::Stop, vec!["Close".to_owned()]));
-        let ((), effects) = seen(|act| stream.on_close(unread, unread, act));
+        let ((), effects) = seen(|act| stream.on_close(unread, unread, unread, |_| true, act));
         assert!(effects.is_empty(), "{effects:?}");
     }
 }

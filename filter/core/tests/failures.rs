@@ -67,9 +67,10 @@ fn the_page_has_exactly_the_reasons_of_the_code() {
 fn what_the_page_quotes_has_the_reason_of_its_row() {
     for (reason, texts) in rows() {
         assert!(!texts.is_empty(), "{reason}");
-        for text in texts {
+        // What the upstream proxy said is not in Envoy's details: see the tests of `tunnels`.
+        for text in texts.iter().filter(|_| !reason.starts_with("proxy_")) {
             let shows = reason == Failure::ClientCertificateRejected.as_str();
-            assert_eq!(of(&framed(&text), shows), Some(reason), "{text}");
+            assert_eq!(of(&framed(text), shows), Some(reason), "{text}");
         }
     }
 }
@@ -79,7 +80,7 @@ fn what_the_page_quotes_has_the_reason_of_its_row() {
 fn a_log_that_searches_the_text_says_what_the_page_says() {
     let mut told = BTreeSet::new();
     for (reason, texts) in rows() {
-        for quoted in texts {
+        for quoted in texts.iter().filter(|_| !reason.starts_with("proxy_")) {
             // In the details that the page quotes, spaces are underscores.
             let mut all = Failure::TRANSPORT_TEXTS.into_iter();
             let first = all.find(|(text, _)| quoted.contains(&text.replace(' ', "_")));

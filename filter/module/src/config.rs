@@ -31,10 +31,11 @@ impl Config {
                 return None;
             }
         };
-        if loaded.filter != kind {
+        let network = loaded.filter != FilterKind::Http;
+        if network != (kind == FilterKind::Network) {
             log(
                 Level::Error,
-                "egress: the configuration is for the other kind of filter: `filter` must be HTTP for an HTTP filter, and NETWORK for a network filter",
+                "egress: the configuration is for the other kind of filter: `filter` must be HTTP for an HTTP filter, and NETWORK or TUNNEL for a network filter",
             );
             return None;
         }

@@ -102,6 +102,10 @@ pub enum Attribute {
     DestinationPort = 27,
     /// `connection.id`
     ConnectionId = 28,
+    /// `upstream.address`
+    UpstreamAddress = 41,
+    /// `upstream.local_address`
+    UpstreamLocalAddress = 51,
     /// `upstream.transport_failure_reason`
     TransportFailure = 52,
     /// `xds.route_name`
@@ -199,6 +203,11 @@ unsafe extern "C" {
         by: u64,
     ) -> u32;
 
+    fn envoy_dynamic_module_callback_network_get_filter_state_bytes(
+        filter: *mut c_void,
+        key: ModuleBuffer,
+        value: *mut EnvoyBuffer,
+    ) -> bool;
     fn envoy_dynamic_module_callback_network_set_filter_state_bytes(
         filter: *mut c_void,
         key: ModuleBuffer,
@@ -691,6 +700,25 @@ impl NetworkHost<'_> {
         unsafe { get(self.filter, attribute as u32, &mut value).then_some(value) }
     }
 
+    /// Reads a filter-state object that is a text; `None` when there is none.
+    pub(crate) fn text(&self, key: &str) -> Option<Vec<u8>> {
+        let mut value = EnvoyBuffer::EMPTY;
+        // SAFETY: as in `destination`.
+        unsafe {
+            envoy_dynamic_module_callback_network_get_filter_state_bytes(
+                self.filter,
+                key.into(),
+                &mut value,
+            )
+            .then(|| value.to_vec())
+        }
+    }
+
+    /// Returns a number that no other connection has while this one lives.
+    pub(crate) fn number_of_connection(&self) -> usize {
+        self.filter.expose_provenance()
+    }
+
     /// Closes the application's connection. It comes last in a hook.
     pub(crate) fn close(self) {
         // SAFETY: nothing is passed but the pointer of the hook, and Envoy keeps its filter until the hook returns.
@@ -706,6 +734,19 @@ impl NetworkHost<'_> {
             envoy_dynamic_module_callback_network_filter_increment_counter(self.filter, counter, 1)
         })
     }
+}
+
+/// Whether a connection within Envoy has a tunnel of the upstream proxy. Where Envoy does not say, it has.
+///
+/// # Safety
+/// `number` is one of [`NetworkHost::number_of_connection`] of this thread, and the connection was not destroyed since.
+pub(crate) unsafe fn has_tunnel(number: usize) -> bool {
+    if Newer::get().network_text.is_none() {
+        return true;
+    }
+    // SAFETY: Envoy keeps its filter as long as the connection, which lives, as the caller says; and its thread is here.
+    let host = unsafe { NetworkHost::new(ptr::with_exposed_provenance_mut(number)) };
+    host.attribute(Attribute::UpstreamLocalAddress).is_some()
 }
 
 /// What a configuration is made for, while it is made.

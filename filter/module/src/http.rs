@@ -9,6 +9,7 @@ use egress_policy::PortNumber;
 use crate::apply;
 use crate::config::Config;
 use crate::host::{Attribute, HttpHost, Level, log};
+use crate::network::has_tunnel;
 
 /// A request.
 ///
@@ -98,7 +99,7 @@ impl Request {
         };
         let content_type = || Ok(host.response_header("content-type").unwrap_or_default());
         let count = host.response_headers();
-        let result = stream.on_response(count, details, content_type, &mut |effect| {
+        let result = stream.on_response(count, details, content_type, has_tunnel, &mut |effect| {
             self.apply(host, effect, &mut last)
         });
         drop(stream);

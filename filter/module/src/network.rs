@@ -3,11 +3,11 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use egress_filter::{Connection as Stream, Dialled, Effect, HostError, Next};
+use egress_filter::{Connection as Stream, Dialled, Effect, HostError, Next, contract};
 
 use crate::apply;
 use crate::config::Config;
-use crate::host::{Attribute, Level, NetworkHost, log};
+use crate::host::{self, Attribute, Level, NetworkHost, log};
 
 /// A connection.
 ///
@@ -38,6 +38,10 @@ impl Connection {
         if wanted.server_name {
             dialled.server_name = host.server_name();
         }
+        if wanted.tunnel {
+            let target = host.text(contract::UPSTREAM_TUNNEL_STATE);
+            dialled.tunnel = target.map(|target| (host.number_of_connection(), target));
+        }
         let mut close = false;
         let result = stream.on_new(dialled, &mut |effect| self.apply(host, effect, &mut close));
         drop(stream);
@@ -61,13 +65,11 @@ impl Connection {
             return;
         };
         let flags = || Ok(host.number(Attribute::ResponseFlags).unwrap_or(0));
-        let transport = || {
-            Ok(host
-                .attribute(Attribute::TransportFailure)
-                .unwrap_or_default())
-        };
+        let text = |attribute| Ok(host.attribute(attribute).unwrap_or_default());
+        let transport = || text(Attribute::TransportFailure);
+        let server = || text(Attribute::UpstreamAddress);
         let mut close = false;
-        let result = stream.on_close(flags, transport, &mut |effect| {
+        let result = stream.on_close(flags, transport, server, has_tunnel, &mut |effect| {
             self.apply(host, effect, &mut close)
         });
         if let Err(HostError) = result {
@@ -99,6 +101,16 @@ impl Connection {
         }
         apply::apply(host, &self.config, effect)
     }
+}
+
+/// Whether the upstream proxy has agreed to a tunnel.
+#[expect(
+    unsafe_code,
+    reason = "the number is a pointer of Envoy's, whose life is known here"
+)]
+pub(crate) fn has_tunnel(number: usize) -> bool {
+    // SAFETY: only a connection that lives is asked about, of this thread: its stream is dropped before Envoy's filter.
+    unsafe { host::has_tunnel(number) }
 }
 
 /// Panics where whoever started Envoy asks for it.

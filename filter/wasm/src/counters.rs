@@ -23,7 +23,11 @@ pub(crate) fn define() {
     if COUNTERS.get().is_some() {
         return;
     }
-    let counters = Failure::ALL.map(|failure| host::counter(failure.counter()).ok());
+    let mut counters: Counters = [None; Failure::ALL.len()];
+    // A loop, for `map` is as many calls as there are failures, and takes as much room.
+    for (counter, failure) in counters.iter_mut().zip(Failure::ALL) {
+        *counter = host::counter(failure.counter()).ok();
+    }
     if counters.contains(&None) {
         error!("egress: the host did not define the counters; failures are logged, not counted");
     }

@@ -12,7 +12,7 @@
 
 use std::ptr::null_mut;
 
-use egress_filter::HostError;
+use egress_filter::{HostError, contract};
 
 const OK: u32 = 0;
 const NOT_FOUND: u32 = 1;
@@ -76,6 +76,7 @@ unsafe extern "C" {
         value_len: *mut usize,
     ) -> u32;
     fn proxy_close_stream(stream: u32) -> u32;
+    fn proxy_set_effective_context(context: u32) -> u32;
     fn proxy_define_metric(kind: u32, name: *const u8, name_len: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, by: i64) -> u32;
 }
@@ -139,6 +140,7 @@ pub(crate) fn remove_request_header(name: &str) -> Result<(), HostError> {
 }
 
 /// Reads a property of one or more parts; `None` when the host does not know it.
+#[inline(never)]
 pub(crate) fn property(path: &[&str]) -> Result<Option<Vec<u8>>, HostError> {
     let path = path.join("\0");
     let (mut value, mut len) = (null_mut(), 0);
@@ -228,6 +230,23 @@ pub(crate) fn counter(name: &str) -> Result<u32, HostError> {
 pub(crate) fn increment(counter: u32) -> Result<(), HostError> {
     // SAFETY: nothing is passed but numbers.
     done(unsafe { proxy_increment_metric(counter, 1) })
+}
+
+/// Whether a connection within Envoy has a tunnel of the upstream proxy. It is known by the number of its context.
+pub(crate) fn has_tunnel(context: usize) -> bool {
+    // The context that has the hook.
+    const OWN: u32 = 0;
+    let ask = |context| {
+        // SAFETY: nothing is passed but a number.
+        done(unsafe { proxy_set_effective_context(context) })
+    };
+    let Ok(()) = u32::try_from(context).map_err(|_| HostError).and_then(ask) else {
+        return false;
+    };
+    let address = property(&contract::UPSTREAM_LOCAL_ADDRESS);
+    // There is always a context that has the hook.
+    let _ = ask(OWN);
+    matches!(address, Ok(Some(_)))
 }
 
 /// Closes the application's connection, where bytes are handled.

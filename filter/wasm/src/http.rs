@@ -5,11 +5,12 @@ use std::rc::Rc;
 use egress_filter::{HostError, HttpRequest, HttpStream, Next, ON_HOST_ERROR, Worker, contract};
 use egress_policy::PortNumber;
 use log::error;
-use proxy_wasm::traits::{Context, HttpContext};
+use proxy_wasm::traits::HttpContext;
 use proxy_wasm::types::Action;
 
 use crate::apply::{action, apply};
 use crate::host;
+use crate::sdk::{bare_context, nothing};
 
 /// A request.
 pub struct Request {
@@ -54,9 +55,38 @@ impl Request {
     }
 }
 
-impl Context for Request {}
+bare_context!(Request);
 
 impl HttpContext for Request {
+    nothing! {
+        get_http_request_headers() -> Vec<(String, String)>;
+        get_http_request_headers_bytes() -> Vec<(String, Vec<u8>)>;
+        get_http_request_header(&str) -> Option<String>;
+        get_http_request_header_bytes(&str) -> Option<Vec<u8>>;
+        get_http_request_body(usize, usize) -> Option<Vec<u8>>;
+        get_http_request_trailers() -> Vec<(String, String)>;
+        get_http_request_trailers_bytes() -> Vec<(String, Vec<u8>)>;
+        get_http_request_trailer(&str) -> Option<String>;
+        get_http_request_trailer_bytes(&str) -> Option<Vec<u8>>;
+        get_http_response_headers() -> Vec<(String, String)>;
+        get_http_response_headers_bytes() -> Vec<(String, Vec<u8>)>;
+        get_http_response_header(&str) -> Option<String>;
+        get_http_response_header_bytes(&str) -> Option<Vec<u8>>;
+        get_http_response_body(usize, usize) -> Option<Vec<u8>>;
+        get_http_response_trailers() -> Vec<(String, String)>;
+        get_http_response_trailers_bytes() -> Vec<(String, Vec<u8>)>;
+        get_http_response_trailer(&str) -> Option<String>;
+        get_http_response_trailer_bytes(&str) -> Option<Vec<u8>>;
+        set_http_request_headers(Vec<(&str, &str)>) -> ();
+        set_http_request_headers_bytes(Vec<(&str, &[u8])>) -> ();
+        set_http_request_trailers(Vec<(&str, &str)>) -> ();
+        set_http_request_trailers_bytes(Vec<(&str, &[u8])>) -> ();
+        set_http_response_headers(Vec<(&str, &str)>) -> ();
+        set_http_response_headers_bytes(Vec<(&str, &[u8])>) -> ();
+        set_http_response_trailers(Vec<(&str, &str)>) -> ();
+        set_http_response_trailers_bytes(Vec<(&str, &[u8])>) -> ();
+    }
+
     fn on_http_request_headers(&mut self, _count: usize, _end_of_stream: bool) -> Action {
         match self.handle() {
             Ok(next) => action(next),
@@ -90,7 +120,7 @@ impl HttpContext for Request {
         };
         let details = || Ok(host::property(&contract::RESPONSE_DETAILS)?.unwrap_or_default());
         let content_type = || Ok(host::response_header("content-type")?.unwrap_or_default());
-        match stream.on_response(count, details, content_type, &mut apply) {
+        match stream.on_response(count, details, content_type, host::has_tunnel, &mut apply) {
             Ok(next) => action(next),
             Err(HostError) => {
                 error!("egress: the host refused a call; a failure is not told whole");

@@ -5,8 +5,9 @@
 //! ```
 //!
 //! [`root`] keeps the configuration. [`http`] handles one request, and [`tcp`] one connection that is not HTTP. `apply`
-//! applies effects, and `counters` counts failures. `routes` knows when Envoy must be told to choose the route again.
-//! Only `host` calls the host. Nothing is decided here: an `if` about policy belongs in `egress-policy`.
+//! applies effects, and `counters` counts failures. `sdk` leaves out what the SDK offers. `routes` knows when Envoy must
+//! be told to choose the route again. Only `host` calls the host. Nothing is decided here: an `if` about policy belongs
+//! in `egress-policy`.
 //!
 //! What it does not do: TLS. The transport socket of the request's cluster does that.
 
@@ -19,6 +20,7 @@ mod host;
 pub mod http;
 pub mod root;
 mod routes;
+mod sdk;
 pub mod tcp;
 
 /// What Envoy calls first.

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use egress_filter::{FilterKind, HostError, MetadataFormat, Worker, contract, protobuf};
 use log::{error, info, warn};
-use proxy_wasm::traits::{Context, HttpContext, RootContext, StreamContext};
+use proxy_wasm::traits::{HttpContext, RootContext, StreamContext};
 use proxy_wasm::types::ContextType;
 
 use crate::http::Request;
+use crate::sdk::bare_context;
 use crate::tcp::Connection;
 use crate::{counters, host, routes};
 
@@ -20,7 +21,7 @@ pub struct Root {
     worker: Option<Rc<Worker>>,
 }
 
-impl Context for Root {}
+bare_context!(Root);
 
 impl RootContext for Root {
     fn on_configure(&mut self, _size: usize) -> bool {
@@ -67,15 +68,16 @@ impl RootContext for Root {
         Some(Box::new(Request::new(self.worker.clone())))
     }
 
-    fn create_stream_context(&self, _context_id: u32) -> Option<Box<dyn StreamContext>> {
-        Some(Box::new(Connection::new(self.worker.clone())))
+    fn create_stream_context(&self, context_id: u32) -> Option<Box<dyn StreamContext>> {
+        let context = usize::try_from(context_id).ok()?;
+        Some(Box::new(Connection::new(context, self.worker.clone())))
     }
 
     // Asked for each request and connection, so what the configuration says of it is kept.
     fn get_type(&self) -> Option<ContextType> {
         Some(
             match self.worker.as_ref().map(|worker| worker.config().filter) {
-                Some(FilterKind::Network) => ContextType::StreamContext,
+                Some(FilterKind::Network | FilterKind::Tunnel) => ContextType::StreamContext,
                 Some(FilterKind::Http) | None => ContextType::HttpContext,
             },
         )

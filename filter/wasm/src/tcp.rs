@@ -5,22 +5,25 @@ use std::rc::Rc;
 
 use egress_filter::{Connection as Stream, Dialled, HostError, Next, Worker, contract};
 use log::error;
-use proxy_wasm::traits::{Context, StreamContext};
+use proxy_wasm::traits::StreamContext;
 use proxy_wasm::types::{Action, PeerType};
 
 use crate::apply::{action, apply};
 use crate::host;
+use crate::sdk::bare_context;
 
 /// A connection.
 pub struct Connection {
+    /// What the host knows it by.
+    context: usize,
     /// `None` where the plugin has no configuration.
     stream: Option<Stream>,
 }
 
 impl Connection {
-    pub(crate) fn new(worker: Option<Rc<Worker>>) -> Self {
+    pub(crate) fn new(context: usize, worker: Option<Rc<Worker>>) -> Self {
         let stream = worker.map(Stream::new);
-        Connection { stream }
+        Connection { context, stream }
     }
 
     fn handle(&mut self) -> Result<Next, HostError> {
@@ -33,11 +36,15 @@ impl Connection {
         if wanted.server_name {
             dialled.server_name = host::property(&contract::SERVER_NAME)?;
         }
+        if wanted.tunnel {
+            let target = host::property(&contract::TUNNEL_TARGET)?;
+            dialled.tunnel = target.map(|target| (self.context, target));
+        }
         stream.on_new(dialled, &mut apply)
     }
 }
 
-impl Context for Connection {}
+bare_context!(Connection);
 
 impl StreamContext for Connection {
     fn on_new_connection(&mut self) -> Action {
@@ -58,7 +65,9 @@ impl StreamContext for Connection {
         };
         let flags = || Ok(host::number(&contract::RESPONSE_FLAGS)?.unwrap_or(0));
         let transport = || Ok(host::property(&contract::TRANSPORT_FAILURE)?.unwrap_or_default());
-        if let Err(HostError) = stream.on_close(flags, transport, &mut apply) {
+        let server = || Ok(host::property(&contract::UPSTREAM_ADDRESS)?.unwrap_or_default());
+        let told = stream.on_close(flags, transport, server, host::has_tunnel, &mut apply);
+        if let Err(HostError) = told {
             error!("egress: the host refused a call; a failure is not told whole");
         }
     }

@@ -1,5 +1,6 @@
 //! Our filter in a listener: what it is told, and how Envoy loads it.
 
+use egress_filter::config::SCHEMA;
 use egress_filter::{FilterKind, PluginConfig, contract};
 use egress_policy::PortNumber;
 use serde_json::{Value, json};
@@ -32,17 +33,28 @@ impl Plugin {
         }
     }
 
+    /// Makes the filter of connections that ask the upstream proxy. It needs no rules.
+    pub(super) fn of_tunnels(options: &Options) -> Self {
+        let kind = FilterKind::Tunnel;
+        let config = json!({"schema": SCHEMA, "filter": kind.as_str(), "proxy": {"labels": {}}, "resources": []});
+        Plugin {
+            kind,
+            file: options.filter.clone(),
+            config: config.to_string(),
+        }
+    }
+
     /// Returns the message that Envoy reads it as.
     pub fn message(&self) -> &'static str {
         match (&self.file, self.kind) {
             (FilterFile::Wasm(_), FilterKind::Http) => "envoy.extensions.filters.http.wasm.v3.Wasm",
-            (FilterFile::Wasm(_), FilterKind::Network) => {
+            (FilterFile::Wasm(_), FilterKind::Network | FilterKind::Tunnel) => {
                 "envoy.extensions.filters.network.wasm.v3.Wasm"
             }
             (FilterFile::Module(_), FilterKind::Http) => {
                 "envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter"
             }
-            (FilterFile::Module(_), FilterKind::Network) => {
+            (FilterFile::Module(_), FilterKind::Network | FilterKind::Tunnel) => {
                 "envoy.extensions.filters.network.dynamic_modules.v3.DynamicModuleNetworkFilter"
             }
         }

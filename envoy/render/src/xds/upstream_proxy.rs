@@ -13,6 +13,9 @@
 //! which many proxies allow to port 443 only. A host that has a cluster of its own needs no listener within then. Hosts
 //! that share one do: there it looks the target up, and connects to it in place of the proxy.
 //!
+//! If the proxy gives no tunnel, the connection within Envoy is closed, which says nothing of the proxy. So our filter
+//! stands in the listener too, and tells those that wait for the connection: see `tunnels` in `egress-filter`.
+//!
 //! With TLS to the proxy itself, the proxy's name is sent and verified there, by the system's authorities. This is
 //! independent of the server's name.
 //!
@@ -20,6 +23,7 @@
 //! `api/envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto`, `TunnelingConfig`.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use egress_filter::contract;
 use egress_policy::{Cluster, Endpoints, HostName};
@@ -31,6 +35,7 @@ use super::dns::{self, Cached};
 use super::guard::DROPS_ADDRESSES;
 use super::message::extension;
 use super::options::{Options, Version};
+use super::plugin::Plugin;
 use super::proxy_url::UpstreamProxy;
 use super::rendering::Rendering;
 use super::{limits, tunnel};
@@ -182,7 +187,9 @@ pub(super) fn listener(rendering: &Rendering<'_>) -> Option<Listener> {
         filters,
     };
     let log = failures(NAME, REASON.to_owned(), options);
-    let mut chains = vec![chain(NAME, vec![tcp_proxy(NAME, NAME, log, more).into()])];
+    let ours = Filter::Plugin(Arc::new(Plugin::of_tunnels(options)));
+    let ask = tcp_proxy(NAME, NAME, log, more).into();
+    let mut chains = vec![chain(NAME, vec![ours, ask])];
     let mut fields = Map::from_iter([("internal_listener".to_owned(), json!({}))]);
     for (name, names) in around(options) {
         let filters = directly(name, names, rendering);
@@ -299,11 +306,11 @@ fn bracketed(host: &str) -> String {
     }
 }
 
-/// Why the proxy gave no tunnel. The transport's failure reason beside it has the status.
+/// Why the proxy gave no tunnel, in the words of `Failure::of_proxy`. The transport's failure reason beside it has the status.
 ///
 /// Source: envoyproxy/envoy `source/common/tcp_proxy/upstream.cc`, `HttpUpstream`.
 const REASON: &str = "%CEL(upstream.transport_failure_reason.contains('tunnel_response:407') ? 'proxy_auth_required' : \
-    upstream.transport_failure_reason.contains('tunnel_response:') ? 'proxy_refused' : 'upstream_proxy')%";
+    upstream.transport_failure_reason.contains('tunnel_response:') ? 'proxy_refused' : 'proxy_unreachable')%";
 
 /// Renders the log of tunnels that could not be opened: to the connection of a cluster they are all alike.
 fn failures(cluster: &str, reason: String, options: &Options) -> Value {

@@ -12,7 +12,7 @@ use crate::facts::{Facts, HttpWanted};
 use crate::failure::{Failure, FailureFacts};
 use crate::load::Loaded;
 use crate::plan::{
-    Scratch, found_by_name, host_of, push_names, push_tunnel, refused, says_all_itself,
+    Scratch, found_by_name, host_of, push_names, push_tunnel, refused, says_all_itself, tunnel,
     write_metadata, write_names, write_tunnel,
 };
 use crate::text::itoa;
@@ -259,6 +259,12 @@ pub fn failed(config: &Loaded, facts: &Facts<'_>, details: &str) -> Option<Failu
         shows_certificate: tls.is_some_and(|tls| tls.identity.is_some()),
         found_by_name: cluster.is_some_and(found_by_name),
     })
+}
+
+/// Returns what the upstream proxy was asked for on behalf of a request; `None` where no proxy is asked.
+pub(crate) fn asked_for(config: &Loaded, facts: &Facts<'_>) -> Option<String> {
+    let parsed = Authority::parse(facts.authority);
+    tunnel(config, &decide(config, facts, &parsed))
 }
 
 /// Plans what should happen when what follows CONNECT is not TLS: it goes no further.

@@ -4,13 +4,14 @@ use egress_policy::{
     Action, Authority, Cluster, Connection, Decision, Endpoints, InvalidAuthority, Reason, Spoken,
 };
 
+use crate::config::FilterKind;
 use crate::contract;
 use crate::effect::{Act, Effect, HostError};
 use crate::facts::{ConnectionEnd, ConnectionFacts, Wanted};
 use crate::failure::Failure;
 use crate::load::Loaded;
 use crate::plan::{
-    Scratch, found_by_name, push_names, push_tunnel, refused, write_metadata, write_names,
+    Scratch, found_by_name, push_names, push_tunnel, refused, tunnel, write_metadata, write_names,
     write_tunnel,
 };
 use crate::text::itoa;
@@ -18,10 +19,12 @@ use crate::text::itoa;
 /// Returns which facts [`plan_tcp`] needs: as few as tell services apart, for each is a call.
 pub fn wanted(config: &Loaded) -> Wanted {
     let needs_address = |port| config.table.needs_address(port);
+    let tunnel = config.filter == FilterKind::Tunnel;
     Wanted {
-        destination: config.listener_port.is_none_or(needs_address),
+        destination: !tunnel && config.listener_port.is_none_or(needs_address),
         // A listener of one port leads TLS by SNI itself, and what remains is bytes.
-        server_name: config.listener_port.is_none(),
+        server_name: !tunnel && config.listener_port.is_none(),
+        tunnel,
     }
 }
 
@@ -94,6 +97,12 @@ pub fn connection_failed(
     let shows_certificate = tls.is_some_and(|tls| tls.identity.is_some());
     let tunnelled = cluster.tunnel.is_some();
     Failure::of_connection(end, shows_certificate, found_by_name(cluster), tunnelled)
+}
+
+/// Returns what the upstream proxy was asked for on behalf of a connection; `None` where no proxy is asked.
+pub(crate) fn asked_for(config: &Loaded, facts: &ConnectionFacts<'_>) -> Option<String> {
+    let name = facts.server_name.map(Authority::parse);
+    tunnel(config, &decide(config, facts, name.as_ref()))
 }
 
 /// Plans what should happen when a connection whose server was not reached is closed: it is counted and logged.
