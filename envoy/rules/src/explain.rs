@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use egress_filter::{AuthorityMode, contract};
 use egress_policy::{
     Action, Answer, Authority, Branch, BranchOf, Branching, Candidate, Cluster, CompileOptions,
-    Connection, Decision, DownstreamProtocol, Endpoints, Identity, NameSource, PolicyTable,
+    Connection, Decision, DownstreamProtocol, Endpoints, Identity, NameSource, Notes, PolicyTable,
     PortNumber, Proxy, Query, Reason, ResourceId, Sni, Spoken, TlsIntent, Trust, UpstreamProtocol,
     candidates,
 };
@@ -326,7 +326,49 @@ fn answer(
     if let (Some(tunnel), Some(fields)) = (tunnel, answer.as_object_mut()) {
         fields.insert("tunnel".to_owned(), tunnel);
     }
+    if let (Some(cluster), Some(fields)) = (cluster, answer.as_object_mut()) {
+        let annotations = annotations_answer(cluster, asked.downstream);
+        if !annotations.is_empty() {
+            fields.insert("annotations".to_owned(), Value::Object(annotations));
+        }
+        let settings = settings_answer(cluster);
+        if !settings.is_empty() {
+            fields.insert("settings".to_owned(), json!(settings));
+        }
+    }
     answer
+}
+
+/// Returns the annotations of ours that change something for the request, as they are written.
+fn annotations_answer(
+    cluster: &Cluster,
+    downstream: DownstreamProtocol,
+) -> serde_json::Map<String, Value> {
+    let Notes {
+        per_client,
+        hides_clients,
+    } = cluster.notes;
+    let requests = downstream == DownstreamProtocol::Http;
+    let all = [
+        ("connections", "per-client", per_client),
+        ("x-forwarded-for", "remove", hides_clients && requests),
+    ];
+    let said = all.into_iter().filter(|(.., said)| *said);
+    said.map(|(name, value, _)| (format!("{}{name}", Notes::PREFIX), json!(value)))
+        .collect()
+}
+
+/// Returns the fields of the policy, beside `tls` and `tunnel`, that count for the cluster.
+fn settings_answer(cluster: &Cluster) -> Vec<&'static str> {
+    let all = [
+        ("connectionPool", cluster.connection_pool.is_some()),
+        ("loadBalancer", cluster.load_balancer.is_some()),
+        ("outlierDetection", cluster.outlier_detection.is_some()),
+        ("proxyProtocol", cluster.proxy_protocol.is_some()),
+        ("retryBudget", cluster.retry_budget.is_some()),
+    ];
+    let given = all.into_iter().filter(|(_, given)| *given);
+    given.map(|(name, _)| name).collect()
 }
 
 /// Returns the status that a route answers by itself, or with which a request that no route takes is refused.
@@ -573,6 +615,15 @@ fn for_people(answer: &Value, reason: Option<String>) -> String {
         "backend policy",
         text("/backendTlsPolicy").map(|policy| format!("{policy}{source}")),
     );
+    let annotations = answer.get("annotations").and_then(Value::as_object);
+    let annotations = annotations.map(|all| {
+        let one = |(name, value): (&String, &Value)| {
+            format!("{name}: {}", value.as_str().unwrap_or_default())
+        };
+        all.iter().map(one).collect::<Vec<_>>().join(", ")
+    });
+    line("annotations", annotations);
+    line("settings", text("/settings"));
     line("cluster", text("/cluster"));
     line("transport socket", text("/transportSocket"));
     let tunnel = text("/tunnel/method").zip(text("/tunnel/target"));
