@@ -18,4 +18,4 @@ PYTHON
 features=(--enable-bulk-memory --enable-sign-ext --enable-mutable-globals --enable-nontrapping-float-to-int
   --enable-multivalue --enable-reference-types)
 "${opt%opt}metadce" "${features[@]}" --graph-file "$kept" "$1" -o "$2.dce" >/dev/null
-"$opt" "${features[@]}" --strip-debug --strip-producers -Oz "$2.dce" -o "$2"
+"$opt" "${features[@]}" --strip-debug --strip-producers -Oz --converge "$2.dce" -o "$2"
