@@ -305,6 +305,43 @@ fn tcp_services_are_told_apart_by_address_and_servers_may_speak_first() -> Resul
     })
 }
 
+/// Its entry has no addresses: what was dialled is known here alone.
+#[test]
+fn a_route_for_some_addresses_takes_captured_connections_to_them() -> Result<()> {
+    alone(async || {
+        let trusted = Trusted::new()?;
+        let dns = dns().await?;
+        let server = async |name: &str, at: Ipv4Addr| {
+            let certificate = trusted.ca.issue(&Leaf::for_names([name]))?;
+            let config = TlsServerConfig {
+                greeting: format!("here is {name}").into(),
+                ..TlsServerConfig::default()
+            };
+            TlsServer::start_at(&certificate, config, (at, 6379).into()).await
+        };
+        let _cache = server(CACHE, CACHE_AT).await?;
+        let _other = server(OTHER, OTHER_AT).await?;
+        let anywhere = |host: &str, port: u16| {
+            let spec = format!(
+                "resolution: DNS, ports: [{{number: {port}, name: tcp, protocol: TCP, targetPort: 6379}}]"
+            );
+            entry_with(host, &spec) + &rule(host, SIMPLE)
+        };
+        let route = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: cache}}\nspec: {{hosts: [{CACHE}], tcp: [{{match: [{{destinationSubnets: [{UNKNOWN}/32]}}], route: [{{destination: {{host: {OTHER}}}}}]}}]}}\n"
+        );
+        let rules = anywhere(CACHE, 6379) + &anywhere(OTHER, 6380) + &route;
+        let proxy = capturing(trusted.egressctl(&rules), &dns).start().await?;
+        captured(&trusted, &up("")).await?;
+        for (name, at) in [(OTHER, UNKNOWN), (CACHE, CACHE_AT), (CACHE, OTHER_AT)] {
+            let wanted = format!("here is {name}");
+            assert_eq!(greeting(at, 6379, wanted.len()).await?, wanted, "{at}");
+        }
+        assert!(proxy.stop().await?.success());
+        Ok(())
+    })
+}
+
 #[test]
 fn what_comes_to_the_port_without_a_redirect_is_closed() -> Result<()> {
     alone(async || {

@@ -421,6 +421,221 @@ async fn tls_is_passed_through_by_its_name_beside_bytes_on_the_same_port() -> Re
     Ok(())
 }
 
+/// A VirtualService for one host.
+fn virtual_service(host: &str, routes: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {}}}\nspec: {{hosts: [{host}], {routes}}}\n",
+        host.replace('.', "-")
+    )
+}
+
+/// How often a connection is made where weights decide: that a share of a fifth gets none is one case in 70,000.
+const DRAWS: usize = 50;
+
+#[tokio::test]
+async fn connections_are_divided_by_weight_and_no_share_is_plaintext() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let one = server(&trusted, "one.example", TlsServerConfig::default()).await?;
+    let other = server(&trusted, "other.example", TlsServerConfig::default()).await?;
+    let silent = SilentPort::start().await?;
+    let route_of = "tcp: [{route: [
+        {destination: {host: one.example}, weight: 2},
+        {destination: {host: other.example}, weight: 2},
+        {destination: {host: nowhere.example}, weight: 1}]}]";
+    let rules = originated("one.example", 7001)
+        + &originated("other.example", 7003)
+        + &virtual_service("one.example", route_of);
+    let proxy = trusted
+        .egressctl(&rules)
+        .port(7001, 0)
+        .connect_to(&route("one.example", 7002, one.addr()))
+        .connect_to(&route("other.example", 7004, other.addr()))
+        .connect_to(&route("other.example", 7003, silent.addr()))
+        .start()
+        .await?;
+    let listener = proxy.listener(7001)?;
+    let mut refused = 0;
+    for _ in 0..DRAWS {
+        let mut stream = connect(listener).await?;
+        let mut room = vec![0; 5];
+        let heard = async {
+            stream.write_all(b"hello").await?;
+            stream.read_exact(&mut room).await
+        };
+        match timeout(SOON, heard).await? {
+            Ok(_) => assert_eq!(room, b"hello"),
+            Err(_) => refused += 1,
+        }
+    }
+    let names = |server: &TlsServer| -> Vec<String> {
+        let heard = server.heard().into_iter();
+        heard.filter_map(|heard| heard.sni).collect()
+    };
+    let (at_one, at_other) = (names(&one), names(&other));
+    ensure!(
+        at_one.iter().all(|name| name == "one.example"),
+        "{at_one:?}"
+    );
+    ensure!(
+        at_other.iter().all(|name| name == "other.example"),
+        "{at_other:?}"
+    );
+    let counts = [at_one.len(), at_other.len(), refused];
+    ensure!(counts.iter().all(|count| *count > 0), "{counts:?}");
+    assert_eq!(counts.iter().sum::<usize>(), DRAWS, "{counts:?}");
+    silent.assert_silent().await?;
+
+    let log = logged(&proxy, "cluster=outbound|7003||other.example").await?;
+    log.assert_egress([
+        ("action", "originate"),
+        ("rule", "default/other-example"),
+        ("service_entry", "default/one-example"),
+        ("cluster", "outbound|7003||other.example"),
+        ("transport_socket", "envoy.transport_sockets.tls"),
+        ("tls_mode", "SIMPLE"),
+        ("sni", "other.example"),
+        ("verify", "other.example"),
+        ("target", &other.addr().to_string()),
+    ]);
+    let log = logged(&proxy, "action=reject").await?;
+    assert_eq!(log.egress("reason"), "unknown_destination");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_share_whose_server_is_not_the_right_one_hears_nothing() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let one = server(&trusted, "one.example", TlsServerConfig::default()).await?;
+    let wrong = server(&trusted, "wrong.example", TlsServerConfig::default()).await?;
+    let rules = originated("one.example", 7001)
+        + &originated("other.example", 7003)
+        + &virtual_service(
+            "one.example",
+            "tcp: [{route: [{destination: {host: one.example}, weight: 1}, {destination: {host: other.example}, weight: 1}]}]",
+        );
+    let proxy = trusted
+        .egressctl(&rules)
+        .port(7001, 0)
+        .connect_to(&route("one.example", 7002, one.addr()))
+        .connect_to(&route("other.example", 7004, wrong.addr()))
+        .start()
+        .await?;
+    let mut answered = 0;
+    for _ in 0..DRAWS {
+        let mut stream = connect(proxy.listener(7001)?).await?;
+        let _ = stream.write_all(b"hello").await;
+        let mut room = vec![0; 5];
+        if timeout(SOON, stream.read_exact(&mut room)).await?.is_ok() {
+            answered += 1;
+        }
+    }
+    ensure!(0 < answered && answered < DRAWS, "{answered}");
+    assert_eq!(one.heard().len(), answered);
+    assert_eq!(wrong.heard(), []);
+    let log = logged(&proxy, "reason=name_mismatch").await?;
+    assert_eq!(log.egress("cluster"), "outbound|7003||other.example");
+    Ok(())
+}
+
+#[tokio::test]
+async fn tls_of_one_name_is_divided_by_weight_and_never_opened() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let (one, mut at_one) = recorder().await?;
+    let (other, mut at_other) = recorder().await?;
+    let rules = tcp("one.example", 8443, "TLS")
+        + &tcp("other.example", 8445, "TLS")
+        + &virtual_service(
+            "one.example",
+            "tls: [{match: [{sniHosts: [one.example]}], route: [{destination: {host: one.example}, weight: 1}, {destination: {host: other.example}, weight: 1}]}]",
+        );
+    let proxy = trusted
+        .egressctl(&rules)
+        .port(8443, 0)
+        .connect_to(&route("one.example", 8444, one))
+        .connect_to(&route("other.example", 8446, other))
+        .start()
+        .await?;
+    let listener = proxy.listener(8443)?;
+    let hello = client_hello(Some("one.example"))?;
+    let mut counts = [0, 0];
+    for _ in 0..DRAWS {
+        let mut stream = connect(listener).await?;
+        stream.write_all(&hello).await?;
+        let (at, heard) = tokio::select! {
+            heard = at_one.recv() => (0, heard),
+            heard = at_other.recv() => (1, heard),
+            () = tokio::time::sleep(SOON) => (0, None),
+        };
+        ensure!(heard.as_ref() == Some(&hello), "{heard:?}");
+        counts[at] += 1;
+    }
+    ensure!(counts.iter().all(|count| *count > 0), "{counts:?}");
+    let log = logged(&proxy, "cluster=outbound|8445||other.example").await?;
+    log.assert_egress([
+        ("action", "passthrough"),
+        ("authority", "one.example"),
+        ("service_entry", "default/one-example"),
+        ("cluster", "outbound|8445||other.example"),
+        ("transport_socket", "envoy.transport_sockets.raw_buffer"),
+        ("target", &other.to_string()),
+    ]);
+    // Another name is nobody's, as ever.
+    let mut stream = connect(listener).await?;
+    stream.write_all(&client_hello(Some("no.example"))?).await?;
+    assert_eq!(rest(&mut stream).await?, b"");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_address_that_was_dialled_chooses_among_routes() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let one = server(&trusted, "one.example", TlsServerConfig::default()).await?;
+    let other = server(&trusted, "other.example", TlsServerConfig::default()).await?;
+    let subnets = |host: &str| {
+        let routes = "tcp: [{match: [{destinationSubnets: [127.9.9.128/25]}], route: [{destination: {host: other.example}}]}]";
+        virtual_service(host, routes)
+    };
+    let by_address = entry_with(
+        "one.example",
+        "resolution: DNS, addresses: [127.9.9.1, 127.9.9.127, 127.9.9.129], ports: [{number: 7001, name: p, protocol: TCP, targetPort: 7002}]",
+    );
+    let rules = by_address
+        + &rule("one.example", SIMPLE)
+        + &originated("other.example", 7003)
+        + &subnets("one.example")
+        + &originated("unknown.example", 7005)
+        + &subnets("unknown.example");
+    let proxy = trusted
+        .egressctl(&rules)
+        .arg("--listen")
+        .arg("0.0.0.0")
+        .port(7001, 0)
+        .port(7005, 0)
+        .connect_to(&route("one.example", 7002, one.addr()))
+        .connect_to(&route("other.example", 7004, other.addr()))
+        .connect_to(&route("unknown.example", 7006, one.addr()))
+        .start()
+        .await?;
+    let port = proxy.listener(7001)?.port();
+    for (ip, counts) in [
+        ("127.9.9.1", (1, 0)),
+        ("127.9.9.129", (1, 1)),
+        ("127.9.9.127", (2, 1)),
+    ] {
+        let mut stream = connect(SocketAddr::new(ip.parse()?, port)).await?;
+        stream.write_all(b"hello").await?;
+        assert_eq!(exactly(&mut stream, 5).await?, b"hello");
+        assert_eq!((one.heard().len(), other.heard().len()), counts, "{ip}");
+    }
+    // Of a host that has no addresses it is not known which one was meant.
+    let mut stream = connect(proxy.listener(7005)?).await?;
+    assert_eq!(rest(&mut stream).await?, b"");
+    let log = logged(&proxy, "action=reject").await?;
+    assert_eq!(log.egress("reason"), "not_read");
+    assert_eq!((one.heard().len(), other.heard().len()), (2, 1));
+    Ok(())
+}
+
 #[tokio::test]
 async fn much_goes_both_ways_and_each_half_ends_by_itself() -> Result<()> {
     let trusted = Trusted::new()?;

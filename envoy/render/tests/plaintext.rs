@@ -405,6 +405,7 @@ fn leaks(documents: &[Value], compile_options: &CompileOptions) -> Option<Vec<St
                         port: number,
                         address: None,
                         spoken: Spoken::Bytes,
+                        drawn: 0,
                     }),
                     false => loaded.table.decide(&Query {
                         host: name,

@@ -1,6 +1,7 @@
 //! What happens to a request, and why.
 
 use std::fmt::{self, Write as _};
+use std::net::IpAddr;
 
 use egress_filter::{AuthorityMode, contract};
 use egress_policy::{
@@ -139,7 +140,7 @@ impl Answers {
         if !errors.0.is_empty() {
             return Err(errors.into());
         }
-        let decision = rules.table.decide(&query);
+        let decision = rules.table.decide_at(&query, asked.address);
         let options = rules.options(options);
         let found = candidates(&rules.parsed, &options, &rules.table, &query);
         let reason = decision.reason();
@@ -167,6 +168,8 @@ struct Asked {
     host: String,
     /// The host that has the address, where an address was asked for that is within a service's `addresses`.
     served_by: Option<String>,
+    /// That address.
+    address: Option<IpAddr>,
     port: PortNumber,
     downstream: DownstreamProtocol,
 }
@@ -221,6 +224,7 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
             port,
             address: Some(address),
             spoken: Spoken::Bytes,
+            drawn: 0,
         };
         let target = table.decide_connection(&connection).target?;
         Some(target.host.to_owned())
@@ -238,6 +242,7 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
         path,
         host,
         served_by,
+        address: authority.address,
         port,
         downstream,
     })

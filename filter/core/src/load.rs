@@ -7,9 +7,9 @@ use std::sync::Arc;
 use egress_policy::fields::{Cursor, Field, Report};
 use egress_policy::node::{Key, Node, Object};
 use egress_policy::{
-    AllowPlaintext, Cluster, CompileOptions, ConnectTo, Digest, DownstreamProtocol, FieldPath,
-    HostName, Mesh, Origin, OutboundMode, Parser, PolicyTable, PortNumber, Problem, ProblemKind,
-    Problems, Proxy, Resources, Role, Segment, Severity, map_of,
+    AllowPlaintext, Cluster, CompileOptions, ConnectTo, Digest, Divided, DownstreamProtocol,
+    FieldPath, HostName, Mesh, Origin, OutboundMode, Parser, PolicyTable, PortNumber, Problem,
+    ProblemKind, Problems, Proxy, Resources, Role, Segment, Severity, map_of,
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -42,6 +42,8 @@ pub struct Loaded {
     pub headers_stripped: bool,
     /// Hosts of the listener have branches, and Envoy's routes choose among them.
     pub branches: bool,
+    /// What divides connections of the listener among several destinations.
+    pub divided: Divided,
     /// What Envoy hands over.
     pub filter: FilterKind,
     /// How metadata is written.
@@ -172,6 +174,7 @@ pub fn load_for(
     let ours = settings.headers_stripped && settings.listener_port.is_some();
     Ok(Loaded {
         branches: ours && table.has_branches(settings.listener_port),
+        divided: table.divided(settings.listener_port),
         variants,
         variant_kind: settings.variants,
         table: Arc::new(table),

@@ -31,6 +31,15 @@ fn loaded(listener: &Value) -> Loaded {
             entry("fixed", 5000, "TCP", json!({"resolution": "STATIC", "endpoints": [{"address": "198.51.100.1"}]})),
             entry("web", 443, "TLS", json!({})),
             entry("behind", 5001, "TCP", json!({})),
+            entry("shared", 6000, "TCP", json!({})),
+            kind("VirtualService", "shared", json!({"hosts": ["shared.example"], "tcp": [
+                {"match": [{"destinationSubnets": ["192.0.2.0/24"]}], "route": [{"destination": {"host": "nowhere.example"}}]},
+                {"route": [{"destination": {"host": "cache.example"}, "weight": 1}, {"destination": {"host": "fixed.example"}, "weight": 3}]},
+            ]})),
+            entry("names", 6001, "TLS", json!({})),
+            kind("VirtualService", "names", json!({"hosts": ["names.example"], "tls": [
+                {"match": [{"sniHosts": ["names.example"]}], "route": [{"destination": {"host": "names.example"}, "weight": 1}, {"destination": {"host": "web.example"}, "weight": 1}]},
+            ]})),
             kind("DestinationRule", "behind", json!({"host": "behind.example", "trafficPolicy": {"tunnel": {"targetHost": "db.example", "targetPort": 5432}}})),
         ],
         "connectTo": [{"host": "web.example", "port": 443, "address": "127.0.0.1", "addressPort": 8443}],
@@ -48,6 +57,7 @@ const NOTHING: ConnectionFacts<'static> = ConnectionFacts {
     port: None,
     address: None,
     server_name: None,
+    drawn: 0,
 };
 
 fn to(address: &str, port: u16) -> ConnectionFacts<'static> {
@@ -55,6 +65,7 @@ fn to(address: &str, port: u16) -> ConnectionFacts<'static> {
         port: PortNumber::new(port),
         address: Some(address.parse().unwrap()),
         server_name: None,
+        drawn: 0,
     }
 }
 
@@ -103,6 +114,43 @@ fn a_listener_of_one_service_asks_for_nothing() {
     assert_eq!(asked(&at(27017)), (true, false));
     assert_eq!(asked(&loaded(&json!({}))), (true, true));
     assert_eq!(at(6379).filter, FilterKind::Network);
+}
+
+#[test]
+fn a_connection_goes_to_the_share_that_is_drawn() {
+    let config = at(6000);
+    let wanted_here = wanted(&config);
+    assert!(wanted_here.destination && wanted_here.time && !wanted_here.server_name);
+    let last = |address: &str, drawn: u64| {
+        let facts = ConnectionFacts {
+            drawn,
+            ..to(address, 40_000)
+        };
+        planned(&config, &facts).pop().unwrap()
+    };
+    assert_eq!(
+        last("198.51.100.1", 4),
+        "cluster = outbound|6379||cache.example"
+    );
+    assert_eq!(
+        last("198.51.100.1", 5),
+        "cluster = outbound|5000||fixed.example"
+    );
+    assert_eq!(last("192.0.2.1", 4), "Close");
+
+    let config = at(6001);
+    let wanted_here = wanted(&config);
+    assert!(!wanted_here.destination && wanted_here.time && wanted_here.server_name);
+    let facts = ConnectionFacts {
+        server_name: Some("names.example"),
+        drawn: 1,
+        ..NOTHING
+    };
+    assert_eq!(
+        planned(&config, &facts).pop().unwrap(),
+        "cluster = outbound|443||web.example"
+    );
+    assert!(!wanted(&at(6379)).time);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use egress_filter::{Connection as Stream, Dialled, Effect, HostError, Next, contract};
 
@@ -41,6 +42,11 @@ impl Connection {
         if wanted.tunnel {
             let target = host.text(contract::UPSTREAM_TUNNEL_STATE);
             dialled.tunnel = target.map(|target| (host.number_of_connection(), target));
+        }
+        if wanted.time {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH);
+            let since = since.unwrap_or_default().as_nanos();
+            dialled.time_ns = u64::try_from(since).unwrap_or(u64::MAX);
         }
         let mut close = false;
         let result = stream.on_new(dialled, &mut |effect| self.apply(host, effect, &mut close));

@@ -110,6 +110,6 @@ pub use resource::{
 pub use source::{API_VERSIONS, KINDS, Parser, is_list};
 pub use table::branching::{BeforeOf, BranchOf, Branching, ShareOf};
 pub use table::routed::Branch;
-pub use table::{GateSummary, PolicyTable, Refused, Service};
+pub use table::{Divided, GateSummary, PolicyTable, Refused, Service};
 pub use tls::{Escaped, Identity, InvalidTls, NameSource, Sni, TlsIntent, Trust, VerifiedNames};
 pub use visible::{visible, visible_lines};

@@ -39,6 +39,8 @@ pub struct Connection<'q> {
     pub address: Option<IpAddr>,
     /// What its first bytes are.
     pub spoken: Spoken<'q>,
+    /// Any number, by which one of several destinations is chosen; numbers that are spread evenly choose by weight.
+    pub drawn: u64,
 }
 
 /// What the first bytes of a connection are.

@@ -1,6 +1,6 @@
 //! What a table answers.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::cluster::Cluster;
 use crate::decision::{Action, Decision, Target};
@@ -75,6 +75,10 @@ pub struct Service<'t> {
     pub downstream: DownstreamProtocol,
     /// The subset, if it is one.
     pub subset: Option<&'t str>,
+    /// Its place among the destinations of the port, where connections are divided among several.
+    pub share: Option<usize>,
+    /// The address that was dialled chooses among these.
+    pub by_address: bool,
     /// Where it goes.
     pub cluster: &'t Cluster,
     /// An address to dial in place of the target.
@@ -92,6 +96,26 @@ pub struct Service<'t> {
     pub rule: Option<&'t ResourceId>,
 }
 
+/// Whether connections are divided among several destinations, and by what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Divided {
+    /// Some are.
+    pub any: bool,
+    /// Those of TLS are, which are told apart by their names.
+    pub names: bool,
+    /// By the address that was dialled.
+    pub addresses: bool,
+}
+
+/// What is known of a connection that its destination may depend on.
+#[derive(Clone, Copy, Default)]
+struct Dialled {
+    /// The address that the application dialled.
+    address: Option<IpAddr>,
+    /// A number by which one of several shares is drawn.
+    drawn: Option<u64>,
+}
+
 impl PolicyTable {
     /// Returns what the gate counted.
     pub fn gate(&self) -> GateSummary {
@@ -100,6 +124,20 @@ impl PolicyTable {
 
     /// Returns what becomes of a host and port. Its cost does not grow with the table, and nothing is allocated.
     pub fn decide<'t: 'q, 'q>(&'t self, query: &Query<'q>) -> Decision<'t, 'q> {
+        self.decide_for(query, Dialled::default())
+    }
+
+    /// As [`PolicyTable::decide`], for a connection to an address: it may choose among several destinations.
+    pub fn decide_at<'t: 'q, 'q>(
+        &'t self,
+        query: &Query<'q>,
+        address: Option<IpAddr>,
+    ) -> Decision<'t, 'q> {
+        let drawn = None;
+        self.decide_for(query, Dialled { address, drawn })
+    }
+
+    fn decide_for<'t: 'q, 'q>(&'t self, query: &Query<'q>, dialled: Dialled) -> Decision<'t, 'q> {
         // Ports are looked for behind the most specific host first. A host without the port hides no wider
         // one that has it, as routes are per port in Istio.
         let mut first = None;
@@ -128,7 +166,7 @@ impl PolicyTable {
                 None => self.no_way(Reason::UnknownHost, None),
             };
         };
-        self.settle(host, port, query)
+        self.settle(host, port, query, dialled)
     }
 
     /// Returns what becomes of a connection that names no host, or one in its ClientHello only.
@@ -147,7 +185,12 @@ impl PolicyTable {
             port,
             address,
             spoken,
+            drawn,
         } = connection;
+        let dialled = Dialled {
+            address,
+            drawn: Some(drawn),
+        };
         let found = self.connections.find(port, address);
         let name = match (found, spoken) {
             (Some(found), Spoken::Bytes) => self.hosts.get(found.host),
@@ -166,13 +209,14 @@ impl PolicyTable {
                 let Some(name) = server_name else {
                     return refused(Reason::NoHost);
                 };
-                let decision = self.decide(&Query {
+                let query = Query {
                     host: name,
                     port,
                     downstream: DownstreamProtocol::Tls,
                     branch: None,
                     subset: None,
-                });
+                };
+                let decision = self.decide_for(&query, dialled);
                 return match decision.action {
                     Action::LeaveAlone(reason) => Decision {
                         action: Action::Reject(reason),
@@ -198,7 +242,24 @@ impl PolicyTable {
             branch: None,
             subset: None,
         };
-        self.settle(host, port, &query)
+        self.settle(host, port, &query, dialled)
+    }
+
+    /// Returns what divides connections to a port, or to any, among several destinations.
+    pub fn divided(&self, port: Option<PortNumber>) -> Divided {
+        let mut divided = Divided::default();
+        for host in self.hosts.iter() {
+            for own in self.hosts.ports(host) {
+                if port.is_none_or(|port| port == own.number)
+                    && self.hosts.shares(own).next().is_some()
+                {
+                    divided.any = true;
+                    divided.names |= own.downstream == DownstreamProtocol::Tls;
+                    divided.addresses |= self.hosts.looks_at_addresses(own);
+                }
+            }
+        }
+        divided
     }
 
     /// Whether connections of bytes on a port are told apart by the address that was dialled.
@@ -216,6 +277,7 @@ impl PolicyTable {
         host: &'t Host,
         port: &'t Port,
         query: &Query<'q>,
+        dialled: Dialled,
     ) -> Decision<'t, 'q> {
         let entry = self.entry_of(host);
         let refused = |reason| Decision {
@@ -226,7 +288,7 @@ impl PolicyTable {
             return refused(Reason::OtherProtocol);
         }
         if let Some(routed) = self.hosts.routed(port) {
-            return self.settle_routed(host, port, routed, query);
+            return self.settle_routed(host, port, routed, query, dialled);
         }
         if let Some(reason) = port.verdict.refusal() {
             return Decision {
@@ -274,48 +336,68 @@ impl PolicyTable {
         self.clusters.iter()
     }
 
-    /// Returns all hosts with all their ports and subsets, in the order of the resources.
+    /// Returns all hosts with all their ports and subsets, in the order of the resources; each destination of a port whose
+    /// connections are divided is one, and those of requests are [`PolicyTable::branching`].
     pub fn services(&self) -> impl Iterator<Item = Service<'_>> {
-        self.hosts
-            .iter()
-            .enumerate()
-            .flat_map(move |(index, host)| {
-                let ports = self.hosts.ports(host);
-                let served = ports.filter(|port| self.hosts.serves(port));
-                served.flat_map(move |port| {
-                    let subsets = self.hosts.subsets(port).iter();
-                    let subsets = subsets.map(|(name, verdict)| (Some(&**name), verdict));
-                    std::iter::once((None, &port.verdict))
-                        .chain(subsets)
-                        .filter(|(_, verdict)| verdict.refusal().is_none())
-                        .filter_map(move |(subset, verdict)| {
-                            let routed = self.hosts.routed(port);
-                            let name = routed.and_then(|routed| routed.name.as_ref());
-                            let pinned = name.or(host.pattern.exact());
-                            let candidate = self.connections.of(index, port.number);
-                            Some(Service {
-                                host: &host.pattern,
-                                port: port.number,
-                                target: port.target,
-                                downstream: port.downstream,
-                                subset,
-                                cluster: self.clusters.get(verdict.cluster as usize)?,
-                                connect_to: self.dialled(routed, port.target).or_else(|| {
-                                    pinned.and_then(|name| {
-                                        self.connect_to(name.as_str(), port.target)
-                                    })
-                                }),
-                                addresses: candidate.map_or(&[], |candidate| &candidate.addresses),
-                                vip: candidate.and_then(|candidate| candidate.vip),
-                                connectable: candidate.is_some(),
-                                service_entry: self.entry_of(host),
-                                rule: verdict
-                                    .rule()
-                                    .and_then(|(rule, _)| self.resources.get(rule)),
-                            })
-                        })
-                })
+        self.hosts.iter().enumerate().flat_map(move |(at, host)| {
+            let ports = self.hosts.ports(host);
+            let served = ports.filter(|port| self.hosts.serves(port));
+            served.flat_map(move |port| {
+                let subsets = self.hosts.subsets(port).len();
+                let shares = self.hosts.shares(port).count();
+                (0..=subsets + shares).filter_map(move |way| self.service(at, host, port, way))
             })
+        })
+    }
+
+    /// Returns one of the ways of a port, if it leads anywhere: its own, that of a subset, or that of a share.
+    fn service<'t>(
+        &'t self,
+        index: usize,
+        host: &'t Host,
+        port: &'t Port,
+        way: usize,
+    ) -> Option<Service<'t>> {
+        let routed = self.hosts.routed(port);
+        let subsets = self.hosts.subsets(port);
+        let mut told = routed.and_then(|routed| routed.name.as_ref());
+        let mut dial = routed.and_then(|routed| routed.dial.as_ref());
+        let (mut target, mut verdict) = (port.target, &port.verdict);
+        let (mut subset, mut share) = (None, None);
+        match way.checked_sub(1) {
+            None => {}
+            Some(at) if at < subsets.len() => {
+                let (name, of_subset) = subsets.get(at)?;
+                (subset, verdict) = (Some(&**name), of_subset);
+            }
+            Some(at) => {
+                let at = at - subsets.len();
+                let found = self.hosts.shares(port).nth(at)?;
+                (share, target, verdict) = (Some(at), found.target, &found.verdict);
+                (told, dial) = (found.name.as_ref(), found.dial.as_ref());
+            }
+        }
+        if verdict.refusal().is_some() {
+            return None;
+        }
+        let known = self.connections.of(index, port.number);
+        let rule = verdict.rule();
+        Some(Service {
+            host: &host.pattern,
+            port: port.number,
+            target,
+            downstream: port.downstream,
+            subset,
+            share,
+            by_address: self.hosts.looks_at_addresses(port),
+            cluster: self.clusters.get(verdict.cluster as usize)?,
+            connect_to: self.dialled(dial, told.or(host.pattern.exact()), target),
+            addresses: known.map_or(&[], |known| &known.addresses),
+            vip: known.and_then(|known| known.vip),
+            connectable: known.is_some(),
+            service_entry: self.entry_of(host),
+            rule: rule.and_then(|(rule, _)| self.resources.get(rule)),
+        })
     }
 
     /// Returns all hosts and ports that are refused though the rules name them, in the order of the resources.

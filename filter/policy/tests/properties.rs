@@ -444,7 +444,7 @@ proptest! {
             prop_assert_eq!(decision.target.unwrap().port, service.target);
             // Whoever dials the address of a TCP service is led as one who names its host.
             if let (Some(vip), None) = (service.vip, service.subset) {
-                let connection = Connection { port: service.port, address: Some(vip.into()), spoken: Spoken::Bytes };
+                let connection = Connection { port: service.port, address: Some(vip.into()), spoken: Spoken::Bytes, drawn: 0 };
                 prop_assert_eq!(told(&table.decide_connection(&connection)), told(&decision));
             }
         }

@@ -6,8 +6,8 @@
 )]
 
 use egress_policy::{
-    Action, CompileOptions, Compiled, DownstreamProtocol, Parser, PolicyTable, PortNumber, Proxy,
-    Query, Role, Severity,
+    Action, CompileOptions, Compiled, Connection, DownstreamProtocol, Parser, PolicyTable,
+    PortNumber, Proxy, Query, Role, Severity, Spoken,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -324,6 +324,226 @@ fn names_of_tls_connections_lead_them() {
         ask(tls(HOST, HOST), "https://b.example.com:443"),
         "passthrough b.example.com:443"
     );
+}
+
+/// A service of bytes.
+fn bytes(host: &str, port: u16, more: Value) -> Value {
+    let mut spec = json!({"hosts": [host], "resolution": "DNS",
+        "ports": [{"number": port, "name": "tcp", "protocol": "TCP"}]});
+    let fields = spec.as_object_mut().unwrap();
+    fields.extend(more.as_object().unwrap().clone());
+    document("ServiceEntry", &host.replace('.', "-"), spec)
+}
+
+/// Where these connections go, by the numbers 0 to 9: each way, and how many go it.
+fn divided(compiled: &Compiled, port: u16, address: Option<&str>, spoken: Spoken<'_>) -> String {
+    let mut ways: Vec<(String, usize)> = Vec::new();
+    for drawn in 0..10 {
+        let decision = compiled.table.decide_connection(&Connection {
+            port: PortNumber::new(port).unwrap(),
+            address: address.map(|address| address.parse().unwrap()),
+            spoken,
+            drawn,
+        });
+        let way = match decision.action {
+            Action::Reject(reason) => format!("reject {reason}"),
+            action => format!("{} {}", action.as_str(), decision.cluster().unwrap().name),
+        };
+        match ways.last_mut() {
+            Some((last, count)) if *last == way => *count += 1,
+            _ => ways.push((way, 1)),
+        }
+    }
+    let ways = ways.iter().map(|(way, count)| format!("{count} {way}"));
+    ways.collect::<Vec<_>>().join(", ")
+}
+
+fn share(host: &str, weight: u64) -> Value {
+    json!({"destination": {"host": host}, "weight": weight})
+}
+
+fn tls_rule(host: &str) -> Value {
+    let policy = json!({"tls": {"mode": "SIMPLE"}});
+    document(
+        "DestinationRule",
+        host,
+        json!({"host": host, "trafficPolicy": policy}),
+    )
+}
+
+#[test]
+fn connections_are_divided_by_weight_and_each_share_is_judged_by_itself() {
+    let tcp = |shares: Value| {
+        document(
+            "VirtualService",
+            "v",
+            json!({"hosts": ["db.example"], "tcp": [{"route": shares}]}),
+        )
+    };
+    let compiled = |shares: Value, more: &[Value]| {
+        let mut documents = vec![
+            bytes("db.example", 6001, json!({})),
+            bytes("old.example", 6432, json!({})),
+            tls_rule("db.example"),
+            tcp(shares),
+        ];
+        documents.extend_from_slice(more);
+        compile(&documents, &CompileOptions::default())
+    };
+    let originated = [tls_rule("old.example")];
+    let found = compiled(
+        json!([share("db.example", 3), share("old.example", 7)]),
+        &originated,
+    );
+    assert_eq!(found.problems.0, []);
+    assert_eq!(
+        divided(&found, 6001, None, Spoken::Bytes),
+        "3 originate outbound|6001||db.example, 7 originate outbound|6432||old.example"
+    );
+    let named = found.table.services().filter(|it| it.share.is_some());
+    let named: Vec<&str> = named.map(|service| service.cluster.name.as_str()).collect();
+    assert_eq!(
+        named,
+        ["outbound|6001||db.example", "outbound|6432||old.example"]
+    );
+    // A person who asks draws nothing.
+    assert_eq!(said(&found, "tcp://db.example:6001", None), "weighted");
+
+    // A share of no weight has none, and one whose destination nothing describes is refused alone.
+    let shares = json!([
+        share("nowhere.example", 4),
+        share("old.example", 0),
+        share("db.example", 6)
+    ]);
+    let found = compiled(shares, &originated);
+    assert_eq!(warnings(&found), ["unknown-destination"]);
+    assert_eq!(
+        divided(&found, 6001, None, Spoken::Bytes),
+        "4 reject unknown_destination, 6 originate outbound|6001||db.example"
+    );
+    // Where all are, nobody listens for nothing.
+    let shares = json!([share("nowhere.example", 4), share("nobody.example", 6)]);
+    let found = compiled(shares, &[]);
+    let refused = found.table.refused().next().unwrap();
+    assert_eq!(refused.reason.as_str(), "unknown_destination");
+
+    // A share in plaintext passes the gate like any other way.
+    let shares = json!([share("db.example", 5), share("old.example", 5)]);
+    assert_eq!(
+        divided(&compiled(shares.clone(), &[]), 6001, None, Spoken::Bytes),
+        "5 originate outbound|6001||db.example, 5 forward outbound|6432||old.example"
+    );
+    // One listener cannot have the tunnel of one share.
+    let tunnel = document(
+        "DestinationRule",
+        "old",
+        json!({"host": "old.example", "trafficPolicy": {"tunnel": {"targetHost": "t.example", "targetPort": 6001}}}),
+    );
+    let found = compiled(shares, &[tunnel]);
+    assert_eq!(warnings(&found), ["not-read"]);
+    assert_eq!(
+        divided(&found, 6001, None, Spoken::Bytes),
+        "10 reject not_read"
+    );
+}
+
+#[test]
+fn connections_are_led_by_the_narrowest_range_of_addresses() {
+    let of = |subnets: Value, host: &str| json!({"match": [{"destinationSubnets": subnets}], "route": [share(host, 0)]});
+    let found = |tcp: Value, addresses: Value| {
+        let documents = [
+            bytes("db.example", 6001, json!({"addresses": addresses})),
+            bytes("one.example", 6432, json!({})),
+            bytes("two.example", 7432, json!({})),
+            document(
+                "VirtualService",
+                "v",
+                json!({"hosts": ["db.example"], "tcp": tcp}),
+            ),
+            tls_rule("db.example"),
+            tls_rule("one.example"),
+            tls_rule("two.example"),
+        ];
+        compile(&documents, &CompileOptions::default())
+    };
+    let to = |compiled: &Compiled, address: &str| {
+        let all = divided(compiled, 6001, Some(address), Spoken::Bytes);
+        all.rsplit_once("||")
+            .map_or(all.clone(), |(_, host)| host.to_owned())
+    };
+    let tcp = json!([
+        of(json!(["10.0.0.0/8", "192.0.2.7"]), "one.example"),
+        of(json!(["10.1.0.0/16"]), "two.example")
+    ]);
+    let compiled = found(tcp.clone(), json!([]));
+    // Nobody knows what was dialled but of captured connections.
+    assert_eq!(warnings(&compiled), ["not-read"]);
+    for (address, host) in [
+        ("10.2.0.1", "one.example"),
+        ("192.0.2.7", "one.example"),
+        ("10.1.0.1", "two.example"),
+        // The rest goes the service's own way.
+        ("192.0.2.8", "db.example"),
+    ] {
+        assert_eq!(to(&compiled, address), host, "{address}");
+    }
+    assert!(compiled.table.services().any(|service| service.by_address));
+    assert!(compiled.table.divided(PortNumber::new(6001)).addresses);
+    assert!(!compiled.table.divided(PortNumber::new(6432)).any);
+    // Or that of the next route.
+    let mut all = tcp.as_array().unwrap().clone();
+    all.push(json!({"route": [share("nowhere.example", 0)]}));
+    let compiled = found(json!(all), json!([]));
+    assert_eq!(to(&compiled, "10.1.0.1"), "two.example");
+    assert_eq!(
+        divided(&compiled, 6001, Some("192.0.2.8"), Spoken::Bytes),
+        "10 reject unknown_destination"
+    );
+    // Among the service's own addresses, where it has any.
+    let compiled = found(tcp, json!(["10.1.0.1"]));
+    assert_eq!(compiled.problems.0, []);
+    assert_eq!(to(&compiled, "10.1.0.1"), "two.example");
+    assert_eq!(to(&compiled, "10.2.0.1"), "10 reject unknown_host");
+    // A match without them takes all, whatever stands beside it.
+    let both = json!([{"match": [{"destinationSubnets": ["10.0.0.0/8"]}, {"port": 6001}], "route": [share("one.example", 0)]}]);
+    assert_eq!(to(&found(both, json!([])), "192.0.2.8"), "one.example");
+}
+
+#[test]
+fn names_of_tls_are_divided_by_weight_and_address_too() {
+    let tls = json!([
+        {"match": [{"sniHosts": [HOST], "destinationSubnets": ["10.0.0.0/8"]}], "route": [share("a.example.com", 0)]},
+        {"match": [{"sniHosts": [HOST]}], "route": [share(HOST, 4), share("b.example.com", 6)]},
+        {"match": [{"sniHosts": ["only.example.com"], "destinationSubnets": ["10.0.0.0/8"]}], "route": [share(HOST, 0)]},
+    ]);
+    let hosts = json!([HOST, "only.example.com"]);
+    let documents = [
+        entry(HOST),
+        entry("a.example.com"),
+        entry("b.example.com"),
+        document("VirtualService", "v", json!({"hosts": hosts, "tls": tls})),
+    ];
+    let compiled = compile(&documents, &CompileOptions::default());
+    assert_eq!(warnings(&compiled), ["not-read", "not-read"]);
+    assert!(!compiled.problems.has_errors());
+    let to = |address: &str, name: &str| {
+        let server_name = Some(name);
+        divided(&compiled, 443, Some(address), Spoken::Tls { server_name })
+    };
+    assert_eq!(
+        to("192.0.2.1", HOST),
+        "4 passthrough outbound|443||api.example.com, 6 passthrough outbound|443||b.example.com"
+    );
+    assert_eq!(
+        to("10.0.0.1", HOST),
+        "10 passthrough outbound|443||a.example.com"
+    );
+    assert_eq!(
+        to("10.0.0.1", "only.example.com"),
+        "10 passthrough outbound|443||api.example.com"
+    );
+    assert_eq!(to("192.0.2.1", "only.example.com"), "10 reject no_route");
+    assert!(compiled.table.divided(PortNumber::new(443)).names);
 }
 
 #[test]

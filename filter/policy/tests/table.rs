@@ -885,6 +885,7 @@ fn led(table: &PolicyTable, port: u16, address: Option<&str>, spoken: Spoken<'_>
         port: PortNumber::new(port).unwrap(),
         address: address.map(|address| address.parse().unwrap()),
         spoken,
+        drawn: 0,
     });
     match decision.action {
         Action::Reject(reason) => reason.as_str().to_owned(),

@@ -79,6 +79,7 @@ unsafe extern "C" {
     fn proxy_set_effective_context(context: u32) -> u32;
     fn proxy_define_metric(kind: u32, name: *const u8, name_len: usize, id: *mut u32) -> u32;
     fn proxy_increment_metric(id: u32, by: i64) -> u32;
+    fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
 }
 
 /// Takes over bytes that the host put into memory it asked our allocator for.
@@ -154,6 +155,14 @@ pub(crate) fn number(path: &[&str]) -> Result<Option<u64>, HostError> {
     let bytes = property(path)?.unwrap_or_default();
     // Envoy hands integers over as eight bytes, least first.
     Ok(<[u8; 8]>::try_from(bytes).ok().map(u64::from_le_bytes))
+}
+
+/// Returns the time in nanoseconds since 1970.
+pub(crate) fn time_ns() -> Result<u64, HostError> {
+    let mut time = 0;
+    // SAFETY: the host writes the number only, and during the call only.
+    done(unsafe { proxy_get_current_time_nanoseconds(&mut time) })?;
+    Ok(time)
 }
 
 /// Sets a property of one part.

@@ -40,6 +40,9 @@ impl Connection {
             let target = host::property(&contract::TUNNEL_TARGET)?;
             dialled.tunnel = target.map(|target| (self.context, target));
         }
+        if wanted.time {
+            dialled.time_ns = host::time_ns()?;
+        }
         stream.on_new(dialled, &mut apply)
     }
 }

@@ -274,7 +274,9 @@ impl Options {
         // Listeners have the tunnels, and cannot ask which workload they are for. The tables have the same hosts and
         // ports in the same order, and requests choose no subset.
         fn reached(table: &PolicyTable) -> impl Iterator<Item = Service<'_>> {
-            table.services().filter(|service| service.subset.is_none())
+            // Those that connections are divided among have no tunnel.
+            let services = table.services();
+            services.filter(|service| service.subset.is_none() && service.share.is_none())
         }
         for other in &self.workloads {
             for (one, other) in reached(table).zip(reached(other)) {

@@ -61,7 +61,9 @@ impl Port {
         let (port, downstreams, options) = (self.port, &self.downstreams, rendering.options);
         let has_tls = downstreams.contains(&DownstreamProtocol::Tls);
         let mut chains = if has_tls {
-            passthrough::chains(port, rendering)
+            let mut chains = passthrough::chains(port, rendering);
+            chains.extend(services.divided_tls(port, capture.is_some()));
+            chains
         } else {
             Vec::new()
         };

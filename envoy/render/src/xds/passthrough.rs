@@ -26,6 +26,7 @@ pub(super) fn chains(port: PortNumber, rendering: &Rendering<'_>) -> Vec<Chain> 
         service.port == port
             && service.downstream == DownstreamProtocol::Tls
             && service.subset.is_none()
+            && service.share.is_none()
     }) {
         let pinned = service
             .connect_to
@@ -109,7 +110,7 @@ pub(super) fn chains(port: PortNumber, rendering: &Rendering<'_>) -> Vec<Chain> 
 }
 
 /// Renders a pattern as Envoy's `server_names` take it.
-fn server_name(host: &HostPattern) -> Option<String> {
+pub(super) fn server_name(host: &HostPattern) -> Option<String> {
     match host {
         HostPattern::Exact(name) => Some(name.as_str().to_owned()),
         HostPattern::Suffix(suffix) if suffix.starts_with('.') => Some(format!("*{suffix}")),

@@ -8,7 +8,9 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use egress_filter::{FilterKind, PluginConfig, Variants};
-use egress_policy::{Address, DownstreamProtocol, PolicyTable, PortNumber, Refused, Service};
+use egress_policy::{
+    Address, DownstreamProtocol, PolicyTable, PortNumber, Reason, Refused, Service,
+};
 use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
@@ -18,7 +20,7 @@ use super::chain::{
 };
 use super::plugin::{self, Plugin};
 use super::rendering::Rendering;
-use super::{tunnel, upstream_proxy, variants};
+use super::{passthrough, tunnel, upstream_proxy, variants};
 
 /// A TCP service with a loopback address of its own.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,9 +56,28 @@ pub fn vips(table: &PolicyTable) -> Vec<Vip> {
 }
 
 fn services(table: &PolicyTable) -> impl Iterator<Item = Service<'_>> {
-    table
-        .services()
-        .filter(|service| service.connectable && service.subset.is_none())
+    once_each(table, |service| {
+        service.connectable && service.subset.is_none()
+    })
+}
+
+/// Returns the names of TLS whose connections are divided among several destinations.
+fn divided_tls(table: &PolicyTable) -> impl Iterator<Item = Service<'_>> {
+    once_each(table, |service| {
+        service.downstream == DownstreamProtocol::Tls && service.share.is_some()
+    })
+}
+
+/// Returns some services: of the destinations that connections of one are divided among, the first. As in Istio, its
+/// limits are those of all.
+fn once_each(
+    table: &PolicyTable,
+    wanted: impl Fn(&Service<'_>) -> bool,
+) -> impl Iterator<Item = Service<'_>> {
+    let mut all: Vec<Service<'_>> = table.services().filter(wanted).collect();
+    let place = |service: &Service<'_>| (service.host.clone(), service.port);
+    all.dedup_by(|next, first| next.share.is_some() && place(next) == place(first));
+    all.into_iter()
 }
 
 /// The TCP services, and the filter of each port, made once: all listeners of a port share one configuration, and Envoy
@@ -77,7 +98,7 @@ impl<'r> Services<'r> {
             Arc::new(Plugin::new(&config, options))
         };
         let mut plugins = BTreeMap::new();
-        for service in services(rendering.table) {
+        for service in services(rendering.table).chain(divided_tls(rendering.table)) {
             plugins
                 .entry(service.port)
                 .or_insert_with(|| plugin(service.port));
@@ -134,7 +155,7 @@ impl<'r> Services<'r> {
         let chain = |(at, service): (usize, &Service<'_>)| Chain {
             name: Some(format!("tcp_{at}")),
             matches: matches(service.addresses),
-            filters: self.filters(service),
+            filters: self.filters_by_address(service, captured || !service.addresses.is_empty()),
         };
         let closed = |(at, refused): (usize, &Refused<'_>)| Chain {
             name: Some(format!("tcp_{}_{at}", refused.reason)),
@@ -145,6 +166,30 @@ impl<'r> Services<'r> {
         chains
             .chain(refused.iter().enumerate().map(closed))
             .collect()
+    }
+
+    /// Renders the filters of a service's chain, where it is `known` or not which address was dialled.
+    fn filters_by_address(&self, service: &Service<'_>, known: bool) -> Vec<Filter> {
+        if service.by_address && !known {
+            let options = self.rendering.options;
+            return vec![refused_connection(service.port, Reason::NotRead, options).into()];
+        }
+        self.filters(service)
+    }
+
+    /// Renders the chains of the names of TLS whose connections are divided among several destinations: the filter
+    /// chooses, as it does for bytes.
+    pub(super) fn divided_tls(&self, port: PortNumber, captured: bool) -> Vec<Chain> {
+        let here = divided_tls(self.rendering.table).filter(|service| service.port == port);
+        let chain = |(at, service): (usize, Service<'_>)| {
+            let name = passthrough::server_name(service.host)?;
+            Some(Chain {
+                name: Some(format!("tls_divided_{at}")),
+                matches: Some(ChainMatch::tls(vec![name])),
+                filters: self.filters_by_address(&service, captured),
+            })
+        };
+        here.enumerate().filter_map(chain).collect()
     }
 
     /// Renders the listeners of the services that have an address of their own.
@@ -176,7 +221,7 @@ impl<'r> Services<'r> {
                 chains: vec![Chain {
                     name: Some("tcp".to_owned()),
                     matches: Some(ChainMatch::default()),
-                    filters: self.filters(service),
+                    filters: self.filters_by_address(service, false),
                 }],
             })
         };

@@ -647,11 +647,6 @@ fn mistakes_are_told_at_the_route() {
             "hostnames: [api.example.com], ".to_owned() + &rule("name: a"),
             "error spec.hostnames: unknown field `hostnames`",
         ),
-        (
-            "TLSRoute",
-            format!("rules: [{{backendRefs: [{}, {}]}}]", lead, to("other", "")),
-            "warning spec.rules[0]: it divides connections among several destinations",
-        ),
     ] {
         let found = said_of(kind, &more);
         assert!(found.starts_with(wanted), "{found}\n{wanted}");
@@ -766,6 +761,29 @@ fn routes_of_connections_lead_by_name_and_by_port() {
     assert_eq!(
         becomes(&text, "default", "https://api.example.com/", &[]),
         "passthrough TLSRoute default/r other.example.com:443"
+    );
+    let both = format!(
+        "rules: [{{backendRefs: [{}, {}]}}]",
+        to("api", ""),
+        to("other", ", weight: 3")
+    );
+    let text = sites().replace("mode: SIMPLE", "mode: DISABLE") + &route("TLSRoute", "r", &both);
+    let answers = Answers::compile(&sources(&text), &of("default"), yaml::in_turn).unwrap();
+    let question = Question {
+        url: "https://api.example.com/",
+        sni: None,
+        subset: None,
+        authority: AuthorityMode::Rewrite,
+        method: "GET",
+        headers: &[],
+    };
+    let found = answers.explain(&question, &of("default")).unwrap();
+    assert_eq!(
+        found.to_json()["shares"],
+        json!([
+            "1 outbound|443||api.example.com",
+            "3 outbound|443||other.example.com"
+        ])
     );
 }
 

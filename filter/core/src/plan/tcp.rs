@@ -19,11 +19,14 @@ use crate::text::itoa;
 /// Returns which facts [`plan_tcp`] needs: as few as tell services apart, for each is a call.
 pub fn wanted(config: &Loaded) -> Wanted {
     let needs_address = |port| config.table.needs_address(port);
+    let divided = config.divided;
     let tunnel = config.filter == FilterKind::Tunnel;
     Wanted {
-        destination: !tunnel && config.listener_port.is_none_or(needs_address),
-        // A listener of one port leads TLS by SNI itself, and what remains is bytes.
-        server_name: !tunnel && config.listener_port.is_none(),
+        destination: !tunnel
+            && (divided.addresses || config.listener_port.is_none_or(needs_address)),
+        // A listener of one port leads TLS by SNI itself, where it leads a name to one place, and the rest is bytes.
+        server_name: !tunnel && (divided.names || config.listener_port.is_none()),
+        time: !tunnel && divided.any,
         tunnel,
     }
 }
@@ -157,5 +160,6 @@ fn decide<'t: 'q, 'q>(
         port,
         address: facts.address,
         spoken,
+        drawn: facts.drawn,
     })
 }

@@ -50,7 +50,8 @@ pub fn run(value: &Value) {
 
 /// Asks a table for its own services and for strangers.
 fn hold_to_its_word(table: &PolicyTable) {
-    for service in table.services() {
+    // Of several destinations of connections, a query names none.
+    for service in table.services().filter(|it| it.share.is_none()) {
         let host = match service.host {
             HostPattern::Exact(name) => name.as_str().to_owned(),
             // No other host can stand in its way: no pattern here names this one.

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use crate::compile::compiler::{Candidate, Compiler};
+use crate::compile::services::downstream;
 use crate::digest::Digest;
 use crate::host::HostPattern;
 use crate::order::{map_of, sort_by};
 use crate::port::{PortNumber, Protocol};
 use crate::problem::{ProblemKind, Severity};
 use crate::query::DownstreamProtocol;
-use crate::resource::{Address, ServiceEntry};
+use crate::resource::{Address, ServiceEntry, ServicePort};
 use crate::table::connections::{Connections, Known};
 use crate::table::hosts::Port;
 
@@ -21,18 +22,17 @@ impl<'r> Compiler<'r> {
         entry: &'r ServiceEntry,
         host: &HostPattern,
         host_index: usize,
-        port_index: usize,
-        port: &Port,
+        port: &ServicePort,
     ) {
-        let protocol = entry.ports.iter().find(|other| other.index == port_index);
         // What Istio would sniff may be HTTP, where the host is read from the request.
-        let sniffed = protocol.is_none_or(|port| port.protocol == Protocol::Unset);
-        if port.downstream != DownstreamProtocol::Tcp || sniffed || host.exact().is_none() {
+        let sniffed = port.protocol == Protocol::Unset;
+        let bytes = downstream(port) == Some(DownstreamProtocol::Tcp);
+        if !bytes || sniffed || host.exact().is_none() {
             return;
         }
         self.connections.push(Candidate {
             entry,
-            index: port_index,
+            index: port.index,
             port: port.number,
             known: Known {
                 host: host_index,

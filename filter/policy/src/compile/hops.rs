@@ -189,12 +189,9 @@ impl<'r> Compiler<'r> {
                 let named = domain.tls(side.port, &side.proxy).into_iter();
                 let fits = named.filter(|named| named.name.covers(asked));
                 let best = fits.max_by_key(|named| named.name.specificity());
-                best.into_iter().map(|named| named.chosen).collect()
+                best.map_or_else(Vec::new, |named| named.routes)
             }
-            Reads::Bytes if !http => {
-                let found = domain.tcp(side.port, &side.proxy);
-                found.into_iter().map(|(chosen, _)| chosen).collect()
-            }
+            Reads::Bytes if !http => domain.tcp(side.port, &side.proxy),
             _ => Vec::new(),
         };
         match routes.is_empty() {

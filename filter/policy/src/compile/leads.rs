@@ -24,7 +24,7 @@ use crate::query::DownstreamProtocol;
 use crate::reason::Reason;
 use crate::resource::{Both, ClientTls, Destination, Match, Meta, Route, ServicePort, TlsMode};
 use crate::table::hosts::Port;
-use crate::table::routed::{Before, Branch, Routed, Share};
+use crate::table::routed::{Before, Branch, Routed, Share, nowhere};
 use crate::table::verdict::{Verdict, narrow};
 
 /// A host and port of the table that routes are followed for.
@@ -176,7 +176,7 @@ impl<'r> Compiler<'r> {
         }
     }
 
-    /// Makes a branch of each route.
+    /// Makes a branch of each route. Of requests, Envoy chooses one; of connections, the table does.
     fn branches(
         &mut self,
         called: Called<'_>,
@@ -184,10 +184,7 @@ impl<'r> Compiler<'r> {
         routes: &[Chosen<'r>],
         mesh_service: Option<usize>,
     ) -> Followed<(Share, Routed)> {
-        if called.downstream != DownstreamProtocol::Http {
-            let what = "divides connections among several destinations";
-            return Err(self.not_carried_out(called, routes.first(), what));
-        }
+        let http = called.downstream == DownstreamProtocol::Http;
         let side = Side {
             alone: true,
             ..side.clone()
@@ -203,6 +200,10 @@ impl<'r> Compiler<'r> {
                 for to in &all {
                     let mut share = match self.onward(called, &side, chosen, to) {
                         Ok(Onward::Ends(share, _)) => share,
+                        Ok(Onward::Routes(..)) if !http => {
+                            let what = "divides connections, and the egress gateway behind it divides them again";
+                            return Err(self.not_carried_out(called, Some(chosen), what));
+                        }
                         Ok(Onward::Routes(behind, routes)) => {
                             self.product(called, chosen, &behind, &routes, &mut branches)?;
                             continue;
@@ -219,7 +220,22 @@ impl<'r> Compiler<'r> {
                     continue;
                 }
             }
+            // A listener has one tunnel for all that it takes.
+            if !http && shares.iter().any(|share| self.is_tunnelled(&share.verdict)) {
+                let what = "divides connections, some of which go through a `tunnel`";
+                return Err(self.not_carried_out(called, Some(chosen), what));
+            }
             branches.push(self.branch(called, chosen, shares));
+        }
+        if let (Some(chosen), false) = (routes.first(), http) {
+            self.check_addresses(called, chosen);
+        }
+        // Where a service's own way takes the rest, it is added later.
+        let all = routes.last().is_none_or(|last| last.all);
+        if let Some(reason) = nowhere(&branches)
+            && (called.downstream == DownstreamProtocol::Tls || (all && !http))
+        {
+            return Err(reason);
         }
         let first = routes.first().map(|chosen| self.service_index(chosen));
         let gateway = mesh_service.and(first).map_or(u32::MAX, narrow);
@@ -228,7 +244,25 @@ impl<'r> Compiler<'r> {
             branches,
             ..Routed::by(mesh_service.or(first))
         };
-        Ok((Share::refused(Reason::NoRoute), routed))
+        let mut unchosen = Share::refused(Reason::NoRoute);
+        unchosen.target = called.port;
+        Ok((unchosen, routed))
+    }
+
+    /// Reports that the address of a connection decides, where it is known only of captured ones.
+    fn check_addresses(&mut self, called: Called<'_>, chosen: &Chosen<'r>) {
+        let owner = self.owners.get(called.index).copied().flatten();
+        let own = owner.is_some_and(|owner| !owner.entry.item.addresses.is_empty());
+        let known = own && called.downstream == DownstreamProtocol::Tcp;
+        if chosen.all || known || self.options.foreign {
+            return;
+        }
+        let text = format!(
+            "`destinationSubnets` asks which address was dialled, and only captured connections tell: others to port {} of `{}` are refused (`not_read`)",
+            called.port, called.host
+        );
+        let hint = "use `--capture`, or for TCP give the ServiceEntry `addresses` and let programs dial them";
+        self.tell_routed(Severity::Warning, "not-read", chosen, text, hint);
     }
 
     fn branch(&self, called: Called<'_>, chosen: &Chosen<'r>, shares: Vec<Share>) -> Branch {
@@ -240,8 +274,37 @@ impl<'r> Compiler<'r> {
             matches: chosen.matches.clone(),
             before: None,
             answer: chosen.route.answer,
+            ranges: chosen.ranges(),
             shares,
         }
+    }
+
+    /// Adds the service's own way to a port of which routes take some connections only: it takes the rest.
+    pub(super) fn add_rest(&mut self, index: usize, host: &HostPattern, own: &Port) {
+        let mut share = Share::refused(Reason::NoRoute);
+        (share.verdict, share.target) = (own.verdict, own.target);
+        let rest = Branch {
+            name: format!("{host}:{}", own.number).into_boxed_str(),
+            service: u32::MAX,
+            route: 0,
+            matches: Vec::new(),
+            before: None,
+            answer: None,
+            ranges: Vec::new(),
+            shares: vec![share],
+        };
+        let tunnelled = (self.is_tunnelled(&own.verdict)).then_some(Reason::NotRead);
+        let refusal = tunnelled.or(self.hosts.add_branch(index, own.number, rest));
+        if let Some(reason) = refusal
+            && let Some(port) = self.hosts.port_mut(index, own.number)
+        {
+            port.verdict = Verdict::refused(reason, None);
+        }
+    }
+
+    fn is_tunnelled(&self, verdict: &Verdict) -> bool {
+        let cluster = self.clusters.get(verdict.cluster as usize);
+        cluster.is_some_and(|cluster| cluster.tunnel.is_some())
     }
 
     /// Adds the branches of a route to an egress gateway that matches requests once more: one for each of the gateway's
@@ -504,12 +567,7 @@ impl<'r> Compiler<'r> {
         hint: &str,
     ) {
         let mut path = FieldPath::keys("spec");
-        let list = match chosen.service.item {
-            service if service.http.iter().any(|it| std::ptr::eq(it, chosen.route)) => "http",
-            service if service.tls.iter().any(|it| std::ptr::eq(it, chosen.route)) => "tls",
-            _ => "tcp",
-        };
-        path.0.push(Segment::Key(list.to_owned()));
+        path.0.push(Segment::Key(list_of(chosen).to_owned()));
         path.0.push(Segment::Index(chosen.index));
         self.tell_about(severity, id, &chosen.service.item.meta, path, text, hint);
     }
@@ -542,7 +600,22 @@ fn place(chosen: &Chosen<'_>) -> String {
     let id = &chosen.service.meta.id;
     match &chosen.route.name {
         Some(name) => name.to_string(),
-        None => format!("{}/{}/http[{}]", id.namespace, id.name, chosen.index),
+        None => format!(
+            "{}/{}/{}[{}]",
+            id.namespace,
+            id.name,
+            list_of(chosen),
+            chosen.index
+        ),
+    }
+}
+
+/// Returns which list of its VirtualService has a route.
+fn list_of(chosen: &Chosen<'_>) -> &'static str {
+    match chosen.service.item {
+        service if service.http.iter().any(|it| std::ptr::eq(it, chosen.route)) => "http",
+        service if service.tls.iter().any(|it| std::ptr::eq(it, chosen.route)) => "tls",
+        _ => "tcp",
     }
 }
 

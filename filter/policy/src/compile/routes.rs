@@ -17,7 +17,8 @@ use crate::table::routed::Routed;
 use crate::table::verdict::Verdict;
 
 impl<'r> Compiler<'r> {
-    /// Adds a service's port that VirtualServices lead; nothing where its own way counts.
+    /// Adds a service's port that VirtualServices lead; nothing where its own way counts for all. Where routes take
+    /// only some connections, it counts for the rest: [`Compiler::add_rest`].
     pub(super) fn routed(
         &mut self,
         index: usize,
@@ -48,12 +49,9 @@ impl<'r> Compiler<'r> {
                 self.add_named(called, side(self), named);
             }
             DownstreamProtocol::Tcp => {
-                let (chosen, subnets) = routing.tcp(host, port.number, proxy)?;
-                if subnets {
-                    self.refuse_subnets(called, &chosen);
-                } else {
-                    self.add_routed(called, side(self), &[chosen]);
-                }
+                let routes = routing.tcp(host, port.number, proxy);
+                routes.first()?;
+                self.add_routed(called, side(self), &routes);
             }
         }
         let added = self.hosts.get(index)?;
@@ -66,15 +64,12 @@ impl<'r> Compiler<'r> {
         let covers = |named: &&Named<'_>| named.name.covers(called.host);
         let best = (named.iter().filter(covers)).max_by_key(|named| named.name.specificity());
         match best {
-            Some(named) if named.subnets => self.refuse_subnets(called, &named.chosen),
-            Some(named) => {
-                let chosen = named.chosen.clone();
-                self.add_routed(called, side, &[chosen]);
-            }
+            Some(named) => self.add_routed(called, side, &named.routes),
             None => {
                 let verdict = Verdict::refused(Reason::NoRoute, None);
                 let port = Port::new(called.port, called.port, called.downstream, verdict);
-                let first = named.first().map(|named| self.service_index(&named.chosen));
+                let first = named.first().and_then(|named| named.routes.first());
+                let first = first.map(|chosen| self.service_index(chosen));
                 self.hosts.add_routed(called.index, port, Routed::by(first));
             }
         }
@@ -97,11 +92,7 @@ impl<'r> Compiler<'r> {
                 port,
                 downstream: DownstreamProtocol::Tls,
             };
-            if named.subnets {
-                self.refuse_subnets(called, &named.chosen);
-            } else {
-                self.add_routed(called, self.own_side(port), &[named.chosen]);
-            }
+            self.add_routed(called, self.own_side(port), &named.routes);
         }
     }
 
@@ -180,7 +171,7 @@ impl<'r> Compiler<'r> {
             };
             if downstream == DownstreamProtocol::Tls {
                 for named in domain.tls(port, &side.proxy) {
-                    self.add_served(port, named.name, downstream, &side, &[named.chosen]);
+                    self.add_served(port, named.name, downstream, &side, &named.routes);
                 }
                 continue;
             }
@@ -244,20 +235,5 @@ impl<'r> Compiler<'r> {
             downstream,
         };
         self.add_routed(called, side.clone(), routes);
-    }
-
-    /// Refuses a port whose connections would be told apart by the address that was dialled.
-    fn refuse_subnets(&mut self, called: Called<'_>, chosen: &Chosen<'r>) {
-        let text = format!(
-            "`destinationSubnets` is not carried out here: port {} of `{}` is refused (`not_read`)",
-            called.port, called.host
-        );
-        let hint = "give the ServiceEntry `addresses`, and leave `destinationSubnets` out";
-        self.tell_routed(Severity::Warning, "not-read", chosen, text, hint);
-        let verdict = Verdict::refused(Reason::NotRead, None);
-        let port = Port::new(called.port, called.port, called.downstream, verdict);
-        let service = self.service_index(chosen);
-        self.hosts
-            .add_routed(called.index, port, Routed::by(Some(service)));
     }
 }

@@ -9,7 +9,8 @@ use crate::order::{sort_by, sorted};
 use crate::port::PortNumber;
 use crate::proxy::Proxy;
 use crate::resource::{
-    Ends, Gateway, GatewayName, Match, Reads, Resources, Route, Sidecar, VirtualService, exported,
+    Address, Ends, Gateway, GatewayName, Match, Reads, Resources, Route, Sidecar, VirtualService,
+    exported,
 };
 
 /// A VirtualService, and its index among all.
@@ -24,7 +25,7 @@ pub(super) struct Chosen<'r> {
     pub(super) index: usize,
     /// The places of its matches that can hold; empty where everything matches.
     pub(super) matches: Vec<usize>,
-    /// It takes every request.
+    /// It takes every request, or every connection.
     pub(super) all: bool,
 }
 
@@ -37,6 +38,20 @@ impl Chosen<'_> {
             && !route.settings
             && !route.delegates
             && route.shares().len() == 1
+    }
+
+    /// Returns the addresses of the connections that it takes; none where it takes all.
+    pub(super) fn ranges(&self) -> Vec<Address> {
+        let mut ranges = Vec::new();
+        for at in &self.matches {
+            if let Some(found) = self.route.matches.get(*at)
+                && let Some(subnets) = &found.subnets
+                && !self.all
+            {
+                ranges.extend_from_slice(subnets);
+            }
+        }
+        ranges
     }
 }
 
@@ -53,12 +68,10 @@ pub(super) struct Routing<'r> {
     led: Vec<(HostPattern, Option<PortNumber>)>,
 }
 
-/// A name that connections of TLS ask for, and the route that they take.
+/// A name that connections of TLS ask for, and the routes that they take: as [`Routing::tcp`] returns them.
 pub(super) struct Named<'r> {
     pub(super) name: &'r HostPattern,
-    pub(super) chosen: Chosen<'r>,
-    /// It is for some addresses only.
-    pub(super) subnets: bool,
+    pub(super) routes: Vec<Chosen<'r>>,
 }
 
 impl<'r> Routing<'r> {
@@ -192,7 +205,8 @@ impl<'r> Routing<'r> {
         named
     }
 
-    /// Returns the route of connections to a service, and whether addresses have a say in it.
+    /// Returns the routes of connections to a service, up to the first that takes all; those before it are for some
+    /// addresses each.
     ///
     /// Source: istio/istio `pilot/pkg/networking/core/tls.go`, `buildSidecarOutboundTCPFilterChainOpts`.
     pub(super) fn tcp(
@@ -200,9 +214,12 @@ impl<'r> Routing<'r> {
         host: &HostPattern,
         port: PortNumber,
         proxy: &Proxy,
-    ) -> Option<(Chosen<'r>, bool)> {
-        let mut services = self.overlapping(host);
-        services.find_map(|service| connections(service, port, proxy, &GatewayName::Mesh))
+    ) -> Vec<Chosen<'r>> {
+        let mut all = Vec::new();
+        for service in self.overlapping(host) {
+            connections(service, port, proxy, &GatewayName::Mesh, &mut all);
+        }
+        all
     }
 }
 
@@ -314,6 +331,7 @@ fn names<'r>(
     gateway: &GatewayName,
     named: &mut Vec<Named<'r>>,
 ) {
+    let sidecar = *gateway == GatewayName::Mesh;
     for (index, route) in service.item.tls.iter().enumerate() {
         if route.destinations.is_empty() {
             continue;
@@ -323,51 +341,52 @@ fn names<'r>(
                 continue;
             }
             for name in &found.names {
-                if named.iter().any(|other| other.name == name) {
-                    continue;
+                let chosen = Chosen {
+                    service,
+                    route,
+                    index,
+                    matches: vec![at],
+                    all: !sidecar || found.subnets.is_none(),
+                };
+                let known = named.iter_mut().find(|other| other.name == name);
+                match known {
+                    Some(known) if known.routes.last().is_some_and(|last| last.all) => {}
+                    Some(known) => known.routes.push(chosen),
+                    None => named.push(Named {
+                        name,
+                        routes: vec![chosen],
+                    }),
                 }
-                named.push(Named {
-                    name,
-                    chosen: Chosen {
-                        service,
-                        route,
-                        index,
-                        matches: vec![at],
-                        all: true,
-                    },
-                    subnets: found.subnets,
-                });
             }
         }
     }
 }
 
-/// Returns the first route that takes connections of a port, and whether addresses have a say in it.
+/// Adds the routes of connections to a port, unless one takes all already. Gateways do not look at addresses.
 fn connections<'r>(
     service: Routes<'r>,
     port: PortNumber,
     proxy: &Proxy,
     gateway: &GatewayName,
-) -> Option<(Chosen<'r>, bool)> {
-    let mut subnets = false;
+    chosen: &mut Vec<Chosen<'r>>,
+) {
+    let sidecar = *gateway == GatewayName::Mesh;
     for (index, route) in service.item.tcp.iter().enumerate() {
+        if chosen.last().is_some_and(|last| last.all) {
+            return;
+        }
         let holds = |found: &Match| found.is_for_connections(port, proxy, gateway);
-        let Some((matches, all)) = remaining(route, holds, |found| !found.subnets) else {
-            continue;
-        };
-        subnets |= !all;
-        if all || service.item.tcp.len() == index + 1 {
-            let chosen = Chosen {
+        let takes_all = |found: &Match| !sidecar || found.subnets.is_none();
+        if let Some((matches, all)) = remaining(route, holds, takes_all) {
+            chosen.push(Chosen {
                 service,
                 route,
                 index,
                 matches,
                 all,
-            };
-            return Some((chosen, subnets));
+            });
         }
     }
-    None
 }
 
 /// A host that a router serves on a port.
@@ -406,9 +425,12 @@ impl<'r> Domain<'r> {
     }
 
     /// Returns the route of connections.
-    pub(super) fn tcp(&self, port: PortNumber, router: &Proxy) -> Option<(Chosen<'r>, bool)> {
-        let mut services = self.services.iter();
-        services.find_map(|service| connections(*service, port, router, &self.gateway))
+    pub(super) fn tcp(&self, port: PortNumber, router: &Proxy) -> Vec<Chosen<'r>> {
+        let mut all = Vec::new();
+        for service in &self.services {
+            connections(*service, port, router, &self.gateway, &mut all);
+        }
+        all
     }
 }
 

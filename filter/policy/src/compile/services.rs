@@ -102,7 +102,7 @@ impl<'r> Compiler<'r> {
                 if known.is_some_and(|host| self.hosts.port(host, port.number).is_some()) {
                     continue;
                 }
-                let (number, port_index) = (port.number, port.index);
+                let number = port.number;
                 let (owner, caller) = (&*entry.meta.id.namespace, &*self.options.proxy.namespace);
                 let taken_in = |sidecar: &Sidecar| {
                     sidecar.takes_in(caller, owner, host, Some(number.get().into()))
@@ -110,8 +110,9 @@ impl<'r> Compiler<'r> {
                 if !sidecar.is_none_or(taken_in) {
                     continue;
                 }
-                if let Some(port) = self.routed(index, host, port) {
-                    self.candidate(from.item, host, index, port_index, &port);
+                self.candidate(from.item, host, index, port);
+                let routed = self.routed(index, host, port);
+                if (routed.as_ref()).is_some_and(|port| !self.hosts.leaves_rest(port)) {
                     continue;
                 }
                 let found = self.problems.len();
@@ -119,8 +120,10 @@ impl<'r> Compiler<'r> {
                 let wanted = (from.item, port, &leads, &names[..]);
                 if let Some((port, subsets)) = self.port(entry.item, host, wanted, rule.as_ref()) {
                     self.note_plain(index, (from, wanted.1), wanted.2, &port, rule.as_ref());
-                    self.candidate(from.item, host, index, port_index, &port);
-                    self.hosts.add_port(index, port, subsets);
+                    match routed {
+                        None => self.hosts.add_port(index, port, subsets),
+                        Some(_) => self.add_rest(index, host, &port),
+                    }
                     for entry in siblings.map_or(&[entry][..], |siblings| &siblings.all) {
                         self.blame(index, number, self.problems_of(*entry));
                     }

@@ -13,11 +13,11 @@ use crate::node::Node;
 use crate::port::PortNumber;
 use crate::problem::Origin;
 use crate::proxy::Proxy;
-use crate::resource::Meta;
 use crate::resource::loose::{
     as_text, at, has_others, labels, list, long, number, pattern, port, text, texts,
 };
 use crate::resource::meta::read_meta;
+use crate::resource::{Address, Meta};
 
 /// Where requests and connections to hosts are led.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,8 +95,8 @@ pub(crate) struct Match {
     pub(crate) namespace: Option<String>,
     /// `sniHosts`.
     pub(crate) names: Vec<HostPattern>,
-    /// `destinationSubnets` are given.
-    pub(crate) subnets: bool,
+    /// `destinationSubnets`, where they are given.
+    pub(crate) subnets: Option<Vec<Address>>,
     /// It asks for more than that of each request.
     pub(crate) asks_more: bool,
     /// Which paths it takes, where not all.
@@ -270,7 +270,8 @@ impl Match {
     ) -> bool {
         let gateways = self.gateways.is_empty() || self.gateways.contains(gateway);
         let sidecar = *gateway == GatewayName::Mesh;
-        gateways && self.has_port(port) && (!sidecar || self.is_from(proxy))
+        let subnets = self.subnets.as_ref().is_none_or(|all| !all.is_empty());
+        gateways && subnets && self.has_port(port) && (!sidecar || self.is_from(proxy))
     }
 
     fn has_port(&self, port: PortNumber) -> bool {
@@ -473,7 +474,12 @@ fn matching(found: &Node<'_>, namespace: &str) -> Match {
             .filter(|it| !it.is_empty())
             .map(str::to_owned),
         names: names.filter_map(|name| pattern(as_text(name)?)).collect(),
-        subnets: !list(found, "destinationSubnets").is_empty(),
+        subnets: Some(list(found, "destinationSubnets"))
+            .filter(|all| !all.is_empty())
+            .map(|all| {
+                let read = |it| Address::parse(as_text(it)?).ok();
+                all.iter().filter_map(read).collect()
+            }),
         asks_more: !all || has_others(found, &known),
     }
 }

@@ -1,5 +1,7 @@
 //! What becomes of ports that VirtualServices lead.
 
+use std::net::IpAddr;
+
 use crate::cluster::Cluster;
 use crate::decision::{Action, Decision, Target};
 use crate::digest::Lines;
@@ -11,7 +13,7 @@ use crate::resource::{Answer, ResourceId};
 use crate::table::hosts::{Host, Port};
 use crate::table::routed::{Branch, Routed, Share};
 use crate::table::verdict::Verdict;
-use crate::table::{PolicyTable, refused, way_to};
+use crate::table::{Dialled, PolicyTable, refused, way_to};
 
 /// A host and port of which Envoy's routes choose what becomes of a request.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,7 +77,9 @@ impl PolicyTable {
     pub fn branching(&self) -> impl Iterator<Item = Branching<'_>> {
         self.hosts.iter().flat_map(move |host| {
             let ports = self.hosts.ports(host);
-            let ports = ports.filter(|port| self.hosts.serves(port));
+            let ports = ports.filter(|port| {
+                port.downstream == DownstreamProtocol::Http && self.hosts.serves(port)
+            });
             ports.filter_map(move |port| {
                 let branches = self.hosts.branches(port);
                 let all = branches.iter().map(|branch| self.branch(branch));
@@ -148,11 +152,17 @@ impl PolicyTable {
     /// Returns what is dialled in place of the host that servers are told.
     pub(super) fn dialled<'t>(
         &'t self,
-        routed: Option<&'t Routed>,
+        dial: Option<&'t HostName>,
+        told: Option<&'t HostName>,
         port: PortNumber,
     ) -> Option<(&'t str, PortNumber)> {
-        let dial = routed?.dial.as_ref()?.as_str();
-        Some(self.connect_to(dial, port).unwrap_or((dial, port)))
+        match dial {
+            Some(dial) => {
+                let dial = dial.as_str();
+                Some(self.connect_to(dial, port).unwrap_or((dial, port)))
+            }
+            None => self.connect_to(told?.as_str(), port),
+        }
     }
 
     /// Decides about a port that VirtualServices lead.
@@ -162,6 +172,7 @@ impl PolicyTable {
         port: &'t Port,
         routed: &'t Routed,
         query: &Query<'q>,
+        dialled: Dialled,
     ) -> Decision<'t, 'q> {
         let by = Decision {
             service_entry: self.entry_of(host),
@@ -176,7 +187,7 @@ impl PolicyTable {
             downstream: port.downstream,
         };
         if !routed.branches.is_empty() && self.hosts.serves(port) {
-            return self.settle_branch(by, &way, routed, query);
+            return self.settle_branch(by, &way, routed, query, dialled);
         }
         if query.subset.is_some() {
             return Decision {
@@ -194,9 +205,16 @@ impl PolicyTable {
         way: &Way<'q>,
         routed: &'t Routed,
         query: &Query<'q>,
+        dialled: Dialled,
     ) -> Decision<'t, 'q> {
         let mut branches = routed.branches.iter();
-        let Some(branch) = branches.find(|branch| Some(&*branch.name) == query.branch) else {
+        let branch = match way.downstream {
+            DownstreamProtocol::Http => branches.find(|branch| Some(&*branch.name) == query.branch),
+            DownstreamProtocol::Tls | DownstreamProtocol::Tcp => {
+                narrowest(branches, dialled.address)
+            }
+        };
+        let Some(branch) = branch else {
             return by;
         };
         let own = self.resources.get(branch.service as usize);
@@ -213,26 +231,19 @@ impl PolicyTable {
                 ..by
             },
         };
-        match (branch.answer, &branch.shares[..]) {
-            (Some(answer), _) => Decision {
-                action: Action::Respond(answer),
-                ..by
-            },
-            (None, [share]) => {
-                let Share {
-                    verdict,
-                    target,
-                    name,
-                    dial,
-                    ..
-                } = share;
-                self.go(by, way, verdict, *target, name.as_ref(), dial.as_ref())
+        let share = match (branch.answer, &branch.shares[..], dialled.drawn) {
+            (Some(answer), _, _) => Err(Action::Respond(answer)),
+            (None, [], _) => return by,
+            (None, [share], _) => Ok(share),
+            (None, shares, Some(number)) => drawn(shares, number).ok_or(Action::Weighted),
+            (None, _, None) => Err(Action::Weighted),
+        };
+        match share {
+            Ok(share) => {
+                let (name, dial) = (share.name.as_ref(), share.dial.as_ref());
+                self.go(by, way, &share.verdict, share.target, name, dial)
             }
-            (None, []) => by,
-            (None, _) => Decision {
-                action: Action::Weighted,
-                ..by
-            },
+            Err(action) => Decision { action, ..by },
         }
     }
 
@@ -288,6 +299,9 @@ impl PolicyTable {
                 for (at, branch) in routed.branches.iter().enumerate() {
                     let (title, matches, answer) = (&branch.name, &branch.matches, branch.answer);
                     lines.add(format_args!("{title} {at} {matches:?} {answer:?}"));
+                    for range in &branch.ranges {
+                        lines.add(format_args!("{title} {at} {range}"));
+                    }
                     if let Some(before) = &branch.before {
                         lines.add(format_args!(
                             "{title} {at} {} {:?}",
@@ -305,6 +319,41 @@ impl PolicyTable {
             }
         }
     }
+}
+
+/// Returns the branch with the narrowest range that has the address, or else the one without ranges, as Envoy finds a
+/// chain of a listener.
+fn narrowest<'t>(
+    branches: impl Iterator<Item = &'t Branch>,
+    address: Option<IpAddr>,
+) -> Option<&'t Branch> {
+    let bits = |branch: &Branch| {
+        let ranges = branch.ranges.iter();
+        let has = ranges.filter(|range| address.is_some_and(|address| range.has(address)));
+        let bits = has.map(|range| range.bits() + 1).max();
+        bits.or(branch.ranges.is_empty().then_some(0))
+    };
+    let mut best: Option<(u32, &Branch)> = None;
+    for branch in branches {
+        if let Some(bits) = bits(branch)
+            && best.is_none_or(|(most, _)| most < bits)
+        {
+            best = Some((bits, branch));
+        }
+    }
+    best.map(|(_, branch)| branch)
+}
+
+/// Returns the share that has a number, where as many numbers are each share's as its weight says.
+fn drawn(shares: &[Share], number: u64) -> Option<&Share> {
+    let total: u64 = shares.iter().map(|share| u64::from(share.weight)).sum();
+    let mut rest = number.checked_rem(total)?;
+    shares.iter().find(|share| {
+        let weight = u64::from(share.weight);
+        let has = rest < weight;
+        rest = rest.saturating_sub(weight);
+        has
+    })
 }
 
 /// What a request brings along.

@@ -7,7 +7,7 @@ use crate::host_index::HostIndex;
 use crate::port::PortNumber;
 use crate::query::DownstreamProtocol;
 use crate::reason::Reason;
-use crate::table::routed::{Branch, Routed};
+use crate::table::routed::{Branch, Routed, Share, nowhere};
 use crate::table::verdict::{NONE, Verdict, narrow};
 
 /// All hosts, found by name.
@@ -165,6 +165,40 @@ impl Hosts {
         port.routed = narrow(self.routed.len());
         self.routed.push(routed);
         self.add_port(host, port, Subsets::new());
+    }
+
+    /// Returns the destinations among which connections to a port are divided; none of requests.
+    pub(crate) fn shares<'h>(&'h self, port: &'h Port) -> impl Iterator<Item = &'h Share> {
+        let http = port.downstream == DownstreamProtocol::Http;
+        let branches = self.branches(port).iter().filter(move |_| !http);
+        branches.flat_map(|branch| &branch.shares)
+    }
+
+    /// Whether the address that is dialled chooses among the destinations of a port.
+    pub(crate) fn looks_at_addresses(&self, port: &Port) -> bool {
+        let mut branches = self.branches(port).iter();
+        branches.any(|branch| !branch.ranges.is_empty())
+    }
+
+    /// Whether VirtualServices lead only some connections of a port, and the others go the service's own way.
+    pub(crate) fn leaves_rest(&self, port: &Port) -> bool {
+        let last = self.branches(port).last();
+        port.downstream == DownstreamProtocol::Tcp
+            && last.is_some_and(|branch| !branch.ranges.is_empty())
+    }
+
+    /// Adds a branch behind the others of a port, if it has any. Returns why nothing leads anywhere, if nothing does.
+    pub(crate) fn add_branch(
+        &mut self,
+        host: usize,
+        port: PortNumber,
+        branch: Branch,
+    ) -> Option<Reason> {
+        let routed = self.port_mut(host, port)?.routed;
+        let branches = &mut self.routed.get_mut(routed as usize)?.branches;
+        branches.last()?;
+        branches.push(branch);
+        nowhere(branches)
     }
 
     /// Returns how VirtualServices lead a port, if they do.

@@ -3,7 +3,7 @@
 use crate::host::HostName;
 use crate::port::PortNumber;
 use crate::reason::Reason;
-use crate::resource::Answer;
+use crate::resource::{Address, Answer};
 use crate::table::verdict::Verdict;
 
 /// How routes lead a port on.
@@ -34,6 +34,8 @@ pub struct Branch {
     pub(crate) matches: Vec<usize>,
     pub(crate) before: Option<Box<Before>>,
     pub(crate) answer: Option<Answer>,
+    /// The addresses of the connections that it takes; empty where it takes all, and of requests.
+    pub(crate) ranges: Vec<Address>,
     pub(crate) shares: Vec<Share>,
 }
 
@@ -73,6 +75,15 @@ impl Routed {
             branches: Vec::new(),
         }
     }
+}
+
+/// Returns why nothing leads anywhere, if nothing does.
+pub(crate) fn nowhere(branches: &[Branch]) -> Option<Reason> {
+    let mut reason = None;
+    for share in branches.iter().flat_map(|branch| &branch.shares) {
+        reason = Some(share.verdict.refusal()?);
+    }
+    reason
 }
 
 impl Share {
