@@ -11,6 +11,8 @@
 //!   [`tls_server`] that answers bytes with bytes. [`tinyproxy`] is a company's proxy, and [`connect_proxy`] one
 //!   that speaks TLS and takes POST.
 //!
+//! [`frames`] is HTTP/2 that no client and no server would speak.
+//!
 //! [`istiod`] makes of rules and patches what a live one was seen to make.
 //!
 //! Everything lives on 127.0.0.1, on ports that the kernel chose, or in a network of its own ([`netns`]), and ends when its value is
@@ -43,6 +45,7 @@ pub mod connect_proxy;
 pub mod dns;
 pub mod egressctl;
 pub mod envoy;
+pub mod frames;
 pub mod istiod;
 pub mod netns;
 pub mod nginx;

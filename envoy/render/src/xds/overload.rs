@@ -64,6 +64,9 @@ pub(super) fn clients(fields: &mut Map<String, Value>) {
     set(fields, "stream_idle_timeout", json!(IDLE_TIMEOUT));
     let mut http2 = windows(CLIENT_WINDOWS);
     set(&mut http2, "max_concurrent_streams", json!(STREAMS));
+    // A request that is none ends its stream, and not the connection with all others on it.
+    let one_stream = "override_stream_error_on_invalid_http_message";
+    set(&mut http2, one_stream, json!(true));
     set(fields, "http2_protocol_options", Value::Object(http2));
 }
 

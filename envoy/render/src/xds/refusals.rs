@@ -36,7 +36,7 @@ const REFUSALS: [Refusal; 6] = [
     },
     Refusal {
         reason: "headers_too_large",
-        when: "response.code_details.endsWith('headers_too_large') || response.code_details.endsWith('too_many_headers')",
+        when: "response.code_details.endsWith('headers_too_large') || response.code_details.endsWith('too_many_headers') || response.code_details == 'http2.header_list_size_too_large'",
         sentence: "the headers are larger than 96 kB, or more than 1,000",
     },
     Refusal {
@@ -56,8 +56,8 @@ const REFUSALS: [Refusal; 6] = [
     },
     Refusal {
         reason: "bad_request",
-        // The first are the codecs' own.
-        when: "response.code_details.startsWith('http') || response.code_details in ['missing_host_header', 'missing_path_rejected', 'absolute_path_rejected', 'path_normalization_failed', 'low_version']",
+        // The first two are the codecs' own.
+        when: "response.code_details.startsWith('http') || response.code_details.startsWith('codec_error') || response.code_details in ['missing_host_header', 'missing_path_rejected', 'absolute_path_rejected', 'path_normalization_failed', 'low_version']",
         sentence: "the request is not valid HTTP, or the proxy cannot carry it",
     },
 ];
