@@ -49,6 +49,17 @@ pub const SHARE_HEADERS: [&str; 32] = [
 /// What all request headers of ours begin with. Requests from outside lose them before routing.
 pub const HEADER_PREFIX: &str = "x-egress-";
 
+/// What all headers begin with that Envoy itself says or is told.
+pub const ENVOY_PREFIX: &str = "x-envoy-";
+
+/// Whether a response header is only ours or Envoy's to say: a server that said it would steer applications, or claim to
+/// be us. The time that a server took is Envoy's own word, in place of whatever the server said.
+pub fn is_withheld(response_header: &[u8]) -> bool {
+    response_header.starts_with(HEADER_PREFIX.as_bytes())
+        || (response_header.starts_with(ENVOY_PREFIX.as_bytes())
+            && response_header != b"x-envoy-upstream-service-time")
+}
+
 /// The policy by which Envoy's access filter refuses addresses, as its answer's detail names it.
 pub const PRIVATE_ADDRESS: &str = "private_address";
 
@@ -333,4 +344,30 @@ fn credential(name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     };
     f.write_str(scheme)?;
     write!(f, "{}", Escaped(rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_withheld;
+
+    #[test]
+    fn servers_say_nothing_in_our_name_or_envoys() {
+        for name in [
+            "x-egress-reason",
+            "x-egress-",
+            "x-envoy-overloaded",
+            "x-envoy-upstream-alt",
+        ] {
+            assert!(is_withheld(name.as_bytes()), "{name}");
+        }
+        for name in [
+            "x-envoy-upstream-service-time",
+            "x-egress",
+            "x-request-id",
+            "server",
+            "",
+        ] {
+            assert!(!is_withheld(name.as_bytes()), "{name}");
+        }
+    }
 }

@@ -48,6 +48,21 @@ pub struct ModuleHeader {
     pub value: ModuleBuffer,
 }
 
+/// A header that Envoy owns, as long as an [`EnvoyBuffer`].
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct EnvoyHeader {
+    name: EnvoyBuffer,
+    value: EnvoyBuffer,
+}
+
+impl EnvoyHeader {
+    const EMPTY: EnvoyHeader = EnvoyHeader {
+        name: EnvoyBuffer::EMPTY,
+        value: EnvoyBuffer::EMPTY,
+    };
+}
+
 impl EnvoyBuffer {
     const EMPTY: EnvoyBuffer = EnvoyBuffer {
         ptr: ptr::null(),
@@ -59,12 +74,29 @@ impl EnvoyBuffer {
     /// # Safety
     /// They must be there still.
     pub(crate) unsafe fn to_vec(self) -> Vec<u8> {
+        // SAFETY: as the caller says.
+        unsafe { self.bytes() }.to_vec()
+    }
+
+    /// Returns the bytes.
+    ///
+    /// # Safety
+    /// They must be there as long as what is returned.
+    unsafe fn bytes<'b>(self) -> &'b [u8] {
         if self.ptr.is_null() || self.len == 0 {
-            return Vec::new();
+            return &[];
         }
         // SAFETY: there are `len` bytes behind the pointer, as the caller says.
-        unsafe { std::slice::from_raw_parts(self.ptr, self.len) }.to_vec()
+        unsafe { std::slice::from_raw_parts(self.ptr, self.len) }
     }
+}
+
+impl ModuleBuffer {
+    /// A value that is nowhere, which unlike one that is empty removes a header.
+    const NOTHING: ModuleBuffer = ModuleBuffer {
+        ptr: ptr::null(),
+        len: 0,
+    };
 }
 
 impl From<&[u8]> for ModuleBuffer {
@@ -147,6 +179,11 @@ unsafe extern "C" {
         reason: u32,
         details: ModuleBuffer,
     );
+    fn envoy_dynamic_module_callback_http_get_headers(
+        filter: *mut c_void,
+        headers: u32,
+        all: *mut EnvoyHeader,
+    ) -> bool;
     fn envoy_dynamic_module_callback_http_clear_route_cache(filter: *mut c_void);
     fn envoy_dynamic_module_callback_http_get_body_chunks_size(
         filter: *mut c_void,
@@ -388,28 +425,73 @@ impl HttpHost<'_> {
 
     /// Sets a request header in place of all that were there.
     pub(crate) fn set_request_header(&self, name: &str, value: &str) -> Result<(), HostError> {
-        self.set_header(REQUEST_HEADERS, name, value.into())
+        self.set_header(REQUEST_HEADERS, name.into(), value.into())
     }
 
     /// Sets a response header in place of all that were there.
     pub(crate) fn set_response_header(&self, name: &str, value: &str) -> Result<(), HostError> {
-        self.set_header(RESPONSE_HEADERS, name, value.into())
+        self.set_header(RESPONSE_HEADERS, name.into(), value.into())
     }
 
     /// Removes a request header; it need not be there.
     pub(crate) fn remove_request_header(&self, name: &str) -> Result<(), HostError> {
-        // A value that is nowhere, unlike one that is empty, removes.
-        let nothing = ModuleBuffer {
-            ptr: ptr::null(),
-            len: 0,
-        };
-        self.set_header(REQUEST_HEADERS, name, nothing)
+        self.set_header(REQUEST_HEADERS, name.into(), ModuleBuffer::NOTHING)
     }
 
-    fn set_header(&self, headers: u32, name: &str, value: ModuleBuffer) -> Result<(), HostError> {
+    /// Removes all response headers whose names are `withheld`. `count` is how many there are in all.
+    pub(crate) fn remove_response_headers(
+        &self,
+        count: usize,
+        withheld: impl Fn(&[u8]) -> bool,
+    ) -> Result<(), HostError> {
+        // Answers have few, and those take no memory.
+        const FEW: usize = 32;
+        let (mut few, mut many);
+        let all: &mut [EnvoyHeader] = if count <= FEW {
+            few = [EnvoyHeader::EMPTY; FEW];
+            few.get_mut(..count).unwrap_or_default()
+        } else {
+            many = vec![EnvoyHeader::EMPTY; count];
+            &mut many
+        };
+        if all.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: there is room for as many as were told, and nothing has changed since.
+        done(unsafe {
+            envoy_dynamic_module_callback_http_get_headers(
+                self.filter,
+                RESPONSE_HEADERS,
+                all.as_mut_ptr(),
+            )
+        })?;
+        let names = all.iter().map(|header| {
+            // SAFETY: the name is Envoy's until something is set, which is after all of them were looked at.
+            unsafe { header.name.bytes() }
+        });
+        let removed: Vec<Vec<u8>> = names
+            .filter(|it| withheld(it))
+            .map(<[u8]>::to_vec)
+            .collect();
+        for name in removed {
+            self.set_header(
+                RESPONSE_HEADERS,
+                name.as_slice().into(),
+                ModuleBuffer::NOTHING,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn set_header(
+        &self,
+        headers: u32,
+        name: ModuleBuffer,
+        value: ModuleBuffer,
+    ) -> Result<(), HostError> {
         // SAFETY: Envoy reads both during the call only.
         done(unsafe {
-            envoy_dynamic_module_callback_http_set_header(self.filter, headers, name.into(), value)
+            envoy_dynamic_module_callback_http_set_header(self.filter, headers, name, value)
         })
     }
 

@@ -98,10 +98,13 @@ impl Request {
                 .unwrap_or_default())
         };
         let content_type = || Ok(host.response_header("content-type").unwrap_or_default());
+        let removed = host.remove_response_headers(host.response_headers(), contract::is_withheld);
+        // What stays tells Envoy's own answers from those of servers.
         let count = host.response_headers();
         let result = stream.on_response(count, details, content_type, has_tunnel, &mut |effect| {
             self.apply(host, effect, &mut last)
         });
+        let result = removed.and(result);
         drop(stream);
         // What the application is told does not depend on what could not be logged.
         last.apply(host);
