@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 
 use super::message::{set, set_some};
 use super::rendering::Rendering;
-use super::{guard, route_action, upgrade};
+use super::{guard, login, route_action, upgrade};
 
 /// The name of the route that takes what no branch does, and of the reason that our filter gives for it.
 const NO_ROUTE: &str = "no_route";
@@ -172,24 +172,42 @@ fn virtual_host(
     domains.sort();
     domains.dedup();
     let branches = branching.branches.iter();
-    let written = |upgrade: bool| {
+    let written = |taken: &'static [Taken]| {
         let branches = branches.clone();
-        branches.flat_map(move |branch| routes(branching, branch, upgrade, rendering))
+        branches.flat_map(move |branch| routes(branching, branch, taken, rendering))
     };
-    let mut routes: Vec<Value> = written(true).chain(written(false)).collect();
+    let others = written(&[Taken::Repeatable, Taken::All]);
+    let mut routes: Vec<Value> = written(&[Taken::Upgrades]).chain(others).collect();
     routes.push(json!({
         "name": NO_ROUTE,
         "match": {"prefix": "/"},
         "direct_response": {"status": 404},
     }));
-    json!({"name": branching.host.to_string(), "domains": domains, "routes": routes})
+    let mut fields = Map::new();
+    set(&mut fields, "name", json!(branching.host.to_string()));
+    set(&mut fields, "domains", json!(domains));
+    set(&mut fields, "routes", json!(routes));
+    if login::by_route(rendering.options) {
+        let filters = Map::from_iter([login::on_route()]);
+        set(&mut fields, "typed_per_filter_config", json!(filters));
+    }
+    Value::Object(fields)
 }
 
-/// Renders the routes of a branch: one for each match.
+/// Which of the requests that a branch is for a route takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Upgrades,
+    /// Those that may be answered twice, where the VirtualService does not say when a request is tried again.
+    Repeatable,
+    All,
+}
+
+/// Renders the routes of a branch: for each match one for each of `taken`.
 fn routes(
     branching: &Branching<'_>,
     branch: &BranchOf<'_>,
-    upgrade: bool,
+    taken: &[Taken],
     rendering: &Rendering<'_>,
 ) -> Vec<Value> {
     let Some(route) = route_of(branch, rendering) else {
@@ -200,24 +218,26 @@ fn routes(
             "direct_response": {"status": 503},
         })];
     };
-    let write =
-        |asked: Vec<&HttpMatch>| write(branching, branch, (route, &asked), upgrade, rendering);
-    asked(branch, route, rendering)
-        .into_iter()
-        .map(write)
-        .collect()
+    let led = matches!(route.action, RouteAction::Forward(_)) && route.retries.is_none();
+    let taken = taken.iter().filter(|it| led || **it != Taken::Repeatable);
+    let asked = asked(branch, route, rendering);
+    let each = asked.iter().flat_map(|asked| {
+        let taken = taken.clone();
+        taken.map(|taken| write(branching, branch, (route, asked), *taken, rendering))
+    });
+    each.collect()
 }
 
 fn write(
     branching: &Branching<'_>,
     branch: &BranchOf<'_>,
     (route, asked): (&HttpRoute, &[&HttpMatch]),
-    upgrade: bool,
+    taken: Taken,
     rendering: &Rendering<'_>,
 ) -> Value {
     let mut fields = Map::new();
     set(&mut fields, "name", json!(branch.name));
-    set(&mut fields, "match", match_of(asked, upgrade));
+    set(&mut fields, "match", match_of(asked, taken));
     set(&mut fields, "stat_prefix", json!("branch"));
     let mut filters = Map::new();
     filters.extend(route_action::fault(&route.fault));
@@ -243,13 +263,12 @@ fn write(
             if ways.iter().any(guarded) {
                 filters.extend([guard::on_route()]);
             }
-            if upgrade {
+            if taken == Taken::Upgrades {
                 filters.extend([upgrade::on_route()]);
             }
-            if route.retries.is_none() && !upgrade {
-                headers.add_to_requests(route_action::retry_header());
-            }
-            set(&mut fields, "route", forward(&ways, route, &mut headers));
+            let repeatable = taken == Taken::Repeatable;
+            let forward = forward(&ways, route, repeatable, &mut headers);
+            set(&mut fields, "route", forward);
         }
     }
     headers.write(&mut fields);
@@ -302,7 +321,12 @@ fn told(host: &HostPattern, share: &ShareOf<'_>, mode: AuthorityMode) -> Option<
     }
 }
 
-fn forward(ways: &[Way<'_>], route: &HttpRoute, headers: &mut route_action::HeaderFields) -> Value {
+fn forward(
+    ways: &[Way<'_>],
+    route: &HttpRoute,
+    repeatable: bool,
+    headers: &mut route_action::HeaderFields,
+) -> Value {
     let is_tls = |way: &Way<'_>| way.cluster.is_ok_and(|cluster| cluster.tls.is_some());
     let mut fields = Map::new();
     match ways {
@@ -343,7 +367,7 @@ fn forward(ways: &[Way<'_>], route: &HttpRoute, headers: &mut route_action::Head
             );
         }
     }
-    route_action::effort(route, ways.iter().any(is_tls), &mut fields);
+    route_action::effort(route, ways.iter().any(is_tls), repeatable, &mut fields);
     Value::Object(fields)
 }
 
@@ -364,7 +388,7 @@ fn weighted(way: &Way<'_>, header: &str) -> Value {
 /// Renders what a route asks of a request; where two routes ask, what both do.
 ///
 /// Source: istio/istio `pilot/pkg/networking/core/route/route.go`, `TranslateRouteMatch`.
-fn match_of(asked: &[&HttpMatch], upgrade: bool) -> Value {
+fn match_of(asked: &[&HttpMatch], taken: Taken) -> Value {
     let mut fields = Map::new();
     // Of two paths one has all that the other takes, or the table has no such branch.
     let narrowest = asked.iter().max_by_key(|asked| match &asked.uri {
@@ -390,11 +414,14 @@ fn match_of(asked: &[&HttpMatch], upgrade: bool) -> Value {
         set(&mut fields, "case_sensitive", json!(false));
     }
     let mut headers = Vec::new();
-    if upgrade {
+    if taken == Taken::Upgrades {
         headers.push(upgrade::header());
     }
     for asked in asked {
         add_headers(asked, &mut headers);
+    }
+    if taken == Taken::Repeatable {
+        headers.extend(route_action::repeatable());
     }
     if !headers.is_empty() {
         set(&mut fields, "headers", json!(headers));

@@ -88,7 +88,7 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
         filters.push(route_action::fault_filter());
     }
     filters.push(upgrade::http_filter());
-    filters.push(overload::answers_filter());
+    filters.extend(overload::answers_filter(options));
     let router = match branches.hosts.is_empty() {
         true => json!({}),
         // Rewrites and timeouts would be told to the server.
@@ -100,7 +100,9 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
         router,
     ));
     let mut routes = settings.routes_first;
-    routes.extend(written(routes_of(port, default, rendering)));
+    let logins = login::by_route(options);
+    let (named, last) = routes_of(port, default, rendering);
+    routes.extend(written(named, last, logins));
     let upgrades = [upgrade::TAKEN]
         .into_iter()
         .chain(settings.upgrades.iter().copied());
@@ -175,7 +177,7 @@ fn stripping(more: &[&str]) -> Value {
     let prefix = |prefix: &str| json!({"remove_on_match": {"key_matcher": {"prefix": prefix}}});
     let mut mutations = vec![
         prefix(contract::HEADER_PREFIX),
-        prefix("x-envoy-"),
+        prefix(contract::ENVOY_PREFIX),
         // Comes with an offer to upgrade, which is not taken up, and so ends here (RFC 9110, 7.6.1).
         json!({"remove": "http2-settings"}),
     ];
@@ -258,7 +260,7 @@ fn default_cluster<'r>(port: Option<PortNumber>, rendering: &Rendering<'r>) -> O
         .map(|(_, cluster)| cluster)
 }
 
-/// A route, as long as it may become that of an upgrade.
+/// A route, as long as it may become that of some requests.
 #[derive(Clone)]
 struct Route {
     /// What logs and statistics call it.
@@ -268,11 +270,13 @@ struct Route {
     leads_to: LeadsTo,
     /// Tells the server that the request came over TLS.
     https: bool,
+    /// What filter state it takes requests by.
+    state: Option<Value>,
     hash_policy: Option<Value>,
     /// `typed_per_filter_config`.
     filters: Map<String, Value>,
-    /// It takes upgrades, and nothing else.
-    upgrade: bool,
+    /// It takes requests alone that may be answered twice.
+    repeatable: bool,
 }
 
 /// Where a route leads to.
@@ -293,9 +297,10 @@ impl Route {
             headers: Vec::new(),
             leads_to,
             https: false,
+            state: None,
             hash_policy: None,
             filters: Map::new(),
-            upgrade: false,
+            repeatable: false,
         }
     }
 
@@ -322,11 +327,37 @@ impl Route {
     }
 
     /// Returns the same route for upgrades, which differs in nothing but the offer.
-    fn of_upgrades(mut self) -> Self {
+    fn of_upgrades(self) -> Self {
+        let mut route = self.of(upgrade::header());
+        route.filters.extend([upgrade::on_route()]);
+        route
+    }
+
+    /// Returns the same route for clients that log in, and for those that have.
+    fn of_logins(self) -> [Self; 2] {
+        let mut route = self;
+        route.filters.extend([login::on_route()]);
+        let in_ = route.clone().of(login::header());
+        route.state = Some(login::state());
+        [in_, route]
+    }
+
+    /// Returns the same route for requests that may be answered twice; `None` where none is led to a server.
+    fn of_repeatable(mut self) -> Option<Self> {
+        self.headers.extend(route_action::repeatable());
+        self.repeatable = true;
+        Some(self).filter(|route| !matches!(route.leads_to, LeadsTo::Nowhere))
+    }
+
+    /// Returns the route, and before it the one for requests that may be answered twice.
+    fn by_repeatable(self) -> impl Iterator<Item = Self> {
+        let first = self.clone().of_repeatable();
+        first.into_iter().chain([self])
+    }
+
+    fn of(mut self, header: Value) -> Self {
         // First of all, so that other requests are done with the route at once.
-        self.headers.insert(0, upgrade::header());
-        self.filters.extend([upgrade::on_route()]);
-        self.upgrade = true;
+        self.headers.insert(0, header);
         self
     }
 
@@ -338,6 +369,8 @@ impl Route {
         if !self.headers.is_empty() {
             set(&mut matches, "headers", Value::Array(self.headers));
         }
+        let state = self.state.map(|state| json!([state]));
+        set_some(&mut matches, "filter_state", state);
         set(&mut fields, "match", Value::Object(matches));
         let cluster = match self.leads_to {
             LeadsTo::Named(header) => {
@@ -347,7 +380,6 @@ impl Route {
             LeadsTo::Cluster(cluster) => Some(("cluster", json!(cluster))),
             LeadsTo::Nowhere => None,
         };
-        let served = cluster.is_some();
         match cluster {
             Some((field, cluster)) => {
                 let mut route = Map::new();
@@ -356,7 +388,7 @@ impl Route {
                 set(
                     &mut route,
                     "retry_policy",
-                    route_action::default_retries(self.https),
+                    route_action::default_retries(self.https, self.repeatable),
                 );
                 set_some(&mut route, "hash_policy", self.hash_policy);
                 set(&mut fields, "route", Value::Object(route));
@@ -364,15 +396,9 @@ impl Route {
             }
             None => set(&mut fields, "direct_response", json!({"status": 502})),
         }
-        let mut added = Vec::new();
         if self.https {
-            added.push(route_action::https_header());
-        }
-        if served && !self.upgrade {
-            added.push(route_action::retry_header());
-        }
-        if !added.is_empty() {
-            set(&mut fields, "request_headers_to_add", Value::Array(added));
+            let added = json!([route_action::https_header()]);
+            set(&mut fields, "request_headers_to_add", added);
         }
         if !self.filters.is_empty() {
             let filters = Value::Object(self.filters);
@@ -382,30 +408,40 @@ impl Route {
     }
 }
 
-/// Writes routes, and before all of them those for upgrades.
-fn written(routes: Vec<Route>) -> impl Iterator<Item = Value> {
-    let upgrades: Vec<Route> = routes.iter().cloned().map(Route::of_upgrades).collect();
-    upgrades.into_iter().chain(routes).map(Route::written)
+/// Writes the routes of a listener of ours. `last` is where every request is before our filter has named a cluster.
+///
+/// Envoy makes a request's filters by that first route. So what turns one on is written beside `last` alone: for upgrades,
+/// and for logins where there is a filter for them. It stands behind the routes of what our filter names, which must
+/// take the request afterwards.
+fn written(named: Vec<Route>, last: Route, logins: bool) -> Vec<Value> {
+    let mut all: Vec<Route> = named.into_iter().flat_map(Route::by_repeatable).collect();
+    all.push(last.clone().of_upgrades());
+    let last: Vec<Route> = last.by_repeatable().collect();
+    if logins {
+        all.extend(last.iter().cloned().flat_map(Route::of_logins));
+    }
+    all.extend(last);
+    all.into_iter().map(Route::written).collect()
 }
 
-/// Returns the routes of a port, or of all ports.
+/// Returns the routes of a port, or of all ports: those of what our filter names, and the last one.
 fn routes_of(
     port: Option<PortNumber>,
     default: Option<&Cluster>,
     rendering: &Rendering<'_>,
-) -> Vec<Route> {
+) -> (Vec<Route>, Route) {
     let mut routes = particular(port, rendering.table.outbound(), false, rendering);
     routes.push(Route::by_header(true));
     routes.push(Route::by_header(false));
-    routes.push(match default {
+    let last = match default {
         Some(cluster) => Route {
             https: true,
             ..Route::new("originate", LeadsTo::Cluster(cluster.name.to_string()))
         },
         // Nothing is reached without a word of the filter.
         None => Route::new("block_all", LeadsTo::Nowhere),
-    });
-    routes
+    };
+    (routes, last)
 }
 
 /// Renders a route for each cluster of a port that is ours, where Envoy may let in headers from clients: none of them
@@ -413,7 +449,15 @@ fn routes_of(
 pub(super) fn routes_of_ours(port: PortNumber, rendering: &Rendering<'_>) -> Vec<Value> {
     // Hosts that are left alone are led by the listeners' owner.
     let outbound = OutboundMode::RegistryOnly;
-    written(particular(Some(port), outbound, true, rendering)).collect()
+    let routes = particular(Some(port), outbound, true, rendering);
+    // Which route of theirs a request is on before, we do not know.
+    let upgrades: Vec<Route> = routes.iter().cloned().map(Route::of_upgrades).collect();
+    let others = routes.into_iter().flat_map(Route::by_repeatable);
+    upgrades
+        .into_iter()
+        .chain(others)
+        .map(Route::written)
+        .collect()
 }
 
 /// Returns a route for each cluster whose requests are hashed, or whose addresses are guarded: both are for a

@@ -36,3 +36,16 @@ pub(super) fn set_some<T: Into<Value>>(
         set(fields, name, value.into());
     }
 }
+
+/// Turns an HTTP filter off, but on routes and hosts that have [`on`].
+pub(super) fn off(filter: &mut Value) {
+    if let Some(fields) = filter.as_object_mut() {
+        set(fields, "disabled", json!(true));
+    }
+}
+
+/// Renders for a `typed_per_filter_config` that a filter is on there, and does what it is configured to do.
+pub(super) fn on(filter: &str) -> (String, Value) {
+    let kind = "type.googleapis.com/envoy.config.route.v3.FilterConfig";
+    (filter.to_owned(), json!({"@type": kind, "config": {}}))
+}

@@ -3,10 +3,11 @@
 //! They are those of Envoy's guide for proxies at an edge, with its figures but where a comment says otherwise. What is
 //! above a limit is refused or waits; nothing of it goes another way.
 
+use egress_filter::contract;
 use serde_json::{Map, Value, json};
 
 use super::message::{extension, set};
-use super::options::Limits;
+use super::options::{FilterFile, Limits, Options};
 
 /// What Envoy holds of one connection's bytes in each direction, before it stops to read.
 const BUFFER: u64 = 32 << 10;
@@ -87,16 +88,19 @@ fn windows((stream, connection): (u32, u32)) -> Map<String, Value> {
 }
 
 /// Renders the filter that takes away what only we and Envoy may say to applications: a server that said it would steer
-/// them, or claim to be us.
-pub(super) fn answers_filter() -> Value {
+/// them, or claim to be us. `None` where our filter does it itself: a native one does so for hardly anything.
+pub(super) fn answers_filter(options: &Options) -> Option<Value> {
+    if let FilterFile::Module(_) = options.filter {
+        return None;
+    }
     let removed = |matcher: Value| json!({"remove_on_match": {"key_matcher": matcher}});
     let mutations = [
-        removed(json!({"prefix": egress_filter::contract::HEADER_PREFIX})),
+        removed(json!({"prefix": contract::HEADER_PREFIX})),
         removed(json!({"safe_regex": {"regex": OF_SERVERS}})),
     ];
-    extension(
+    Some(extension(
         "envoy.filters.http.header_mutation",
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
         json!({"mutations": {"response_mutations": mutations}}),
-    )
+    ))
 }

@@ -66,15 +66,21 @@ pub(super) fn respond(answer: &DirectResponse) -> Value {
     Value::Object(fields)
 }
 
-/// Renders how long a route waits, how often it tries, and which path it asks for. `tls` is whether it leads to TLS.
-pub(super) fn effort(route: &HttpRoute, tls: bool, fields: &mut Map<String, Value>) {
+/// Renders how long a route waits, how often it tries, and which path it asks for. `tls` is whether it
+/// leads to TLS, `repeatable` as in [`default_retries`].
+pub(super) fn effort(
+    route: &HttpRoute,
+    tls: bool,
+    repeatable: bool,
+    fields: &mut Map<String, Value>,
+) {
     let timeout = route.timeout.map_or_else(|| "0s".to_owned(), duration);
     set(fields, "timeout", json!(timeout));
     // Clients of gRPC may ask for less than that, and for no more.
     let grpc = json!({"grpc_timeout_header_max": timeout});
     set(fields, "max_stream_duration", grpc);
     let retries = match &route.retries {
-        None => Some(default_retries(tls)),
+        None => Some(default_retries(tls, repeatable)),
         Some(retries) => retry_policy(retries, tls),
     };
     set_some(fields, "retry_policy", retries);
@@ -99,40 +105,38 @@ pub(super) fn https_header() -> Value {
     })
 }
 
+/// The methods whose requests may be answered twice. A `PUT` or `DELETE` may, too (RFC 9110, 9.2.2), but servers exist that
+/// answer the second with 404.
+const REPEATABLE: [&str; 3] = ["GET", "HEAD", "OPTIONS"];
+
+/// What says that a request has a body, or becomes something else than a request.
+const MORE_THAN_A_REQUEST: [&str; 3] = ["content-length", "transfer-encoding", "upgrade"];
+
 /// Renders when a request is tried again that no VirtualService has retries for: when the server has certainly not seen
-/// it. Each attempt is on an address that has not failed it, as long as there is one. [`retry_header`] adds to this.
-pub(super) fn default_retries(tls: bool) -> Value {
+/// it. Each attempt is on an address that has not failed it, as long as there is one.
+///
+/// A request that is `repeatable` is also tried again when its connection was reset before an answer came: a server may
+/// close an idle connection just as a request comes.
+pub(super) fn default_retries(tls: bool, repeatable: bool) -> Value {
     let mut fields = Map::new();
-    set(
-        &mut fields,
-        "retry_on",
-        json!("connect-failure,refused-stream"),
-    );
+    let retry_on = match repeatable {
+        true => "connect-failure,refused-stream,reset",
+        false => "connect-failure,refused-stream",
+    };
+    set(&mut fields, "retry_on", json!(retry_on));
     set(&mut fields, "num_retries", json!(2));
     on_other_hosts(true, &mut fields);
     while_tls_is_ready(tls, &mut fields);
     Value::Object(fields)
 }
 
-/// What [`retry_header`] says: nothing of a request that may change something, or that says it has a body.
-///
-/// A server may close an idle connection just as a request comes. To try again is right only for requests that may be
-/// answered twice (RFC 9110, 9.2.2). A `PUT` or `DELETE` may, too, but servers exist that answer the second with 404.
-const RETRIED: &str = concat!(
-    "%CEL(request.method in ['GET', 'HEAD', 'OPTIONS'] && !('content-length' in request.headers)",
-    " && !('transfer-encoding' in request.headers) ? 'reset' : '')%",
-);
-
-/// Renders for what a route adds that some requests are also tried again when their connection was reset before an
-/// answer came. So one route has two policies. Envoy takes the header away before the request goes out, and clients
-/// lose theirs as soon as they come in.
-///
-/// Source: envoyproxy/envoy `source/common/router/retry_state_impl.cc`, `RetryStateImpl::create`.
-pub(super) fn retry_header() -> Value {
-    json!({
-        "header": {"key": "x-envoy-retry-on", "value": RETRIED},
-        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-    })
+/// Renders what the headers of a route must say, so that it takes requests alone that are repeatable: nothing that may
+/// change something, or that says it has a body.
+pub(super) fn repeatable() -> impl Iterator<Item = Value> {
+    let methods = json!({"safe_regex": {"regex": REPEATABLE.join("|")}});
+    let method = json!({"name": ":method", "string_match": methods});
+    let absent = |name: &str| json!({"name": name, "present_match": false});
+    std::iter::once(method).chain(MORE_THAN_A_REQUEST.into_iter().map(absent))
 }
 
 /// Returns what a cluster's requests are hashed by, for the routes that lead to it.

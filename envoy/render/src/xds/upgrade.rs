@@ -9,6 +9,8 @@
 
 use serde_json::{Value, json};
 
+use super::message::{extension, off, on};
+
 /// The name of the filter, which routes refer to.
 const FILTER: &str = "egress.upgrade";
 
@@ -17,15 +19,21 @@ const FILTER: &str = "egress.upgrade";
 /// Source: envoyproxy/envoy `source/common/network/application_protocol.cc`, `ApplicationProtocols::key`.
 const OFFERED: &str = "envoy.network.application_protocols";
 
-const SET_FILTER_STATE: &str = "envoy.extensions.filters.http.set_filter_state.v3.Config";
-
 /// The upgrade that every listener takes; Envoy answers 403 to others.
 pub(super) const TAKEN: &str = "websocket";
 
 /// Renders the filter that changes the offer, where a route asks for it.
 pub(super) fn http_filter() -> Value {
-    let config = json!({"@type": format!("type.googleapis.com/{SET_FILTER_STATE}")});
-    json!({"name": FILTER, "typed_config": config, "disabled": true})
+    let mut filter = extension(
+        FILTER,
+        "envoy.extensions.filters.http.set_filter_state.v3.Config",
+        json!({"on_request_headers": [{
+            "object_key": OFFERED,
+            "format_string": {"text_format_source": {"inline_string": "http/1.1"}},
+        }]}),
+    );
+    off(&mut filter);
+    filter
 }
 
 /// Renders what the headers of a route must say, so that it takes upgrades alone.
@@ -33,15 +41,7 @@ pub(super) fn header() -> Value {
     json!({"name": "upgrade", "string_match": {"exact": TAKEN, "ignore_case": true}})
 }
 
-/// Renders for the `typed_per_filter_config` of such a route what is offered on it.
+/// Renders for the `typed_per_filter_config` of such a route that the filter is on there.
 pub(super) fn on_route() -> (String, Value) {
-    let value = json!({
-        "object_key": OFFERED,
-        "format_string": {"text_format_source": {"inline_string": "http/1.1"}},
-    });
-    let config = json!({
-        "@type": format!("type.googleapis.com/{SET_FILTER_STATE}"),
-        "on_request_headers": [value],
-    });
-    (FILTER.to_owned(), config)
+    on(FILTER)
 }
