@@ -3,7 +3,8 @@
 
 It prints and writes RESULTS.md: ratios, of which each has its two sides measured in this run. QUICK=1 takes few
 samples and small sizes, and prints only. PARTS=kept,scale measures only these, and prints only as well; PARTS=memory
-sends ten million requests, which takes a quarter of an hour or more, and writes MEMORY.md and memory.svg.
+sends ten million requests, which takes a quarter of an hour or more, and writes MEMORY.md and memory.svg. PARTS=costs, with the budgets by Istio's measure,
+needs two cores that nothing else uses, and writes COSTS.md.
 """
 
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 
+import costs
 import engine
 import fresh
 import kept
@@ -23,7 +25,7 @@ import scale
 from figures import ratio, table
 from lab import CIPHERS, HERE, QUICK, RELEASE, ROOT, Failure, program
 
-PARTS = ["kept", "fresh", "scale", "engine", "merge"]
+PARTS = ["kept", "fresh", "scale", "engine", "merge", "costs"]
 ALONE = ["memory"]
 CPU_LIMIT, CPU_EMPTY, READY, ABOVE, APPLIED = 1.15, 1.10, 2.0, 40, 1.0
 DECIDE, COMPILE = 150, 500_000
@@ -184,6 +186,12 @@ def main():
         if not QUICK:
             memory.write(text, plot)
             note("written to integration/bench/MEMORY.md and memory.svg")
+    if "costs" in chosen:
+        text, _ = costs.measure(note)
+        sections.append(f"## 7. Requests, by Istio's measure\n\n{text}")
+        if not QUICK:
+            (HERE / "COSTS.md").write_text(f"{preface()}\n## Requests, by Istio's measure\n\n{text}")
+            note("written to integration/bench/COSTS.md")
     if held := budgets(requests, many, means, inside):
         sections.insert(0, f"## Budgets\n\n{held}")
     text = "\n".join([preface(), *sections])

@@ -53,7 +53,10 @@ def wait_for(what, condition, limit=LIMIT, step=0.02):
 class Lab:
     """A folder, its certificates, and all that was started; it goes away with the `with` block."""
 
-    def __init__(self):
+    def __init__(self, pinned=False):
+        """With `pinned` proxies have the first core that there is, and everything else the other ones."""
+        self.cores = sorted(os.sched_getaffinity(0))
+        self.pinned = pinned
         self.folder = tempfile.TemporaryDirectory(prefix="bench-")
         self.run = Path(self.folder.name)
         self.children = []
@@ -61,10 +64,15 @@ class Lab:
         self.made = 0
 
     def __enter__(self):
+        if self.pinned:
+            if len(self.cores) < 2:
+                raise Failure("Envoy needs a core of its own, and there is one in all")
+            os.sched_setaffinity(0, self.cores[1:])
         self.certificates()
         return self
 
     def __exit__(self, *_):
+        os.sched_setaffinity(0, self.cores)
         for child in reversed(self.children):
             stop(child)
         self.folder.cleanup()
@@ -85,8 +93,9 @@ class Lab:
         path.write_text(text)
         return path
 
-    def start(self, *command, env=None, stdout=None):
+    def start(self, *command, env=None, stdout=None, proxy=False):
         self.made += 1
+        cores = self.cores[:1] if proxy and self.pinned else []
         errors = self.run / f"{self.made}-{Path(str(command[0])).name}.stderr"
         child = subprocess.Popen(
             [str(word) for word in command],
@@ -96,6 +105,7 @@ class Lab:
             env={**os.environ, "SSL_CERT_FILE": str(self.run / "ca.pem"), **(env or {})},
             cwd=self.run,
             text=stdout is not None,
+            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
         child.errors = errors
         self.children.append(child)

@@ -96,7 +96,7 @@ def manager(bootstrap):
 def without_log(bootstrap):
     bootstrap = copy.deepcopy(bootstrap)
     bootstrap["static_resources"]["listeners"][0].pop("access_log", None)
-    manager(bootstrap).pop("access_log")
+    manager(bootstrap).pop("access_log", None)
     return bootstrap
 
 
@@ -225,6 +225,20 @@ def istio_clusters(targets, ca, h2=False, changed=None):
         yield istio_cluster(f"outbound|443||{host}", host, port)
 
 
+def istio_log(log):
+    """Istio's own format: without what our filter notes, and with the word for the server's address that istiod writes."""
+    log = copy.deepcopy(log)
+    source = log["typed_config"]["log_format"]["text_format_source"]
+    text = source["inline_string"].replace(
+        '%COALESCE({"operators": ["UPSTREAM_REMOTE_ADDRESS", "UPSTREAM_HOST"]})%', "%UPSTREAM_HOST%"
+    )
+    text, ours, _ = text.partition(" %ROUTE_NAME% ")
+    if not ours or "COALESCE" in text:
+        raise Failure(f"this is not Istio's format and ours behind it: {text}")
+    source["inline_string"] = text + " %ROUTE_NAME%\n"
+    return log
+
+
 def istio(bootstrap, targets, clusters, dns):
     """Istio's plain shape: a virtual host and two clusters for each host, and Envoy's router alone."""
     bootstrap = copy.deepcopy(bootstrap)
@@ -232,6 +246,7 @@ def istio(bootstrap, targets, clusters, dns):
     for ours in ["early_header_mutation_extensions", "scheme_header_transformation", "http_protocol_options"]:
         plain.pop(ours, None)
     plain["http_filters"] = [plain["http_filters"][-1]]
+    plain["access_log"] = [istio_log(plain["access_log"][0])]
     plain["route_config"]["validate_clusters"] = False  # they may come later
     plain["route_config"]["virtual_hosts"] = [
         {
@@ -283,7 +298,9 @@ def envoy(lab, name, bootstrap, authority=HOST):
     port = bootstrap["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"]
     # Each its own port, and nothing shared with an Envoy that runs beside it.
     path = lab.write(f"{name}.json", json.dumps(bootstrap))
-    child = lab.start(program("envoy"), "-c", path, "--concurrency", 1, "--use-dynamic-base-id", "--log-level", "error")
+    child = lab.start(
+        program("envoy"), "-c", path, "--concurrency", 1, "--use-dynamic-base-id", "--log-level", "error", proxy=True
+    )
     listening(name, child, port)
     return Proxy(name, port, child, schedstat(child.pid, "wrk:worker_0"), authority)
 
@@ -313,7 +330,7 @@ def nginx(lab, targets, log, folder=None, resumed=True):
     text = fill(
         "nginx.conf", run=lab.run, log="/dev/null" if log else "off", ca=lab.run / "ca.pem", servers="\n".join(servers)
     )
-    child = lab.start(program("nginx"), "-p", lab.run, "-c", lab.write("nginx.conf", text))
+    child = lab.start(program("nginx"), "-p", lab.run, "-c", lab.write("nginx.conf", text), proxy=True)
     listening("nginx", child, port)
     worker = int(Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()[0])
     return Proxy("nginx", port, child, whole_process(worker))
@@ -332,7 +349,7 @@ def haproxy(lab, targets, log, h2=False, folder=None, resumed=True):
         backends.append(f"backend b{number}\n{reason}  server s 127.0.0.1:{target} {words}")
     logging = "log stdout format raw local0\n  option httplog" if log else "no log"
     text = fill("haproxy.cfg", port=port, log=logging, routes="\n".join(routes), backends="\n".join(backends))
-    child = lab.start(program("haproxy"), "-f", lab.write("haproxy.cfg", text))
+    child = lab.start(program("haproxy"), "-f", lab.write("haproxy.cfg", text), proxy=True)
     listening("haproxy", child, port)
     return Proxy("haproxy", port, child, whole_process(child.pid))
 
@@ -340,7 +357,7 @@ def haproxy(lab, targets, log, h2=False, folder=None, resumed=True):
 def stunnel(lab, target):
     port = lab.port()
     text = fill("stunnel.conf", port=port, target=target, ca=lab.run / "ca.pem", host=HOST)
-    child = lab.start(program("stunnel"), lab.write("stunnel.conf", text))
+    child = lab.start(program("stunnel"), lab.write("stunnel.conf", text), proxy=True)
     wait_for("stunnel", lambda: alive("stunnel", child) and listens(port))
     return Proxy("stunnel", port, child, whole_process(child.pid))
 
