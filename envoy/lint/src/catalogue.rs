@@ -105,7 +105,7 @@ rules! {
     SHADOWED_RULE: "shadowed-rule", Warning, ALL, DESTINATION_RULE,
         "Another resource for the same host always wins";
     SHADOWED_VIRTUAL_SERVICE: "shadowed-virtual-service", Warning, ALL, VIRTUAL_SERVICE,
-        "An older VirtualService has routes for the same hosts and ports, and always wins";
+        "Another VirtualService or route of the Gateway API has the same hosts and ports, or the same match, and always wins";
     SNI_WITHOUT_SAN: "sni-without-san", Error, ALL, TLS,
         "With `sni` and without `subjectAltNames`, the server's name is not verified";
     TCP_WITHOUT_SNI: "tcp-without-sni", Error, ALL, TLS,

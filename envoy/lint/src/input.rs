@@ -337,6 +337,12 @@ impl Input {
         bare.map(|bare| &bare.spec)
     }
 
+    /// Returns the VirtualService that was made of routes, where that is what was read here.
+    pub(crate) fn made(&self, origin: Origin) -> Option<&Value> {
+        let at = origin.document.checked_sub(self.documents.len())?;
+        self.derived.documents().get(at)
+    }
+
     /// Returns the value of a field, written as in `spec.ports[0].number`.
     pub(crate) fn value(&self, subject: &Subject, path: &str) -> Option<&Value> {
         let mut value = &self.documents.get(subject.origin.document)?.document.value;
