@@ -451,7 +451,12 @@ async fn a_rendered_folder_serves_an_envoy_of_ones_own_and_keeps_up_with_its_fil
         &held.ca.pem(),
     )?;
     let site = held.site().await?;
-    let rules = trusted.file("rules.yaml", &by_credential(HOST, 443, "client-credential"))?;
+    // A connection that is kept goes on with the certificate that it began with, and each of Envoy's workers may keep one.
+    let rules = by_credential(HOST, 443, "client-credential").replace(
+        "trafficPolicy: {",
+        "trafficPolicy: {connectionPool: {http: {maxRequestsPerConnection: 1}}, ",
+    );
+    let rules = trusted.file("rules.yaml", &rules)?;
     let out = folder.path().join("out");
     let to = common::route(HOST, 443, site.tls_addr());
     let output = egressctl(
