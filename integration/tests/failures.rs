@@ -134,7 +134,7 @@ const TOLD: [(&str, &str); 25] = [
     ),
     (
         "proxy_unreachable",
-        "the proxy on the way out cannot be reached, or hung up",
+        "there is no connection through the proxy on the way out",
     ),
 ];
 

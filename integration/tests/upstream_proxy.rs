@@ -641,7 +641,7 @@ async fn what_a_proxy_answers_is_the_reason_for_every_caller() -> Result<()> {
         for (host, path) in [(HOST, "/originated"), (PLAIN, "/forwarded")] {
             let answer = get(&proxy, host, path).await?;
             assert_eq!(answer.status, 503, "{said}: {answer:?}");
-            let body = format!("egress_{reason}: the proxy on the way out ");
+            let body = format!("egress_{reason}: ");
             ensure!(answer.body.starts_with(&body), "{said}: {answer:?}");
             let log = log_of(&proxy, path).await?;
             assert_eq!(log.egress("reason"), reason, "{log:#?}");

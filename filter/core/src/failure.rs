@@ -134,7 +134,7 @@ failures! {
     ProxyAuthRequired "proxy_auth_required" "the proxy on the way out wants a user and a password, or others";
     ProxyRefused "proxy_refused" "the proxy on the way out refused the way to the server";
     ProxyTimeout "proxy_timeout" "the proxy on the way out did not answer in time";
-    ProxyUnreachable "proxy_unreachable" "the proxy on the way out cannot be reached, or hung up";
+    ProxyUnreachable "proxy_unreachable" "there is no connection through the proxy on the way out";
 }
 
 impl Failure {

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use egress_filter::{Failure, FailureFacts};
+use egress_policy::Reason;
 
 const PAGE: &str = include_str!("../failures.md");
 
@@ -61,6 +62,43 @@ fn the_page_has_exactly_the_reasons_of_the_code() {
     let mut rows: Vec<_> = rows().into_iter().map(|(reason, _)| reason).collect();
     rows.dedup();
     assert_eq!(rows, Failure::ALL.map(Failure::as_str));
+}
+
+#[test]
+fn the_page_has_each_reason_of_the_rules() {
+    use Reason::*;
+    let all = [
+        NoHost,
+        InvalidHost,
+        UnknownHost,
+        UnknownPort,
+        OtherProtocol,
+        OtherHost,
+        UnknownSubset,
+        LeftOut,
+        NoRoute,
+        UnknownDestination,
+        TlsInTls,
+        NotRead,
+        InvalidRule,
+    ];
+    let (_, page) = PAGE
+        .split_once("\n## Requests that the rules refuse")
+        .unwrap();
+    let (part, _) = page.split_once("\n## ").unwrap();
+    let rows = part
+        .lines()
+        .filter_map(|row| row.strip_prefix("| ")?.split(' ').next());
+    let rows: Vec<&str> = rows.filter(|reason| *reason != "reason").collect();
+    assert_eq!(rows, all.map(Reason::as_str));
+    // One that is new does not compile here.
+    for reason in all {
+        match reason {
+            NoHost | InvalidHost | UnknownHost | UnknownPort | OtherProtocol | OtherHost
+            | UnknownSubset | LeftOut | NoRoute | UnknownDestination | TlsInTls | NotRead
+            | InvalidRule => {}
+        }
+    }
 }
 
 #[test]

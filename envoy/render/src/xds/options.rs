@@ -142,14 +142,14 @@ impl FilterFile {
     }
 }
 
-/// The oldest Envoy that loads the native module.
+/// The oldest Envoy that loads the native module: 1.38 finds no file of it for connections that are not HTTP.
 pub const OLDEST_WITH_MODULE: Version = Version {
     major: 1,
-    minor: 38,
+    minor: 39,
 };
 
-/// The oldest Envoy in which the native module does all that the wasm module does: 1.38 does not tell it why a connection
-/// of TCP failed, and 1.39 takes no note of a login that stays with the connection.
+/// The oldest Envoy in which the native module does all that the wasm module does: 1.39 takes no note of a login that
+/// stays with the connection.
 pub const MODULE_IS_TOLD_ALL: Version = Version {
     major: 1,
     minor: 40,

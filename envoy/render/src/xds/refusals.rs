@@ -165,3 +165,23 @@ pub(super) fn answers(fields: &mut Map<String, Value>, options: &Options) {
         json!({"mappers": [without_path, others]}),
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_of_failures_has_each_reason() {
+        let page = include_str!("../../../../filter/core/failures.md");
+        let (_, page) = page.split_once("\n## Requests that Envoy refuses").unwrap();
+        let (part, _) = page.split_once("\n## ").unwrap();
+        let rows = part
+            .lines()
+            .filter_map(|row| row.strip_prefix("| ")?.split(' ').next());
+        let mut rows: Vec<&str> = rows.filter(|reason| *reason != "reason").collect();
+        let mut all = REFUSALS.map(|refusal| refusal.reason);
+        rows.sort_unstable();
+        all.sort_unstable();
+        assert_eq!(rows, all);
+    }
+}
