@@ -95,8 +95,9 @@ class Lab:
 
     def start(self, *command, env=None, stdout=None, proxy=False):
         self.made += 1
-        cores = self.cores[:1] if proxy and self.pinned else []
         errors = self.run / f"{self.made}-{Path(str(command[0])).name}.stderr"
+        if proxy and self.pinned:
+            command = ["taskset", "--cpu-list", self.cores[0], *command]
         child = subprocess.Popen(
             [str(word) for word in command],
             stdin=subprocess.DEVNULL,
@@ -105,7 +106,6 @@ class Lab:
             env={**os.environ, "SSL_CERT_FILE": str(self.run / "ca.pem"), **(env or {})},
             cwd=self.run,
             text=stdout is not None,
-            preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
         )
         child.errors = errors
         self.children.append(child)
