@@ -29,9 +29,11 @@ use common::{
 const NGINX: &str = "my-nginx.example.com";
 const REDIS: &str = "redis.example.com";
 /// What is started, and what those read besides.
-const STARTED: [&str; 5] = [
+const STARTED: [&str; 7] = [
     "http.yaml",
+    "http-module.yaml",
     "tcp.yaml",
+    "tcp-module.yaml",
     "forward-proxy.yaml",
     "mutual-tls.yaml",
     "ecds.yaml",
@@ -67,8 +69,9 @@ impl Machine {
     /// Puts this machine's paths, ports and DNS server in the place of the example's. Nothing else differs:
     /// folders, the ports that are listened on, the port of the server that is dialled, who is asked for names.
     fn fit(&self, example: &str, server: SocketAddr) -> Result<String> {
-        let module = egressctl::binary()?.with_file_name("egress-filter.wasm");
-        let (module, bundle) = (module.display().to_string(), self.trusted.bundle());
+        let built = egressctl::binary()?;
+        let file = |name: &str| built.with_file_name(name).display().to_string();
+        let bundle = self.trusted.bundle();
         let here = self.trusted.path("").display().to_string();
         let resolver = format!(
             "dns_lookup_family: V4_PREFERRED, typed_dns_resolver_config: {{name: test, typed_config: {{\
@@ -78,7 +81,11 @@ impl Machine {
             self.dns.addr().port()
         );
         let mut text = example
-            .replace("/etc/envoy/egress-filter.wasm", &module)
+            .replace("/etc/envoy/egress-filter.wasm", &file("egress-filter.wasm"))
+            .replace(
+                "/etc/envoy/libegress_filter.so",
+                &file("libegress_filter.so"),
+            )
             .replace(
                 "/etc/ssl/certs/ca-certificates.crt",
                 &bundle.display().to_string(),
@@ -187,17 +194,19 @@ fn every_file_of_the_folder_is_one_that_is_run() -> Result<()> {
 
 #[tokio::test]
 async fn http_goes_out_by_verified_tls_and_nothing_else_does() -> Result<()> {
-    let machine = Machine::new().await?;
-    let server = machine.trusted.site([HOST]).await?;
-    let envoy = machine.start("http.yaml", server.tls_addr()).await?;
-    let http = envoy.listener("http")?;
-    assert_eq!(forged(http, HOST).await?, 200);
-    let host = format!("{HOST}:{}", server.tls_addr().port());
-    assert_originated(&only(&server)?, &host, HOST);
-    // A host without rules, though the client says where it would like to be led.
-    assert_eq!(forged(http, "other.example.com").await?, 502);
-    ensure!(server.seen().is_empty(), "{:?}", server.seen());
-    assert_tls_alone(&server, 1);
+    for example in ["http.yaml", "http-module.yaml"] {
+        let machine = Machine::new().await?;
+        let server = machine.trusted.site([HOST]).await?;
+        let envoy = machine.start(example, server.tls_addr()).await?;
+        let http = envoy.listener("http")?;
+        assert_eq!(forged(http, HOST).await?, 200, "{example}");
+        let host = format!("{HOST}:{}", server.tls_addr().port());
+        assert_originated(&only(&server)?, &host, HOST);
+        // A host without rules, though the client says where it would like to be led.
+        assert_eq!(forged(http, "other.example.com").await?, 502, "{example}");
+        ensure!(server.seen().is_empty(), "{:?}", server.seen());
+        assert_tls_alone(&server, 1);
+    }
     Ok(())
 }
 
@@ -208,6 +217,7 @@ async fn another_servers_certificate_gets_no_request() -> Result<()> {
     let other = Leaf::for_names(["other.example.com"]);
     for (example, listener, host) in [
         ("http.yaml", "http", HOST),
+        ("http-module.yaml", "http", HOST),
         ("forward-proxy.yaml", "forward-proxy", HOST),
         ("ecds.yaml", "http", HOST),
         ("mutual-tls.yaml", "http", NGINX),
@@ -238,16 +248,25 @@ async fn another_servers_certificate_gets_no_request() -> Result<()> {
 async fn tcp_goes_out_by_verified_tls_or_is_closed() -> Result<()> {
     let machine = Machine::new().await?;
     let other = Leaf::for_names(["other.example.com"]);
-    for (leaf, answer, connections) in [
+    let expected = [
         (Leaf::for_names([REDIS]), "ping\r\nend", 1),
         (other.clone(), "", 0),
         (other.and(Name::Uri(REDIS.to_owned())), "", 0),
-    ] {
+    ];
+    let of_example = |example: &'static str| expected.clone().map(|it| (example, it));
+    let all = ["tcp.yaml", "tcp-module.yaml"]
+        .into_iter()
+        .flat_map(of_example);
+    for (example, (leaf, answer, connections)) in all {
         let certificate = machine.trusted.ca.issue(&leaf)?;
         let server = TlsServer::start(&certificate, TlsServerConfig::default()).await?;
-        let envoy = machine.start("tcp.yaml", server.addr()).await?;
+        let envoy = machine.start(example, server.addr()).await?;
         let heard = told(envoy.listener("tcp")?, b"ping\r\n").await?;
-        assert_eq!(String::from_utf8_lossy(&heard), answer, "{leaf:?}");
+        assert_eq!(
+            String::from_utf8_lossy(&heard),
+            answer,
+            "{example} {leaf:?}"
+        );
         let heard = Heard {
             sni: Some(REDIS.to_owned()),
             alpn: None,
@@ -456,16 +475,18 @@ async fn without_the_filter_there_is_no_way_out() -> Result<()> {
     let server = machine.trusted.site([HOST, NGINX, REDIS]).await?;
     for (name, listener) in [
         ("http.yaml", "http"),
+        ("http-module.yaml", "http"),
         ("ecds.yaml", "http"),
         ("mutual-tls.yaml", "http"),
         ("forward-proxy.yaml", "forward-proxy"),
         ("tcp.yaml", "tcp"),
+        ("tcp-module.yaml", "tcp"),
     ] {
         machine.beside(server.tls_addr())?;
         let bare = without_filter(&text(name)?)?;
         let envoy = machine.start_text(&bare, server.tls_addr()).await?;
         let address = envoy.listener(listener)?;
-        if name == "tcp.yaml" {
+        if listener == "tcp" {
             assert_eq!(told(address, b"ping\r\n").await?, b"", "{name}");
             continue;
         }
