@@ -7,8 +7,8 @@ use egress_filter::{AuthorityMode, contract};
 use egress_policy::{
     Action, Answer, Authority, Branch, BranchOf, Branching, Candidate, Cluster, CompileOptions,
     Connection, Decision, DownstreamProtocol, Endpoints, Identity, NameSource, Notes, PolicyTable,
-    PortNumber, Proxy, Query, Reason, ResourceId, Sni, Spoken, TlsIntent, Trust, UpstreamProtocol,
-    candidates,
+    PortNumber, Proxy, Query, Reason, ResourceId, Service, Sni, Spoken, TlsIntent, Trust,
+    UpstreamProtocol, candidates,
 };
 use serde_json::{Value, json};
 
@@ -140,7 +140,17 @@ impl Answers {
         if !errors.0.is_empty() {
             return Err(errors.into());
         }
-        let decision = rules.table.decide_at(&query, asked.address);
+        let mut decision = rules.table.decide_at(&query, asked.address);
+        if is_nobodys(&rules.table, &query) {
+            decision = Decision {
+                action: Action::Reject(Reason::UnknownHost),
+                target: None,
+                connect_to: None,
+                rule: None,
+                policy_source: None,
+                ..decision
+            };
+        }
         let options = rules.options(options);
         let found = candidates(&rules.parsed, &options, &rules.table, &query);
         let reason = decision.reason();
@@ -156,6 +166,15 @@ impl Answers {
             reason: reason.map(|it| format!("{}: {}", it.as_str(), it.explanation())),
         })
     }
+}
+
+/// Whether bytes are asked for that nothing leads to the host: no connection says that it is for a name below a wildcard.
+fn is_nobodys(table: &PolicyTable, query: &Query<'_>) -> bool {
+    let of_port = |it: &Service<'_>| it.port == query.port && it.host.matches(query.host);
+    let services = table.services().filter(of_port);
+    let best = services.max_by_key(|it| it.host.specificity());
+    query.downstream == DownstreamProtocol::Tcp
+        && best.is_some_and(|it| it.downstream == query.downstream && it.host.exact().is_none())
 }
 
 /// What was asked.

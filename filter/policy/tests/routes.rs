@@ -447,6 +447,35 @@ fn connections_are_divided_by_weight_and_each_share_is_judged_by_itself() {
     );
 }
 
+/// Of entries whose resolution differs the oldest has the host, and ports of the others have no cluster; but listeners.
+#[test]
+fn routes_lead_ports_of_entries_that_lost_their_host_too() {
+    let of = |name: &str, port: u16, protocol: &str, resolution: &str, created: &str| {
+        let ports =
+            json!([{"number": port, "name": protocol.to_lowercase(), "protocol": protocol}]);
+        let spec = json!({"hosts": [HOST], "ports": ports, "resolution": resolution});
+        let mut document = document("ServiceEntry", name, spec);
+        document["metadata"]["creationTimestamp"] = json!(created);
+        document
+    };
+    let documents = [
+        of("old", 443, "HTTPS", "DNS", "2025-01-01T00:00:00Z"),
+        of("young", 80, "HTTP", "NONE", "2025-01-02T00:00:00Z"),
+        of("younger", 8080, "HTTP", "NONE", "2025-01-03T00:00:00Z"),
+        rule(HOST),
+        service(json!([{"match": [{"port": 80}], "route": to(HOST, 443)}])),
+    ];
+    let compiled = compile(&documents, &CompileOptions::default());
+    assert_eq!(
+        said(&compiled, "http://api.example.com:80", None),
+        "originate api.example.com:443"
+    );
+    assert_eq!(
+        said(&compiled, "http://api.example.com:8080", None),
+        "reject unknown_port"
+    );
+}
+
 #[test]
 fn connections_are_led_by_the_narrowest_range_of_addresses() {
     let of = |subnets: Value, host: &str| json!({"match": [{"destinationSubnets": subnets}], "route": [share(host, 0)]});

@@ -146,6 +146,16 @@ impl<'r> Compiler<'r> {
             for port in lost.ports.iter() {
                 let known = self.hosts.get(index);
                 let taken = known.is_some_and(|host| self.hosts.port(host, port.number).is_some());
+                // VirtualServices lead them all the same.
+                let (owner, caller) = (&*lost.meta.id.namespace, &*self.options.proxy.namespace);
+                let taken_in = |sidecar: &Sidecar| {
+                    sidecar.takes_in(caller, owner, host, Some(port.number.get().into()))
+                };
+                let bytes = downstream(port) == Some(DownstreamProtocol::Tcp);
+                let led = !taken && !bytes && sidecar.is_none_or(taken_in);
+                if led && self.routed(index, host, port).is_some() {
+                    continue;
+                }
                 if let Some(downstream) = downstream(port).filter(|_| !taken) {
                     let verdict = Verdict::refused(Reason::UnknownPort, None);
                     let port = Port::new(port.number, port.target, downstream, verdict);
