@@ -325,14 +325,14 @@ async fn an_envoy_that_is_too_old_for_it_is_refused_with_a_sentence() -> Result<
             .output()?;
         Ok::<_, anyhow::Error>(output)
     };
-    let output = render("1.37.0")?;
+    let output = render("1.38.2")?;
     ensure!(!output.status.success());
     let said = String::from_utf8(output.stderr)?;
     ensure!(
-        said.contains("the native filter needs Envoy 1.38 or later, and 1.37 was asked for"),
+        said.contains("the native filter needs Envoy 1.39 or later, and 1.38 was asked for"),
         "{said}"
     );
-    ensure!(render("1.38.2")?.status.success());
+    ensure!(render("1.39.3")?.status.success());
     Ok(())
 }
 

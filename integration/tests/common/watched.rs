@@ -31,6 +31,7 @@ pub(crate) struct Watched {
     pub(crate) trusted: Trusted,
     pub(crate) bootstrap: Value,
     pub(crate) wasm: Value,
+    form: &'static str,
     pub(crate) file: PathBuf,
     versions: u32,
     has_default: bool,
@@ -39,11 +40,17 @@ pub(crate) struct Watched {
 impl Watched {
     /// Everything but the file, which [`Watched::write`] makes.
     pub(crate) async fn new() -> Result<Self> {
+        Self::of("wasm").await
+    }
+
+    /// The same with this form of the filter.
+    pub(crate) async fn of(form: &'static str) -> Result<Self> {
         let trusted = Trusted::new()?;
         let (site, dns) = (trusted.site([HOST, ADDED]).await?, dns().await?);
         let rules = originated(HOST, site.tls_addr().port());
         let resolver = dns.addr().to_string();
-        let mut bootstrap = rendered(&trusted, &rules, &["--resolver", &resolver]).await?;
+        let args = ["--filter", form, "--resolver", &resolver];
+        let mut bootstrap = rendered(&trusted, &rules, &args).await?;
         let file = trusted.path("filter.json");
         let wasm = behind_a_file(&mut bootstrap, &file)?;
         Ok(Self {
@@ -52,6 +59,7 @@ impl Watched {
             trusted,
             bootstrap,
             wasm,
+            form,
             file,
             versions: 0,
             has_default: true,
@@ -64,11 +72,10 @@ impl Watched {
         let mut rules = originated(HOST, port);
         rules.extend(more.iter().map(|host| originated(host, port)));
         let resolver = self.dns.addr().to_string();
-        let mut bootstrap = rendered(&self.trusted, &rules, &["--resolver", &resolver]).await?;
+        let args = ["--filter", self.form, "--resolver", &resolver];
+        let mut bootstrap = rendered(&self.trusted, &rules, &args).await?;
         let wasm = behind_a_file(&mut bootstrap, Path::new("nowhere"))?;
-        let text = wasm
-            .pointer("/config/configuration/value")
-            .and_then(Value::as_str);
+        let text = wasm.pointer(self.told()).and_then(Value::as_str);
         let mut plugin: Value = serde_json::from_str(text.context("no plugin configuration")?)?;
         if !self.has_default {
             let fields = plugin.as_object_mut().context("no object")?;
@@ -77,6 +84,14 @@ impl Watched {
                 .context("no default cluster")?;
         }
         Ok(plugin)
+    }
+
+    /// Where the filter has its configuration.
+    fn told(&self) -> &'static str {
+        match self.form {
+            "wasm" => "/config/configuration/value",
+            _ => "/filter_config/value",
+        }
     }
 
     /// Takes away the routes that want nothing of the filter, so that they are as in the examples.
@@ -129,7 +144,7 @@ impl Watched {
     /// The filter with this plugin configuration.
     pub(crate) fn configured(&self, plugin: &Value) -> Result<Value> {
         let mut wasm = self.wasm.clone();
-        let place = wasm.pointer_mut("/config/configuration/value");
+        let place = wasm.pointer_mut(self.told());
         *place.context("no plugin configuration")? = json!(plugin.to_string());
         Ok(wasm)
     }
@@ -210,7 +225,10 @@ pub(crate) fn behind_a_file(bootstrap: &mut Value, file: &Path) -> Result<Value>
         "name": "egress",
         "config_discovery": {
             "config_source": source,
-            "type_urls": ["type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm"],
+            "type_urls": [
+                "type.googleapis.com/envoy.extensions.filters.http.wasm.v3.Wasm",
+                "type.googleapis.com/envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter",
+            ],
         },
     });
     let mut filter = std::mem::replace(filter, discovered);
