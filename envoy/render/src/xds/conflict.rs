@@ -88,7 +88,7 @@ impl Conflict {
             }
             Conflict::TunnelDiffers(_) => "leave `--labels-from-node` out".to_owned(),
             Conflict::Branches { flag, .. } => {
-                format!("leave `{flag}` out, or lead the host's requests all to one destination")
+                format!("leave `{flag}` out, or lead the host's port to one destination")
             }
             Conflict::EndpointsBehindProxy { .. } => {
                 "leave `endpoints` out and use `resolution: DNS`, or name the host in `--no-proxy`"
@@ -139,7 +139,7 @@ impl fmt::Display for Conflict {
             ),
             Conflict::Branches { flag, host, port } => write!(
                 f,
-                "requests to `{host}:{port}` take several routes of VirtualServices, and with `{flag}` they could not be told apart"
+                "`{host}:{port}` has several routes or destinations by VirtualServices, and with `{flag}` they could not be told apart"
             ),
             Conflict::EndpointsBehindProxy { host, entry } => write!(
                 f,
@@ -235,12 +235,24 @@ impl Options {
             return None;
         };
         let mut tables = std::iter::once(table).chain(&self.workloads);
+        // Connections are told apart by the filter. But what a proxy is asked for is the host that was called, and
+        // clusters of TLS are those of one workload.
+        let divided = |service: &Service<'_>| {
+            let tls = service.downstream == DownstreamProtocol::Tls;
+            service.share.is_some() && (self.upstream_proxy.is_some() || tls)
+        };
         tables.find_map(|table| {
-            let branching = table.branching().next()?;
+            let branching = table.branching().map(|it| (it.host, it.port)).next();
+            let found = branching.or_else(|| {
+                let mut services = table.services().filter(|_| self.forward_proxy.is_none());
+                let service = services.find(divided)?;
+                Some((service.host, service.port))
+            });
+            let (host, port) = found?;
             Some(Conflict::Branches {
                 flag,
-                host: branching.host.to_string(),
-                port: branching.port,
+                host: host.to_string(),
+                port,
             })
         })
     }
