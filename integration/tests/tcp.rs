@@ -448,6 +448,7 @@ async fn connections_are_divided_by_weight_and_no_share_is_plaintext() -> Result
     let proxy = trusted
         .egressctl(&rules)
         .port(7001, 0)
+        .port(7003, 0)
         .connect_to(&route("one.example", 7002, one.addr()))
         .connect_to(&route("other.example", 7004, other.addr()))
         .connect_to(&route("other.example", 7003, silent.addr()))
@@ -516,6 +517,7 @@ async fn a_share_whose_server_is_not_the_right_one_hears_nothing() -> Result<()>
     let proxy = trusted
         .egressctl(&rules)
         .port(7001, 0)
+        .port(7003, 0)
         .connect_to(&route("one.example", 7002, one.addr()))
         .connect_to(&route("other.example", 7004, wrong.addr()))
         .start()
@@ -610,6 +612,7 @@ async fn the_address_that_was_dialled_chooses_among_routes() -> Result<()> {
         .arg("--listen")
         .arg("0.0.0.0")
         .port(7001, 0)
+        .port(7003, 0)
         .port(7005, 0)
         .connect_to(&route("one.example", 7002, one.addr()))
         .connect_to(&route("other.example", 7004, other.addr()))
