@@ -115,7 +115,9 @@ fuzz_target!(|text: &str| {
                     Action::Passthrough(_) => {
                         assert!(ours && downstream == DownstreamProtocol::Tls)
                     }
-                    Action::Forward(_) => panic!("no rule says so"),
+                    Action::Forward(_) | Action::Weighted | Action::Respond(_) => {
+                        panic!("no rule says so")
+                    }
                     Action::LeaveAlone(_) => {
                         assert!(outbound == "open" && (!ours || port.get() == 81));
                     }
