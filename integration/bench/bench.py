@@ -103,7 +103,7 @@ def hosted(many, budget):
         budget(reason, words, mine["memory"], f"{mine['memory']:.0f} MB", MEMORY_MOST)
 
 
-def budgets(requests, many, means, inside):
+def budgets(requests, connections, many, means, inside):
     """What we aim at, beside what was measured; what is missed stays, with what stands in the way, measured too."""
     rows, missing = [], {}
 
@@ -121,6 +121,10 @@ def budgets(requests, many, means, inside):
             reason = calls(compared, name, bare)
             budget(reason, f"{words} ≤ {CPU_LIMIT} of the limit", mine, ratio(mine), CPU_LIMIT)
             budget(reason, f"{words} ≤ {CPU_EMPTY:.2f} of the empty wasm filter", empty, ratio(empty), CPU_EMPTY)
+    for name, compared in connections.items():
+        words = f"native, {name}: CPU per new connection ≤ {fresh.NATIVE_MOST} of Istio's plain shape"
+        reason = "The module adds what it adds to each request of a kept connection, and nothing to the handshake."
+        budget(reason, words, compared.low, ratio(compared.low), fresh.NATIVE_MOST)
     if many:
         hosted(many, budget)
     if means:
@@ -183,12 +187,13 @@ def main():
         if not file.exists():
             raise Failure(f"no {file.name}; make build makes it")
     begun = time.monotonic()
-    requests, many, means, inside, sections = {}, {}, {}, None, []
+    requests, connections, many, means, inside, sections = {}, {}, {}, {}, None, []
     if "kept" in chosen:
         text, requests = kept.measure(note)
         sections.append(f"## 1. Requests over kept connections\n\n{text}")
     if "fresh" in chosen:
-        sections.append(f"## 2. New connections\n\n{fresh.measure(note)}")
+        text, connections = fresh.measure(note)
+        sections.append(f"## 2. New connections\n\n{text}")
     if "scale" in chosen:
         text, many = scale.measure(note)
         sections.append(f"## 3. Many hosts\n\n{text}")
@@ -210,7 +215,7 @@ def main():
         if not QUICK:
             (HERE / "COSTS.md").write_text(f"{preface()}\n## Requests, by Istio's measure\n\n{text}")
             note("written to integration/bench/COSTS.md")
-    if held := budgets(requests, many, means, inside):
+    if held := budgets(requests, connections, many, means, inside):
         sections.insert(0, f"## Budgets\n\n{held}")
     text = "\n".join([preface(), *sections])
     print(text)

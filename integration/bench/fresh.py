@@ -5,9 +5,12 @@ import itertools
 import figures
 import proxies
 from figures import Compared, ratio, spread, table
-from lab import QUICK, Failure, Lab, Load, Origin, asked
+from lab import QUICK, Dns, Failure, Lab, Load, Origin, asked
 
 LIMIT, OURS, NGINX, HAPROXY = "Envoy without a filter", "ours", "NGINX", "HAProxy"
+NATIVE, ISTIO = "ours, native", "Istio's plain shape"
+# Of Istio's plain shape.
+NATIVE_MOST = 1.03
 ROUNDS = 3 if QUICK else 31
 SAMPLE = 0.08
 VERSIONS = ["TLSv1.3"] if QUICK else ["TLSv1.2", "TLSv1.3"]
@@ -40,7 +43,7 @@ def with_sessions(bootstrap):
     return bootstrap
 
 
-def start_all(lab, origin):
+def start_all(lab, origin, dns):
     """Each variant with its port for each of the services; all but Envoy in two processes, with and without a key."""
     (lab.run / "client-both.pem").write_text(
         (lab.run / "client.pem").read_text() + (lab.run / "client.key").read_text()
@@ -48,13 +51,20 @@ def start_all(lab, origin):
     targets = {host_of(name): port for name, port in origin.ports.items()}
     mutual = {host_of(name): lab.run for name, settings in origin.services.items() if settings["mutual"]}
     port = lab.port()
-    bootstrap = proxies.rendered(lab, proxies.rules(targets, mutual=mutual), port)
+    rules = list(proxies.rules(targets, mutual=mutual))
+    bootstrap = proxies.rendered(lab, rules, port)
     bootstrap = with_sessions(proxies.without_log(bootstrap))
+    native = proxies.rendered(lab, rules, lab.port(), "--filter", "module", "--envoy-version", proxies.pinned())
+    native = proxies.envoy(lab, "native", with_sessions(proxies.without_log(native)))
+    clusters = proxies.istio_clusters(targets, str(lab.run / "ca.pem"), mutual=mutual)
+    istio = with_sessions(proxies.istio(bootstrap, targets, clusters, dns.port))
+    istio = proxies.envoy(lab, "istio", proxies.at_port(istio, lab.port()))
     running = {}
     bare = proxies.envoy(lab, "limit", proxies.at_port(proxies.limit(bootstrap, targets), lab.port()))
     ours = proxies.envoy(lab, "ours", bootstrap)
     for name in origin.services:
         running[LIMIT, name], running[OURS, name] = bare, ours
+        running[NATIVE, name], running[ISTIO, name] = native, istio
     for resumed, wanted in itertools.product([False, True], [False, True]):
         names = [name for name, one in origin.services.items() if (one["resumed"], one["mutual"]) == (resumed, wanted)]
         some = {host_of(name): origin.ports[name] for name in names}
@@ -67,12 +77,12 @@ def start_all(lab, origin):
 
 
 def measure(note):
-    """The table of this part."""
+    """The table of this part, and what the budgets need of it."""
     note("new connections")
     with Lab() as lab:
         origin = Origin(lab, dict(services()))
         origin.serve("good")
-        running = start_all(lab, origin)
+        running = start_all(lab, origin, Dns(ttl=60))
         origin.serve("good")  # what is noted begins here
         for (variant, name), proxy in running.items():
             status, body = asked(proxy.port, host_of(name))
@@ -87,16 +97,19 @@ def measure(note):
             share = sum(reused) / len(reused)
             if origin.services[name]["resumed"] and share < 0.9 or not origin.services[name]["resumed"] and share > 0:
                 raise Failure(f"{name}: {share:.0%} of the connections were resumed")
-    rows = []
+    rows, facts = [], {}
     base = taken[LIMIT, "TLSv1.3 full SIMPLE"]
     for name in origin.services:
         limit = taken[LIMIT, name]
         row = [name, ratio(figures.tenth(limit) / figures.tenth(base))]
+        facts[name] = Compared(taken[NATIVE, name], taken[ISTIO, name])
+        row += [ratio(facts[name].low), spread(facts[name].spread)]
         for variant in [OURS, NGINX, HAPROXY]:
             one = Compared(taken[variant, name], limit)
             row += [ratio(one.low), spread(one.spread)]
         rows.append(row)
     head = ["CPU per connection and its request", "limit, to TLSv1.3 full SIMPLE"]
+    head += [f"{NATIVE}, to {ISTIO}", "quartiles"]
     for variant in [OURS, NGINX, HAPROXY]:
         head += [f"{variant}, to the limit", "quartiles"]
     told = (
@@ -105,4 +118,4 @@ def measure(note):
         f"`max_session_keys` is {SESSIONS} here. In rows with resumed, the origin saw at least 90 % of the connections "
         "resume; in the others, none.\n"
     )
-    return table(head, rows) + "\n" + told
+    return table(head, rows) + "\n" + told, facts

@@ -206,7 +206,10 @@ def istio_cluster(name, host, port, tls=None):
                         "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": tls["sni"]}}],
                     },
                     **({"alpn_protocols": ["h2"]} if tls.get("h2") else {}),
+                    **shown(tls.get("folder")),
                 },
+                # Room is made where a part needs it; this is Envoy's default.
+                "max_session_keys": 1,
             },
         }
     options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -217,11 +220,20 @@ def istio_cluster(name, host, port, tls=None):
     return cluster
 
 
-def istio_clusters(targets, ca, h2=False, changed=None):
-    """Two clusters a host: one for each port of its ServiceEntry."""
+def shown(folder):
+    """The client's certificate of a folder, if there is one."""
+    if not folder:
+        return {}
+    files = {"certificate_chain": "client.pem", "private_key": "client.key"}
+    return {"tls_certificates": [{name: {"filename": f"{folder}/{file}"} for name, file in files.items()}]}
+
+
+def istio_clusters(targets, ca, h2=False, changed=None, mutual=None):
+    """Two clusters a host: one for each port of its ServiceEntry. `mutual` is as in `rules`."""
     for host, port in targets.items():
         sni = (changed or {}).get(host, host)
-        yield istio_cluster(f"outbound|80||{host}", host, port, {"ca": ca, "sni": sni, "h2": h2})
+        tls = {"ca": ca, "sni": sni, "h2": h2, "folder": (mutual or {}).get(host)}
+        yield istio_cluster(f"outbound|80||{host}", host, port, tls)
         yield istio_cluster(f"outbound|443||{host}", host, port)
 
 
@@ -246,7 +258,8 @@ def istio(bootstrap, targets, clusters, dns):
     for ours in ["early_header_mutation_extensions", "scheme_header_transformation", "http_protocol_options"]:
         plain.pop(ours, None)
     plain["http_filters"] = [plain["http_filters"][-1]]
-    plain["access_log"] = [istio_log(plain["access_log"][0])]
+    if "access_log" in plain:
+        plain["access_log"] = [istio_log(plain["access_log"][0])]
     plain["route_config"]["validate_clusters"] = False  # they may come later
     plain["route_config"]["virtual_hosts"] = [
         {
