@@ -28,7 +28,7 @@ pub(crate) struct Fault {
 }
 
 /// All of them, in the order in which they come.
-pub(crate) static ALL: [Fault; 9] = [
+pub(crate) static ALL: [Fault; 10] = [
     Fault {
         name: "rules change",
         happen: |stage| reload(stage).boxed_local(),
@@ -60,6 +60,10 @@ pub(crate) static ALL: [Fault; 9] = [
     Fault {
         name: "server closes idle connections",
         happen: |stage| race(stage).boxed_local(),
+    },
+    Fault {
+        name: "filter replaced",
+        happen: |stage| filter(stage).boxed_local(),
     },
     Fault {
         name: "program and Envoy replaced",
@@ -197,6 +201,21 @@ async fn race(stage: &Stage) -> Result<String> {
     Ok(format!(
         "{closed} connections closed, {again} requests tried again"
     ))
+}
+
+async fn filter(stage: &Stage) -> Result<String> {
+    let loaded = async || {
+        let dump = "/config_dump?resource=ecds_filters";
+        let answer = stage.proxy()?.admin_get(dump).await?;
+        let mut names = answer.body.lines().filter(|line| line.contains(".so\""));
+        let name = names.next().context("Envoy has no native filter")?;
+        anyhow::Ok(name.trim().to_owned())
+    };
+    let before = loaded().await?;
+    stage.write_filter()?;
+    let taken = async || loaded().await.is_ok_and(|name| name != before);
+    until("the new filter is taken over", taken).await?;
+    Ok("Envoy has loaded the new one".to_owned())
 }
 
 async fn replaced(stage: &Stage) -> Result<String> {

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use egress_integration::{
     dns::{DnsServer, Zone},
-    egressctl::{Egressctl, Running},
+    egressctl::{Egressctl, Running, binary},
     pki::{Ca, Leaf},
 };
 use nix::unistd::Pid;
@@ -67,6 +67,8 @@ pub(crate) struct Stage {
     /// The proxies that run; the last one takes what is new.
     proxies: Mutex<Vec<Arc<Running>>>,
     rules: AtomicU64,
+    /// How many files of the filter there were.
+    filters: AtomicU64,
     /// What ended proxies logged of requests that failed.
     failures: Mutex<Vec<String>>,
 }
@@ -124,10 +126,12 @@ impl Stage {
             folder,
             proxies: Mutex::default(),
             rules: AtomicU64::new(0),
+            filters: AtomicU64::new(0),
             failures: Mutex::default(),
         };
         stage.renew_client().await?;
         stage.write_rules(&stage.rules(false))?;
+        stage.write_filter()?;
         stage.run(None).await?;
         Ok(stage)
     }
@@ -155,6 +159,9 @@ impl Stage {
             .arg(self.path("credentials"))
             .arg("--label")
             .arg("app=soak")
+            .arg("--filter=module")
+            .arg("--module")
+            .arg(self.path("libegress_filter.so"))
             .arg("--drain=0s,10s");
         let builder = match replaced {
             Some(pid) => builder.arg("--replace").arg(pid.to_string()),
@@ -163,6 +170,18 @@ impl Stage {
         let running = builder.start().await?;
         lock(&self.proxies).push(Arc::new(running));
         Ok(())
+    }
+
+    /// Puts a filter in the place of the one that is there: the same one, and yet another file.
+    pub(crate) fn write_filter(&self) -> Result<()> {
+        let built = binary()?.with_file_name("libegress_filter.so");
+        let mut bytes = std::fs::read(&built).with_context(|| built.display().to_string())?;
+        let serial = self.filters.fetch_add(1, Ordering::Relaxed);
+        // Whatever stands behind its last section is not loaded.
+        bytes.extend(serial.to_be_bytes());
+        let (fresh, path) = (self.path("filter.new"), self.path("libegress_filter.so"));
+        std::fs::write(&fresh, bytes)?;
+        Ok(std::fs::rename(fresh, path)?)
     }
 
     /// The proxy that takes what is new.
