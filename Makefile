@@ -144,6 +144,7 @@ tinyproxy: ## Only the tinyproxy that tests go through
 test-native: dist nginx redis tinyproxy firewall systemd # in one go: chosen apart, the crates would get other features and compile twice
 	@echo '==> test: this machine, and a real Envoy'
 	@begun=$$SECONDS; CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast; \
+	CARGO_TERM_QUIET=false cargo test -p egress-filter-module --lib; \
 	echo "==> test: $$(((SECONDS - begun) / 60)) minutes"
 
 .PHONY: test-wasm-filter
@@ -161,6 +162,17 @@ test-wasm: host
 	runner=$$(.setup/wasm-bindgen.sh); \
 	PATH="$${node:+$$node:}$$PATH" CARGO_TERM_QUIET=false CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUNNER="$$runner" \
 	  $(wasm-cargo) test -p egress-policy --tests --no-fail-fast
+
+.PHONY: sanitize
+sanitize: host ## The native module against an Envoy made of Rust, under AddressSanitizer
+	@host=$$(rustc -vV | sed -n 's/^host: //p'); \
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/sanitize CARGO_TERM_QUIET=false \
+	  cargo test -p egress-filter-module --lib --target "$$host"
+
+.PHONY: miri
+miri: host ## The same under Miri, which a nightly compiler of rustup brings
+	@rustup toolchain install nightly --profile minimal --component miri,rust-src --no-self-update
+	@CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/miri CARGO_TERM_QUIET=false cargo +nightly miri test -p egress-filter-module --lib
 
 .PHONY: integration
 integration: dist nginx redis tinyproxy firewall systemd ## Only the tests on a real Envoy; HOST=wasm or module by one form of the filter

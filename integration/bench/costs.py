@@ -21,7 +21,7 @@ NATIVE, NATIVE_SHARED = "the native module, own cluster", "the native module, sh
 WASM, WASM_SHARED = "the wasm filter, own cluster", "the wasm filter, shared cluster"
 BUDGETS = {SHAPE: 1.00, SHAPE_SHARED: 1.00, NATIVE: 1.05, NATIVE_SHARED: 1.05, WASM: 1.25, WASM_SHARED: 1.25}
 PROCESSES = 2 if QUICK else 5
-ROUNDS = 5 if QUICK else 21
+ROUNDS = 5 if QUICK else 15
 # Whether it is HTTP/2 to the server, and whether requests are logged.
 SETTINGS = [(False, False)] if QUICK else [(False, False), (False, True), (True, False), (True, True)]
 

@@ -324,6 +324,9 @@ impl Newer {
 
 /// Finds a function of Envoy's; null where this Envoy has none of that name.
 fn symbol(name: &CStr) -> *mut c_void {
+    if cfg!(miri) {
+        return ptr::null_mut(); // it knows no `dlsym`
+    }
     // `RTLD_DEFAULT`: whatever the process has, as the linker would find it.
     const DEFAULT: *mut c_void = ptr::null_mut();
     // SAFETY: the name ends in a zero and lives through the call.
@@ -820,13 +823,13 @@ impl NetworkHost<'_> {
 
 /// Whether a connection within Envoy has a tunnel of the upstream proxy. Where Envoy does not say, it has.
 ///
-/// # Safety
-/// `number` is one of [`NetworkHost::number_of_connection`] of this thread, and the connection was not destroyed since.
-pub(crate) unsafe fn has_tunnel(number: usize) -> bool {
+/// `number` is one of [`NetworkHost::number_of_connection`], as `egress_filter` keeps it: for this thread alone, and no
+/// longer than the stream of the connection.
+pub(crate) fn has_tunnel(number: usize) -> bool {
     if Newer::get().network_text.is_none() {
         return true;
     }
-    // SAFETY: Envoy keeps its filter as long as the connection, which lives, as the caller says; and its thread is here.
+    // SAFETY: the stream is dropped before Envoy's filter is, so what the pointer is of lives, and on this thread.
     let host = unsafe { NetworkHost::new(ptr::with_exposed_provenance_mut(number)) };
     host.attribute(Attribute::UpstreamLocalAddress).is_some()
 }

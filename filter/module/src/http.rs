@@ -8,8 +8,7 @@ use egress_policy::PortNumber;
 
 use crate::apply;
 use crate::config::Config;
-use crate::host::{Attribute, HttpHost, Level, log};
-use crate::network::has_tunnel;
+use crate::host::{Attribute, HttpHost, Level, has_tunnel, log};
 
 /// A request.
 ///

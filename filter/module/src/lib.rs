@@ -19,6 +19,8 @@
 pub mod abi;
 mod apply;
 mod config;
+#[cfg(test)]
+mod fake;
 pub mod host;
 mod http;
 mod network;

@@ -8,7 +8,7 @@ use egress_filter::{Connection as Stream, Dialled, Effect, HostError, Next, cont
 
 use crate::apply;
 use crate::config::Config;
-use crate::host::{self, Attribute, Level, NetworkHost, log};
+use crate::host::{Attribute, Level, NetworkHost, has_tunnel, log};
 
 /// A connection.
 ///
@@ -107,16 +107,6 @@ impl Connection {
         }
         apply::apply(host, &self.config, effect)
     }
-}
-
-/// Whether the upstream proxy has agreed to a tunnel.
-#[expect(
-    unsafe_code,
-    reason = "the number is a pointer of Envoy's, whose life is known here"
-)]
-pub(crate) fn has_tunnel(number: usize) -> bool {
-    // SAFETY: only a connection that lives is asked about, of this thread: its stream is dropped before Envoy's filter.
-    unsafe { host::has_tunnel(number) }
 }
 
 /// Panics where whoever started Envoy asks for it.
