@@ -172,12 +172,13 @@ impl Builder {
         }
         command.args(["--admin", "127.0.0.1:0", "--access-log"]);
         command.arg(&access_log).args(self.args).envs(self.env);
-        // The form of the filter for whole runs of the tests; a test that is about one form names it.
-        let named = command.as_std().get_args().any(|arg| {
-            ["--filter", "--wasm", "--module"]
-                .iter()
-                .any(|flag| arg == *flag)
-        });
+        // The form of the filter for whole runs of the tests; a test that is about one form names it, or asks for what
+        // one form has.
+        const NAMES: [&str; 4] = ["--filter", "--wasm", "--module", "--labels-from-node"];
+        let args = command.as_std();
+        let named = NAMES
+            .iter()
+            .any(|flag| args.get_args().any(|arg| arg == *flag));
         if let (Some(form), false) = (std::env::var_os("EGRESS_FILTER"), named) {
             command.arg("--filter").arg(form);
         }
