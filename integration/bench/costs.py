@@ -39,10 +39,14 @@ def bootstraps(lab, origin, dns, h2):
     wasm, wasm_shared = rendered(own, *module[2:]), rendered(by_name, *shared, *module[2:])
     clusters = proxies.istio_clusters(targets, str(lab.run / "ca.pem"), h2)
     named = f"{HOST}:{target}"
+    # Without a filter there is nothing of it to be logged, and to find that out costs some.
+    bare = [proxies.limit(native, targets), proxies.without_filter(native_shared)]
+    for one in bare:
+        proxies.manager(one)["access_log"] = [proxies.istio_log(proxies.manager(one)["access_log"][0])]
     made = {
         ISTIO: (proxies.istio(wasm, targets, clusters, dns.port), HOST),
-        SHAPE: (proxies.limit(native, targets), HOST),
-        SHAPE_SHARED: (proxies.without_filter(native_shared), named),
+        SHAPE: (bare[0], HOST),
+        SHAPE_SHARED: (bare[1], named),
         NATIVE: (native, named),
         NATIVE_SHARED: (native_shared, named),
         WASM: (wasm, named),
