@@ -266,21 +266,23 @@ fn iptables_does_as_well_and_other_rules_stay() -> Result<()> {
     })
 }
 
+/// A server of redis' port that speaks first, and says its name.
+async fn greeter(trusted: &Trusted, name: &str, at: Ipv4Addr) -> Result<TlsServer> {
+    let certificate = trusted.ca.issue(&Leaf::for_names([name]))?;
+    let config = TlsServerConfig {
+        greeting: format!("here is {name}").into(),
+        ..TlsServerConfig::default()
+    };
+    TlsServer::start_at(&certificate, config, (at, 6379).into()).await
+}
+
 #[test]
 fn tcp_services_are_told_apart_by_address_and_servers_may_speak_first() -> Result<()> {
     alone(async || {
         let trusted = Trusted::new()?;
         let dns = dns().await?;
-        let server = async |name: &str, at: Ipv4Addr| {
-            let certificate = trusted.ca.issue(&Leaf::for_names([name]))?;
-            let config = TlsServerConfig {
-                greeting: format!("here is {name}").into(),
-                ..TlsServerConfig::default()
-            };
-            TlsServer::start_at(&certificate, config, (at, 6379).into()).await
-        };
-        let cache = server(CACHE, CACHE_AT).await?;
-        let other = server(OTHER, OTHER_AT).await?;
+        let cache = greeter(&trusted, CACHE, CACHE_AT).await?;
+        let other = greeter(&trusted, OTHER, OTHER_AT).await?;
         // The one has a port for itself, too.
         let alone = "ports: [{number: 6380, name: more, protocol: TCP}, ";
         let rules = tcp(CACHE, CACHE_AT).replace("ports: [", alone) + &tcp(OTHER, OTHER_AT);
@@ -311,16 +313,8 @@ fn a_route_for_some_addresses_takes_captured_connections_to_them() -> Result<()>
     alone(async || {
         let trusted = Trusted::new()?;
         let dns = dns().await?;
-        let server = async |name: &str, at: Ipv4Addr| {
-            let certificate = trusted.ca.issue(&Leaf::for_names([name]))?;
-            let config = TlsServerConfig {
-                greeting: format!("here is {name}").into(),
-                ..TlsServerConfig::default()
-            };
-            TlsServer::start_at(&certificate, config, (at, 6379).into()).await
-        };
-        let _cache = server(CACHE, CACHE_AT).await?;
-        let _other = server(OTHER, OTHER_AT).await?;
+        let _cache = greeter(&trusted, CACHE, CACHE_AT).await?;
+        let _other = greeter(&trusted, OTHER, OTHER_AT).await?;
         let anywhere = |host: &str, port: u16| {
             let spec = format!(
                 "resolution: DNS, ports: [{{number: {port}, name: tcp, protocol: TCP, targetPort: 6379}}]"

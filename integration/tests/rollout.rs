@@ -10,7 +10,6 @@ mod crashing;
 mod sha256;
 
 use std::{
-    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -42,10 +41,14 @@ use common::{
     HOST, SHARED, SIMPLE, SOON, Trusted, assert_originated, dns, entry_with, eventually,
     load::Load,
     only, originated, rendered, rule,
+    states::{Fact, States, counter},
     watched::{ADDED, Watched, applied, static_cluster},
 };
 
-const PAGE: &str = include_str!("../../filter/wasm/roll-out.md");
+const STATES: States = States {
+    page: include_str!("../../filter/wasm/roll-out.md"),
+    program: include_str!("rollout.rs"),
+};
 const CACHE: &str = "cache.example";
 const CODE: &str = "/config/vm_config/code";
 /// How long the listener waits for a filter that does not come: longer than Envoy takes to start.
@@ -56,68 +59,23 @@ const CRASHED: u16 = 503;
 const BACKOFF: &str = "5s";
 const STILL: &str = "the previous rules";
 
-/// A row of the page's table.
-struct Fact {
-    /// What a request for a host of the rules gets: a status, or [`STILL`].
-    gets: String,
-    /// Parts of log lines, and counters.
-    tells: Vec<String>,
-}
-
-/// The rows: the state, what an HTTP request gets, what tells it, what ends it.
-fn rows() -> Vec<[String; 4]> {
-    let cells = |line: &str| -> Option<[String; 4]> {
-        let inner = line.strip_prefix("| ")?.strip_suffix(" |")?;
-        let cells: Vec<_> = inner.split(" | ").map(str::to_owned).collect();
-        cells.try_into().ok()
-    };
-    PAGE.lines().filter_map(cells).skip(1).collect()
-}
-
-fn fact(state: &str) -> Result<Fact> {
-    let row = rows().into_iter().find(|[name, ..]| *name == state);
-    let [_, gets, tells, _] = row.with_context(|| format!("no row for `{state}`"))?;
-    let tells = tells.split('`').skip(1).step_by(2);
-    Ok(Fact {
-        gets,
-        tells: tells.map(str::to_owned).collect(),
-    })
-}
-
-impl Fact {
-    /// Waits for each part of a log line, and for each counter to be no longer zero.
-    async fn is_told(&self, envoy: &EnvoyProcess) -> Result<()> {
-        let counters = ["wasm.", "extension_config_discovery."];
-        for told in &self.tells {
-            if counters.iter().any(|counter| told.starts_with(counter)) {
-                eventually(told, async || Ok(counter(envoy, told).await? != 0)).await?;
-            } else {
-                envoy
-                    .wait_for_stderr(|line| line.contains(told), SOON)
-                    .await?;
-            }
+/// Proves what the row says, three times over; nothing but verified TLS has reached the site then.
+async fn holds(fact: &Fact, watched: &Watched, envoy: &EnvoyProcess) -> Result<()> {
+    fact.is_told(envoy).await?;
+    for _ in 0..3 {
+        if fact.gets == STILL {
+            watched.assert_originates(envoy).await?;
+            let http = envoy.listener("outbound_80")?;
+            assert_eq!(probe::get(http, ADDED, "/").await?.status, 502);
+        } else {
+            // What rendered routes do besides is behind a comma; see `goes_by_tls`.
+            let status = fact.gets.split(',').next().unwrap_or_default();
+            refused(watched, envoy, status.parse()?).await?;
         }
-        Ok(())
     }
-
-    /// Proves what the row says, three times over; nothing but verified TLS has reached the site then.
-    async fn holds(&self, watched: &Watched, envoy: &EnvoyProcess) -> Result<()> {
-        self.is_told(envoy).await?;
-        for _ in 0..3 {
-            if self.gets == STILL {
-                watched.assert_originates(envoy).await?;
-                let http = envoy.listener("outbound_80")?;
-                assert_eq!(probe::get(http, ADDED, "/").await?.status, 502);
-            } else {
-                // What rendered routes do besides is behind a comma; see `goes_by_tls`.
-                let status = self.gets.split(',').next().unwrap_or_default();
-                refused(watched, envoy, status.parse()?).await?;
-            }
-        }
-        assert_eq!(watched.site.counts(Listener::Plain).connections, 0);
-        assert_eq!(watched.site.counts(Listener::Tls).failed_handshakes, []);
-        Ok(())
-    }
+    assert_eq!(watched.site.counts(Listener::Plain).connections, 0);
+    assert_eq!(watched.site.counts(Listener::Tls).failed_handshakes, []);
+    Ok(())
 }
 
 /// Proves that requests end in Envoy, those too that say where to go.
@@ -185,7 +143,7 @@ async fn heals(watched: &mut Watched, envoy: &EnvoyProcess) -> Result<()> {
 
 /// Proves what the row of a state says, and that a good filter ends it.
 async fn passes(state: &str, watched: &mut Watched, envoy: &EnvoyProcess) -> Result<()> {
-    fact(state)?.holds(watched, envoy).await?;
+    holds(&STATES.fact(state)?, watched, envoy).await?;
     heals(watched, envoy).await
 }
 
@@ -216,17 +174,6 @@ async fn recovers(http: SocketAddr) -> Result<()> {
         Ok(probe::get(http, HOST, "/").await?.status == 200)
     })
     .await
-}
-
-/// A counter of Envoy's.
-async fn counter(envoy: &EnvoyProcess, name: &str) -> Result<u64> {
-    let stats = envoy.admin_get("/stats").await?.body;
-    let found = stats
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-    Ok(found
-        .with_context(|| format!("no counter {name}"))?
-        .parse()?)
 }
 
 /// A server of wasm modules.
@@ -317,15 +264,7 @@ async fn assert_all_answered(load: Load, watched: &Watched) -> Result<()> {
 
 #[test]
 fn each_row_has_its_test_and_each_test_its_row() {
-    let tests: BTreeSet<_> = include_str!("rollout.rs")
-        .split("#[tokio::test]\nasync fn ")
-        .skip(1)
-        .filter_map(|text| text.split_once('('))
-        .map(|(name, _)| name.replace('_', " "))
-        .collect();
-    let states: BTreeSet<_> = rows().into_iter().map(|[state, ..]| state).collect();
-    assert_eq!(states, tests);
-    assert!(states.len() > 10);
+    STATES.assert_are_tests(10);
 }
 
 #[tokio::test]
@@ -352,9 +291,7 @@ async fn no_filter_has_come_yet() -> Result<()> {
     // Nobody is let in for as long as Envoy waits for the filter.
     let waited = looking.await?.duration_since(begun);
     ensure!(waited >= FETCH_TIMEOUT, "let in after {waited:?}");
-    fact("no filter has come yet")?
-        .holds(&watched, &envoy)
-        .await
+    holds(&STATES.fact("no filter has come yet")?, &watched, &envoy).await
 }
 
 #[tokio::test]
@@ -436,7 +373,7 @@ async fn an_update_is_being_fetched() -> Result<()> {
         let envoy = works(&mut watched).await?;
         let wasm = with_code(&watched, modules.code(&sha256)).await?;
         watched.write_filter(&wasm)?;
-        let fact = fact("an update is being fetched")?;
+        let fact = STATES.fact("an update is being fetched")?;
         fact.is_told(&envoy).await?;
         // The worker hears of it a little later.
         let http = envoy.listener("outbound_80")?;
@@ -448,7 +385,7 @@ async fn an_update_is_being_fetched() -> Result<()> {
         if rendered {
             goes_by_tls(&watched, &envoy).await?;
         } else {
-            fact.holds(&watched, &envoy).await?;
+            holds(&fact, &watched, &envoy).await?;
         }
         heals(&mut watched, &envoy).await?;
     }
@@ -481,10 +418,10 @@ async fn an_update_that_the_filter_refuses() -> Result<()> {
     let mut skewed = watched.plugin(&[ADDED]).await?;
     *skewed.get_mut("digest").context("no digest")? = json!("0123456789abcdef");
     watched.write(&skewed)?;
-    let fact = fact("an update that the filter refuses")?;
+    let fact = STATES.fact("an update that the filter refuses")?;
     fact.is_told(&envoy).await?;
     assert_all_answered(load, &watched).await?;
-    fact.holds(&watched, &envoy).await?;
+    holds(&fact, &watched, &envoy).await?;
     heals(&mut watched, &envoy).await
 }
 
@@ -492,7 +429,7 @@ async fn an_update_that_the_filter_refuses() -> Result<()> {
 async fn a_good_update() -> Result<()> {
     let (mut watched, envoy) = working().await?;
     let http = envoy.listener("outbound_80")?;
-    let fact = fact("a good update")?;
+    let fact = STATES.fact("a good update")?;
     assert_eq!(fact.gets, "200 throughout");
     let [reloaded] = fact.tells.as_slice() else {
         bail!("one counter: {:?}", fact.tells);
@@ -563,9 +500,7 @@ async fn the_filter_has_crashed() -> Result<()> {
     watched.site.take_seen();
     // It was started just now, so it stays down for a while.
     crash(&watched, &envoy).await?;
-    fact("the filter has crashed")?
-        .holds(&watched, &envoy)
-        .await?;
+    holds(&STATES.fact("the filter has crashed")?, &watched, &envoy).await?;
     recovers(http).await?;
     watched.site.take_seen();
     watched.assert_originates(&envoy).await
@@ -576,10 +511,10 @@ async fn the_filter_has_crashed_under_fail_closed() -> Result<()> {
     let mut watched = Watched::new().await?;
     let envoy = crashable(&mut watched, "FAIL_CLOSED").await?;
     crash(&watched, &envoy).await?;
-    let fact = fact("the filter has crashed under fail closed")?;
-    fact.holds(&watched, &envoy).await?;
+    let fact = STATES.fact("the filter has crashed under fail closed")?;
+    holds(&fact, &watched, &envoy).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    fact.holds(&watched, &envoy).await?;
+    holds(&fact, &watched, &envoy).await?;
     heals(&mut watched, &envoy).await
 }
 
@@ -592,11 +527,11 @@ async fn the_filter_has_crashed_under_fail_open() -> Result<()> {
         }
         let envoy = crashable(&mut watched, "FAIL_OPEN").await?;
         crash(&watched, &envoy).await?;
-        let fact = fact("the filter has crashed under fail open")?;
+        let fact = STATES.fact("the filter has crashed under fail open")?;
         if rendered {
             goes_by_tls(&watched, &envoy).await?;
         } else {
-            fact.holds(&watched, &envoy).await?;
+            holds(&fact, &watched, &envoy).await?;
         }
         heals(&mut watched, &envoy).await?;
     }
@@ -657,7 +592,7 @@ async fn a_tcp_connection_after_a_crash() -> Result<()> {
     let heard = cache.heard();
     // One virtual machine serves both, and it was started just now.
     assert_eq!(crash().await?.status, CRASHED);
-    let fact = fact("a tcp connection after a crash")?;
+    let fact = STATES.fact("a tcp connection after a crash")?;
     assert_eq!(fact.gets, "closed at once");
     fact.is_told(&envoy).await?;
     assert_eq!(repeated(tcp).await?, "");

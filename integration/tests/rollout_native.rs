@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::{collections::BTreeSet, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -12,45 +12,24 @@ use serde_json::{Value, json};
 use egress_integration::{egressctl::binary, envoy::EnvoyProcess, probe, stand_in::Listener};
 
 use common::{
-    HOST, SOON, assert_originated, eventually,
+    HOST, assert_originated, eventually,
     load::Load,
     only,
+    states::States,
     watched::{ADDED, Watched, applied},
 };
 
-const PAGE: &str = include_str!("../../filter/module/roll-out.md");
+const STATES: States = States {
+    page: include_str!("../../filter/module/roll-out.md"),
+    program: include_str!("rollout_native.rs"),
+};
 const STILL: &str = "the previous rules";
-
-/// The rows: the state, what a request gets, what tells it, what ends it.
-fn rows() -> Vec<[String; 4]> {
-    let cells = |line: &str| -> Option<[String; 4]> {
-        let inner = line.strip_prefix("| ")?.strip_suffix(" |")?;
-        let cells: Vec<_> = inner.split(" | ").map(str::to_owned).collect();
-        cells.try_into().ok()
-    };
-    PAGE.lines().filter_map(cells).skip(1).collect()
-}
-
-async fn counter(envoy: &EnvoyProcess, name: &str) -> Result<u64> {
-    let stats = envoy.admin_get("/stats").await?.body;
-    let mut lines = stats.lines();
-    let found = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-    Ok(found.with_context(|| name.to_owned())?.parse()?)
-}
 
 /// Waits for what the row of a state says that tells it, and returns what a request gets.
 async fn told(state: &str, envoy: &EnvoyProcess) -> Result<String> {
-    let row = rows().into_iter().find(|[name, ..]| *name == state);
-    let [_, gets, tells, _] = row.with_context(|| format!("no row for `{state}`"))?;
-    for told in tells.split('`').skip(1).step_by(2) {
-        if told.starts_with("extension_config_discovery.") {
-            eventually(told, async || Ok(counter(envoy, told).await? != 0)).await?;
-        } else {
-            let line = envoy.wait_for_stderr(|line| line.contains(told), SOON);
-            line.await?;
-        }
-    }
-    Ok(gets)
+    let fact = STATES.fact(state)?;
+    fact.is_told(envoy).await?;
+    Ok(fact.gets)
 }
 
 /// Proves what the row of a state says, and that a good filter ends it; nothing but verified TLS has reached the site
@@ -117,15 +96,7 @@ async fn keeps_its_module(state: &str, module: &Path) -> Result<()> {
 
 #[test]
 fn each_row_has_its_test_and_each_test_its_row() {
-    let tests: BTreeSet<_> = include_str!("rollout_native.rs")
-        .split("#[tokio::test]\nasync fn ")
-        .skip(1)
-        .filter_map(|text| text.split_once('('))
-        .map(|(name, _)| name.replace('_', " "))
-        .collect();
-    let states: BTreeSet<_> = rows().into_iter().map(|[state, ..]| state).collect();
-    assert_eq!(states, tests);
-    assert!(states.len() > 5);
+    STATES.assert_are_tests(5);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 )]
 
 pub(crate) mod load;
+pub(crate) mod states;
 pub(crate) mod watched;
 
 use std::{
