@@ -101,9 +101,89 @@ def compared(taken, istio):
     return table(head, rows) + "\n" + told, verdicts
 
 
+def without(*keys):
+    """Takes fields from the connection manager."""
+
+    def change(bootstrap):
+        for key in keys:
+            proxies.manager(bootstrap).pop(key)
+
+    return change
+
+
+def routes(bootstrap):
+    return [route for host in proxies.manager(bootstrap)["route_config"]["virtual_hosts"] for route in host["routes"]]
+
+
+def without_in_routes(*path):
+    """Takes a field from each route."""
+
+    def change(bootstrap):
+        for found in routes(bootstrap):
+            for key in path[:-1]:
+                found = found[key]
+            found.pop(path[-1])
+
+    return change
+
+
+def one_route(bootstrap):
+    """All requests take the route of those that may not be sent twice."""
+    for host in proxies.manager(bootstrap)["route_config"]["virtual_hosts"]:
+        host["routes"] = host["routes"][-1:]
+
+
+def idle_filter(bootstrap):
+    """A filter of Envoy's that does nothing."""
+    config = {"@type": f"{proxies.HTTP}.header_mutation.v3.HeaderMutation"}
+    proxies.manager(bootstrap)["http_filters"].insert(0, {"name": "idle", "typed_config": config})
+
+
+# What our shape has that Istio's has not, and what takes it away; and what each filter costs for being there.
+PIECES = {
+    "without taking clients' x-egress- and x-envoy- headers": without("early_header_mutation_extensions"),
+    "without `:scheme` as the server sees it": without("scheme_header_transformation"),
+    "without `x-forwarded-proto: https`": without_in_routes("request_headers_to_add"),
+    "without the dialled port in `Host`": without_in_routes("route", "host_rewrite_literal"),
+    "without a route of their own for requests that may be sent twice": one_route,
+    "without retries": without_in_routes("route", "retry_policy"),
+    "without statistics by route": without_in_routes("stat_prefix"),
+    "without limits of headers and time": without(
+        "request_headers_timeout", "stream_idle_timeout", "max_request_headers_kb", "common_http_protocol_options"
+    ),
+    "without what old clients need": without("http_protocol_options", "local_reply_config"),
+    "with a filter of Envoy's that does nothing": idle_filter,
+}
+
+
+def pieces(note):
+    """What each piece of our shape costs, alone and all together."""
+    note("the pieces of our shape")
+    with Lab(pinned=True) as lab:
+        dns = Dns(ttl=60)
+        origin = Origin(lab, {"h1": {}, "h2": {"h2": True}})
+        origin.serve("good")
+        shape, _ = bootstraps(lab, origin, dns, False)[SHAPE]
+        variants = {SHAPE: []} | {name: [change] for name, change in PIECES.items()}
+        taken_away = [change for name, change in PIECES.items() if name.startswith("without")]
+        variants["without all of these"] = taken_away
+        running = {}
+        for name, changes in variants.items():
+            for number in range(PROCESSES):
+                mine = proxies.at_port(proxies.without_log(shape), lab.port())
+                for change in changes:
+                    change(mine)
+                running[name, number] = proxies.envoy(lab, f"piece-{len(running)}", mine)
+        taken = kept.cpu(lab, origin, running, ROUNDS)
+        if set(origin.must_be_verified_tls()) != {"h1"}:
+            raise Failure("the origin was asked in another protocol")
+        told, _ = compared(taken, SHAPE)
+    return f"### What our shape consists of\n\nHTTP/1.1 to the server, access log off.\n\n{told}"
+
+
 def measure(note):
     """The tables of this part, and which budgets were kept."""
-    text, verdicts = [], {}
+    text, verdicts = [pieces(note)], {}
     for h2, log in SETTINGS:
         title = f"HTTP/{'2' if h2 else '1.1'} to the server, access log {'on' if log else 'off'}"
         note(f"{title}, {PROCESSES} processes each")
