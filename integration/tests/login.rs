@@ -274,7 +274,7 @@ fn annotated(policy: &str, port: u16, notes: &str) -> String {
 #[tokio::test]
 async fn an_annotation_gives_every_client_connections_of_its_own() -> Result<()> {
     for policy in KINDS {
-        for (notes, expected) in [("", 1), ("egressctl.io/connections: per-client", 3)] {
+        for (notes, expected) in [("", 1), ("egressctl/connections: per-client", 3)] {
             let trusted = Trusted::new()?;
             let server = server(&trusted, Ipv4Addr::LOCALHOST).await?;
             let rules = annotated(policy, server.addr().port(), notes);
@@ -302,7 +302,7 @@ async fn an_annotation_keeps_from_servers_whom_a_request_was_forwarded_for() -> 
     for policy in KINDS {
         for (notes, expected) in [
             ("", Some("192.0.2.1, 192.0.2.2")),
-            ("egressctl.io/x-forwarded-for: remove", None),
+            ("egressctl/x-forwarded-for: remove", None),
         ] {
             let trusted = Trusted::new()?;
             let site = trusted.site([HOST]).await?;

@@ -197,7 +197,7 @@ fn keep_notes(resource: &mut Value, all: bool) {
         return;
     };
     if let Some(notes) = notes.as_object_mut().filter(|_| !all) {
-        notes.retain(|name, _| name.starts_with(Notes::PREFIX));
+        notes.retain(|name, _| Notes::ours(name).is_some());
     }
     if !all && notes.as_object().is_none_or(Map::is_empty) {
         meta.remove("annotations");

@@ -368,17 +368,9 @@ fn annotations_answer(
     cluster: &Cluster,
     downstream: DownstreamProtocol,
 ) -> serde_json::Map<String, Value> {
-    let Notes {
-        per_client,
-        hides_clients,
-    } = cluster.notes;
     let requests = downstream == DownstreamProtocol::Http;
-    let all = [
-        ("connections", "per-client", per_client),
-        ("x-forwarded-for", "remove", hides_clients && requests),
-    ];
-    let said = all.into_iter().filter(|(.., said)| *said);
-    said.map(|(name, value, _)| (format!("{}{name}", Notes::PREFIX), json!(value)))
+    let all = cluster.notes.written(requests);
+    all.map(|(name, words)| (format!("{}{name}", Notes::PREFIX), json!(words)))
         .collect()
 }
 

@@ -102,7 +102,7 @@ pub use reason::Reason;
 pub use resource::{
     Address, Answer, BACKEND_TLS_POLICY, ClientTls, ConnectionPool, ConsistentHash,
     DEFAULT_NAMESPACE, DestinationRule, Endpoint, GATEWAY_SERVICES, Gateway, H2UpgradePolicy,
-    HashKey, HashRing, HttpPool, KubernetesService, LoadBalancer, MADE_OF, Meta, Notes,
+    HashKey, HashRing, HttpPool, KubernetesService, LoadBalancer, MADE_OF, Meta, Note, Notes,
     OutlierDetection, PortPolicy, ProxyProtocol, ROUTE_KINDS, Resolution, ResourceId, Resources,
     RetryBudget, ServiceEntry, ServicePort, Sidecar, SimpleBalancer, Subset, TcpKeepalive, TcpPool,
     TlsMode, TrafficPolicy, Tunnel, UNREAD_KINDS, Unread, VirtualService, Warmup,

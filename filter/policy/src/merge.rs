@@ -110,16 +110,7 @@ impl<'r> Merged<'r> {
     /// Returns what annotations say. They are for the host, so each rule of it that counts has a say.
     fn notes(&self) -> Notes {
         let rules = self.others.iter().chain([&self.first]);
-        rules.fold(Notes::default(), |all, rule| {
-            let Notes {
-                per_client,
-                hides_clients,
-            } = rule.item.meta.notes;
-            Notes {
-                per_client: all.per_client || per_client,
-                hides_clients: all.hides_clients || hides_clients,
-            }
-        })
+        rules.fold(Notes::default(), |all, rule| all.and(rule.item.meta.notes))
     }
 
     fn add(&mut self, rule: Rule<'r>) {

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use egress_policy::{HostPattern, Service};
+use egress_policy::{HostPattern, Note, Service};
 use egress_rules::Rules;
 use serde_json::{Value, json};
 
@@ -38,14 +38,14 @@ pub(super) fn envoy_filters(
             host: service.host.to_string(),
         })?;
         let notes = service.cluster.notes;
-        if notes.hides_clients {
+        if notes.say(Note::HidesClients) {
             return Err(Unsupported::ForwardedFor(service.host.to_string()));
         }
         let subset = service.subset.unwrap_or_default();
         let host = service.host.to_string();
         for host in written.get(&host).into_iter().flatten().chain([&host]) {
             let name = format!("outbound|{}|{subset}|{host}", service.port);
-            let values = || values(&sockets, notes.per_client);
+            let values = || values(&sockets, notes.say(Note::PerClient));
             clusters.entry(name).or_insert_with(values);
         }
     }

@@ -41,7 +41,7 @@ pub enum Unsupported {
     Dynamic(String),
     /// A cluster of Istio's cannot be told so.
     #[error(
-        "the DestinationRule of `{0}` has `egressctl.io/x-forwarded-for`, and nothing that is merged into Istio's cluster removes a header"
+        "the DestinationRule of `{0}` has `egressctl/x-forwarded-for`, and nothing that is merged into Istio's cluster removes a header"
     )]
     ForwardedFor(String),
     /// The network filter is not rendered for Istio.

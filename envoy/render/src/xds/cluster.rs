@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use egress_filter::contract;
-use egress_policy::{Cluster, Endpoints, HashRing, LbEndpoint, SimpleBalancer, UpstreamProtocol};
+use egress_policy::{
+    Cluster, Endpoints, HashRing, LbEndpoint, Note, SimpleBalancer, UpstreamProtocol,
+};
 use serde_json::{Map, Value, json};
 
 use super::dns::{self, Cached};
@@ -102,7 +104,7 @@ fn with_filters(
         let keepalive = connection_options(&keepalive(pool, defaults));
         set(&mut fields, "upstream_connection_options", keepalive);
     }
-    if cluster.notes.per_client {
+    if cluster.notes.say(Note::PerClient) {
         set(
             &mut fields,
             "connection_pool_per_downstream_connection",
@@ -374,7 +376,7 @@ fn protocol_options(
         }
     };
     let fields = http.as_object_mut()?;
-    let hides = cluster.notes.hides_clients.then(hiding_filters);
+    let hides = cluster.notes.say(Note::HidesClients).then(hiding_filters);
     let filters = match (hides, filters) {
         (Some(mut before), Some(filters)) => {
             before.extend(filters);

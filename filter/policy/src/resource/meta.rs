@@ -4,6 +4,7 @@ use crate::fields::{Field, Fields};
 use crate::node::{Node, Object};
 use crate::problem::{FieldPath, Origin, Problem, ProblemKind, Segment, Severity};
 use crate::resource::id::{DEFAULT_NAMESPACE, ResourceId};
+use crate::resource::notes::Notes;
 
 /// What every resource has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,43 +19,6 @@ pub struct Meta {
     pub labels: Vec<(String, String)>,
     /// What annotations of ours say.
     pub notes: Notes,
-}
-
-/// What annotations say of all connections and requests to the host of a DestinationRule. Istio passes over them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Notes {
-    /// `egressctl.io/connections: per-client`: each connection of a client has connections to servers of its own.
-    pub per_client: bool,
-    /// `egressctl.io/x-forwarded-for: remove`: servers are not told the header.
-    pub hides_clients: bool,
-}
-
-impl Notes {
-    /// What the names of these annotations begin with.
-    pub const PREFIX: &'static str = "egressctl.io/";
-
-    /// Reads an annotation. What would do nothing is an error: its author relies on it.
-    fn read(&mut self, kind: &str, name: &str, text: &Field<'_>) {
-        let Some(name) = name.strip_prefix(Self::PREFIX) else {
-            return;
-        };
-        let (said, word) = match name {
-            _ if kind != "DestinationRule" => {
-                let problem = ProblemKind::Invalid("this annotation does nothing here".to_owned());
-                return text.error_with_hint(problem, "it is for DestinationRules");
-            }
-            "connections" => (&mut self.per_client, "per-client"),
-            "x-forwarded-for" => (&mut self.hides_clients, "remove"),
-            _ => {
-                let problem = ProblemKind::Invalid("no such annotation".to_owned());
-                let hint =
-                    "there are `egressctl.io/connections` and `egressctl.io/x-forwarded-for`";
-                return text.error_with_hint(problem, hint);
-            }
-        };
-        let read = |text: &str| (text == word).then_some(());
-        *said = text.word("value", &[word], read).is_some();
-    }
 }
 
 impl Meta {
