@@ -658,6 +658,85 @@ fn a_hop_is_folded() {
     assert_eq!(said(&router, url, None), "reject no_route");
 }
 
+/// Of a port's servers the first one counts, and those that can stand beside it.
+#[test]
+fn servers_that_cannot_stand_beside_an_earlier_one_are_left_out() {
+    let server = |protocol: &str, mode: &str, host: &str| {
+        let mut server =
+            json!({"port": {"number": 443, "name": "p", "protocol": protocol}, "hosts": [host]});
+        if !mode.is_empty() {
+            server["tls"] = json!({"mode": mode});
+        }
+        server
+    };
+    let gateway = |name: &str, server: &Value| {
+        let selector = json!({"istio": "egressgateway"});
+        let spec = json!({"selector": selector, "servers": [server]});
+        document("Gateway", name, spec)
+    };
+    let led = |list: &str, more: Value| {
+        let mut one = json!({"gateways": ["mesh"], "port": 443});
+        let mut two = json!({"gateways": ["second"], "port": 443});
+        for found in [&mut one, &mut two] {
+            let fields = found.as_object_mut().unwrap();
+            fields.extend(more.as_object().unwrap().clone());
+        }
+        let routes = json!([{"match": [one], "route": to(HOP, 443)}, {"match": [two], "route": to(HOST, 443)}]);
+        let spec = json!({"hosts": [HOST], "gateways": ["second", "mesh"], list: routes});
+        document("VirtualService", "v", spec)
+    };
+    let tls = led("tls", json!({"sniHosts": [HOST]}));
+    let mut http = led("http", json!({}));
+    http["spec"]["http"][0]["match"][0]["port"] = json!(80);
+    http["spec"]["http"][1]["route"] = to(HOST, 80);
+    let through = |first: &Value, second: &Value, routes: &Value, url: &str| {
+        let documents = [
+            entry(HOST),
+            gateway("first", first),
+            gateway("second", second),
+            routes.clone(),
+        ];
+        let compiled = compile(&documents, &CompileOptions::default());
+        let left_out = warnings(&compiled).contains(&"gateway-server-left-out");
+        assert_eq!(errors(&compiled), [""; 0], "{}", compiled.problems);
+        (said(&compiled, url, None), left_out)
+    };
+    let (plain, secure) = ("http://api.example.com:80", "https://api.example.com:443");
+    let passes = |host: &str| server("TLS", "PASSTHROUGH", host);
+    let ends = server("HTTPS", "ISTIO_MUTUAL", HOST);
+    let http_server = |host: &str| server("HTTP", "", host);
+    let (out, no_route) = (true, "reject no_route".to_owned());
+    // The same host twice for TLS.
+    assert_eq!(
+        through(&passes(HOST), &passes(HOST), &tls, secure),
+        (no_route.clone(), out)
+    );
+    assert_eq!(
+        through(&passes(HOST), &ends, &http, plain),
+        (no_route.clone(), out)
+    );
+    let other = "other.example.com";
+    let led = "passthrough api.example.com:443".to_owned();
+    assert_eq!(
+        through(&passes(other), &passes(HOST), &tls, secure),
+        (led, !out)
+    );
+    // Plain requests beside plain requests only, whatever the hosts are.
+    let led = "forward api.example.com:80".to_owned();
+    assert_eq!(
+        through(&http_server(HOST), &http_server(HOST), &http, plain),
+        (led, !out)
+    );
+    assert_eq!(
+        through(&http_server(other), &passes(HOST), &tls, secure),
+        (no_route.clone(), out)
+    );
+    assert_eq!(
+        through(&passes(other), &http_server(HOST), &http, plain),
+        (no_route, out)
+    );
+}
+
 #[test]
 fn a_router_does_not_open_what_a_gateway_keeps_shut() {
     for mode in ["ISTIO_MUTUAL", "MUTUAL"] {

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use crate::compile::compiler::Compiler;
 use crate::compile::leads::{Called, Followed, Hop, Side};
-use crate::compile::routing::{Chosen, Domain, domains, gateways};
+use crate::compile::routing::{Chosen, Domain, domains, gateways, servers};
 use crate::compile::scope::Scope;
 use crate::host::HostPattern;
 use crate::merge::{for_port, for_subset};
@@ -50,6 +50,14 @@ impl<'r> Compiler<'r> {
                 labels: gateway.selector.iter().cloned().collect(),
                 role: Role::Gateway,
             };
+            // The gateway listens on the port, and a server of its own is not left out.
+            let mut listens = false;
+            for one in servers(resources, &router) {
+                if one.server.port == number {
+                    let left_out = self.tell_left_out(one);
+                    listens |= !left_out && one.gateway.meta.id == gateway.meta.id;
+                }
+            }
             let all = domains(resources, &router, &self.options.mesh, Some(number));
             let all = all.into_iter().map(|(_, domain)| domain);
             let mut fit: Vec<Domain<'r>> = all.filter(|domain| domain.host.covers(asked)).collect();
@@ -57,7 +65,7 @@ impl<'r> Compiler<'r> {
                 other.host.specificity().cmp(&one.host.specificity())
             });
             let Some(domain) = fit.into_iter().next() else {
-                hidden |= self.is_bound(gateway, asked);
+                hidden |= listens && self.is_bound(gateway, asked);
                 continue;
             };
             self.check_hop(called, chosen, to, number)?;

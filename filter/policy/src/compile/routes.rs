@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use crate::compile::compiler::Compiler;
 use crate::compile::leads::{Called, Side};
-use crate::compile::routing::{Chosen, Named, domains, gateways};
+use crate::compile::routing::{Chosen, Named, OfGateway, domains, servers};
 use crate::compile::services::downstream;
 use crate::host::HostPattern;
 use crate::port::PortNumber;
@@ -152,7 +152,7 @@ impl<'r> Compiler<'r> {
 
     /// Adds what a router serves.
     pub(super) fn serve_gateways(&mut self) {
-        self.check_servers();
+        let wrong = self.check_servers();
         let proxy = &self.options.proxy;
         let served = domains(self.resources, proxy, &self.options.mesh, None);
         let scope = self.router_scope(proxy);
@@ -177,43 +177,62 @@ impl<'r> Compiler<'r> {
             }
             let routes = domain.http(port, &side.proxy);
             self.add_served(port, &domain.host, downstream, &side, &routes);
+            if domain.ends != Ends::Nothing
+                && let Some(index) = self.hosts.index(&domain.host)
+            {
+                let wrong = wrong.iter().filter(|(of, _)| *of == port);
+                wrong.for_each(|(_, problem)| self.blame(index, port, *problem..problem + 1));
+            }
         }
     }
 
-    /// Reports servers that are not carried out: whoever the TLS of one keeps out would be let in.
-    fn check_servers(&mut self) {
-        for gateway in gateways(self.resources).filter(|it| it.selects(&self.options.proxy)) {
-            for (at, server) in gateway.servers.iter().enumerate() {
-                let mut path = FieldPath::keys("spec.servers");
-                path.0.push(Segment::Index(at));
-                let port = server.port;
-                let (severity, text, hint) = match (server.ends, server.reads) {
-                    (Ends::Mesh | Ends::Clients, _) => (
-                        Severity::Error,
-                        format!(
-                            "the server on port {port} ends the TLS of its clients, and nothing here does: anybody would be let in"
-                        ),
-                        "let the server speak HTTP or pass TLS through, or leave the gateway to Istio",
-                    ),
-                    (Ends::Nothing, Reads::Bytes) => (
-                        Severity::Warning,
-                        format!(
-                            "the server on port {port} speaks TCP, and nothing listens on it here"
-                        ),
-                        "let the server speak HTTP or pass TLS through",
-                    ),
-                    _ => continue,
-                };
-                self.tell_about(
-                    severity,
-                    "gateway-server-tls",
-                    &gateway.meta,
-                    path,
-                    text,
-                    hint,
-                );
+    /// Reports servers that are not carried out: whoever the TLS of one keeps out would be let in. Returns the problems of
+    /// each port.
+    fn check_servers(&mut self) -> Vec<(PortNumber, usize)> {
+        let mut wrong = Vec::new();
+        for one in servers(self.resources, &self.options.proxy) {
+            if self.tell_left_out(one) {
+                continue;
             }
+            let server = one.server;
+            let port = server.port;
+            let (severity, text, hint) = match (server.ends, server.reads) {
+                (Ends::Mesh | Ends::Clients, _) => (
+                    Severity::Error,
+                    format!(
+                        "the server on port {port} ends the TLS of its clients, and nothing here does: anybody would be let in"
+                    ),
+                    "let the server speak HTTP or pass TLS through, or leave the gateway to Istio",
+                ),
+                (Ends::Nothing, Reads::Bytes) => (
+                    Severity::Warning,
+                    format!("the server on port {port} speaks TCP, and nothing listens on it here"),
+                    "let the server speak HTTP or pass TLS through",
+                ),
+                _ => continue,
+            };
+            let (meta, path) = (&one.gateway.meta, path_of(one.at));
+            let id = "gateway-server-tls";
+            let before = self.problems.len();
+            self.tell_about(severity, id, meta, path, text, hint);
+            wrong.extend((before..self.problems.len()).map(|problem| (port, problem)));
         }
+        wrong
+    }
+
+    /// Reports a server that Istio leaves out, if it does that.
+    pub(super) fn tell_left_out(&mut self, one: OfGateway<'_>) -> bool {
+        if let Some(earlier) = one.behind {
+            let text = format!(
+                "the server is left out, as in Istio: {} has an earlier one on port {}, of another protocol or with the same host for TLS",
+                earlier.meta.id, one.server.port
+            );
+            let hint = "give it another port or other hosts";
+            let (meta, path) = (&one.gateway.meta, path_of(one.at));
+            let id = "gateway-server-left-out";
+            self.tell_about(Severity::Warning, id, meta, path, text, hint);
+        }
+        one.behind.is_some()
     }
 
     fn add_served(
@@ -236,4 +255,11 @@ impl<'r> Compiler<'r> {
         };
         self.add_routed(called, side.clone(), routes);
     }
+}
+
+/// Returns where a Gateway's server stands.
+fn path_of(server: usize) -> FieldPath {
+    let mut path = FieldPath::keys("spec.servers");
+    path.0.push(Segment::Index(server));
+    path
 }

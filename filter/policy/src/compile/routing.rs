@@ -9,8 +9,8 @@ use crate::order::{sort_by, sorted};
 use crate::port::PortNumber;
 use crate::proxy::Proxy;
 use crate::resource::{
-    Address, Ends, Gateway, GatewayName, Match, Reads, Resources, Route, Sidecar, VirtualService,
-    exported,
+    Address, Ends, Gateway, GatewayName, Match, Reads, Resources, Route, Server, Sidecar,
+    VirtualService, exported,
 };
 
 /// A VirtualService, and its index among all.
@@ -441,6 +441,36 @@ pub(super) fn gateways(resources: &Resources) -> impl Iterator<Item = &Gateway> 
     order.into_iter().filter_map(|at| all.get(at))
 }
 
+/// A server of a router, and whose it is.
+#[derive(Clone, Copy)]
+pub(super) struct OfGateway<'r> {
+    pub(super) gateway: &'r Gateway,
+    /// Its place.
+    pub(super) at: usize,
+    pub(super) server: &'r Server,
+    /// The Gateway that has an earlier one, which it cannot stand behind: Istio leaves it out.
+    pub(super) behind: Option<&'r Gateway>,
+}
+
+/// Returns the servers of a router, in their order.
+pub(super) fn servers<'r>(resources: &'r Resources, router: &Proxy) -> Vec<OfGateway<'r>> {
+    let mut all: Vec<OfGateway<'_>> = Vec::new();
+    for gateway in gateways(resources).filter(|gateway| gateway.selects(router)) {
+        for (at, server) in gateway.servers.iter().enumerate() {
+            let mut earlier = all.iter().filter(|one| one.behind.is_none());
+            let first = earlier.find(|earlier| !server.stands_behind(earlier.server));
+            let behind = first.map(|first| first.gateway);
+            all.push(OfGateway {
+                gateway,
+                at,
+                server,
+                behind,
+            });
+        }
+    }
+    all
+}
+
 /// Returns the hosts that a router serves on a port; without a port, on all of them.
 ///
 /// Source: istio/istio `pilot/pkg/networking/core/gateway.go`, `buildGatewayHTTPRouteConfig`.
@@ -451,41 +481,47 @@ pub(super) fn domains<'r>(
     port: Option<PortNumber>,
 ) -> Vec<(PortNumber, Domain<'r>)> {
     let mut found: Vec<(PortNumber, Domain<'r>)> = Vec::new();
-    for gateway in gateways(resources).filter(|gateway| gateway.selects(router)) {
-        let id = &gateway.meta.id;
-        let name = GatewayName::Named {
-            namespace: id.namespace.to_string(),
-            name: id.name.to_string(),
+    let mut last: Option<(&Gateway, GatewayName, Vec<Routes<'r>>)> = None;
+    for one in servers(resources, router) {
+        let (gateway, server) = (one.gateway, one.server);
+        if one.behind.is_some() || port.is_some_and(|port| port != server.port) {
+            continue;
+        }
+        if !matches!(&last, Some((last, ..)) if std::ptr::eq(*last, gateway)) {
+            let id = &gateway.meta.id;
+            let name = GatewayName::Named {
+                namespace: id.namespace.to_string(),
+                name: id.name.to_string(),
+            };
+            let services = visible(resources, &router.namespace, mesh, &name);
+            last = Some((gateway, name, services));
+        }
+        let Some((_, name, services)) = &last else {
+            continue;
         };
-        let services = visible(resources, &router.namespace, mesh, &name);
-        for server in &gateway.servers {
-            if port.is_some_and(|port| port != server.port) {
-                continue;
-            }
-            for service in &services {
-                for host in shared(server, service) {
-                    let is = |(number, domain): &&mut (PortNumber, Domain<'_>)| {
-                        *number == server.port && domain.host == host
-                    };
-                    match found.iter_mut().find(is) {
-                        Some((_, domain)) => {
-                            let has = |other: &Routes<'_>| other.index == service.index;
-                            if domain.gateway == name && !domain.services.iter().any(has) {
-                                domain.services.push(*service);
-                            }
+        for service in services {
+            for host in shared(server, service) {
+                let is = |(number, domain): &&mut (PortNumber, Domain<'_>)| {
+                    *number == server.port && domain.host == host
+                };
+                match found.iter_mut().find(is) {
+                    Some((_, domain)) => {
+                        let has = |other: &Routes<'_>| other.index == service.index;
+                        if domain.gateway == *name && !domain.services.iter().any(has) {
+                            domain.services.push(*service);
                         }
-                        None => found.push((
-                            server.port,
-                            Domain {
-                                host,
-                                reads: server.reads,
-                                ends: server.ends,
-                                redirects: server.redirects,
-                                gateway: name.clone(),
-                                services: vec![*service],
-                            },
-                        )),
                     }
+                    None => found.push((
+                        server.port,
+                        Domain {
+                            host,
+                            reads: server.reads,
+                            ends: server.ends,
+                            redirects: server.redirects,
+                            gateway: name.clone(),
+                            services: vec![*service],
+                        },
+                    )),
                 }
             }
         }
@@ -494,7 +530,7 @@ pub(super) fn domains<'r>(
 }
 
 /// Returns the hosts that a server and a VirtualService share.
-fn shared(server: &crate::resource::Server, service: &VirtualService) -> Vec<HostPattern> {
+fn shared(server: &Server, service: &VirtualService) -> Vec<HostPattern> {
     let mut hosts = Vec::new();
     for (whose, host) in &server.hosts {
         let namespace = &*service.meta.id.namespace;

@@ -39,6 +39,30 @@ pub(crate) struct Server {
     pub(crate) hosts: Vec<(Option<String>, HostPattern)>,
     /// It answers that requests should come over TLS.
     pub(crate) redirects: bool,
+    /// Its protocol is one of plain requests.
+    http: bool,
+    /// It has `tls`.
+    tls: bool,
+    /// It is bound to an address of its own, and not to the port on all of them.
+    bound: bool,
+}
+
+impl Server {
+    /// Whether it can stand behind an earlier server of the same routers. On one port are either plain requests, or TLS of
+    /// which no two servers have a host in common.
+    ///
+    /// Source: istio/istio `pilot/pkg/model/gateway.go`, `mergeGateways`.
+    pub(crate) fn stands_behind(&self, earlier: &Server) -> bool {
+        if self.port != earlier.port || self.bound || earlier.bound {
+            return true;
+        }
+        let known = |host| earlier.hosts.contains(host);
+        let twice = self.tls && earlier.tls && self.hosts.iter().any(known);
+        match earlier.tls && !earlier.http {
+            true => self.tls && !twice,
+            false => self.http && earlier.http && !twice,
+        }
+    }
 }
 
 /// What a server reads of what comes in: which list of routes counts.
@@ -136,6 +160,9 @@ fn server(server: &Node<'_>, namespace: &str) -> Option<Server> {
         Some((whose, pattern(&long(host, namespace))?))
     });
     Some(Server {
+        http: http(protocol) && !protocol.eq_ignore_ascii_case("HTTPS"),
+        tls: tls.is_some(),
+        bound: text(server, "bind").is_some(),
         port: port(given, "number")?,
         reads,
         ends,
