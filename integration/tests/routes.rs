@@ -208,6 +208,62 @@ async fn another_host_is_sent_and_verified_where_a_route_says_so() -> Result<()>
     stage.nothing_in_plaintext().await
 }
 
+/// One route for all requests needs no choice of Envoy's, so the filter writes the host: also of what is sent in plaintext,
+/// and where the application's own is kept. It does not write the host of other routes, which would then choose.
+#[tokio::test]
+async fn a_host_that_one_route_gives_is_sent_in_each_mode() -> Result<()> {
+    const PLAIN: &str = "plain.example.com";
+    const ALIAS: &str = "alias.example.com";
+    let renamed = |name: &str, host: &str, port: u16, told: &str| {
+        let routes = format!(
+            "  - route: [{{destination: {{host: {host}, port: {{number: {port}}}}}}}]\n    rewrite: {{authority: {told}}}"
+        );
+        virtual_service(host, &routes).replace("name: routes", &format!("name: {name}"))
+    };
+    let http = "{number: 80, name: http, protocol: HTTP}";
+    let rules = served(API, &format!("{http}, "))
+        + &entry_with(PLAIN, &format!("resolution: DNS, ports: [{http}]"))
+        + &entry_with(ALIAS, &format!("resolution: DNS, ports: [{http}]"))
+        + &entry_with(TOLD, &format!("resolution: DNS, ports: [{http}]"))
+        + &renamed("api", API, 443, TOLD)
+        + &renamed("plain", PLAIN, 80, "elsewhere.example.com")
+        + &renamed("alias", ALIAS, 80, TOLD)
+        + &virtual_service(TOLD, "  - directResponse: {status: 418}");
+    for mode in ["REWRITE", "PRESERVE"] {
+        let trusted = Trusted::new()?;
+        let site = trusted.site([API, TOLD]).await?;
+        let mut builder = trusted.egressctl(&rules).port(80, 0);
+        builder = builder.arg("--authority").arg(mode);
+        for (host, port, at) in [
+            (API, 443, site.tls_addr()),
+            (TOLD, 443, site.tls_addr()),
+            ("elsewhere.example.com", 80, site.plain_addr()),
+            (PLAIN, 80, site.plain_addr()),
+            (ALIAS, 80, site.plain_addr()),
+            (TOLD, 80, site.plain_addr()),
+        ] {
+            builder = builder.connect_to(&route(host, port, at));
+        }
+        let proxy = builder.start().await?;
+        let listener = proxy.listener(80)?;
+        assert_eq!(probe::get(listener, API, "/").await?.status, 200, "{mode}");
+        assert_originated(&only(&site)?, TOLD, TOLD);
+        for (host, told) in [(PLAIN, "elsewhere.example.com"), (ALIAS, TOLD)] {
+            let answer = probe::get(listener, host, "/").await?;
+            // The site sends whoever comes in plaintext to its other port.
+            assert_eq!(answer.status, 301, "{mode} {host}: {}", answer.body);
+            let seen = only(&site)?;
+            assert_eq!(
+                (seen.listener, &*seen.host),
+                (Listener::Plain, told),
+                "{seen}"
+            );
+        }
+        assert_eq!(probe::get(listener, TOLD, "/").await?.status, 418, "{mode}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn shares_have_names_and_headers_of_their_own() -> Result<()> {
     let (_trusted, stage) = Stage::start().await?;

@@ -439,20 +439,18 @@ fn endpoints_answer(decision: &Decision<'_, '_>) -> Option<Vec<String>> {
 /// Returns what the server reads in `:authority`; nothing where no request of ours reaches one.
 fn authority(asked: &Asked, decision: &Decision<'_, '_>, mode: AuthorityMode) -> Option<String> {
     let target = decision.target?;
-    match (asked.downstream, decision.action, mode) {
-        (DownstreamProtocol::Http, Action::Originate(_), AuthorityMode::Rewrite)
-            if target.port == PortNumber::HTTPS =>
-        {
-            Some(target.host.to_owned())
-        }
-        (DownstreamProtocol::Http, Action::Originate(_), AuthorityMode::Rewrite) => {
-            Some(format!("{}:{}", target.host, target.port))
-        }
-        (DownstreamProtocol::Http, Action::Originate(_) | Action::Forward(_), _) => {
-            Some(asked.written.clone())
-        }
-        _ => None,
+    let tls = matches!(decision.action, Action::Originate(_));
+    let plain = matches!(decision.action, Action::Forward(_));
+    if asked.downstream != DownstreamProtocol::Http || !(tls || plain) {
+        return None;
     }
+    let host = target.host;
+    Some(match tls && mode == AuthorityMode::Rewrite {
+        true if target.port == PortNumber::HTTPS => host.to_owned(),
+        true => format!("{host}:{}", target.port),
+        false if decision.renamed => host.to_owned(),
+        false => asked.written.clone(),
+    })
 }
 
 /// Returns what a proxy is asked for, and which.

@@ -37,6 +37,7 @@ fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
         virtual_service: None,
         gateway_service: None,
         branch: None,
+        renamed: false,
         plaintext_allowed: false,
     }
 }

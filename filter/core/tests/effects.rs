@@ -114,7 +114,30 @@ fn resources() -> Vec<Value> {
             "*.wild.example.com",
             json!({"tls": {"mode": "SIMPLE", "subjectAltNames": ["front.example.com"]}}),
         ),
+        entry(
+            "alias",
+            json!({"hosts": ["alias.example.com"], "resolution": "DNS", "ports": port(80)}),
+        ),
+        renamed("alias.example.com"),
+        entry(
+            "veiled",
+            json!({"hosts": ["veiled.example.com"], "resolution": "DNS", "ports": port(8443)}),
+        ),
+        rule(
+            "veiled",
+            "veiled.example.com",
+            json!({"tls": {"mode": "SIMPLE"}}),
+        ),
+        renamed("veiled.example.com"),
     ]
+}
+
+/// A VirtualService that gives all requests for a host another one.
+fn renamed(host: &str) -> Value {
+    let destination = json!({"host": host, "port": {"number": 80}});
+    let route = json!({"route": [{"destination": destination}], "rewrite": {"authority": "told.example.com"}});
+    json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": host},
+        "spec": {"hosts": [host], "http": [route]}})
 }
 
 #[derive(Default)]
@@ -238,6 +261,32 @@ fn shown(
 
 fn words(config: &Loaded, authority: &str) -> Vec<String> {
     planned(config, authority).0
+}
+
+#[test]
+fn a_host_that_a_virtual_service_gives_is_told_whatever_the_mode() {
+    for (authority, port) in [
+        (AuthorityMode::Rewrite, ":8443"),
+        (AuthorityMode::Preserve, ""),
+    ] {
+        let config = loaded(&With {
+            authority,
+            ..With::default()
+        });
+        let told = |host: &str| {
+            let words = words(&config, host);
+            let told = words.iter().filter(|word| word.starts_with("authority "));
+            told.cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(told("alias.example.com"), ["authority told.example.com"]);
+        let veiled = format!("authority told.example.com{port}");
+        assert_eq!(told("veiled.example.com:80"), [veiled]);
+        // The log has what the application wrote.
+        let (_, metadata) = planned(&config, "veiled.example.com:80");
+        assert_eq!(metadata["authority"], "veiled.example.com:80");
+        assert_eq!(metadata["sni"], "told.example.com");
+        assert_eq!(told("plain.example.com"), [""; 0]);
+    }
 }
 
 #[test]

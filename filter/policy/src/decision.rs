@@ -71,6 +71,8 @@ pub struct Decision<'t, 'q> {
     pub gateway_service: Option<&'t ResourceId>,
     /// The branch that Envoy's route chose, where the host and port have branches.
     pub branch: Option<&'t Branch>,
+    /// The server is told the target's host in place of the one that was called: a VirtualService says so.
+    pub renamed: bool,
     /// It is plaintext only because somebody allowed it: [`AllowPlaintext`](crate::AllowPlaintext).
     pub plaintext_allowed: bool,
 }

@@ -327,6 +327,7 @@ impl PolicyTable {
             virtual_service: None,
             gateway_service: None,
             branch: None,
+            renamed: false,
             plaintext_allowed: port.allowed && matches!(action, Action::Forward(_)),
         }
     }
@@ -558,6 +559,7 @@ fn refused<'t, 'q>(reason: Reason) -> Decision<'t, 'q> {
         virtual_service: None,
         gateway_service: None,
         branch: None,
+        renamed: false,
         plaintext_allowed: false,
     }
 }

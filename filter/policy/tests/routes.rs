@@ -183,6 +183,47 @@ fn another_host_is_dialled_under_the_name_that_was_called() {
     );
 }
 
+/// If the filter wrote the host of another host's routes, these would choose for the request as well.
+#[test]
+fn a_host_whose_routes_envoy_chooses_among_is_written_by_a_route() {
+    let renamed = |to_host: &str| {
+        let mut route = json!({"route": to(HOST, 80)});
+        route["rewrite"] = json!({"authority": to_host});
+        route
+    };
+    let branching = |host: &str, http: Value| {
+        document(
+            "VirtualService",
+            "other",
+            json!({"hosts": [host], "http": http}),
+        )
+    };
+    let branches = |other: Value| {
+        let documents = [
+            entry(HOST),
+            entry("b.example.com"),
+            service(json!([renamed("b.example.com")])),
+            other,
+        ];
+        let compiled = compile(&documents, &CompileOptions::default());
+        assert_eq!(errors(&compiled), [""; 0], "{}", compiled.problems);
+        let all = compiled.table.branching();
+        let hosts = all.map(|branching| branching.host.to_string());
+        hosts.collect::<Vec<_>>()
+    };
+    let answers = json!([{"directResponse": {"status": 403}}]);
+    let leads = json!([{"route": to("b.example.com", 80)}]);
+    assert_eq!(
+        branches(branching("b.example.com", answers.clone())),
+        [HOST, "b.example.com"]
+    );
+    assert_eq!(
+        branches(branching("*.example.com", answers)),
+        [HOST, "b.example.com"]
+    );
+    assert_eq!(branches(branching("b.example.com", leads)), [""; 0]);
+}
+
 #[test]
 fn a_destination_that_nothing_describes_refuses_its_host_alone() {
     for missing in [

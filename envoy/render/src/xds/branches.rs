@@ -315,7 +315,8 @@ fn told(host: &HostPattern, share: &ShareOf<'_>, mode: AuthorityMode) -> Option<
         .exact()
         .filter(|_| tls && mode == AuthorityMode::Rewrite);
     let name = share.name.or(own)?;
-    match tls && share.target != PortNumber::HTTPS {
+    let says_port = tls && mode == AuthorityMode::Rewrite;
+    match says_port && share.target != PortNumber::HTTPS {
         true => Some(format!("{name}:{}", share.target)),
         false => Some(name.to_string()),
     }

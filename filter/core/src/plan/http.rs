@@ -184,7 +184,8 @@ fn originate(
     scratch: &mut Scratch,
     act: Act<'_>,
 ) -> Result<(), HostError> {
-    let sends = upstream_authority(config.authority, facts.authority, decision, scratch);
+    let written = given(facts, decision);
+    let sends = upstream_authority(config.authority, written, decision, scratch);
     let detour = detour(config, cluster, decision, sends, &mut scratch.dial_port);
     write_tunnel(config, decision, &mut scratch.tunnel);
     write_names(cluster, &mut scratch.names);
@@ -195,8 +196,10 @@ fn originate(
         cluster,
         act,
     )?;
-    if sends == Sends::Rewritten {
-        act(Effect::Authority(&scratch.authority))?;
+    match sends {
+        Sends::Rewritten => act(Effect::Authority(&scratch.authority))?,
+        Sends::AsWritten { .. } if written != facts.authority => act(Effect::Authority(written))?,
+        Sends::AsWritten { .. } => {}
     }
     push_detour(detour, scratch, act)?;
     push_tunnel(config, scratch, act)?;
@@ -212,7 +215,15 @@ fn originate(
     act(Effect::Metadata(&scratch.metadata))
 }
 
-/// Leads a request, or the bytes behind CONNECT, to its target as it is.
+/// Returns the authority that a request has, or the host that a VirtualService gives it in place of that.
+fn given<'f>(facts: &Facts<'f>, decision: &Decision<'f, 'f>) -> &'f str {
+    match &decision.target {
+        Some(target) if decision.renamed => target.host,
+        _ => facts.authority,
+    }
+}
+
+/// Leads a request, or the bytes behind CONNECT, to its target as it is, but for a host that a VirtualService gives it.
 fn plain(
     config: &Loaded,
     facts: &Facts<'_>,
@@ -221,7 +232,8 @@ fn plain(
     scratch: &mut Scratch,
     act: Act<'_>,
 ) -> Result<(), HostError> {
-    let sends = forwarded_authority(facts.authority, decision, scratch);
+    let written = given(facts, decision);
+    let sends = forwarded_authority(written, decision, scratch);
     let detour = detour(config, cluster, decision, sends, &mut scratch.dial_port);
     write_tunnel(config, decision, &mut scratch.tunnel);
     route(
@@ -231,6 +243,9 @@ fn plain(
         cluster,
         act,
     )?;
+    if written != facts.authority {
+        act(Effect::Authority(written))?;
+    }
     push_detour(detour, scratch, act)?;
     push_tunnel(config, scratch, act)?;
     if decision.plaintext_allowed {

@@ -281,6 +281,7 @@ impl PolicyTable {
             action,
             target: Some(Target { host, port }),
             connect_to: dialled.or_else(|| self.connect_to(host, port)),
+            renamed: name.is_some(),
             plaintext_allowed: way.allowed && matches!(action, Action::Forward(_)),
             ..by
         }
