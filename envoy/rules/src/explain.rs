@@ -16,6 +16,8 @@ use crate::compile::{Answers, Rules};
 use crate::complaint::{Complaint, Refusal};
 use crate::virtual_service::{HttpRoute, Request, normalized, virtual_service};
 
+mod settings;
+
 /// What somebody asks about the rules.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'q> {
@@ -153,11 +155,16 @@ impl Answers {
         }
         let options = rules.options(options);
         let found = candidates(&rules.parsed, &options, &rules.table, &query);
+        let branch = decision.branch.map(|branch| rules.table.branch(branch));
+        let requests = asked.downstream == DownstreamProtocol::Http;
+        let route = branch.filter(|_| requests);
+        let route = route.and_then(|branch| self.route(&branch));
         let reason = decision.reason();
         Ok(Explanation {
             answer: answer(
                 &asked,
                 &decision,
+                route,
                 &found,
                 rules,
                 &options.proxy,
@@ -270,6 +277,7 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
 fn answer(
     asked: &Asked,
     decision: &Decision<'_, '_>,
+    taken: Option<&HttpRoute>,
     found: &[Candidate<'_>],
     rules: &Rules,
     proxy: &Proxy,
@@ -313,7 +321,7 @@ fn answer(
         "destinationRule": decision.rule.filter(|id| !of_policy(id)).map(ResourceId::qualified),
         "route": decision.branch.map(Branch::name),
         "status": status(decision),
-        "shares": shares_answer(decision, rules),
+        "shares": shares_answer(decision, taken, rules),
         "virtualService": led_by.filter(|id| !of_api(id)).map(|id| id.qualified()),
         "gatewayService": through.map(|id| match of_api(id) {
             true => id.to_string(),
@@ -345,6 +353,9 @@ fn answer(
     let route = led_by.filter(|id| of_api(id));
     if let (Some(route), Some(fields)) = (route, answer.as_object_mut()) {
         fields.insert("gatewayRoute".to_owned(), json!(route.to_string()));
+    }
+    if let (Some(route), Some(fields)) = (taken, answer.as_object_mut()) {
+        settings::add(route, fields);
     }
     let tunnel = cluster.and_then(tunnel_answer);
     if let (Some(tunnel), Some(fields)) = (tunnel, answer.as_object_mut()) {
@@ -398,17 +409,17 @@ fn status(decision: &Decision<'_, '_>) -> Option<u16> {
 }
 
 /// Returns where a route with several destinations leads, each with its weight.
-fn shares_answer(decision: &Decision<'_, '_>, rules: &Rules) -> Option<Vec<String>> {
+fn shares_answer(
+    decision: &Decision<'_, '_>,
+    route: Option<&HttpRoute>,
+    rules: &Rules,
+) -> Option<Vec<Value>> {
     let branch = decision
         .branch
         .filter(|_| decision.action == Action::Weighted)?;
-    let shares = rules.table.shares(branch).map(|share| {
-        let way = match share.leads_to {
-            Ok(cluster) => cluster.name.to_string(),
-            Err(reason) => format!("reject ({reason})"),
-        };
-        format!("{} {way}", share.weight)
-    });
+    let written = route.map_or_else(Vec::new, HttpRoute::shares);
+    let shares = rules.table.shares(branch).enumerate();
+    let shares = shares.map(|(at, share)| settings::share(&share, written.get(at).copied()));
     Some(shares.collect())
 }
 
@@ -599,7 +610,15 @@ fn for_people(answer: &Value, reason: Option<String>) -> String {
     );
     line("route", text("/route"));
     line("status", text("/status"));
-    line("destinations", text("/shares"));
+    let shares = answer.get("shares").and_then(Value::as_array);
+    let shares = shares.map(|shares| {
+        let each = shares.iter().map(settings::share_line);
+        each.collect::<Vec<_>>().join(", ")
+    });
+    line("destinations", shares);
+    for (name, text) in settings::lines(answer) {
+        line(name, Some(text));
+    }
     line("service entry", text("/serviceEntry"));
     let (label, by) = match text("/gatewayRoute") {
         Some(route) => ("led by", Some(route)),

@@ -19,11 +19,6 @@ const FAULT: &str = "envoy.filters.http.fault";
 /// Its message.
 const FAULT_MESSAGE: &str = "envoy.extensions.filters.http.fault.v3.HTTPFault";
 
-/// After which answers and failures Istio has a request tried again, where a VirtualService says nothing of them.
-///
-/// Source: istio/istio `pilot/pkg/networking/core/route/retry/retry.go`, `defaultRetryOn`.
-const RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled";
-
 /// Renders an answer that sends the application elsewhere; `port` is the one that was called.
 pub(super) fn redirect(redirect: &Redirect, port: PortNumber) -> Value {
     let mut fields = Map::new();
@@ -182,18 +177,8 @@ fn retry_policy(retries: &Retries, tls: bool) -> Option<Value> {
     if retries.attempts == 0 {
         return None;
     }
-    let said = !retries.retry_on.is_empty() || !retries.statuses.is_empty();
-    let mut retry_on = match said {
-        true => retries.retry_on.join(","),
-        false => RETRY_ON.to_owned(),
-    };
-    const STATUSES: &str = "retriable-status-codes";
-    if !retries.statuses.is_empty() && !retry_on.contains(STATUSES) {
-        retry_on.push_str(if retry_on.is_empty() { "" } else { "," });
-        retry_on.push_str(STATUSES);
-    }
     let mut fields = Map::new();
-    set(&mut fields, "retry_on", json!(retry_on));
+    set(&mut fields, "retry_on", json!(retries.conditions()));
     set(&mut fields, "num_retries", json!(retries.attempts));
     if !retries.statuses.is_empty() {
         set(

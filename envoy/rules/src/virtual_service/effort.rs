@@ -26,6 +26,30 @@ pub struct Retries {
     pub other_hosts: Option<bool>,
 }
 
+/// After which answers and failures Istio has a request tried again, where a VirtualService says nothing of them.
+///
+/// Source: istio/istio `pilot/pkg/networking/core/route/retry/retry.go`, `defaultRetryOn`.
+const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled";
+
+impl Retries {
+    /// Returns after which answers and failures a request is tried again, in Envoy's words.
+    ///
+    /// Source: istio/istio `pilot/pkg/networking/core/route/retry/retry.go`, `ConvertPolicy`.
+    pub fn conditions(&self) -> String {
+        const STATUSES: &str = "retriable-status-codes";
+        let said = !self.retry_on.is_empty() || !self.statuses.is_empty();
+        let mut conditions = match said {
+            true => self.retry_on.join(","),
+            false => DEFAULT_RETRY_ON.to_owned(),
+        };
+        if !self.statuses.is_empty() && !conditions.contains(STATUSES) {
+            conditions.push_str(if conditions.is_empty() { "" } else { "," });
+            conditions.push_str(STATUSES);
+        }
+        conditions
+    }
+}
+
 /// What goes wrong on purpose.
 ///
 /// Source: istio/api `networking/v1alpha3/virtual_service.proto`, `HTTPFaultInjection`.
