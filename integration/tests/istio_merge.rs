@@ -35,7 +35,7 @@ use egress_integration::{
     tls_server::{TlsServer, TlsServerConfig},
 };
 
-use common::{SOON, Trusted, only, route};
+use common::{SOON, Trusted, egressctl, only, route};
 use istio_live::{
     Stage, assembled, gateway, nothing_in_plaintext, of_kind, recorded, server, sidecar,
 };
@@ -48,6 +48,154 @@ const DB: &str = "db.example.com";
 const ELSEWHERE: &str = "elsewhere.example.com";
 
 const PORT_80: &str = "127.0.0.1_80";
+
+/// What a route does, whoever says so.
+#[derive(Debug, PartialEq)]
+struct Told {
+    status: Option<u64>,
+    /// Where requests go: the endpoints of the one cluster, or each cluster with its weight.
+    to: Vec<String>,
+    timeout: Option<String>,
+    /// Attempts, after what, and how long each may take; nothing where it is nobody's word but Istio's.
+    retries: Option<String>,
+    rewrite: Option<String>,
+}
+
+impl Told {
+    /// Reads what istiod configured for the first route that takes a path.
+    fn by_istiod(configuration: &Configuration, path: &str) -> Result<Told> {
+        let hosts = configuration.routes.iter().flat_map(|it| {
+            let hosts = it["virtual_hosts"].as_array().into_iter();
+            hosts.flatten()
+        });
+        let mut hosts = hosts.filter(|it| it["domains"][0] == API);
+        let host = hosts.next().context("no virtual host")?;
+        let mut routes = host["routes"].as_array().context("no routes")?.iter();
+        let takes = |route: &&Value| {
+            let prefix = route["match"]["prefix"].as_str();
+            prefix.is_some_and(|prefix| path.starts_with(prefix))
+        };
+        let nothing = json!({"direct_response": {"status": 404}});
+        let found = routes.find(takes).unwrap_or(&nothing);
+        let route = &found["route"];
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let weighted = route["weighted_clusters"]["clusters"].as_array();
+        let weighted = weighted.into_iter().flatten();
+        let mut to: Vec<String> = weighted
+            .map(|it| {
+                format!(
+                    "{} {}",
+                    it["weight"],
+                    it["name"].as_str().unwrap_or_default()
+                )
+            })
+            .collect();
+        let cluster = configuration.clusters.iter();
+        let cluster = cluster.filter(|it| it["name"] == route["cluster"]);
+        let endpoints = cluster.flat_map(|it| {
+            let all = it.pointer("/load_assignment/endpoints");
+            all.and_then(Value::as_array).into_iter().flatten()
+        });
+        let addresses = endpoints.flat_map(|it| {
+            let all = it["lb_endpoints"].as_array().into_iter().flatten();
+            all.map(|it| &it["endpoint"]["address"]["socket_address"])
+        });
+        to.extend(addresses.map(|it| {
+            format!(
+                "{}:{}",
+                it["address"].as_str().unwrap_or_default(),
+                it["port_value"]
+            )
+        }));
+        let policy = &route["retry_policy"];
+        let retries = (!policy.is_null()).then(|| {
+            let on = policy["retry_on"].as_str().unwrap_or_default();
+            // Of which statuses it says nothing, so it does nothing.
+            let on = match policy.get("retriable_status_codes") {
+                None => on.replace(",retriable-status-codes", ""),
+                Some(_) => on.to_owned(),
+            };
+            let each = text(&policy["per_try_timeout"]).unwrap_or_default();
+            format!("{} {on} {each}", policy["num_retries"])
+        });
+        let of_istio = "2 connect-failure,refused-stream,unavailable,cancelled ";
+        Ok(Told {
+            status: found["direct_response"]["status"].as_u64(),
+            to,
+            timeout: text(&route["timeout"]).filter(|time| time != "0s"),
+            retries: retries.filter(|retries| retries != of_istio),
+            rewrite: text(&route["prefix_rewrite"]),
+        })
+    }
+
+    /// Reads what `explain` says.
+    fn by_explain(said: &Value) -> Told {
+        let text = |pointer: &str| {
+            let text = said.pointer(pointer).and_then(Value::as_str);
+            text.map(str::to_owned)
+        };
+        let list = |key: &str| said[key].as_array().cloned().unwrap_or_default();
+        let shares = list("shares").into_iter().map(|share| {
+            let cluster = share["cluster"].as_str().unwrap_or_default();
+            format!("{} {}", share["weight"], cluster.trim_end_matches('~'))
+        });
+        let endpoints = list("endpoints").into_iter();
+        let endpoints = endpoints.filter_map(|it| it.as_str().map(str::to_owned));
+        Told {
+            status: said["status"].as_u64(),
+            to: shares.chain(endpoints).collect(),
+            timeout: text("/timeout"),
+            retries: said.get("retries").map(|retries| {
+                let text = |key: &str| retries[key].as_str().unwrap_or_default();
+                format!(
+                    "{} {} {}",
+                    retries["attempts"],
+                    text("on"),
+                    text("perTryTimeout")
+                )
+            }),
+            rewrite: text("/rewrite/prefix"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn explain_says_what_istiod_configured() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let router = ["--proxy-type", "router", "-l", "istio=egressgateway"];
+    let mut seen = Vec::new();
+    for (name, paths, more) in [
+        ("own-weights", &["/w", "/x"][..], &[][..]),
+        ("own-virtualservice", &["/v1/a", "/blocked", "/other"], &[]),
+        ("own-subset", &["/"], &[]),
+        ("own-simple", &["/"], &[]),
+        ("own-gateway", &["/"], &router),
+    ] {
+        let live = recorded(name)?;
+        let given: Vec<String> = live.given.iter().map(Value::to_string).collect();
+        let rules = trusted.file(&format!("{name}.yaml"), &given.join("\n---\n"))?;
+        let rules = rules.to_str().context("a path that is no text")?;
+        for path in paths {
+            let url = format!("http://{API}{path}");
+            let args = ["explain", "-f", rules, "-o", "json", &url];
+            let output = egressctl(&trusted, args.iter().chain(more)).await?;
+            let errors = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "{name}{path}: {errors}");
+            let said = Told::by_explain(&serde_json::from_slice(&output.stdout)?);
+            let istio = Told::by_istiod(&live.configuration, path)?;
+            assert_eq!(said, istio, "{name}{path}");
+            seen.push(istio);
+        }
+    }
+    // Each fact is there to be compared.
+    let some = |is: fn(&Told) -> bool| seen.iter().filter(|told| is(told)).count();
+    assert_eq!(some(|told| told.to.len() == 2), 1);
+    assert_eq!(some(|told| told.timeout.is_some()), 2);
+    assert_eq!(some(|told| told.retries.is_some()), 1);
+    assert_eq!(some(|told| told.rewrite.is_some()), 1);
+    assert_eq!(some(|told| told.status.is_some()), 2);
+    Ok(())
+}
 
 #[test]
 fn what_istiod_makes_is_made_again() -> Result<()> {
