@@ -60,7 +60,7 @@ pub use egress_filter::contract::WITHIN as FORWARD_PROXY_WITHIN;
 pub use foreign::{Additions, foreign};
 pub use forward_proxy::NAME as FORWARD_PROXY;
 pub use guard::{DROPS_ADDRESSES, is_refused, looks_at_one_address, refused};
-pub use merged::{TwoNames, sockets};
+pub use merged::{NotMerged, sockets};
 pub use no_proxy::{InvalidNoProxy, NoProxy};
 pub use options::{
     AccessLog, Admin, Capture, FilterFile, Limits, MODULE_IS_TOLD_ALL, OLDEST, OLDEST_WITH_MODULE,

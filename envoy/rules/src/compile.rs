@@ -18,6 +18,7 @@ use crate::document::{
     known_kind, name_generated, ours,
 };
 use crate::gateway_api::{self, Made};
+use crate::legacy;
 use crate::mesh::{self, MeshConfig};
 use crate::others::{self, Around};
 use crate::policy::{check_authorities, policies};
@@ -318,6 +319,7 @@ fn compile_parsed(
     }
     made.tell_all(&mut compiled.problems);
     let (table, mut warnings) = (compiled.table, compiled.problems);
+    warnings.0.extend(legacy::impossible(&table, &resources));
     if !options.foreign {
         let proxy = &options.proxy;
         let around = Around {
@@ -570,6 +572,8 @@ fn parse(
     problems
         .0
         .extend(strict::problems(values(), &virtual_services));
+    problems.0.extend(legacy::problems(&resources));
+    legacy::explain_refused(&mut problems.0);
     let missing = check_authorities(&resources, &extracted.documents);
     problems.0.extend(missing);
     // Whatever is not read is passed over in silence, unless there is something to say of its kind.

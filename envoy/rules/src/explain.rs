@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 use crate::compile::{Answers, Rules};
 use crate::complaint::{Complaint, Refusal};
+use crate::legacy;
+use crate::offer::{Offer, TlsVersion};
 use crate::virtual_service::{HttpRoute, Request, normalized, virtual_service};
 
 mod settings;
@@ -380,7 +382,9 @@ fn annotations_answer(
     downstream: DownstreamProtocol,
 ) -> serde_json::Map<String, Value> {
     let requests = downstream == DownstreamProtocol::Http;
-    let all = cluster.notes.written(requests);
+    let legacy = cluster.tls.as_ref().map(|tls| tls.legacy);
+    let legacy = legacy.unwrap_or_default().written(requests);
+    let all = cluster.notes.written(requests).chain(legacy);
     all.map(|(name, words)| (format!("{}{name}", Notes::PREFIX), json!(words)))
         .collect()
 }
@@ -505,6 +509,7 @@ fn tls_answer(
         NameSource::ServiceEntry => "ServiceEntry",
         NameSource::Nowhere => "none",
     };
+    let offer = Offer::of(&rules.mesh.clusters, tls.legacy);
     let alpn = match cluster.upstream {
         UpstreamProtocol::Auto => json!(["h2", "http/1.1"]),
         UpstreamProtocol::Http1 => json!(["http/1.1"]),
@@ -527,8 +532,10 @@ fn tls_answer(
             Identity::Files { certificate, .. } => certificate.as_str(),
             Identity::Credential(name) => name.as_str(),
         }),
-        "minVersion": if rules.mesh.clusters.tls13 { "TLSv1.3" } else { "TLSv1.2" },
-        "maxVersion": "TLSv1.3",
+        "minVersion": offer.lowest.to_string(),
+        "maxVersion": TlsVersion::Tls13.to_string(),
+        "legacy": legacy::words(tls.legacy),
+        "groups": offer.groups,
         "alpn": alpn,
     })
 }
@@ -575,6 +582,11 @@ fn verified_names(answer: &Value) -> Option<String> {
 
 /// Writes the same answer for people, so that the two cannot differ.
 fn for_people(answer: &Value, reason: Option<String>) -> String {
+    let texts = |pointer: &str| -> Vec<&str> {
+        let items = answer.pointer(pointer).and_then(Value::as_array);
+        let items = items.into_iter().flatten();
+        items.filter_map(Value::as_str).collect()
+    };
     let text = |pointer: &str| match answer.pointer(pointer) {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) => Some(text.clone()),
@@ -675,13 +687,19 @@ fn for_people(answer: &Value, reason: Option<String>) -> String {
                 .zip(text(source))
                 .map(|(value, source)| format!("{value} (from {source})"))
         };
+        let legacy = texts("/tls/legacy").join(",");
+        let legacy = match legacy.as_str() {
+            "" => legacy,
+            words => format!(", legacy {words}"),
+        };
         line(
             "tls",
             text("/tls/mode")
                 .zip(text("/tls/minVersion"))
                 .zip(text("/tls/maxVersion"))
-                .map(|((mode, min), max)| format!("{mode}, {min} to {max}")),
+                .map(|((mode, min), max)| format!("{mode}, {min} to {max}{legacy}")),
         );
+        line("key exchange", text("/tls/groups"));
         line("sni", with("/tls/sni", "/tls/sniSource"));
         line("verifies", text("/tls/verify"));
         line("verified names", verified_names(answer));

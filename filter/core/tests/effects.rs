@@ -12,7 +12,7 @@ use egress_filter::{
     plan_failure, plan_http,
 };
 use egress_policy::{
-    CompileOptions, ConnectTo, HostName, Identity, Mesh, NameSource, OutboundMode, Parser,
+    CompileOptions, ConnectTo, HostName, Identity, Mesh, NameSource, Notes, OutboundMode, Parser,
     PolicyTable, PortNumber, Proxy, Sni, TlsIntent, TlsMode, Trust, VerifiedNames,
 };
 use serde_json::{Value, json};
@@ -352,6 +352,7 @@ fn a_credential_that_says_where_it_is_keeps_its_beginning() {
             trust: Trust::Credential(credential.to_owned()),
             crl: None,
             identity: Some(Identity::Credential(credential.to_owned())),
+            legacy: Notes::default(),
         };
         let name = contract::identity_secret(tls.identity.as_ref().unwrap());
         assert_eq!(name.to_string(), identity);

@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use crate::host::HostPattern;
 use crate::proxy::Role;
 use crate::query::DownstreamProtocol;
-use crate::resource::{ClientTls, DestinationRule, ServiceEntry, TlsMode};
+use crate::resource::{ClientTls, DestinationRule, Notes, ServiceEntry, TlsMode};
 
 /// The settings of TLS towards a server, settled once.
 ///
@@ -25,6 +25,8 @@ pub struct TlsIntent {
     pub crl: Option<String>,
     /// The certificate that we show.
     pub identity: Option<Identity>,
+    /// What the server is offered beside modern TLS.
+    pub legacy: Notes,
 }
 
 /// Where the name in the ClientHello comes from.
@@ -209,6 +211,7 @@ impl TlsIntent {
             trust,
             crl: None,
             identity,
+            legacy: Notes::default(),
         };
         if tls.insecure_skip_verify {
             let names = VerifiedNames {
@@ -252,9 +255,17 @@ impl TlsIntent {
         Ok(Some(intent))
     }
 
-    /// Whether hosts can share the intent, because each name in it follows from the request.
+    /// Returns the same with what the server is offered beside modern TLS.
+    pub(crate) fn offered(self, legacy: Notes) -> Self {
+        TlsIntent { legacy, ..self }
+    }
+
+    /// Whether hosts can share the intent, because each name in it follows from the request. What an old server needs
+    /// is for its host alone.
     pub fn follows_the_request(&self) -> bool {
-        self.sni == Sni::Authority && self.names.any_of.is_empty()
+        self.sni == Sni::Authority
+            && self.names.any_of.is_empty()
+            && self.legacy == Notes::default()
     }
 
     /// Returns who is trusted and what is revoked, as a word that no other trust has: `system`,
@@ -274,7 +285,7 @@ impl TlsIntent {
 
     /// Returns the parts that do not follow from the request, as one word that no other intent has.
     pub(crate) fn common(&self) -> String {
-        match &self.identity {
+        let mut common = match &self.identity {
             None => self.trust_id(),
             Some(identity @ Identity::Files { .. }) => {
                 format!("{}|file:{identity}", self.trust_id())
@@ -282,7 +293,11 @@ impl TlsIntent {
             Some(Identity::Credential(name)) => {
                 format!("{}|credential:{}", self.trust_id(), Escaped(name))
             }
+        };
+        for (_, words) in self.legacy.written(false) {
+            common = format!("{common}|legacy:{words}");
         }
+        common
     }
 }
 

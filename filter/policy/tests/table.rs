@@ -8,8 +8,9 @@
 
 use egress_policy::{
     Action, Authority, CompileOptions, ConnectTo, Connection, Decision, DownstreamProtocol,
-    Endpoints, HostName, LbEndpoint, NameSource, OutboundMode, Parser, PolicyTable, PortNumber,
-    Problem, Proxy, Query, Reason, Role, Sni, Spoken, TlsIntent, Trust,
+    Endpoints, HostName, LbEndpoint, NameSource, Note, Notes, OutboundMode, Parser, PolicyTable,
+    PortNumber, Problem, Proxy, Query, Reason, Role, Sni, Spoken, TlsIntent, Trust,
+    UpstreamProtocol,
 };
 use serde_json::{Value, json};
 #[cfg(target_arch = "wasm32")]
@@ -118,6 +119,91 @@ fn intent(table: &PolicyTable, host: &str) -> TlsIntent {
         Action::Originate(cluster) => cluster.tls.clone().unwrap(),
         action => panic!("{host} is not originated: {action:?}"),
     }
+}
+
+/// A rule that says what its server needs of TLS.
+fn legacy(name: &str, words: &str, spec: Value) -> Value {
+    let mut rule = rule(name, spec);
+    rule["metadata"]["annotations"] = json!({"egressctl/tls-legacy": words});
+    rule
+}
+
+#[test]
+fn what_an_old_server_needs_is_for_its_host_alone() {
+    let host = |name: &str| {
+        entry(
+            name,
+            json!({"hosts": [format!("{name}.example.com")], "resolution": "DNS", "ports": [
+                {"number": 80, "name": "http", "protocol": "HTTP", "targetPort": 443},
+                {"number": 8080, "name": "plain", "protocol": "HTTP"},
+            ]}),
+        )
+    };
+    let table = table(&[
+        host("modern"),
+        rule("modern", simple("modern.example.com")),
+        host("old"),
+        legacy("old", "small-hello, cbc", simple("old.example.com")),
+        host("iis"),
+        legacy("iis", "renegotiation", simple("iis.example.com")),
+    ]);
+    let cluster = |host: &str, port: u16| {
+        let decision = decide(&table, host, port);
+        decision.cluster().unwrap().clone()
+    };
+    let (modern, old) = (
+        cluster("modern.example.com", 80),
+        cluster("old.example.com", 80),
+    );
+    let said: Notes = [Note::Cbc, Note::SmallHello].into_iter().collect();
+    assert_eq!(old.tls.as_ref().unwrap().legacy, said);
+    assert_eq!(modern.tls.as_ref().unwrap().legacy, Notes::default());
+    assert_eq!(
+        (&modern.own, modern.upstream),
+        (&None, UpstreamProtocol::Auto)
+    );
+    assert_eq!(old.name.as_str(), "outbound|80||old.example.com");
+    assert_eq!(old.upstream, UpstreamProtocol::Auto);
+    // What is verified is the same.
+    let verified = |host: &str| {
+        let tls = intent(&table, host);
+        (tls.sni, tls.names, tls.trust)
+    };
+    assert_eq!(verified("modern.example.com"), verified("old.example.com"));
+    // HTTP/2 has no handshakes in between.
+    assert_eq!(
+        cluster("iis.example.com", 80).upstream,
+        UpstreamProtocol::Http1
+    );
+    // A port without TLS shares as before.
+    let plain = ["modern.example.com", "old.example.com"].map(|host| cluster(host, 8080));
+    assert_eq!(plain[0], plain[1]);
+    assert_eq!(plain[1].own, None);
+}
+
+#[test]
+fn two_rules_of_a_host_with_other_words_have_other_clusters() {
+    let select = |spec: Value, app: &str| {
+        let mut spec = spec;
+        spec["workloadSelector"] = json!({"matchLabels": {"app": app}});
+        spec
+    };
+    let spec = || simple("edition.cnn.com");
+    let documents = [
+        cnn(),
+        legacy("old", "cbc", select(spec(), "old")),
+        legacy("older", "cbc,tls1.0", select(spec(), "older")),
+        rule("modern", select(spec(), "modern")),
+    ];
+    let fingerprints = ["old", "older", "modern"].map(|app| {
+        let mut options = CompileOptions::default();
+        options.proxy.labels = [("app".to_owned(), app.to_owned())].into();
+        let (table, _) = compile(&documents, &options).unwrap();
+        let decision = decide(&table, "edition.cnn.com", 80);
+        decision.cluster().unwrap().fingerprint()
+    });
+    let [old, older, modern] = fingerprints;
+    assert!(old != older && older != modern && modern != old);
 }
 
 #[test]

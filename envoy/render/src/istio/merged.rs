@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use egress_policy::{HostPattern, Note, Service};
+use egress_policy::{HostPattern, Note, Notes, Service, Trust};
 use egress_rules::Rules;
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ use super::selector::ProxySelector;
 use super::services::originated;
 use super::unsupported::Unsupported;
 use super::wanted::Wanted;
-use crate::xds::{Options, sockets};
+use crate::xds::{NotMerged, Options, sockets};
 
 /// The clusters that one EnvoyFilter patches, at most: Kubernetes limits the size of a resource.
 const MAX_CLUSTERS: usize = 400;
@@ -31,15 +31,26 @@ pub(super) fn envoy_filters(
     options: &Options,
     wanted: &Wanted,
 ) -> Result<Vec<Manifest>, Unsupported> {
+    let unverified = services.iter().find(|service| {
+        let tls = service.cluster.tls.as_ref();
+        tls.is_some_and(|tls| {
+            tls.trust == Trust::InsecureSkipVerify && tls.legacy != Notes::default()
+        })
+    });
+    if let Some(service) = unverified {
+        return Err(Unsupported::LegacyUnverified(service.host.to_string()));
+    }
     let written = as_written(rules);
     let mut clusters = BTreeMap::new();
     for (service, tls) in originated(services, &wanted.way) {
-        let sockets = sockets(service, tls, options).map_err(|_| Unsupported::TwoNames {
-            host: service.host.to_string(),
+        let host = || service.host.to_string();
+        let sockets = sockets(service, tls, options).map_err(|why| match why {
+            NotMerged::TwoNames => Unsupported::TwoNames { host: host() },
+            NotMerged::Groups => Unsupported::Groups(host()),
         })?;
         let notes = service.cluster.notes;
         if notes.say(Note::HidesClients) {
-            return Err(Unsupported::ForwardedFor(service.host.to_string()));
+            return Err(Unsupported::ForwardedFor(host()));
         }
         let subset = service.subset.unwrap_or_default();
         let host = service.host.to_string();

@@ -44,6 +44,16 @@ pub enum Unsupported {
         "the DestinationRule of `{0}` has `egressctl/x-forwarded-for`, and nothing that is merged into Istio's cluster removes a header"
     )]
     ForwardedFor(String),
+    /// Istio's cluster has a list already, and the word would need another.
+    #[error(
+        "the DestinationRule of `{0}` says `small-hello`, and the mesh's `tlsDefaults.ecdhCurves` stand in Istio's cluster whatever is merged into it"
+    )]
+    Groups(String),
+    /// Istio carries such a rule out alone.
+    #[error(
+        "the DestinationRule of `{0}` says `insecureSkipVerify`, so Istio's own cluster carries it out, without `egressctl/tls-legacy`"
+    )]
+    LegacyUnverified(String),
     /// The network filter is not rendered for Istio.
     #[error(
         "`{host}` has the TCP port {port} with `tls`, and in Istio the filter originates HTTP only"
@@ -100,6 +110,12 @@ impl Unsupported {
             }
             Unsupported::ForwardedFor(_) => {
                 "remove the annotation, and the header by a VirtualService: `headers.request.remove: [x-forwarded-for]`"
+            }
+            Unsupported::Groups(_) => {
+                "leave `X25519MLKEM768` out of `tlsDefaults.ecdhCurves` and remove the word, or render this host with `--way filter`"
+            }
+            Unsupported::LegacyUnverified(_) => {
+                "give the server's authority in `caCertificates` in place of `insecureSkipVerify`, or render this host with `--way filter`"
             }
             Unsupported::Dynamic(_) => "name each host",
             Unsupported::Tcp { .. } => {

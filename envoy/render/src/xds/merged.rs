@@ -13,7 +13,8 @@
 //! Source: istio/istio `pilot/pkg/networking/core/envoyfilter/cluster_patch.go`, `mergeTransportSocketCluster`, and
 //! `pkg/proto/merge`.
 
-use egress_policy::{Service, TlsIntent, UpstreamProtocol};
+use egress_policy::{Note, Service, TlsIntent, UpstreamProtocol};
+use egress_rules::{ClusterDefaults, Offer};
 use serde_json::{Map, Value, json};
 
 use super::message::{extension, set, set_some};
@@ -21,23 +22,31 @@ use super::names::{Names, nobody};
 use super::options::Options;
 use super::secrets;
 use super::transport_socket::{
-    TLS, UPSTREAM_TLS, proxied, show_certificate, upstream_tls, versions,
+    TLS, UPSTREAM_TLS, groups, proxied, renegotiation, show_certificate, tls_params, upstream_tls,
 };
 
-/// The certificate must have two names at once: the host, and one of a list.
+/// Why a cluster of Istio's cannot be told to do what a rule asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TwoNames;
+pub enum NotMerged {
+    /// The certificate must have two names at once: the host, and one of a list.
+    TwoNames,
+    /// The mesh names groups, and those of `small-hello` would stand behind them: Envoy refuses one that is there twice.
+    Groups,
+}
 
 /// Renders the sockets to be merged into the cluster of a service, one after the other.
 ///
 /// # Errors
-/// When a cluster of Istio's cannot be told to verify what `tls` asks for.
+/// When a cluster of Istio's cannot be told what `tls` asks for.
 pub fn sockets(
     service: &Service<'_>,
     tls: &TlsIntent,
     options: &Options,
-) -> Result<Vec<Value>, TwoNames> {
-    let names = Names::in_istios(service.host, tls).ok_or(TwoNames)?;
+) -> Result<Vec<Value>, NotMerged> {
+    let names = Names::in_istios(service.host, tls).ok_or(NotMerged::TwoNames)?;
+    if tls.legacy.say(Note::SmallHello) && !options.mesh.clusters.curves.is_empty() {
+        return Err(NotMerged::Groups);
+    }
     let socket = socket(service, tls, names, options);
     Ok(match service.cluster.proxy_protocol {
         // The socket inside is a single value to Istio.
@@ -55,10 +64,25 @@ fn nothing_verified() -> Value {
 
 fn socket(service: &Service<'_>, tls: &TlsIntent, names: Names<'_>, options: &Options) -> Value {
     let mut common = Map::new();
-    set(&mut common, "tls_params", Value::Object(versions(options)));
+    // What the mesh says of lists stands in Istio's cluster already, and a merge adds to it.
+    let defaults = ClusterDefaults {
+        tls13: options.mesh.clusters.tls13,
+        ..ClusterDefaults::default()
+    };
+    let offer = Offer::of(&defaults, tls.legacy);
+    let mut params = tls_params(&offer, options.version);
+    if offer.groups_said {
+        groups(&offer, &mut params);
+    }
+    set(&mut common, "tls_params", Value::Object(params));
     // Istio names the protocols of its clusters for HTTP/2 itself; a second list would come behind it.
-    if service.cluster.upstream == UpstreamProtocol::PostgreSql {
-        set(&mut common, "alpn_protocols", json!(["postgresql"]));
+    match service.cluster.upstream {
+        UpstreamProtocol::PostgreSql => set(&mut common, "alpn_protocols", json!(["postgresql"])),
+        // Its cluster speaks HTTP/1.1 then, and offers nothing.
+        UpstreamProtocol::Http1 if tls.legacy.say(Note::Renegotiation) => {
+            set(&mut common, "alpn_protocols", json!(["http/1.1"]));
+        }
+        _ => {}
     }
     show_certificate(tls, options, &mut common);
     let mut beside = Map::new();
@@ -73,5 +97,7 @@ fn socket(service: &Service<'_>, tls: &TlsIntent, names: Names<'_>, options: &Op
         "validation_context_sds_secret_config": secrets::validation(tls, options),
     });
     set(&mut common, "combined_validation_context", combined);
-    upstream_tls(common, names.sni, names.host, Map::new())
+    let mut context = Map::new();
+    renegotiation(tls, &mut context);
+    upstream_tls(common, names.sni, names.host, context)
 }

@@ -1,6 +1,7 @@
 //! Transport sockets: TLS or plaintext between a cluster and the server. `variants.rs` lets a cluster have several.
 
-use egress_policy::{Cluster, ProxyProtocol, TlsIntent, UpstreamProtocol};
+use egress_policy::{Cluster, Note, ProxyProtocol, TlsIntent, UpstreamProtocol};
+use egress_rules::{Offer, TlsVersion};
 use serde_json::{Map, Value, json};
 
 use super::message::{extension, set, set_some};
@@ -16,6 +17,21 @@ use super::{secrets, upstream_proxy};
 const SESSIONS_BY_NAME: Version = Version {
     major: 1,
     minor: 40,
+};
+
+/// The version from which Envoy offers a post-quantum group by itself. Those before it do where they are told to.
+///
+/// Source: the runtime guard `envoy.reloadable_features.pqc_default_ecdh_curves`.
+const POST_QUANTUM_BY_ITSELF: Version = Version {
+    major: 1,
+    minor: 40,
+};
+
+/// The version from which Envoy knows the suite. One before it does not start with it.
+const ECDSA_CBC_SHA256_SUITE: &str = "ECDHE-ECDSA-AES128-SHA256";
+const ECDSA_CBC_SHA256: Version = Version {
+    major: 1,
+    minor: 38,
 };
 
 /// The TLS sessions that one context keeps at most; one is about two kilobytes.
@@ -73,7 +89,12 @@ pub(super) fn proxied(version: ProxyProtocol, inner: Value) -> Value {
 fn tls_socket(cluster: &Cluster, tls: &TlsIntent, rendering: &Rendering<'_>) -> Value {
     let options = rendering.options;
     let mut common = Map::new();
-    set(&mut common, "tls_params", tls_params(options));
+    let offer = Offer::of(&options.mesh.clusters, tls.legacy);
+    let mut params = tls_params(&offer, options.version);
+    if offer.groups_said || options.version < POST_QUANTUM_BY_ITSELF {
+        groups(&offer, &mut params);
+    }
+    set(&mut common, "tls_params", Value::Object(params));
     match cluster.upstream {
         // Envoy offers what the connection will speak, and TCP offers none.
         UpstreamProtocol::Auto | UpstreamProtocol::AsReceived | UpstreamProtocol::Bytes => {}
@@ -116,6 +137,7 @@ fn tls_socket(cluster: &Cluster, tls: &TlsIntent, rendering: &Rendering<'_>) -> 
     };
     let mut context = Map::new();
     set(&mut context, "max_session_keys", json!(sessions));
+    renegotiation(tls, &mut context);
     upstream_tls(common, names.sni, names.host, context)
 }
 
@@ -129,6 +151,12 @@ pub(super) fn show_certificate(
         let reference = json!([secrets::certificate(identity, options)]);
         set(common, "tls_certificate_sds_secret_configs", reference);
     }
+}
+
+/// Lets a server begin another handshake in a connection, if the rule says so.
+pub(super) fn renegotiation(tls: &TlsIntent, context: &mut Map<String, Value>) {
+    let allowed = tls.legacy.say(Note::Renegotiation);
+    set_some(context, "allow_renegotiation", allowed.then_some(true));
 }
 
 /// Renders a socket of TLS to a server: `context` with what all of its contexts have.
@@ -149,31 +177,31 @@ pub(super) fn upstream_tls(
     extension(TLS, UPSTREAM_TLS, Value::Object(context))
 }
 
-/// Returns which versions are spoken, by the mesh's `tlsDefaults`.
-pub(super) fn versions(options: &Options) -> Map<String, Value> {
-    let lowest = match options.mesh.clusters.tls13 {
-        true => "TLSv1_3",
-        false => "TLSv1_2",
-    };
+/// Renders versions, suites and signatures, as far as they are not left to Envoy.
+pub(super) fn tls_params(offer: &Offer, version: Version) -> Map<String, Value> {
     let mut params = Map::new();
-    set(&mut params, "tls_minimum_protocol_version", json!(lowest));
+    set(
+        &mut params,
+        "tls_minimum_protocol_version",
+        json!(offer.lowest.as_envoy()),
+    );
     set(
         &mut params,
         "tls_maximum_protocol_version",
-        json!("TLSv1_3"),
+        json!(TlsVersion::Tls13.as_envoy()),
     );
+    let known = |suite: &&String| version >= ECDSA_CBC_SHA256 || *suite != ECDSA_CBC_SHA256_SUITE;
+    let suites: Vec<&String> = offer.suites.iter().filter(known).collect();
+    if !suites.is_empty() {
+        set(&mut params, "cipher_suites", json!(suites));
+    }
+    if !offer.signatures.is_empty() {
+        set(&mut params, "signature_algorithms", json!(offer.signatures));
+    }
     params
 }
 
-/// Returns which versions, curves and ciphers are offered: the mesh's `tlsDefaults`.
-fn tls_params(options: &Options) -> Value {
-    let defaults = &options.mesh.clusters;
-    let mut params = versions(options);
-    if !defaults.curves.is_empty() {
-        set(&mut params, "ecdh_curves", json!(defaults.curves));
-    }
-    if !defaults.ciphers.is_empty() {
-        set(&mut params, "cipher_suites", json!(defaults.ciphers));
-    }
-    Value::Object(params)
+/// Adds the groups.
+pub(super) fn groups(offer: &Offer, params: &mut Map<String, Value>) {
+    set(params, "ecdh_curves", json!(offer.groups));
 }

@@ -7,7 +7,7 @@ use crate::merge::Settings;
 use crate::options::ConnectTo;
 use crate::port::{PortNumber, ProtocolClass};
 use crate::query::DownstreamProtocol;
-use crate::resource::{H2UpgradePolicy, Notes, Resolution, ServicePort, Subset};
+use crate::resource::{H2UpgradePolicy, Note, Notes, Resolution, ServicePort, Subset};
 use crate::tls::TlsIntent;
 
 impl<'r> Compiler<'r> {
@@ -46,7 +46,9 @@ impl<'r> Compiler<'r> {
             .map(Box::new);
         let proxy_protocol = settings.and_then(|settings| settings.proxy_protocol);
         let retry_budget = settings.and_then(|settings| settings.retry_budget).cloned();
-        let notes = settings.map(|settings| settings.notes).unwrap_or_default();
+        // What an old server needs is part of its TLS.
+        let notes = settings.map(|settings| settings.notes.without_legacy());
+        let notes = notes.unwrap_or_default();
         let tunnel = settings
             .and_then(|settings| settings.tunnel)
             .cloned()
@@ -57,7 +59,7 @@ impl<'r> Compiler<'r> {
         let upstream = match &tunnel {
             Some(_) if upgrade == H2UpgradePolicy::Upgrade => UpstreamProtocol::Http2,
             Some(_) => UpstreamProtocol::Http1,
-            None => upstream(downstream, port, tls.is_some(), upgrade, as_received),
+            None => upstream(downstream, port, tls.as_ref(), upgrade, as_received),
         };
         // Nothing in a connection of bytes says where it goes, so its cluster does.
         let own = alone
@@ -250,20 +252,23 @@ pub(super) fn is_postgresql(port: &ServicePort) -> bool {
 fn upstream(
     downstream: DownstreamProtocol,
     port: &ServicePort,
-    tls: bool,
+    tls: Option<&TlsIntent>,
     upgrade: H2UpgradePolicy,
     as_received: bool,
 ) -> UpstreamProtocol {
+    // RFC 9113, 9.2.1: HTTP/2 has no handshakes in between.
+    let renegotiates = tls.is_some_and(|tls| tls.legacy.say(Note::Renegotiation));
+    let tls = tls.is_some();
     match (downstream, port.protocol.is_http2(), upgrade) {
         (DownstreamProtocol::Tcp, ..) if tls && is_postgresql(port) => UpstreamProtocol::PostgreSql,
         (DownstreamProtocol::Tls | DownstreamProtocol::Tcp, ..) => UpstreamProtocol::Bytes,
-        _ if as_received => UpstreamProtocol::AsReceived,
+        _ if as_received && !renegotiates => UpstreamProtocol::AsReceived,
         (_, true, _) | (_, _, H2UpgradePolicy::Upgrade) => UpstreamProtocol::Http2,
         // Requests that are led to a port of TLS or bytes: nothing else is offered there.
         _ if port.protocol.class() != ProtocolClass::Http => UpstreamProtocol::Http1,
         (_, _, H2UpgradePolicy::DoNotUpgrade) => UpstreamProtocol::Http1,
         // Without TLS nothing can be agreed on.
-        _ if tls => UpstreamProtocol::Auto,
+        _ if tls && !renegotiates => UpstreamProtocol::Auto,
         _ => UpstreamProtocol::Http1,
     }
 }

@@ -262,7 +262,9 @@ impl<'r> Compiler<'r> {
                     service.downstream,
                     service.role,
                 ) {
-                    Ok(intent) => tls = intent,
+                    Ok(intent) => {
+                        tls = intent.map(|intent| intent.offered(settings.notes.legacy()));
+                    }
                     Err(problem) => {
                         let kind = ProblemKind::Conflict(problem.to_string());
                         self.report(Severity::Error, meta, under("tls"), kind, problem.hint());

@@ -31,6 +31,20 @@ pub enum Note {
     HintsKeep,
     /// The directives of `Content-Security-Policy` that tell so are removed too.
     HintsCsp,
+    /// The server is offered suites in which its key decrypts the session's: without forward secrecy.
+    RsaKeyExchange,
+    /// The server is offered suites of TLS 1.2 that encrypt by CBC.
+    Cbc,
+    /// The server is offered TLS 1.0 and 1.1.
+    Tls10,
+    /// The server is offered TLS 1.1.
+    Tls11,
+    /// The server may sign its handshake by ECDSA with SHA-1.
+    Sha1Signatures,
+    /// The server's first message fits into one packet, because it has no post-quantum share.
+    SmallHello,
+    /// The server may begin a handshake in a connection that is in use.
+    Renegotiation,
 }
 
 /// An annotation.
@@ -76,6 +90,20 @@ const ANNOTATIONS: &[Annotation] = &[
         requests: true,
     },
     Annotation {
+        name: "tls-legacy",
+        words: &[
+            ("rsa-key-exchange", Some(Note::RsaKeyExchange)),
+            ("cbc", Some(Note::Cbc)),
+            ("tls1.0", Some(Note::Tls10)),
+            ("tls1.1", Some(Note::Tls11)),
+            ("sha1-signatures", Some(Note::Sha1Signatures)),
+            ("small-hello", Some(Note::SmallHello)),
+            ("renegotiation", Some(Note::Renegotiation)),
+        ],
+        several: true,
+        requests: false,
+    },
+    Annotation {
         name: "transport-hints",
         words: &[
             ("remove", Some(Note::HintsRemove)),
@@ -94,8 +122,11 @@ const ANNOTATIONS: &[Annotation] = &[
 ];
 
 /// What annotations say.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Notes(u32);
+
+/// The notes of `tls-legacy`, the last ones.
+const LEGACY: u32 = !0 << Note::RsaKeyExchange as u32;
 
 impl Notes {
     /// What the names of these annotations begin with.
@@ -115,8 +146,23 @@ impl Notes {
         self.0 & 1 << note as u32 != 0
     }
 
+    /// Returns what it says of TLS to the server: what an old one needs. None of that changes what is verified.
+    pub fn legacy(self) -> Notes {
+        Notes(self.0 & LEGACY)
+    }
+
+    /// Returns all the rest.
+    pub(crate) fn without_legacy(self) -> Notes {
+        Notes(self.0 & !LEGACY)
+    }
+
+    /// Returns what it says and others do not.
+    pub fn without(self, others: Notes) -> Notes {
+        Notes(self.0 & !others.0)
+    }
+
     /// Returns what either says.
-    pub(crate) fn and(self, others: Notes) -> Notes {
+    pub fn and(self, others: Notes) -> Notes {
         Notes(self.0 | others.0)
     }
 
@@ -182,6 +228,16 @@ fn meant(all: &str, written: &str, known: &[&str]) -> String {
     }
 }
 
+impl FromIterator<Note> for Notes {
+    fn from_iter<I: IntoIterator<Item = Note>>(notes: I) -> Self {
+        Notes(
+            notes
+                .into_iter()
+                .fold(0, |all, note| all | 1 << note as u32),
+        )
+    }
+}
+
 /// By their words: fingerprints must not depend on which bit is which.
 impl fmt::Debug for Notes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -206,5 +262,12 @@ mod tests {
         assert!(notes.iter().all(|note| *note < 32), "{notes:?}");
         let names: Vec<&str> = ANNOTATIONS.iter().map(|it| it.name).collect();
         assert!(names.is_sorted(), "{names:?}");
+        // Those of TLS are told from the others by their bits.
+        for annotation in ANNOTATIONS {
+            for (_, note) in annotation.words {
+                let legacy = note.is_some_and(|note| Notes::from_iter([note]).legacy().0 != 0);
+                assert_eq!(legacy, annotation.name == "tls-legacy");
+            }
+        }
     }
 }
