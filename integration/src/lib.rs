@@ -9,7 +9,7 @@
 //!   [`dns`] leads names to the test machine. [`nginx`] is the site of the page's second half, with
 //!   certificates made by the page's [`openssl`] commands. For what is not HTTP there are a real [`redis`] and a
 //!   [`tls_server`] that answers bytes with bytes. [`tinyproxy`] is a company's proxy, and [`connect_proxy`] one
-//!   that speaks TLS and takes POST.
+//!   that speaks TLS and takes POST. [`old_server`] speaks TLS as it was.
 //!
 //! [`frames`] is HTTP/2 that no client and no server would speak.
 //!
@@ -49,6 +49,7 @@ pub mod frames;
 pub mod istiod;
 pub mod netns;
 pub mod nginx;
+pub mod old_server;
 pub mod openssl;
 pub mod pki;
 pub mod probe;

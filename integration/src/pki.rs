@@ -375,12 +375,18 @@ impl Leaf {
         };
         params.serial_number = Some(next_serial().into());
         params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![match self.usage {
-            Usage::Signing => KeyUsagePurpose::KeyCertSign,
-            _ => KeyUsagePurpose::DigitalSignature,
-        }];
+        params.key_usages = match self.usage {
+            Usage::Signing => vec![KeyUsagePurpose::KeyCertSign],
+            Usage::OldServer => vec![
+                KeyUsagePurpose::DigitalSignature,
+                KeyUsagePurpose::KeyEncipherment,
+            ],
+            _ => vec![KeyUsagePurpose::DigitalSignature],
+        };
         params.extended_key_usages = vec![match self.usage {
-            Usage::Server | Usage::Signing => ExtendedKeyUsagePurpose::ServerAuth,
+            Usage::Server | Usage::OldServer | Usage::Signing => {
+                ExtendedKeyUsagePurpose::ServerAuth
+            }
             Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
             Usage::Code => ExtendedKeyUsagePurpose::CodeSigning,
         }];
@@ -429,6 +435,8 @@ impl Validity {
 pub enum Usage {
     /// `serverAuth`.
     Server,
+    /// `serverAuth`, with a key that may also decrypt, as RSA key exchange wants it.
+    OldServer,
     /// `clientAuth`.
     Client,
     /// `codeSigning`.
