@@ -781,8 +781,8 @@ fn routes_of_connections_lead_by_name_and_by_port() {
     assert_eq!(
         found.to_json()["shares"],
         json!([
-            "1 outbound|443||api.example.com",
-            "3 outbound|443||other.example.com"
+            {"weight": 1, "cluster": "outbound|443||api.example.com", "port": 443, "destinationRule": "default/api"},
+            {"weight": 3, "cluster": "outbound|443||other.example.com", "port": 443, "destinationRule": "default/other"},
         ])
     );
 }
