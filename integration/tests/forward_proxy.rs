@@ -23,7 +23,7 @@ use egress_integration::{
 };
 
 use common::{
-    HOST, LogLine, SHARED, SOON, Trusted, assert_originated, dns, egressctl, entry_with,
+    HOST, LogLine, SHARED, SIMPLE, SOON, Trusted, assert_originated, dns, egressctl, entry_with,
     eventually, head, log_of, only, request, route, rule, tunnel,
 };
 
@@ -108,6 +108,17 @@ async fn a_url_is_originated_as_if_its_host_had_been_called() -> Result<()> {
             "edition.cnn.com",
             "/",
         ),
+        // Some programs ask so for what they would speak TLS to. Nothing of theirs is TLS, so it is originated.
+        (
+            "GET https://edition.cnn.com/g HTTP/1.1",
+            "edition.cnn.com",
+            "/g",
+        ),
+        (
+            "GET https://edition.cnn.com:443/h HTTP/1.0",
+            "edition.cnn.com",
+            "/h",
+        ),
         // As a server would get it; it is decided by its host.
         ("GET /f HTTP/1.1", "edition.cnn.com", "/f"),
     ] {
@@ -130,7 +141,79 @@ async fn a_url_is_originated_as_if_its_host_had_been_called() -> Result<()> {
         ("target", "edition.cnn.com:443"),
         ("authority", HOST),
     ]);
+    // The log tells it from one of plain HTTP.
+    log_of(&proxy, "/g").await?.assert_egress([
+        ("action", "originate"),
+        ("rule", "default/edition-cnn-com"),
+        ("service_entry", "default/edition-cnn-com"),
+        ("cluster", SHARED),
+        ("transport_socket", "envoy.transport_sockets.tls"),
+        ("tls_mode", "SIMPLE"),
+        ("sni", HOST),
+        ("verify", HOST),
+        ("target", "edition.cnn.com:443"),
+        ("authority", "https://edition.cnn.com"),
+    ]);
     assert_eq!(site.counts(Listener::Plain).connections, 0);
+    Ok(())
+}
+
+/// A URL of TLS is never sent on in plaintext.
+#[tokio::test]
+async fn a_url_of_tls_gets_tls_or_nothing() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let (site, silent) = (
+        trusted.site(["api.example.com"]).await?,
+        SilentPort::start().await?,
+    );
+    let rules = entry_with(
+        "plain.example.com",
+        "resolution: DNS, ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: odd, protocol: HTTP, targetPort: 8080}]",
+    ) + &rule("plain.example.com", "{tls: {mode: DISABLE}}")
+        + &entry_with(
+            "tls.example.com",
+            "resolution: DNS, ports: [{number: 443, name: tls, protocol: TLS}]",
+        )
+        + &entry_with(
+            "api.example.com",
+            "resolution: DNS, ports: [{number: 8000, name: http, protocol: HTTP, targetPort: 8443}]",
+        )
+        + &rule("api.example.com", SIMPLE);
+    let mut builder = builder(&trusted, &rules);
+    for (host, port) in [
+        ("plain.example.com", 80),
+        ("plain.example.com", 8080),
+        ("tls.example.com", 443),
+    ] {
+        builder = builder.connect_to(&route(host, port, silent.addr()));
+    }
+    let proxy = builder
+        .connect_to(&route("api.example.com", 8443, site.tls_addr()))
+        .start()
+        .await?;
+    for (url, reason) in [
+        ("https://plain.example.com/", "other_protocol"),
+        ("https://plain.example.com:80/", "other_protocol"),
+        ("https://plain.example.com:8080/", "unknown_port"),
+        ("https://tls.example.com/", "other_protocol"),
+        ("https://api.example.com/", "unknown_port"),
+        ("https://unknown.example.com/", "unknown_host"),
+    ] {
+        let line = format!("GET {url} HTTP/1.1");
+        let (status, answer) = ask(&proxy, &[&line, "Host: api.example.com"]).await?;
+        assert_eq!(status, "HTTP/1.1 403 Forbidden", "{url}: {answer}");
+        let wanted = format!("\r\n\r\negress_{reason}: ");
+        ensure!(answer.contains(&wanted), "{url}: {answer}");
+    }
+    silent.assert_silent().await?;
+    ensure!(site.seen().is_empty());
+    let lines = [
+        "GET https://api.example.com:8443/ HTTP/1.1",
+        "Host: api.example.com",
+    ];
+    let (status, answer) = ask(&proxy, &lines).await?;
+    assert_eq!(status, "HTTP/1.1 200 OK", "{answer}");
+    assert_originated(&only(&site)?, "api.example.com:8443", "api.example.com");
     Ok(())
 }
 
@@ -273,7 +356,7 @@ async fn everything_else_is_refused_with_a_reason() -> Result<()> {
             ("CONNECT edition.cnn.com:22", "unknown_port"),
             // Its port 443 is for the application's TLS.
             ("GET http://edition.cnn.com:443/", "other_protocol"),
-            ("GET https://edition.cnn.com/", "other_protocol"),
+            ("GET https://other.example/", "unknown_host"),
         ]
         .map(|(line, reason)| (line.to_owned(), reason)),
     );

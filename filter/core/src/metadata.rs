@@ -36,7 +36,7 @@ pub enum Entry {
     Secrets,
     /// Host and port that are dialled, or the endpoints: behind a tunnel, those that the proxy was asked for.
     Target,
-    /// The authority as the client sent it.
+    /// The authority as the client sent it; behind `https://` where a forward proxy was given such a URL.
     Authority,
     /// `allowed`, where it is plaintext only because somebody allowed it.
     Plaintext,
@@ -168,7 +168,7 @@ impl<'o> Writer<'o> {
         );
     }
 
-    fn parts(&mut self, entry: Entry, parts: &[&str]) {
+    pub(crate) fn parts(&mut self, entry: Entry, parts: &[&str]) {
         let Some((expected, key)) = FIELDS.get(self.next) else {
             return;
         };

@@ -51,7 +51,7 @@ fn found_by_name(cluster: &Cluster) -> bool {
 
 fn write_metadata(
     config: &Loaded,
-    authority: &str,
+    authority: [&str; 2],
     decision: &Decision<'_, '_>,
     failure: Option<Failure>,
     scratch: &mut Scratch,
@@ -96,10 +96,9 @@ fn write_metadata(
         Some(tunnel) => writer.text(Entry::Target, Some(&tunnel.authority())),
         None => writer.target(decision),
     }
-    writer.text(
-        Entry::Authority,
-        Some(authority).filter(|authority| !authority.is_empty()),
-    );
+    let [_, host] = authority;
+    let parts: &[&str] = if host.is_empty() { &[] } else { &authority };
+    writer.parts(Entry::Authority, parts);
     let allowed = decision.plaintext_allowed.then_some("allowed");
     writer.text(Entry::Plaintext, allowed);
 }

@@ -637,7 +637,10 @@ fn asked_of_a_proxy(authority: &str, port: Option<PortNumber>, connect: bool) ->
 
 #[test]
 fn a_forward_proxy_decides_by_the_port_of_the_url() {
-    let originated = [&format!("x-egress-originate: {SHARED}"), "choose route"];
+    let originated = [
+        format!("x-egress-originate: {SHARED}"),
+        "choose route".to_owned(),
+    ];
     let http = Some(PortNumber::HTTP);
     for authority in ["edition.cnn.com", "edition.cnn.com:80"] {
         let words = asked_of_a_proxy(authority, http, false);
@@ -648,10 +651,24 @@ fn a_forward_proxy_decides_by_the_port_of_the_url() {
             "{words:?}"
         );
     }
+    // So is a URL of TLS to the port of the server that they are led to.
+    let https = Some(PortNumber::HTTPS);
+    for authority in [
+        "edition.cnn.com",
+        "edition.cnn.com:443",
+        "odd.example.com:8443",
+    ] {
+        let words = asked_of_a_proxy(authority, https, false);
+        assert!(words.contains(&originated[0]), "{authority}: {words:?}");
+    }
     for (authority, port, reason) in [
         ("edition.cnn.com:81", http, "unknown_port"),
-        ("edition.cnn.com", Some(PortNumber::HTTPS), "unknown_port"),
-        ("tls.example.com", Some(PortNumber::HTTPS), "other_protocol"),
+        ("edition.cnn.com:444", https, "unknown_port"),
+        ("tls.example.com", https, "other_protocol"),
+        ("other.example.com", https, "unknown_host"),
+        // Who asks for TLS does not get plaintext.
+        ("named.example.com:80", https, "other_protocol"),
+        ("named.example.com:8080", https, "unknown_port"),
         ("tls.example.com:443", http, "other_protocol"),
         ("other.example.com", http, "unknown_host"),
         ("127.0.0.1:15000", http, "unknown_host"),

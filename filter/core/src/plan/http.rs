@@ -46,7 +46,7 @@ pub fn plan_http(
     let parsed = Authority::parse(facts.authority);
     let mut decision = decide(config, facts, &parsed);
     let within = requests_within(config, facts, &parsed, &mut decision);
-    write_metadata(config, facts.authority, &decision, None, scratch);
+    write_metadata(config, written(config, facts), &decision, None, scratch);
 
     if within {
         act(Effect::Header(contract::FORWARD_HEADER, contract::WITHIN))?;
@@ -301,7 +301,7 @@ pub fn plan_plaintext(
         action: Action::Reject(Reason::OtherProtocol),
         ..decide(config, facts, &parsed)
     };
-    write_metadata(config, facts.authority, &decision, None, scratch);
+    write_metadata(config, written(config, facts), &decision, None, scratch);
     if !answered {
         return answer(config, Reason::OtherProtocol, scratch, act);
     }
@@ -327,7 +327,13 @@ pub fn plan_failure(
 ) -> Result<(), HostError> {
     let parsed = Authority::parse(facts.authority);
     let decision = decide(config, facts, &parsed);
-    write_metadata(config, facts.authority, &decision, Some(failure), scratch);
+    write_metadata(
+        config,
+        written(config, facts),
+        &decision,
+        Some(failure),
+        scratch,
+    );
 
     // What the application sees comes first: should the host refuse a call, it is the log that lacks.
     let status = failure.status();
@@ -347,6 +353,20 @@ pub fn plan_failure(
     act(Effect::Metadata(&scratch.metadata))
 }
 
+/// Whether a forward proxy was given a URL of TLS, in a request that it can read.
+fn asks_for_tls(config: &Loaded, facts: &Facts<'_>) -> bool {
+    config.forward_proxy && facts.port == Some(PortNumber::HTTPS) && !facts.connect
+}
+
+/// Returns the authority for the log, behind the scheme where that is not what it seems.
+fn written<'f>(config: &Loaded, facts: &Facts<'f>) -> [&'f str; 2] {
+    let scheme = match asks_for_tls(config, facts) {
+        true => "https://",
+        false => "",
+    };
+    [scheme, facts.authority]
+}
+
 /// Decides about a request.
 fn decide<'t: 'q, 'q>(
     config: &'t Loaded,
@@ -362,7 +382,15 @@ fn decide<'t: 'q, 'q>(
             }
             port
         }
-        Ok(authority) if config.forward_proxy => authority.port.or(facts.port),
+        Ok(authority) if config.forward_proxy => {
+            let port = authority.port.or(facts.port);
+            // What comes in plaintext is no TLS, whatever its URL says: it is led as if the URL were one of plain HTTP
+            // that comes to the same port of the server.
+            let dialled = port.filter(|_| asks_for_tls(config, facts));
+            dialled
+                .and_then(|port| config.table.plain_port(&authority.host, port))
+                .or(port)
+        }
         _ => config.listener_port.or(facts.port),
     };
     match (parsed, port) {
@@ -377,7 +405,15 @@ fn decide<'t: 'q, 'q>(
                 branch: facts.route,
                 subset: None,
             };
-            config.table.decide(&query)
+            let decision = config.table.decide(&query);
+            // Who asks for TLS does not get plaintext.
+            match decision.action {
+                Action::Forward(_) if asks_for_tls(config, facts) => Decision {
+                    action: Action::Reject(Reason::OtherProtocol),
+                    ..decision
+                },
+                _ => decision,
+            }
         }
         (Ok(_), None) => refused(Reason::UnknownPort),
         (Err(InvalidAuthority::Empty), _) => refused(Reason::NoHost),

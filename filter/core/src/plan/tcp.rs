@@ -48,7 +48,7 @@ pub fn plan_tcp(
     let decision = decide(config, facts, name.as_ref());
     write_metadata(
         config,
-        facts.server_name.unwrap_or_default(),
+        ["", facts.server_name.unwrap_or_default()],
         &decision,
         None,
         scratch,
@@ -123,7 +123,7 @@ pub fn plan_connection_failure(
     let decision = decide(config, facts, name.as_ref());
     write_metadata(
         config,
-        facts.server_name.unwrap_or_default(),
+        ["", facts.server_name.unwrap_or_default()],
         &decision,
         Some(failure),
         scratch,

@@ -86,10 +86,20 @@ impl Hosts {
         name: &str,
         mut give: impl FnMut(&'h Host) -> Option<T>,
     ) -> Option<T> {
+        let mut given = None;
+        self.until(name, &mut |host| {
+            given = give(host);
+            given.is_some()
+        });
+        given
+    }
+
+    /// The same without a type of its own for each caller: what looks names up is large, and a module is small.
+    fn until<'h>(&'h self, name: &str, enough: &mut dyn FnMut(&'h Host) -> bool) {
         let text = |index| text(&self.hosts, &self.aliases, index);
         self.index.find_map(name, text, |index| {
-            give(self.hosts.get(self.host_at(index))?)
-        })
+            enough(self.hosts.get(self.host_at(index))?).then_some(())
+        });
     }
 
     /// Returns the index of a pattern's host, and whether it has been made just now.
