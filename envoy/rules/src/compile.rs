@@ -11,6 +11,7 @@ use egress_policy::{
 };
 use serde_json::Value;
 
+use crate::annotations;
 use crate::delegates;
 use crate::diagnostic::{Diagnostic, Report, diagnostic, located};
 use crate::document::{
@@ -330,6 +331,7 @@ fn compile_parsed(
         };
         let values = documents.iter().map(|(_, document)| &document.value);
         warnings.0.extend(others::problems(values, &around));
+        warnings.0.extend(annotations::problems(&resources));
     }
     diagnostics.extend(notes);
     diagnostics.extend(located(&problems, &documents));

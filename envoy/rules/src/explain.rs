@@ -710,7 +710,12 @@ fn for_people(answer: &Value, reason: Option<String>) -> String {
         );
         line("alpn", text("/tls/alpn"));
         let http = matches!(query("/query/scheme").as_str(), "http");
-        line("headers changed", http.then(|| ":scheme https, x-forwarded-proto https, host as above; x-egress-* and x-envoy-* removed".to_owned()));
+        let name = format!("{}forwarded-proto", Notes::PREFIX);
+        let annotations = answer.get("annotations");
+        let told = annotations
+            .and_then(|all| all.get(&name)?.as_str())
+            .unwrap_or("https");
+        line("headers changed", http.then(|| format!(":scheme https, x-forwarded-proto {told}, host as above; x-egress-* and x-envoy-* removed")));
     }
     let empty = Vec::new();
     let found = answer

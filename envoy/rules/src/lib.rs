@@ -22,6 +22,7 @@
 //! nothing: that is `egress-policy`.
 #![forbid(unsafe_code)]
 
+mod annotations;
 mod compile;
 mod complaint;
 mod delegates;

@@ -61,6 +61,11 @@ impl<'r> Compiler<'r> {
             Some(_) => UpstreamProtocol::Http1,
             None => upstream(downstream, port, tls.as_ref(), upgrade, as_received),
         };
+        let upstream = match upstream {
+            UpstreamProtocol::Bytes | UpstreamProtocol::PostgreSql => upstream,
+            _ if notes.say(Note::OnlyHttp1) => UpstreamProtocol::Http1,
+            _ => upstream,
+        };
         // Nothing in a connection of bytes says where it goes, so its cluster does.
         let own = alone
             || subset.is_some()

@@ -31,6 +31,12 @@ pub enum Note {
     HintsKeep,
     /// The directives of `Content-Security-Policy` that tell so are removed too.
     HintsCsp,
+    /// Servers are told that requests came over plain HTTP.
+    ForwardedHttp,
+    /// Nothing but HTTP/1.1 is spoken with servers.
+    OnlyHttp1,
+    /// URLs in requests that name the server itself are those of TLS.
+    RequestUrls,
     /// The server is offered suites in which its key decrypts the session's: without forward secrecy.
     RsaKeyExchange,
     /// The server is offered suites of TLS 1.2 that encrypt by CBC.
@@ -80,6 +86,18 @@ const ANNOTATIONS: &[Annotation] = &[
         requests: true,
     },
     Annotation {
+        name: "forwarded-proto",
+        words: &[("https", None), ("http", Some(Note::ForwardedHttp))],
+        several: false,
+        requests: true,
+    },
+    Annotation {
+        name: "http",
+        words: &[("auto", None), ("http1", Some(Note::OnlyHttp1))],
+        several: false,
+        requests: true,
+    },
+    Annotation {
         name: "redirects",
         words: &[
             ("rewrite", Some(Note::RedirectsRewrite)),
@@ -87,6 +105,12 @@ const ANNOTATIONS: &[Annotation] = &[
             ("link", Some(Note::RedirectsLink)),
         ],
         several: true,
+        requests: true,
+    },
+    Annotation {
+        name: "request-urls",
+        words: &[(KEEP, None), ("rewrite", Some(Note::RequestUrls))],
+        several: false,
         requests: true,
     },
     Annotation {
@@ -262,6 +286,12 @@ mod tests {
         assert!(notes.iter().all(|note| *note < 32), "{notes:?}");
         let names: Vec<&str> = ANNOTATIONS.iter().map(|it| it.name).collect();
         assert!(names.is_sorted(), "{names:?}");
+        for it in ANNOTATIONS {
+            let notes = it.words.iter().filter_map(|(_, note)| *note);
+            let mut last = notes.map(|note| note as u32 >= Note::RsaKeyExchange as u32);
+            let legacy = it.name == "tls-legacy";
+            assert!(last.all(|last| last == legacy), "{}", it.name);
+        }
         // Those of TLS are told from the others by their bits.
         for annotation in ANNOTATIONS {
             for (_, note) in annotation.words {
