@@ -34,7 +34,7 @@ help: ## This list
 	@echo 'WASM_TOOLCHAIN=rustup|debian  instead of the one that is found'
 
 # What asks Envoy about traffic: these run once with each form of the filter.
-traffic := page tcp tunnel forward_proxy streams routes failures refusals log login mutual old_servers verification reload
+traffic := page tcp tunnel forward_proxy streams routes failures refusals log login mutual old_clients old_servers verification reload
 
 .PHONY: build
 build: native wasm module envoy ## The CLI, the filter beside it in both forms, and Envoy

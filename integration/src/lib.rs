@@ -11,6 +11,8 @@
 //!   [`tls_server`] that answers bytes with bytes. [`tinyproxy`] is a company's proxy, and [`connect_proxy`] one
 //!   that speaks TLS and takes POST. [`old_server`] speaks TLS as it was.
 //!
+//! [`scripted`] is a server of which a test writes each answer, and [`modern_site`] a script as sites are today.
+//!
 //! [`frames`] is HTTP/2 that no client and no server would speak.
 //!
 //! [`istiod`] makes of rules and patches what a live one was seen to make.
@@ -47,6 +49,7 @@ pub mod egressctl;
 pub mod envoy;
 pub mod frames;
 pub mod istiod;
+pub mod modern_site;
 pub mod netns;
 pub mod nginx;
 pub mod old_server;

@@ -172,6 +172,15 @@ pub async fn raw(addr: SocketAddr, bytes: &[u8], limit: Duration) -> Result<Vec<
         .await
         .with_context(|| format!("cannot connect to {addr}"))?;
     stream.write_all(bytes).await?;
+    rest(&mut stream, limit).await
+}
+
+/// Returns what comes until the other side closes or falls silent for `limit`.
+///
+/// # Errors
+///
+/// When the connection is reset before a byte came.
+pub async fn rest(stream: &mut TcpStream, limit: Duration) -> Result<Vec<u8>> {
     let mut answer = Vec::new();
     loop {
         match timeout(limit, stream.read_buf(&mut answer)).await {

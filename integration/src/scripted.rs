@@ -25,9 +25,16 @@ pub struct Asked {
     pub nth: usize,
     /// Its first line and its headers.
     pub head: String,
+    /// Its body, as long as `content-length` says. It is not there yet when the test decides.
+    pub body: Vec<u8>,
 }
 
 impl Asked {
+    /// Its method.
+    pub fn method(&self) -> &str {
+        self.head.split(' ').next().unwrap_or_default()
+    }
+
     /// The path that it asks for.
     pub fn path(&self) -> &str {
         self.head.split(' ').nth(1).unwrap_or_default()
@@ -51,6 +58,12 @@ pub enum Reply {
     Last(String),
     /// These bytes and no others.
     Whole(String),
+    /// 200 with these bytes.
+    File(Vec<u8>),
+    /// These bytes before the body is read, and then that.
+    First(String, Box<Reply>),
+    /// These bytes while the body is still to come, and then the connection ends.
+    Early(String),
     /// No answer; the connection is reset.
     Reset,
     /// No answer; the connection stays.
@@ -135,20 +148,35 @@ async fn serve(
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await?);
         }
-        let asked = Asked {
+        let mut asked = Asked {
             connection,
             nth,
             head: String::from_utf8_lossy(&head).into_owned(),
+            body: Vec::new(),
         };
+        let mut reply = script(&asked);
+        while let Reply::First(bytes, then) = reply {
+            stream.write_all(bytes.as_bytes()).await?;
+            stream.flush().await?;
+            reply = *then;
+        }
         let length = asked.header("content-length").unwrap_or("0").parse()?;
         let mut body = vec![0; length];
-        stream.read_exact(&mut body).await?;
-        let reply = script(&asked);
+        if !matches!(reply, Reply::Early(_)) {
+            stream.read_exact(&mut body).await?;
+            asked.body = body;
+        }
         let head_only = asked.head.starts_with("HEAD ");
         note(noted, asked);
         let (status, text, last) = match reply {
-            Reply::Answer(status, text) => (status, text, false),
-            Reply::Last(text) => (200, text, true),
+            Reply::Answer(status, text) => (status, text.into_bytes(), false),
+            Reply::Last(text) => (200, text.into_bytes(), true),
+            Reply::File(bytes) => (200, bytes, false),
+            Reply::Early(bytes) => {
+                stream.write_all(bytes.as_bytes()).await?;
+                return Ok(stream.shutdown().await?);
+            }
+            Reply::First(..) => return Ok(()),
             Reply::Whole(bytes) => {
                 stream.write_all(bytes.as_bytes()).await?;
                 stream.flush().await?;
@@ -162,12 +190,15 @@ async fn serve(
             }
         };
         let end = if last { "connection: close\r\n" } else { "" };
-        let body = if head_only { "" } else { text.as_str() };
-        let answer = format!(
-            "HTTP/1.1 {status} x\r\ncontent-length: {}\r\n{end}\r\n{body}",
+        let mut answer = format!(
+            "HTTP/1.1 {status} x\r\ncontent-length: {}\r\n{end}\r\n",
             text.len()
-        );
-        stream.write_all(answer.as_bytes()).await?;
+        )
+        .into_bytes();
+        if !head_only {
+            answer.extend(text);
+        }
+        stream.write_all(&answer).await?;
         stream.flush().await?;
         if last {
             stream.shutdown().await?;

@@ -202,6 +202,17 @@ async fn is_captured_until_down(trusted: &Trusted, form: &str) -> Result<()> {
         assert_eq!(status, "200", "{version}");
         assert_originated(&only(&site)?, EDITION, EDITION);
     }
+    // As old ones ask.
+    for old in [
+        "--http1.0",
+        "-X FOO",
+        "-H Connection:Upgrade -H Upgrade:TLS/1.2",
+        "-d hello -H Expect:100-continue",
+    ] {
+        let status = get(&format!("-4 {old} http://{EDITION}/old")).await?;
+        assert_eq!(status, "200", "{old}");
+        assert_originated(&only(&site)?, EDITION, EDITION);
+    }
     let log = logged(&proxy, &format!("{SITE}:80")).await?;
     assert_eq!(log.egress("action"), "originate");
     assert_eq!(log.istio("upstream_host"), format!("{SITE}:443"));

@@ -196,3 +196,20 @@ fn lines_stand_in_a_text_together_and_indented_alike() -> Result<()> {
     assert_eq!(found, ["x\n"]);
     Ok(())
 }
+
+/// The page of old applications names tests, and they are there.
+#[test]
+fn the_tests_that_prove_the_page_of_old_applications_exist() -> Result<()> {
+    let page = std::fs::read_to_string(root().join("envoy/legacy.md"))?;
+    let named: Vec<_> = page
+        .split('`')
+        .filter_map(|it| it.split_once("::"))
+        .collect();
+    ensure!(named.len() > 8, "{named:?}");
+    for (file, test) in named {
+        let path = root().join("integration/tests").join(file);
+        let text = std::fs::read_to_string(path.with_extension("rs"))?;
+        ensure!(text.contains(&format!("fn {test}(")), "{file}::{test}");
+    }
+    Ok(())
+}

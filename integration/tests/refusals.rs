@@ -43,9 +43,17 @@ fn refused() -> Vec<(Vec<u8>, u16, &'static str)> {
         (get("/many", &many), 431, "headers_too_large"),
         (get("/large", &large), 431, "headers_too_large"),
         (
-            get("/", "Connection: upgrade\r\nUpgrade: foo\r\n"),
+            get(
+                "/",
+                "Connection: upgrade\r\nUpgrade: websocket, websocket\r\n",
+            ),
             403,
             "bad_upgrade",
+        ),
+        (
+            b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n".to_vec(),
+            400,
+            "no_host",
         ),
         // RFC 9112 would have `/?x=1` and `*` sent on. Envoy's codec takes neither.
         (get(&format!("http://{HOST}?x=1"), ""), 400, "bad_request"),

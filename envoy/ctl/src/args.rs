@@ -242,6 +242,9 @@ pub(crate) struct RenderIstio {
     /// it what the application wrote
     #[arg(long, value_enum, value_name = "MODE", ignore_case = true)]
     pub(crate) authority: Option<Authority>,
+    /// Asked for by those who know it from `render envoy`.
+    #[arg(long, value_enum, value_name = "CASE", hide = true)]
+    pub(crate) header_case: Option<HeaderCase>,
     /// The filter, to compute its SHA-256 [default: egress-filter.wasm beside this program]
     #[arg(long, value_name = "PATH")]
     pub(crate) wasm: Option<PathBuf>,
@@ -419,6 +422,13 @@ pub(crate) struct Rules {
     /// RANGE/BITS, `*`, each with or without :PORT; separated by commas; may be repeated
     #[arg(long, value_name = "HOSTS", requires = "upstream_proxy")]
     pub(crate) no_proxy: Vec<String>,
+    /// How header names are written in HTTP/1: in small letters, or as they came, both ways, with the reason phrase of
+    /// answers
+    #[arg(long, value_enum, value_name = "CASE", default_value_t = HeaderCase::Lower)]
+    pub(crate) header_case: HeaderCase,
+    /// Who answers a client that waits for `100 Continue`: the server, or Envoy at once
+    #[arg(long, value_enum, value_name = "WHO", default_value_t = ExpectContinue::Pass)]
+    pub(crate) expect_continue: ExpectContinue,
     /// Ask this DNS server instead of the system's; may be repeated
     #[arg(long = "resolver", value_name = "ADDRESS:PORT")]
     pub(crate) resolvers: Vec<SocketAddr>,
@@ -459,6 +469,24 @@ pub(crate) struct Rules {
     /// Without --filter, take the form that costs least.
     #[arg(skip)]
     pub(crate) cheapest: bool,
+}
+
+/// How header names are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HeaderCase {
+    /// As they came.
+    Preserve,
+    /// In small letters.
+    Lower,
+}
+
+/// Who answers `Expect: 100-continue`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExpectContinue {
+    /// The server, as in Istio.
+    Pass,
+    /// Envoy; the server is not told.
+    Answer,
 }
 
 /// The forms of our filter.

@@ -9,12 +9,13 @@ use super::args::{
     Authority, Credentials, FilterForm, Input, LogFormat, Outbound, ProxyType, Rules as Args,
 };
 use super::threads::at_once;
-use super::{locate, sources};
+use super::{args, locate, sources};
 use egress_credentials::Store;
 use egress_render::pinned_envoy;
 use egress_render::xds::{
-    AccessLog, Admin, Capture, Conflict, FilterFile, Limits, MODULE_IS_TOLD_ALL, OLDEST,
-    OLDEST_WITH_EXCEPTIONS, OLDEST_WITH_MODULE, OLDEST_WITH_PROXY, Options, UpstreamProxy, Version,
+    AccessLog, Admin, Capture, Conflict, ExpectContinue, FilterFile, HeaderCase, Limits,
+    MODULE_IS_TOLD_ALL, OLDEST, OLDEST_WITH_EXCEPTIONS, OLDEST_WITH_MODULE, OLDEST_WITH_PROXY,
+    Options, UpstreamProxy, Version,
 };
 use egress_rules::Source;
 use egress_rules::{Complaint, Refusal};
@@ -306,6 +307,14 @@ fn asked(args: &Args, proxy: Proxy) -> Result<Options, Complaint> {
             LogFormat::Json => MetadataFormat::Json,
         },
         authority: authority(&args.input),
+        header_case: match args.header_case {
+            args::HeaderCase::Preserve => HeaderCase::Preserve,
+            args::HeaderCase::Lower => HeaderCase::Lower,
+        },
+        expect_continue: match args.expect_continue {
+            args::ExpectContinue::Pass => ExpectContinue::Pass,
+            args::ExpectContinue::Answer => ExpectContinue::Answer,
+        },
         proxy,
         admin: match args.admin {
             Some(address) => Admin::Tcp(address.ip().to_string(), address.port()),

@@ -32,6 +32,7 @@ mod merged;
 mod message;
 mod names;
 mod no_proxy;
+mod old_clients;
 mod options;
 mod overload;
 mod passthrough;
@@ -39,6 +40,7 @@ mod plugin;
 mod proxy_url;
 mod refusals;
 mod rendering;
+mod request_urls;
 mod route_action;
 mod secret;
 mod secrets;
@@ -63,8 +65,8 @@ pub use guard::{DROPS_ADDRESSES, is_refused, looks_at_one_address, refused};
 pub use merged::{NotMerged, sockets};
 pub use no_proxy::{InvalidNoProxy, NoProxy};
 pub use options::{
-    AccessLog, Admin, Capture, FilterFile, Limits, MODULE_IS_TOLD_ALL, OLDEST, OLDEST_WITH_MODULE,
-    Options, Version,
+    AccessLog, Admin, Capture, ExpectContinue, FilterFile, HeaderCase, Limits, MODULE_IS_TOLD_ALL,
+    OLDEST, OLDEST_WITH_MODULE, Options, Version,
 };
 pub use plugin::{Plugin, WASM_RUNTIME};
 pub use proxy_url::{InvalidProxy, UpstreamProxy};

@@ -14,6 +14,14 @@ pub(super) fn refusal(line: &str) -> Option<String> {
     refused(line).map(|reason| shortened(reason.trim()))
 }
 
+/// What Envoy warns of whenever it is told so, though what it says is all there: which bytes a method may have.
+const MEANT: &str = "Http1ProtocolOptions.allow_custom_methods' is marked as work-in-progress";
+
+/// Whether a line warns of what we have asked for and know of.
+pub(super) fn is_meant(line: &str) -> bool {
+    line.contains(MEANT)
+}
+
 fn refused(line: &str) -> Option<&str> {
     let [config, rejected] = REFUSED;
     let (_, rest) = line.split_once(config)?;

@@ -377,6 +377,9 @@ fn said(child: &mut Child) -> mpsc::UnboundedReceiver<String> {
         tokio::spawn(async move {
             let mut reader = BufReader::new(stderr).lines();
             while let Ok(Some(line)) = reader.next_line().await {
+                if envoy_log::is_meant(&line) {
+                    continue;
+                }
                 if sender.send(line).is_err() {
                     break;
                 }

@@ -59,6 +59,11 @@ fn rendered(args: &RenderIstio) -> Result<(Rules, Vec<Manifest>), Refusal> {
             "`--target-ref` names a gateway, and sidecars are named by labels\nhint: add `--for gateway`, or use `--label` instead",
         ).into());
     }
+    if args.header_case.is_some() {
+        return Err(Complaint::input(
+            "`--header-case` is the mesh's to set: the listeners are Istio's\nhint: set `proxyHeaders.preserveHttp1HeaderCase: true` in `meshConfig.defaultConfig`, or in the annotation `proxy.istio.io/config` of the pods",
+        ).into());
+    }
     if args.way == IstioWay::Merge {
         refuse_what_is_the_filters(args)?;
     }

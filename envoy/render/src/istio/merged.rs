@@ -52,6 +52,9 @@ pub(super) fn envoy_filters(
         if notes.say(Note::HidesClients) {
             return Err(Unsupported::ForwardedFor(host()));
         }
+        if notes.say(Note::RequestUrls) {
+            return Err(Unsupported::RequestUrls(service.host.to_string()));
+        }
         let subset = service.subset.unwrap_or_default();
         let host = service.host.to_string();
         for host in written.get(&host).into_iter().flatten().chain([&host]) {

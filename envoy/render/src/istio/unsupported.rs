@@ -54,6 +54,11 @@ pub enum Unsupported {
         "the DestinationRule of `{0}` says `insecureSkipVerify`, so Istio's own cluster carries it out, without `egressctl/tls-legacy`"
     )]
     LegacyUnverified(String),
+    /// A cluster of Istio's cannot be told so.
+    #[error(
+        "the DestinationRule of `{0}` has `egressctl/request-urls`, and nothing that is merged into Istio's cluster rewrites a header"
+    )]
+    RequestUrls(String),
     /// The network filter is not rendered for Istio.
     #[error(
         "`{host}` has the TCP port {port} with `tls`, and in Istio the filter originates HTTP only"
@@ -116,6 +121,9 @@ impl Unsupported {
             }
             Unsupported::LegacyUnverified(_) => {
                 "give the server's authority in `caCertificates` in place of `insecureSkipVerify`, or render this host with `--way filter`"
+            }
+            Unsupported::RequestUrls(_) => {
+                "remove the annotation, or render this host with `--way filter`"
             }
             Unsupported::Dynamic(_) => "name each host",
             Unsupported::Tcp { .. } => {

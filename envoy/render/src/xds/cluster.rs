@@ -19,7 +19,7 @@ use super::names::{HostCheck, Names};
 use super::options::Options;
 use super::rendering::Rendering;
 use super::transport_socket::transport_socket;
-use super::{overload, upstream_proxy, variants};
+use super::{old_clients, overload, request_urls, upstream_proxy, variants};
 
 /// How long a connection with TLS lives at most, about: what is revoked or replaced is out of use after it.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(3600);
@@ -123,7 +123,7 @@ fn with_filters(
     set_some(
         &mut fields,
         "typed_extension_protocol_options",
-        protocol_options(cluster, filters, options),
+        protocol_options(cluster, filters, rendering),
     );
     if let [_] = clusters {
         set_some(
@@ -151,14 +151,30 @@ fn with_filters(
     Value::Object(fields)
 }
 
-/// Renders the filters that keep from servers who is calling.
-fn hiding_filters() -> Vec<Value> {
-    let removed = json!({"request_mutations": [{"remove": "x-forwarded-for"}]});
-    vec![extension(
-        "envoy.filters.http.header_mutation",
-        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-        json!({"mutations": removed}),
-    )]
+/// Renders what changes the headers of requests last of all, where annotations ask for it.
+fn telling_filters(cluster: &Cluster, rendering: &Rendering<'_>) -> Option<Vec<Value>> {
+    let notes = cluster.notes;
+    let mut mutations = Vec::new();
+    if notes.say(Note::RequestUrls) {
+        mutations.extend(request_urls::mutations(cluster, rendering));
+    }
+    if notes.say(Note::HidesClients) {
+        mutations.push(json!({"remove": "x-forwarded-for"}));
+    }
+    if notes.say(Note::ForwardedHttp) {
+        mutations.push(json!({"append": {
+            "header": {"key": "x-forwarded-proto", "value": "http"},
+            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+        }}));
+    }
+    let filter = |mutations: Vec<Value>| {
+        extension(
+            "envoy.filters.http.header_mutation",
+            "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+            json!({"mutations": {"request_mutations": mutations}}),
+        )
+    };
+    (!mutations.is_empty()).then(|| vec![filter(mutations)])
 }
 
 /// Renders the last of the filters between a cluster and its servers.
@@ -196,7 +212,7 @@ pub(super) fn passthrough(rendering: &Rendering<'_>) -> Value {
     let kind = format!("type.googleapis.com/{HTTP_OPTIONS}");
     let http = json!({
         "@type": kind,
-        "explicit_http_config": {"http_protocol_options": {}},
+        "explicit_http_config": {"http_protocol_options": old_clients::upstream_http1(rendering.options)},
         "common_http_protocol_options": {
             "max_connection_duration": duration(FOLLOWS_WITHIN),
             "max_headers_count": HEADERS,
@@ -349,8 +365,9 @@ fn load_balancer(cluster: &Cluster, fields: &mut Map<String, Value>) {
 fn protocol_options(
     cluster: &Cluster,
     filters: Option<Vec<Value>>,
-    options: &Options,
+    rendering: &Rendering<'_>,
 ) -> Option<Value> {
+    let options = rendering.options;
     let pool = cluster.connection_pool.as_deref();
     let http2 = {
         let mut fields = overload::servers();
@@ -365,19 +382,21 @@ fn protocol_options(
         }
         Value::Object(fields)
     };
-    let both = || json!({"http_protocol_options": {}, "http2_protocol_options": http2});
+    let http1 = old_clients::upstream_http1(options);
+    let both = || json!({"http_protocol_options": http1, "http2_protocol_options": http2});
     let mut http = match cluster.upstream {
         UpstreamProtocol::Bytes | UpstreamProtocol::PostgreSql => return None,
         UpstreamProtocol::Auto => json!({"auto_config": both()}),
         UpstreamProtocol::AsReceived => json!({"use_downstream_protocol_config": both()}),
-        UpstreamProtocol::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
+        UpstreamProtocol::Http1 => {
+            json!({"explicit_http_config": {"http_protocol_options": http1}})
+        }
         UpstreamProtocol::Http2 => {
             json!({"explicit_http_config": {"http2_protocol_options": http2}})
         }
     };
     let fields = http.as_object_mut()?;
-    let hides = cluster.notes.say(Note::HidesClients).then(hiding_filters);
-    let filters = match (hides, filters) {
+    let filters = match (telling_filters(cluster, rendering), filters) {
         (Some(mut before), Some(filters)) => {
             before.extend(filters);
             Some(before)

@@ -12,10 +12,12 @@ use super::branches::Branches;
 use super::chain::{HttpManager, listener_name};
 use super::dns::{self, Cached};
 use super::message::{extension, set, set_some};
+use super::options::ExpectContinue;
 use super::plugin::{self, Plugin};
 use super::rendering::Rendering;
 use super::{
-    guard, limits, login, overload, refusals, route_action, upgrade, upstream_proxy, variants,
+    guard, limits, login, old_clients, overload, refusals, route_action, upgrade, upstream_proxy,
+    variants,
 };
 
 /// What one connection manager has of its own.
@@ -132,13 +134,9 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
     overload::clients(&mut fields);
     refusals::answers(&mut fields, options);
     set(&mut fields, "upgrade_configs", json!(upgrades));
-    let http1 = json!({
-        // Applications that need us are old; those that speak 1.0 without a host are refused by name.
-        "accept_http_10": true,
-        "default_host_for_http_10": "no-host.invalid",
-        // Java's HTTP client offers `Upgrade: TLS/1.2` with every plain request; that is no error.
-        "ignore_http_11_upgrade": [{"prefix": "TLS/"}],
-    });
+    let continues = options.expect_continue == ExpectContinue::Pass;
+    set_some(&mut fields, "proxy_100_continue", continues.then_some(true));
+    let http1 = old_clients::http1(options);
     set(&mut fields, "http_protocol_options", http1);
     let kb = json!(limits::HEADERS_KB);
     set(&mut fields, "max_request_headers_kb", kb);

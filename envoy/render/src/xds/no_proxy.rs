@@ -153,7 +153,7 @@ fn is_below(host: &str, name: &str) -> bool {
     above.is_some_and(|above| above.len() > 1 && above.ends_with('.'))
 }
 
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     text.replace('.', "\\.")
 }
 

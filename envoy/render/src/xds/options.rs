@@ -38,6 +38,10 @@ pub struct Options {
     pub format: MetadataFormat,
     /// What upstream is told in `:authority`.
     pub authority: AuthorityMode,
+    /// How the names of headers are written that HTTP/1 is spoken with.
+    pub header_case: HeaderCase,
+    /// Who answers `Expect: 100-continue`.
+    pub expect_continue: ExpectContinue,
     /// For whom the rules were compiled; the filter compiles them again.
     pub proxy: Proxy,
     /// The tables for other labels of the workload. If there is any, the filter takes the labels of Envoy's node.
@@ -84,6 +88,8 @@ impl Default for Options {
             access_log: AccessLog::Stdout,
             format: MetadataFormat::Text,
             authority: AuthorityMode::Rewrite,
+            header_case: HeaderCase::Lower,
+            expect_continue: ExpectContinue::Pass,
             proxy: Proxy::default(),
             workloads: Vec::new(),
             admin: Admin::Pipe("admin.sock".to_owned()),
@@ -154,6 +160,24 @@ pub const MODULE_IS_TOLD_ALL: Version = Version {
     major: 1,
     minor: 40,
 };
+
+/// How the names of headers are written where HTTP/1 is spoken. HTTP/2 knows small letters alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeaderCase {
+    /// As they came, both ways, and the reason phrase of an answer with them.
+    Preserve,
+    /// In small letters.
+    Lower,
+}
+
+/// Who answers a client that waits for `100 Continue` before it sends a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpectContinue {
+    /// The server, which may refuse instead. Its other answers before the last, such as `103 Early Hints`, pass too.
+    Pass,
+    /// Envoy, at once. The server is not told that anybody waits, and none of its answers before the last passes.
+    Answer,
+}
 
 /// How much an Envoy takes on before it refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

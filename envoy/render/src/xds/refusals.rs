@@ -28,7 +28,7 @@ struct Refusal {
     sentence: &'static str,
 }
 
-const REFUSALS: [Refusal; 6] = [
+const REFUSALS: [Refusal; 7] = [
     Refusal {
         reason: "overload",
         when: "response.code_details == 'overload'",
@@ -55,9 +55,14 @@ const REFUSALS: [Refusal; 6] = [
         sentence: "the proxy does not offer this upgrade",
     },
     Refusal {
+        reason: "no_host",
+        when: "response.code_details == 'missing_host_header'",
+        sentence: "the request names no host",
+    },
+    Refusal {
         reason: "bad_request",
         // The first two are the codecs' own.
-        when: "response.code_details.startsWith('http') || response.code_details.startsWith('codec_error') || response.code_details in ['missing_host_header', 'missing_path_rejected', 'absolute_path_rejected', 'path_normalization_failed', 'low_version']",
+        when: "response.code_details.startsWith('http') || response.code_details.startsWith('codec_error') || response.code_details in ['missing_path_rejected', 'absolute_path_rejected', 'path_normalization_failed', 'low_version']",
         sentence: "the request is not valid HTTP, or the proxy cannot carry it",
     },
 ];

@@ -19,8 +19,33 @@ const FILTER: &str = "egress.upgrade";
 /// Source: envoyproxy/envoy `source/common/network/application_protocol.cc`, `ApplicationProtocols::key`.
 const OFFERED: &str = "envoy.network.application_protocols";
 
-/// The upgrade that every listener takes; Envoy answers 403 to others.
+/// The upgrade that every listener takes. What else is offered is passed over, as RFC 9110, 7.8, lets servers do: an offer
+/// is no demand, and old clients make many.
 pub(super) const TAKEN: &str = "websocket";
+
+/// Renders what an offer is compared with that is passed over: all but [`TAKEN`], in any case.
+///
+/// Envoy compares each part of a list by itself, without the spaces around it.
+pub(super) fn passed_over() -> Value {
+    json!([{"safe_regex": {"regex": all_but(TAKEN)}}])
+}
+
+/// Writes a regular expression that takes each text but a word of small letters, in any case. RE2 has no way to say it:
+/// so a text takes leave of the word at one of its letters, or ends within it, or is longer. Envoy lets such an expression
+/// have a hundred steps, so there is no room for letters that are written in several bytes; no offer begins with one.
+fn all_but(word: &str) -> String {
+    let (mut within, mut leaves) = (String::new(), r"\C".to_owned());
+    for (behind, letter) in word.bytes().rev().enumerate() {
+        let large = letter.to_ascii_uppercase();
+        let [before, small, after] = [letter - 1, letter, letter + 1].map(char::from);
+        let [up_to, large, from] = [large - 1, large, large + 1].map(char::from);
+        if behind > 0 {
+            within = format!("(?:[{large}{small}]{within})?");
+        }
+        leaves = format!(r"(?:[\t-{up_to}{from}-{before}{after}-~]|[{large}{small}]{leaves})");
+    }
+    format!(r"{within}|{leaves}\C*")
+}
 
 /// Renders the filter that changes the offer, where a route asks for it.
 pub(super) fn http_filter() -> Value {
