@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use egress_policy::fields::{Cursor, Field, Fields, Report as Problems};
+use egress_policy::fields::{Cursor, Field, Fields, Report as Problems, listed};
 use egress_policy::node::Node;
 use egress_policy::{
     FieldPath, MESH_FIELDS, Mesh, Origin, OutboundMode, Problem, ProblemKind, Segment, Severity,
@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::diagnostic::Diagnostic;
 use crate::document::is_ours;
+use crate::offer;
 use crate::yaml::{self, Document, Location};
 
 /// The mesh's configuration, as far as it is honoured.
@@ -340,9 +341,8 @@ fn read_clusters(fields: &Fields<'_>, outbound: OutboundMode) -> ClusterDefaults
     });
     fields.read("tlsDefaults", |field| {
         let fields = field.fields()?;
-        let texts = |field: Field<'_>| Some(field.texts());
-        clusters.curves = fields.read("ecdhCurves", texts).unwrap_or_default();
-        clusters.ciphers = fields.read("cipherSuites", texts).unwrap_or_default();
+        clusters.curves = fields.read("ecdhCurves", read_groups).unwrap_or_default();
+        clusters.ciphers = fields.read("cipherSuites", read_suites).unwrap_or_default();
         const VERSIONS: [&str; 3] = ["TLS_AUTO", "TLSV1_2", "TLSV1_3"];
         let version = fields.read("minProtocolVersion", |field| {
             let known = |word: &str| VERSIONS.iter().position(|version| *version == word);
@@ -393,6 +393,76 @@ fn read_clusters(fields: &Fields<'_>, outbound: OutboundMode) -> ClusterDefaults
         });
     }
     clusters
+}
+
+/// Reads groups by their names. Envoy does not start with one that it does not know, or with one that is there twice.
+fn read_groups(field: Field<'_>) -> Option<Vec<String>> {
+    let mut groups: Vec<String> = Vec::new();
+    field.items(|item| {
+        let known = |word: &str| offer::ALL_GROUPS.contains(&word).then(|| word.to_owned());
+        let Some(group) = item.word("group", &offer::ALL_GROUPS, known) else {
+            return;
+        };
+        match groups.contains(&group) {
+            true => {
+                let text = format!("`{group}` is there twice, and Envoy would not start");
+                item.error_with_hint(ProblemKind::Conflict(text), "name it once");
+            }
+            false => groups.push(group),
+        }
+    });
+    Some(groups)
+}
+
+/// Reads suites by their names; equal ones may stand in brackets, `[A|B]`. Envoy does not start with one that it does
+/// not know.
+fn read_suites(field: Field<'_>) -> Option<Vec<String>> {
+    let mut suites = Vec::new();
+    field.items(|item| {
+        let Some(text) = item.text() else { return };
+        let inner = text
+            .strip_prefix('[')
+            .and_then(|text| text.strip_suffix(']'));
+        let names = inner.unwrap_or(text).split('|');
+        let good = names.filter(|name| !is_suite(&item, name)).count() == 0;
+        if good && (inner.is_some() || !text.contains('|')) {
+            suites.push(text.to_owned());
+        } else if good {
+            let text = format!("`{text}` is no list of equal suites");
+            let hint = "write it in brackets, `[A|B]`";
+            item.error_with_hint(ProblemKind::Invalid(text), hint);
+        }
+    });
+    Some(suites)
+}
+
+/// Reports what a name of a suite is not, and what one gives up.
+fn is_suite(item: &Field<'_>, name: &str) -> bool {
+    let good = [&offer::MODERN_NAMES[..], &offer::CBC_SUITES].concat();
+    if good.contains(&name) {
+        return true;
+    }
+    if offer::RSA_SUITES.contains(&name) || name == offer::TRIPLE_DES {
+        let text = format!(
+            "`{name}` has no forward secrecy: whoever gets a server's key can read all that was recorded"
+        );
+        let hint = "this is for all hosts; `egressctl/tls-legacy` of a DestinationRule is for one";
+        item.warning(ProblemKind::Invalid(text), hint);
+        return true;
+    }
+    let shown: String = name.chars().take(60).collect();
+    let all = [&good[..], &offer::RSA_SUITES].concat();
+    let hint = match did_you_mean(name, &all) {
+        _ if name.starts_with("TLS_AES") || name.starts_with("TLS_CHACHA") => {
+            "leave it out: the suites of TLS 1.3 are offered always, and cannot be chosen"
+                .to_owned()
+        }
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("it is one of {}", listed(&all)),
+    };
+    let (what, found) = ("suite", shown);
+    item.error_with_hint(ProblemKind::UnknownValue { what, found }, hint);
+    false
 }
 
 /// Reports fields that nobody knows: a slip of one that is honoured is an error, and what a newer Istio has is named.
@@ -536,6 +606,34 @@ somethingNew: {a: b}
             (
                 "tlsDefaults: {curves: [a]}",
                 "error: tlsDefaults.curves: unknown field",
+            ),
+            (
+                "tlsDefaults: {ecdhCurves: [X25519, p-256]}",
+                "error: tlsDefaults.ecdhCurves[1]: unknown group `p-256`",
+            ),
+            (
+                "tlsDefaults: {ecdhCurves: [X25519, X25519]}",
+                "error: tlsDefaults.ecdhCurves[1]: `X25519` is there twice",
+            ),
+            (
+                "tlsDefaults: {cipherSuites: [AES128-SHA256]}",
+                "error: tlsDefaults.cipherSuites[0]: unknown suite `AES128-SHA256`",
+            ),
+            (
+                "tlsDefaults: {cipherSuites: ['[ECDHE-RSA-AES128-GCM-SHA256|HIGH]']}",
+                "error: tlsDefaults.cipherSuites[0]: unknown suite `HIGH`",
+            ),
+            (
+                "tlsDefaults: {cipherSuites: ['']}",
+                "error: tlsDefaults.cipherSuites[0]: unknown suite ``",
+            ),
+            (
+                "tlsDefaults: {cipherSuites: [TLS_AES_128_GCM_SHA256]}",
+                "error: tlsDefaults.cipherSuites[0]: unknown suite `TLS_AES_128_GCM_SHA256`",
+            ),
+            (
+                "tlsDefaults: {minProtocolVersion: TLSV1_1}",
+                "error: tlsDefaults.minProtocolVersion: unknown version `TLSV1_1`",
             ),
             (
                 "a: b\n---\na: b",

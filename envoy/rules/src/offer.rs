@@ -41,6 +41,22 @@ pub(crate) const RSA_SUITES: [&str; 4] = [
 /// Groups of today; the first protects against quantum computers. Envoy offers the same by itself from 1.40 on.
 pub(crate) const GROUPS: [&str; 3] = [POST_QUANTUM, "X25519", "P-256"];
 
+/// All groups that every supported Envoy takes: it does not start with another one.
+pub(crate) const ALL_GROUPS: [&str; 5] = [POST_QUANTUM, "X25519", "P-256", "P-384", "P-521"];
+
+/// Those of [`MODERN_SUITES`], one by one.
+pub(crate) const MODERN_NAMES: [&str; 6] = [
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-CHACHA20-POLY1305",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+];
+
+/// The suite with 3DES, which has no word and which the mesh may name.
+pub(crate) const TRIPLE_DES: &str = "DES-CBC3-SHA";
+
 /// The group whose share has 1,216 bytes.
 pub(crate) const POST_QUANTUM: &str = "X25519MLKEM768";
 
