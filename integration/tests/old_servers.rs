@@ -5,16 +5,19 @@ mod common;
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     process::Stdio,
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, copy_bidirectional},
+    net::{TcpListener, TcpStream},
     process::{Child, Command},
+    task::JoinHandle,
     time::timeout,
 };
 
@@ -27,7 +30,9 @@ use egress_integration::{
     silent_port::SilentPort,
 };
 
-use common::{SHARED, SIMPLE, SOON, Trusted, entry, log_of, mutual, request, route, rule, site};
+use common::{
+    SHARED, SIMPLE, SOON, Trusted, egressctl, entry, log_of, mutual, request, route, rule, site,
+};
 
 /// All words at once.
 const ALL: &str = "rsa-key-exchange,cbc,tls1.0,tls1.1,sha1-signatures,small-hello,renegotiation";
@@ -640,4 +645,261 @@ impl Renegotiating {
             _child: child,
         })
     }
+}
+
+/// What `check --connect` says of these hosts: messages of this severity, each with its hint.
+async fn connected(
+    trusted: &Trusted,
+    rules: &str,
+    hosts: &[(String, SocketAddr)],
+    severity: &str,
+) -> Result<Vec<(String, String)>> {
+    let file = trusted.file("checked.yaml", rules)?;
+    let mut args: Vec<OsString> = ["check", "--connect", "-o", "json", "-f"]
+        .map(OsString::from)
+        .into();
+    args.push(file.into());
+    for (host, server) in hosts {
+        args.extend(["--connect-to".into(), route(host, 443, *server).into()]);
+    }
+    let output = egressctl(trusted, args).await?;
+    let found: Vec<Value> = serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    let found = found.iter().filter(|it| it["severity"] == severity);
+    let text = |it: &Value, key: &str| it[key].as_str().unwrap_or_default().to_owned();
+    Ok(found
+        .map(|it| (text(it, "message"), text(it, "hint")))
+        .collect())
+}
+
+/// `check --connect` names the words that a server needs, and with them it has nothing more to say.
+#[tokio::test]
+async fn check_says_which_words_a_server_needs() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let cases = cases();
+    let name = |at: usize| format!("s{at}.example");
+    let all: Vec<String> = (0..cases.len()).map(name).collect();
+    let certificates = [
+        certificate(&trusted.ca, &all, Key::Rsa(2048))?,
+        certificate(&trusted.ca, &all, Key::EcdsaP256)?,
+    ];
+    let (mut servers, mut hosts, mut plain) = (Vec::new(), Vec::new(), String::new());
+    for (at, case) in cases.iter().enumerate() {
+        let certificate = &certificates[usize::from(case.key == Key::EcdsaP256)];
+        let server = OldServer::pages(certificate, case.server).await?;
+        hosts.push((name(at), server.addr()));
+        servers.push(server);
+        plain += &legacy(&name(at), "", SIMPLE);
+    }
+    let errors = connected(&trusted, &plain, &hosts, "error").await?;
+    assert_eq!(errors.len(), cases.len(), "{errors:#?}");
+    let mut mended = String::new();
+    for (at, case) in cases.iter().enumerate() {
+        let begin = format!("`{}:443` does not come to terms with Envoy", name(at));
+        let told = errors
+            .iter()
+            .find(|(message, _)| message.starts_with(&begin));
+        let (_, hint) = told.with_context(|| format!("{}: {errors:#?}", case.server))?;
+        let (_, words) = hint
+            .split_once("egressctl/tls-legacy: ")
+            .context(hint.clone())?;
+        let (words, _) = words.split_once('`').context(hint.clone())?;
+        let said: BTreeSet<&str> = words.split(',').collect();
+        let expected: BTreeSet<&str> = case.words.split(',').map(str::trim).collect();
+        assert_eq!(said, expected, "{}", case.server);
+        assert!(
+            hint.contains("`renegotiation` shows only behind a request"),
+            "{hint}"
+        );
+        mended += &legacy(&name(at), words, SIMPLE);
+    }
+    let errors = connected(&trusted, &mended, &hosts, "error").await?;
+    assert_eq!(errors, []);
+    Ok(())
+}
+
+/// It names words that are not needed, and of old servers too it tells whose certificate would be refused.
+#[tokio::test]
+async fn check_says_which_words_are_needless_and_judges_old_certificates() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let names = ["modern.example", "older.example", "dhe.example"].map(str::to_owned);
+    let [modern, older, dhe] = &names;
+    let certificate = certificate(&trusted.ca, &names, Key::Rsa(2048))?;
+    let leaf = Leaf::for_names(["other.example"]);
+    let other = trusted
+        .ca
+        .issue(&leaf.key(Key::Rsa(2048)).usage(Usage::OldServer))?;
+    let servers = [
+        OldServer::pages(&certificate, "").await?,
+        OldServer::pages(&other, "-tls1_2 -cipher AES128-SHA").await?,
+        OldServer::pages(&certificate, "-tls1_2 -cipher DHE-RSA-AES128-SHA").await?,
+    ];
+    let hosts: Vec<_> = names
+        .iter()
+        .cloned()
+        .zip(servers.iter().map(OldServer::addr))
+        .collect();
+    let rules = legacy(modern, "cbc,renegotiation", SIMPLE)
+        + &legacy(older, "rsa-key-exchange", SIMPLE)
+        + &legacy(dhe, "", SIMPLE);
+    let warnings = connected(&trusted, &rules, &hosts, "warning").await?;
+    let told = warnings
+        .iter()
+        .find(|(message, _)| message == "`modern.example:443` does not need `cbc`");
+    let (_, hint) = told.with_context(|| format!("{warnings:#?}"))?;
+    assert_eq!(hint, "write `egressctl/tls-legacy: renegotiation`");
+    let errors = connected(&trusted, &rules, &hosts, "error").await?;
+    let begins = [
+        "`dhe.example:443` does not shake hands: ",
+        "`older.example:443` shows a certificate that is for other names: ",
+    ];
+    assert_eq!(errors.len(), begins.len(), "{errors:#?}");
+    for begin in begins {
+        assert!(
+            errors.iter().any(|(it, _)| it.starts_with(begin)),
+            "{errors:#?}"
+        );
+    }
+    Ok(())
+}
+
+/// Something between here and a server that takes no first message of more than a packet.
+struct Middlebox {
+    addr: SocketAddr,
+    accepting: JoinHandle<()>,
+}
+
+impl Middlebox {
+    async fn before(server: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let addr = listener.local_addr()?;
+        let accepting = tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut header = [0; 5];
+                    client.read_exact(&mut header).await?;
+                    let [.., high, low] = header;
+                    if u16::from_be_bytes([high, low]) > 1000 {
+                        return Ok(());
+                    }
+                    let mut upstream = TcpStream::connect(server).await?;
+                    upstream.write_all(&header).await?;
+                    copy_bidirectional(&mut client, &mut upstream)
+                        .await
+                        .map(|_| ())
+                });
+            }
+        });
+        Ok(Self { addr, accepting })
+    }
+}
+
+impl Drop for Middlebox {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_middlebox_that_chokes_on_a_long_message_is_passed_and_found() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let names = ["modern.example", "small.example", "old.example"].map(str::to_owned);
+    let [modern, small, old] = &names;
+    let certificate = certificate(&trusted.ca, &names, Key::Rsa(2048))?;
+    let server = OldServer::pages(&certificate, "").await?;
+    let cbc = OldServer::pages(&certificate, "-tls1_2 -cipher ECDHE-RSA-AES128-SHA").await?;
+    let (between, before_cbc) = (
+        Middlebox::before(server.addr()).await?,
+        Middlebox::before(cbc.addr()).await?,
+    );
+    let hosts = [
+        (modern.clone(), between.addr),
+        (small.clone(), between.addr),
+        (old.clone(), before_cbc.addr),
+    ];
+    let rules = legacy(modern, "", SIMPLE)
+        + &legacy(small, "small-hello", SIMPLE)
+        + &legacy(old, "", SIMPLE);
+    let errors = connected(&trusted, &rules, &hosts, "error").await?;
+    assert_eq!(errors.len(), 2, "{errors:#?}");
+    for (host, words) in [(modern, "small-hello"), (old, "cbc,small-hello")] {
+        let told = errors
+            .iter()
+            .find(|(message, _)| message.contains(host.as_str()));
+        let (_, hint) = told.with_context(|| format!("{errors:#?}"))?;
+        assert!(
+            hint.contains(&format!("`egressctl/tls-legacy: {words}`")),
+            "{hint}"
+        );
+    }
+    let stage = Stage::start(trusted.egressctl(&rules), &hosts).await?;
+    stage.fails(modern, "reset").await?;
+    stage
+        .speaks(small, "TLSv1.3", "TLS_AES_128_GCM_SHA256")
+        .await?;
+    stage.silent.assert_silent().await
+}
+
+/// The names that `check` takes in the mesh's `tlsDefaults` are those that Envoy starts with, and servers are offered them.
+#[tokio::test]
+async fn what_the_mesh_says_of_tls_is_what_servers_are_offered() -> Result<()> {
+    let trusted = Trusted::new()?;
+    let names = ["rsa.example", "small.example", "modern.example"].map(str::to_owned);
+    let [rsa, small, modern] = &names;
+    let certificate = certificate(&trusted.ca, &names, Key::Rsa(2048))?;
+    let old = OldServer::pages(&certificate, "-tls1_2 -cipher AES128-SHA").await?;
+    let new = OldServer::pages(&certificate, "").await?;
+    let hosts = [
+        (rsa.clone(), old.addr()),
+        (small.clone(), new.addr()),
+        (modern.clone(), new.addr()),
+    ];
+    let rules = legacy(rsa, "", SIMPLE)
+        + &legacy(small, "small-hello", SIMPLE)
+        + &legacy(modern, "", SIMPLE);
+    let mesh = trusted.file(
+        "mesh.yaml",
+        "tlsDefaults:
+  ecdhCurves: [P-521, P-384, X25519MLKEM768, P-256, X25519]
+  cipherSuites:
+  - '[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]'
+  - ECDHE-RSA-AES128-GCM-SHA256
+  - ECDHE-RSA-CHACHA20-POLY1305
+  - ECDHE-ECDSA-AES256-GCM-SHA384
+  - ECDHE-RSA-AES256-GCM-SHA384
+  - ECDHE-ECDSA-AES128-SHA256
+  - ECDHE-RSA-AES128-SHA256
+  - ECDHE-ECDSA-AES128-SHA
+  - ECDHE-RSA-AES128-SHA
+  - ECDHE-ECDSA-AES256-SHA
+  - ECDHE-RSA-AES256-SHA
+  - AES128-GCM-SHA256
+  - AES256-GCM-SHA384
+  - AES128-SHA
+  - AES256-SHA
+  - DES-CBC3-SHA
+",
+    )?;
+    let builder = trusted.egressctl(&rules).arg("--mesh-config").arg(mesh);
+    let stage = Stage::start(builder, &hosts).await?;
+    stage.speaks(rsa, "TLSv1.2", "AES128-SHA").await?;
+    for (host, groups) in [
+        (small, &[0x19, 0x18, 0x17, 0x1d][..]),
+        (modern, &[0x19, 0x18, 0x11ec, 0x17, 0x1d]),
+    ] {
+        stage
+            .speaks(host, "TLSv1.3", "TLS_AES_128_GCM_SHA256")
+            .await?;
+        let hellos = new.hellos();
+        let hello = hellos.last().context("no ClientHello came")?;
+        let offered: Vec<u8> = groups
+            .iter()
+            .flat_map(|group: &u16| group.to_be_bytes())
+            .collect();
+        let mut list = u16::try_from(offered.len())?.to_be_bytes().to_vec();
+        list.extend(offered);
+        let mut windows = hello.bytes.windows(list.len());
+        assert!(windows.any(|it| it == list), "{host}: {:02x?}", hello.bytes);
+    }
+    stage.silent.assert_silent().await
 }

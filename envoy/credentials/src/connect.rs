@@ -1,7 +1,8 @@
-//! Asks the servers: would the rules trust the certificates that they show?
+//! Asks the servers: would the rules trust the certificates that they show, and would Envoy come to terms with them?
 //!
 //! It sends each server a ClientHello with the rule's SNI, reads the server's certificates, and closes the connection.
-//! It shows no certificate of ours and sends no request.
+//! It shows no certificate of ours and sends no request. To a server that does not answer what Envoy offers, it sends more
+//! of them, each with other words of `egressctl/tls-legacy`, until the server answers.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use egress_policy::{Endpoints, Severity, TlsIntent, Trust, UpstreamProtocol};
+use egress_policy::{Endpoints, Note, Notes, Severity, TlsIntent, Trust, UpstreamProtocol};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -24,7 +25,11 @@ use super::inspect::{Inspection, day, name, parsed, signed};
 use super::judge::{Decoded, judge};
 use super::store::Store;
 use egress_render::xds::SecretRequest;
-use egress_rules::{Diagnostic, Rules};
+use egress_rules::{ClusterDefaults, Diagnostic, Offer, Rules, TlsVersion, legacy_words};
+
+mod hello;
+
+use hello::{Answer, Taken, offer};
 
 /// How long a server may take for each step.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
@@ -40,6 +45,13 @@ struct Target<'t> {
     host: String,
     tls: &'t TlsIntent,
     rule: Option<String>,
+}
+
+/// What came of asking a server.
+struct Asked {
+    shown: Shown,
+    /// The words that it needs and the version that it then speaks, if anything was answered.
+    needs: Option<(Notes, TlsVersion)>,
 }
 
 /// What a server showed.
@@ -64,7 +76,7 @@ pub fn connect(rules: &Rules, store: &Store, now: SystemTime) -> Vec<Diagnostic>
                     let Some(target) = targets.get(at) else {
                         return;
                     };
-                    let answer = ask(target);
+                    let answer = ask(target, &rules.mesh.clusters);
                     if let Ok(mut answers) = answers.lock() {
                         answers.insert(at, answer);
                     }
@@ -75,7 +87,8 @@ pub fn connect(rules: &Rules, store: &Store, now: SystemTime) -> Vec<Diagnostic>
     let answers = answers.into_inner().unwrap_or_default();
     let mut inspection = Inspection::new(rules, now);
     for (target, answer) in targets.iter().zip(answers.into_values()) {
-        judge_answer(&mut inspection, store, target, &answer);
+        judge_needs(&mut inspection, rules.mesh.clusters.tls13, target, &answer);
+        judge_answer(&mut inspection, store, target, &answer.shown);
     }
     inspection.told()
 }
@@ -121,25 +134,160 @@ fn targets(rules: &Rules) -> Vec<Target<'_>> {
     found.into_values().collect()
 }
 
-/// Begins a handshake, and returns what came of it.
-fn ask(target: &Target<'_>) -> Shown {
+/// Begins handshakes, and returns what came of them.
+fn ask(target: &Target<'_>, defaults: &ClusterDefaults) -> Asked {
     let (address, port) = &target.address;
-    let unreachable = |error: io::Error| Shown::Unreachable(error.to_string());
+    let unreachable = |error: io::Error| Asked {
+        shown: Shown::Unreachable(error.to_string()),
+        needs: None,
+    };
     let addresses: Vec<SocketAddr> = match (address.as_str(), *port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
         Err(error) => return unreachable(error),
     };
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for address in addresses.iter().take(4) {
-        match TcpStream::connect_timeout(address, STEP_LIMIT) {
-            Ok(stream) => {
-                return handshake(stream, target)
-                    .unwrap_or_else(|error| Shown::NoTls(error.to_string()));
+        let stream = match TcpStream::connect_timeout(address, STEP_LIMIT) {
+            Ok(stream) => stream,
+            Err(error) => {
+                last = error;
+                continue;
             }
-            Err(error) => last = error,
-        }
+        };
+        let shown = handshake(stream, target);
+        let shown = shown.unwrap_or_else(|error| Shown::NoTls(error.to_string()));
+        let found = needs(*address, target, defaults);
+        let needs = found.as_ref().map(|(words, taken)| (*words, taken.version));
+        let shown = match (shown, found) {
+            // Old servers show it too.
+            (Shown::NoTls(_), Some((_, taken))) if !taken.chain.is_empty() => {
+                Shown::Chain(taken.chain)
+            }
+            (shown, _) => shown,
+        };
+        return Asked { shown, needs };
     }
     unreachable(last)
+}
+
+/// Finds the words without which a server does not answer: the fewest, and of those the least bad. `None` if it answers
+/// nothing of all that Envoy could offer. That the mesh wants TLS 1.3 is left out of account.
+fn needs(
+    address: SocketAddr,
+    target: &Target<'_>,
+    defaults: &ClusterDefaults,
+) -> Option<(Notes, Taken)> {
+    use Note::{Cbc, RsaKeyExchange, Sha1Signatures, Tls10, Tls11};
+    let defaults = ClusterDefaults {
+        tls13: false,
+        ..defaults.clone()
+    };
+    let sni = target.tls.sni.fixed().unwrap_or(&target.host);
+    let taken = |words: Notes| {
+        let mut stream = TcpStream::connect_timeout(&address, STEP_LIMIT).ok()?;
+        stream.set_read_timeout(Some(STEP_LIMIT)).ok()?;
+        stream.set_write_timeout(Some(STEP_LIMIT)).ok()?;
+        match offer(&mut stream, sni, &Offer::of(&defaults, words)) {
+            Ok(Answer::Taken(taken)) => Some(taken),
+            Ok(Answer::Refused) | Err(_) => None,
+        }
+    };
+    let none = Notes::default();
+    if let Some(found) = taken(none) {
+        return Some((none, found));
+    }
+    let small = small();
+    let all = Notes::from_iter([RsaKeyExchange, Cbc, Tls10, Tls11, Sha1Signatures]);
+    let everything = taken(all.and(small))?;
+    let size = match taken(all) {
+        Some(_) => none,
+        None => small,
+    };
+    let tries: [&[Note]; 11] = [
+        &[],
+        &[Cbc],
+        &[Sha1Signatures],
+        &[Cbc, Sha1Signatures],
+        &[RsaKeyExchange],
+        &[RsaKeyExchange, Cbc],
+        &[Tls11, Cbc],
+        &[Tls11, Cbc, RsaKeyExchange],
+        &[Tls10, Cbc],
+        &[Tls10, Cbc, RsaKeyExchange],
+        &[Tls10, Cbc, RsaKeyExchange, Sha1Signatures],
+    ];
+    let tries = tries
+        .iter()
+        .map(|words| words.iter().copied().collect::<Notes>().and(size));
+    let mut tries = tries.filter(|words| *words != none);
+    let found = tries.find_map(|words| Some((words, taken(words)?)));
+    Some(found.unwrap_or((all.and(size), everything)))
+}
+
+/// Tells which words a rule lacks, and which its server does not need.
+fn judge_needs(
+    inspection: &mut Inspection<'_>,
+    mesh_wants_13: bool,
+    target: &Target<'_>,
+    asked: &Asked,
+) {
+    let Some((needed, version)) = asked.needs else {
+        return;
+    };
+    let need = validation(target);
+    let (shown, rule) = (&target.shown, target.rule.as_deref());
+    let given = target.tls.legacy;
+    let list = |words: Notes, between: &str| {
+        let words = legacy_words(words);
+        words.join(between)
+    };
+    // TLS 1.0 includes 1.1.
+    let covered = match given.say(Note::Tls10) {
+        true => given.and(Notes::from_iter([Note::Tls11])),
+        false => given,
+    };
+    let lacking = needed.without(covered);
+    let unseen = Notes::from_iter([Note::Renegotiation]);
+    let needless = given.without(needed).without(unseen);
+    if lacking != Notes::default() {
+        let what = format!(
+            "`{shown}` does not come to terms with Envoy: it needs `{}`",
+            list(lacking, "`, `")
+        );
+        let hint = format!(
+            "if the server cannot be renewed, give the DestinationRule the annotation `egressctl/tls-legacy: {}`; whether it needs `renegotiation` shows only behind a request",
+            list(given.and(needed), ",")
+        );
+        inspection.add_of(Severity::Error, &need, rule, what, &hint);
+    } else if mesh_wants_13
+        && version < TlsVersion::Tls13
+        && given.without(small()) == Notes::default()
+    {
+        let what = format!(
+            "`{shown}` speaks {version}, and `tlsDefaults.minProtocolVersion` of the mesh is TLSV1_3"
+        );
+        let hint = "Envoy refuses it: say TLSV1_2 there";
+        inspection.add_of(Severity::Error, &need, rule, what, hint);
+    } else if needless != Notes::default() {
+        let what = format!("`{shown}` does not need `{}`", list(needless, "`, `"));
+        let hint = match list(given.without(needless), ",") {
+            rest if rest.is_empty() => "remove the annotation `egressctl/tls-legacy`".to_owned(),
+            rest => format!("write `egressctl/tls-legacy: {rest}`"),
+        };
+        inspection.add_of(Severity::Warning, &need, rule, what, &hint);
+    }
+}
+
+/// The word that opens no version.
+fn small() -> Notes {
+    Notes::from_iter([Note::SmallHello])
+}
+
+fn validation(target: &Target<'_>) -> SecretRequest {
+    SecretRequest::validation(target.tls).unwrap_or(SecretRequest::Validation {
+        trust: Trust::System,
+        crl: None,
+    })
 }
 
 fn handshake(mut stream: TcpStream, target: &Target<'_>) -> io::Result<Shown> {
@@ -183,10 +331,7 @@ fn judge_answer(
     target: &Target<'_>,
     answer: &Shown,
 ) {
-    let need = SecretRequest::validation(target.tls).unwrap_or(SecretRequest::Validation {
-        trust: Trust::System,
-        crl: None,
-    });
+    let need = validation(target);
     let shown = &target.shown;
     let rule = target.rule.as_deref();
     let mut tell = |severity, what: String, hint: &str| {
@@ -208,7 +353,7 @@ fn judge_answer(
             tell(
                 Severity::Error,
                 what,
-                "does it speak TLS 1.2 or 1.3 on that port? see `targetPort`",
+                "does it speak TLS on that port? see `targetPort`; a server that wants DHE, 3DES or older than TLS 1.0 needs stunnel or nginx between",
             );
             return;
         }
