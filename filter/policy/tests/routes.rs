@@ -212,7 +212,6 @@ fn a_host_whose_routes_envoy_chooses_among_is_written_by_a_route() {
         hosts.collect::<Vec<_>>()
     };
     let answers = json!([{"directResponse": {"status": 403}}]);
-    let leads = json!([{"route": to("b.example.com", 80)}]);
     assert_eq!(
         branches(branching("b.example.com", answers.clone())),
         [HOST, "b.example.com"]
@@ -221,7 +220,10 @@ fn a_host_whose_routes_envoy_chooses_among_is_written_by_a_route() {
         branches(branching("*.example.com", answers)),
         [HOST, "b.example.com"]
     );
-    assert_eq!(branches(branching("b.example.com", leads)), [""; 0]);
+    assert_eq!(
+        branches(branching("c.example.com", json!([{"route": to(HOST, 80)}]))),
+        [""; 0]
+    );
 }
 
 #[test]

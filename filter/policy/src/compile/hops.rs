@@ -38,13 +38,13 @@ impl<'r> Compiler<'r> {
         };
         // A Gateway of the Gateway API has a Service of its own, and others have none that is known.
         let claims = |gateway: &Gateway| gateway.services.contains(&to.host);
-        let claimed = gateways(resources).any(claims);
+        let claimed = resources.gateways.iter().any(claims);
         let serves = |gateway: &&Gateway| {
             let its = gateway.services.is_empty() || claims(gateway);
             its && (!claimed || claims(gateway)) && serves(gateway)
         };
         let mut hidden = false;
-        for gateway in gateways(resources).filter(serves) {
+        for gateway in gateways(resources).into_iter().filter(serves) {
             let router = Proxy {
                 namespace: namespace.to_owned(),
                 labels: gateway.selector.iter().cloned().collect(),
@@ -104,7 +104,7 @@ impl<'r> Compiler<'r> {
             self.tell_routed(Severity::Error, "gateway-half-hidden", chosen, text, &hint);
             return Err(Reason::InvalidRule);
         }
-        if gateways(resources).any(|gateway| serves(&gateway)) {
+        if resources.gateways.iter().any(|gateway| serves(&gateway)) {
             return Err(Reason::NoRoute);
         }
         let text = format!(

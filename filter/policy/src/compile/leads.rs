@@ -108,7 +108,7 @@ impl<'r> Compiler<'r> {
         let Some(first) = routes.first() else {
             return Err(Reason::NoRoute);
         };
-        if !first.is_plain() || self.gets_a_host_with_branches(called, side, first) {
+        if !first.is_plain() || self.gets_a_host_with_routes(called, side, first) {
             return self.branches(called, side, routes, None);
         }
         let by = Some(self.service_index(first));
@@ -129,9 +129,9 @@ impl<'r> Compiler<'r> {
         }
     }
 
-    /// Whether a route gives requests another host, and Envoy's routes choose for that one. If our filter wrote it, they
-    /// would choose for such a request as well; a route of its own writes it when they are done.
-    fn gets_a_host_with_branches(
+    /// Whether a route gives requests another host, and VirtualServices are for that one too. If our filter wrote it, routes
+    /// of theirs would choose for such a request as well; a route of its own writes it when they are done.
+    fn gets_a_host_with_routes(
         &self,
         called: Called<'_>,
         side: &Side<'r>,
@@ -148,13 +148,9 @@ impl<'r> Compiler<'r> {
         if side.proxy.role == Role::Gateway {
             return true;
         }
-        let host = HostPattern::Exact(name.clone());
-        let owner = self.hosts.index(&host);
-        let owner = owner.and_then(|index| self.owners.get(index).copied().flatten());
-        let owner = owner.map(|owner| &*owner.entry.item.meta.id.namespace);
-        let routes = self.routing.http(&host, called.port, &side.proxy, owner);
-        let first = routes.as_ref().and_then(|routes| routes.first());
-        first.is_some_and(|first| !first.is_plain())
+        self.routing
+            .goes_by(&HostPattern::Exact(name.clone()))
+            .is_some()
     }
 
     /// Follows a destination to its end, or to the routes of an egress gateway that say more than where they lead.
@@ -174,7 +170,7 @@ impl<'r> Compiler<'r> {
         let routes = self.of_hop(called, &domain, &side, &asked)?;
         match routes.first() {
             Some(first) if first.is_plain() => {
-                if self.gets_a_host_with_branches(called, &self.own_side(called.port), first) {
+                if self.gets_a_host_with_routes(called, &self.own_side(called.port), first) {
                     let what = "gives requests the host of other routes behind an egress gateway";
                     return Err(self.not_carried_out(called, Some(first), what));
                 }

@@ -152,7 +152,9 @@ impl<'r> Compiler<'r> {
 
     /// Adds what a router serves.
     pub(super) fn serve_gateways(&mut self) {
-        let wrong = self.check_servers();
+        let before = self.problems.len();
+        self.check_servers();
+        let wrong = before..self.problems.len();
         let proxy = &self.options.proxy;
         let served = domains(self.resources, proxy, &self.options.mesh, None);
         let scope = self.router_scope(proxy);
@@ -180,16 +182,13 @@ impl<'r> Compiler<'r> {
             if domain.ends != Ends::Nothing
                 && let Some(index) = self.hosts.index(&domain.host)
             {
-                let wrong = wrong.iter().filter(|(of, _)| *of == port);
-                wrong.for_each(|(_, problem)| self.blame(index, port, *problem..problem + 1));
+                self.blame(index, port, wrong.clone());
             }
         }
     }
 
-    /// Reports servers that are not carried out: whoever the TLS of one keeps out would be let in. Returns the problems of
-    /// each port.
-    fn check_servers(&mut self) -> Vec<(PortNumber, usize)> {
-        let mut wrong = Vec::new();
+    /// Reports servers that are not carried out: whoever the TLS of one keeps out would be let in.
+    fn check_servers(&mut self) {
         for one in servers(self.resources, &self.options.proxy) {
             if self.tell_left_out(one) {
                 continue;
@@ -213,19 +212,16 @@ impl<'r> Compiler<'r> {
             };
             let (meta, path) = (&one.gateway.meta, path_of(one.at));
             let id = "gateway-server-tls";
-            let before = self.problems.len();
             self.tell_about(severity, id, meta, path, text, hint);
-            wrong.extend((before..self.problems.len()).map(|problem| (port, problem)));
         }
-        wrong
     }
 
     /// Reports a server that Istio leaves out, if it does that.
     pub(super) fn tell_left_out(&mut self, one: OfGateway<'_>) -> bool {
         if let Some(earlier) = one.behind {
             let text = format!(
-                "the server is left out, as in Istio: {} has an earlier one on port {}, of another protocol or with the same host for TLS",
-                earlier.meta.id, one.server.port
+                "the server is left out, as in Istio: an earlier one of {} has the port for another protocol, or the host for TLS",
+                earlier.meta.id
             );
             let hint = "give it another port or other hosts";
             let (meta, path) = (&one.gateway.meta, path_of(one.at));

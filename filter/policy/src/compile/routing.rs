@@ -435,10 +435,10 @@ impl<'r> Domain<'r> {
 }
 
 /// Returns the Gateways in their order.
-pub(super) fn gateways(resources: &Resources) -> impl Iterator<Item = &Gateway> {
+pub(super) fn gateways(resources: &Resources) -> Vec<&Gateway> {
     let all = &resources.gateways;
     let order = sorted(&all.iter().map(|gateway| &gateway.meta).collect::<Vec<_>>());
-    order.into_iter().filter_map(|at| all.get(at))
+    order.into_iter().filter_map(|at| all.get(at)).collect()
 }
 
 /// A server of a router, and whose it is.
@@ -455,7 +455,10 @@ pub(super) struct OfGateway<'r> {
 /// Returns the servers of a router, in their order.
 pub(super) fn servers<'r>(resources: &'r Resources, router: &Proxy) -> Vec<OfGateway<'r>> {
     let mut all: Vec<OfGateway<'_>> = Vec::new();
-    for gateway in gateways(resources).filter(|gateway| gateway.selects(router)) {
+    for gateway in gateways(resources) {
+        if !gateway.selects(router) {
+            continue;
+        }
         for (at, server) in gateway.servers.iter().enumerate() {
             let mut earlier = all.iter().filter(|one| one.behind.is_none());
             let first = earlier.find(|earlier| !server.stands_behind(earlier.server));
@@ -481,47 +484,47 @@ pub(super) fn domains<'r>(
     port: Option<PortNumber>,
 ) -> Vec<(PortNumber, Domain<'r>)> {
     let mut found: Vec<(PortNumber, Domain<'r>)> = Vec::new();
-    let mut last: Option<(&Gateway, GatewayName, Vec<Routes<'r>>)> = None;
-    for one in servers(resources, router) {
-        let (gateway, server) = (one.gateway, one.server);
-        if one.behind.is_some() || port.is_some_and(|port| port != server.port) {
+    let all = servers(resources, router);
+    for gateway in gateways(resources) {
+        if !all.iter().any(|one| std::ptr::eq(one.gateway, gateway)) {
             continue;
         }
-        if !matches!(&last, Some((last, ..)) if std::ptr::eq(*last, gateway)) {
-            let id = &gateway.meta.id;
-            let name = GatewayName::Named {
-                namespace: id.namespace.to_string(),
-                name: id.name.to_string(),
-            };
-            let services = visible(resources, &router.namespace, mesh, &name);
-            last = Some((gateway, name, services));
-        }
-        let Some((_, name, services)) = &last else {
-            continue;
+        let id = &gateway.meta.id;
+        let name = GatewayName::Named {
+            namespace: id.namespace.to_string(),
+            name: id.name.to_string(),
         };
-        for service in services {
-            for host in shared(server, service) {
-                let is = |(number, domain): &&mut (PortNumber, Domain<'_>)| {
-                    *number == server.port && domain.host == host
-                };
-                match found.iter_mut().find(is) {
-                    Some((_, domain)) => {
-                        let has = |other: &Routes<'_>| other.index == service.index;
-                        if domain.gateway == *name && !domain.services.iter().any(has) {
-                            domain.services.push(*service);
+        let services = visible(resources, &router.namespace, mesh, &name);
+        for one in &all {
+            let server = one.server;
+            let its = std::ptr::eq(one.gateway, gateway) && one.behind.is_none();
+            if !its || port.is_some_and(|port| port != server.port) {
+                continue;
+            }
+            for service in &services {
+                for host in shared(server, service) {
+                    let is = |(number, domain): &&mut (PortNumber, Domain<'_>)| {
+                        *number == server.port && domain.host == host
+                    };
+                    match found.iter_mut().find(is) {
+                        Some((_, domain)) => {
+                            let has = |other: &Routes<'_>| other.index == service.index;
+                            if domain.gateway == name && !domain.services.iter().any(has) {
+                                domain.services.push(*service);
+                            }
                         }
+                        None => found.push((
+                            server.port,
+                            Domain {
+                                host,
+                                reads: server.reads,
+                                ends: server.ends,
+                                redirects: server.redirects,
+                                gateway: name.clone(),
+                                services: vec![*service],
+                            },
+                        )),
                     }
-                    None => found.push((
-                        server.port,
-                        Domain {
-                            host,
-                            reads: server.reads,
-                            ends: server.ends,
-                            redirects: server.redirects,
-                            gateway: name.clone(),
-                            services: vec![*service],
-                        },
-                    )),
                 }
             }
         }
