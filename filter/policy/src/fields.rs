@@ -4,7 +4,10 @@
 //! path. So this file reads the wire format by hand, from one [`Node`] for each document.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::time::Duration;
+
+use serde_json::Number;
 
 use crate::host::{HostPattern, InvalidHost};
 use crate::node::{Node, Object};
@@ -242,20 +245,18 @@ impl<'a> Field<'a> {
         number
     }
 
-    /// Reads a number between two bounds, both allowed.
+    /// Reads a number that is not negative, and at most so large, if there is a limit.
     #[inline(never)]
-    pub fn decimal(&self, min: f64, max: f64) -> Option<f64> {
-        let number = match self.value {
-            Node::Number(number) => number.as_f64(),
-            _ => None,
-        };
-        let Some(number) = number else {
+    pub fn decimal(&self, max: Option<u32>) -> Option<Decimal> {
+        let Node::Number(written) = self.value else {
             self.wrong_type("a number");
             return None;
         };
-        if !(min..=max).contains(&number) {
+        let number = written.as_f64().map(Decimal)?;
+        if number.0 < 0.0 || max.is_some_and(|max| number.0 > max.into()) {
+            let range = max.map_or_else(String::new, |max| max.to_string());
             self.error(ProblemKind::Invalid(format!(
-                "{number} is out of range {min}..{max}"
+                "{written} is out of range 0..{range}"
             )));
             return None;
         }
@@ -599,6 +600,20 @@ pub fn listed(words: &[&str]) -> String {
     let words = words.iter().map(|word| format!("`{word}`"));
     let listed = words.reduce(|all, word| all + ", " + &word);
     listed.unwrap_or_default()
+}
+
+/// A number that may have a part behind the point.
+#[derive(Clone, Copy, PartialEq)]
+pub struct Decimal(pub f64);
+
+/// As JSON has it: to write numbers in Rust's own way takes more code than any other thing that is written.
+impl fmt::Debug for Decimal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Number::from_f64(self.0) {
+            Some(number) => fmt::Display::fmt(&number, f),
+            None => f.write_str("none"),
+        }
+    }
 }
 
 /// Reads numbers with units, `1h2m3.5s`; none may be negative.

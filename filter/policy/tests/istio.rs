@@ -565,7 +565,7 @@ fn settings(cluster: &Cluster) -> Value {
         "outlierDetection": outlier,
         "loadBalancer": cluster.load_balancer.as_deref().map(balancer),
         "warmup": warmup.map(|warmup| {
-            json!([millis(warmup.duration), warmup.minimum_percent, warmup.aggression])
+            json!([millis(warmup.duration), warmup.minimum_percent.0, warmup.aggression.0])
         }),
         "proxyProtocol": cluster.proxy_protocol.map(|version| match version {
             ProxyProtocol::V1 => "V1",
@@ -575,7 +575,7 @@ fn settings(cluster: &Cluster) -> Value {
             format!("{} {}", tunnel.method(), tunnel.authority())
         }),
         "retryBudget": cluster.retry_budget.as_ref().map(|budget| {
-            json!([budget.percent, budget.min_concurrency])
+            json!([budget.percent.0, budget.min_concurrency])
         }),
     })
 }

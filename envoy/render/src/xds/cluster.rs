@@ -354,8 +354,8 @@ fn load_balancer(cluster: &Cluster, fields: &mut Map<String, Value>) {
     if let Some(warmup) = wanted.and_then(|wanted| wanted.warmup.as_ref()) {
         let slow_start = json!({
             "slow_start_window": duration(warmup.duration),
-            "aggression": {"default_value": warmup.aggression, "runtime_key": "egress.warmup.aggression"},
-            "min_weight_percent": {"value": warmup.minimum_percent},
+            "aggression": {"default_value": warmup.aggression.0, "runtime_key": "egress.warmup.aggression"},
+            "min_weight_percent": {"value": warmup.minimum_percent.0},
         });
         set(fields, config, json!({"slow_start_config": slow_start}));
     }

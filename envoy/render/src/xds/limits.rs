@@ -42,7 +42,7 @@ pub(super) fn circuit_breakers(
     let budget = cluster.and_then(|cluster| cluster.retry_budget.as_ref());
     if let (Some(budget), Some(fields)) = (budget, threshold.as_object_mut()) {
         let budget = json!({
-            "budget_percent": {"value": budget.percent},
+            "budget_percent": {"value": budget.percent.0},
             "min_retry_concurrency": budget.min_concurrency,
         });
         set(fields, "retry_budget", budget);

@@ -281,7 +281,7 @@ fn share_of_all(fields: &Fields<'_>, otherwise: Option<Percent>) -> Percent {
 pub(super) fn read_percent(field: Field<'_>) -> Option<Percent> {
     let fields = field.fields()?;
     let value = fields.read("value", |field| {
-        let value = field.decimal(0.0, 100.0)?;
+        let value = field.decimal(Some(100))?.0;
         if value > 0.0 && value < 0.0001 {
             let text = format!("percentage {value} is neither 0.0, nor in range [0.0001, 100.0]");
             field.error_with_hint(ProblemKind::Invalid(text), "0.0001 is the least");

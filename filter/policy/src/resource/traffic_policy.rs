@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::fields::{Field, Fields};
+use crate::fields::{Decimal, Field, Fields};
 use crate::host::HostName;
 use crate::port::PortNumber;
 use crate::problem::{ProblemKind, Severity};
@@ -116,9 +116,9 @@ pub struct Warmup {
     /// How long a new address is spared.
     pub duration: Duration,
     /// The share it begins with, in percent.
-    pub minimum_percent: f64,
+    pub minimum_percent: Decimal,
     /// How the share grows: 1 is linear.
-    pub aggression: f64,
+    pub aggression: Decimal,
 }
 
 /// `connectionPool`.
@@ -253,7 +253,7 @@ pub enum ProxyProtocol {
 #[derive(Debug, Clone, PartialEq)]
 pub struct RetryBudget {
     /// Retries at once, in percent of the requests at once.
-    pub percent: f64,
+    pub percent: Decimal,
     /// So many are always allowed.
     pub min_concurrency: u32,
 }
@@ -317,8 +317,8 @@ pub(super) fn read_policy(field: Field<'_>, namespace: &str) -> Option<TrafficPo
         );
         Some(RetryBudget {
             percent: fields
-                .read("percent", |field| field.decimal(0.0, 100.0))
-                .unwrap_or(20.0),
+                .read("percent", |field| field.decimal(Some(100)))
+                .unwrap_or(Decimal(20.0)),
             min_concurrency: fields.read("minRetryConcurrency", unsigned).unwrap_or(3),
         })
     });
@@ -461,16 +461,16 @@ fn read_load_balancer(field: Field<'_>) -> Option<LoadBalancer> {
     let old = fields.read("warmupDurationSecs", |field| field.duration());
     let old = old.map(|duration| Warmup {
         duration,
-        minimum_percent: 10.0,
-        aggression: 1.0,
+        minimum_percent: Decimal(10.0),
+        aggression: Decimal(1.0),
     });
     let warmup = fields.read("warmup", |field| {
         let fields = field.fields()?;
         let duration = fields.require("duration", |field| field.duration());
-        let minimum_percent = fields.read("minimumPercent", |field| field.decimal(0.0, 100.0));
+        let minimum_percent = fields.read("minimumPercent", |field| field.decimal(Some(100)));
         let aggression = fields.read("aggression", |field| {
-            let number = field.decimal(0.0, f64::MAX)?;
-            if number == 0.0 {
+            let number = field.decimal(None)?;
+            if number.0 == 0.0 {
                 field.error(ProblemKind::Invalid(
                     "aggression should be greater than 0".to_owned(),
                 ));
@@ -478,8 +478,10 @@ fn read_load_balancer(field: Field<'_>) -> Option<LoadBalancer> {
             }
             Some(number)
         });
-        let (minimum_percent, aggression) =
-            (minimum_percent.unwrap_or(10.0), aggression.unwrap_or(1.0));
+        let (minimum_percent, aggression) = (
+            minimum_percent.unwrap_or(Decimal(10.0)),
+            aggression.unwrap_or(Decimal(1.0)),
+        );
         Some(Warmup {
             duration: duration?,
             minimum_percent,
