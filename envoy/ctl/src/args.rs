@@ -198,6 +198,9 @@ pub(crate) struct RenderIstio {
     /// The Gateway of the Kubernetes Gateway API whose pods get what is rendered
     #[arg(long, value_name = "Gateway/NAME", value_parser = gateway, conflicts_with = "labels")]
     pub(crate) target_ref: Option<String>,
+    /// What the filter repairs in answers of servers [default: default]. Istio's own clusters repair nothing
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) repair: Option<Repair>,
     /// The configuration of the mesh, in the form of `istiod --meshConfig`, Helm's values or the ConfigMap `istio`
     #[arg(long, value_name = "FILE")]
     pub(crate) mesh_config: Option<String>,
@@ -335,6 +338,18 @@ pub(crate) enum Authority {
     Preserve,
 }
 
+/// What is repaired in answers of servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Repair {
+    /// Nothing.
+    None,
+    /// What is safe for every client: `Location`, `Content-Location` and `Refresh` that lead to hosts of the rules, cookies
+    /// that are for TLS alone, HSTS and `Alt-Svc`.
+    Default,
+    /// Also `Link`, cookies named `__Secure-` or `__Host-`, and what upgrades requests in `Content-Security-Policy`.
+    All,
+}
+
 /// What a proxy is, as the first part of an Istio proxy's node id says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProxyType {
@@ -375,6 +390,10 @@ pub(crate) struct Input {
     /// What originated requests tell the server in `Host`
     #[arg(long, value_enum, value_name = "MODE", default_value_t = Authority::Rewrite, ignore_case = true)]
     pub(crate) authority: Authority,
+    /// What is repaired in answers of servers for applications that speak plain HTTP. Annotations of DestinationRules
+    /// say otherwise for their hosts
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Repair::Default)]
+    pub(crate) repair: Repair,
     /// The configuration of the mesh, in the form of `istiod --meshConfig`, Helm's values or the ConfigMap `istio`
     #[arg(long, value_name = "FILE")]
     pub(crate) mesh_config: Option<String>,
@@ -599,6 +618,9 @@ pub(crate) struct Explain {
     /// A header of the request, which routes of a VirtualService may ask for
     #[arg(short = 'H', long = "header", value_name = "NAME:VALUE", value_parser = header)]
     pub(crate) headers: Vec<(String, String)>,
+    /// A header of the server's answer, such as `Location`: what the application gets of it
+    #[arg(long, value_name = "NAME:VALUE", value_parser = header)]
+    pub(crate) answer: Option<(String, String)>,
     /// How to print the answer
     #[arg(short, long, value_enum, default_value_t = Report::Text)]
     pub(crate) output: Report,

@@ -1,6 +1,6 @@
 //! `egressctl explain`: what happens to a request, and why.
 
-use egress_rules::{Answers, Complaint, Question};
+use egress_rules::{Answered, Answers, Complaint, Question};
 
 use super::args::{Explain, Report as Format};
 use super::output::{Done, Output};
@@ -18,6 +18,13 @@ pub(super) fn main(args: &Explain) -> Done {
         authority: settings::authority(&args.input),
         method: &args.method,
         headers: &args.headers,
+        answered: Answered {
+            repair: settings::repair(&args.input),
+            header: args
+                .answer
+                .as_ref()
+                .map(|(name, value)| (&**name, &**value)),
+        },
     };
     let explanation = answers.explain(&question, &options)?;
     Ok(Output::lines(match args.output {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use egress_filter::{AuthorityMode, MetadataFormat};
+use egress_filter::{AuthorityMode, MetadataFormat, Repair};
 use egress_policy::{CompileOptions, Mesh, OutboundMode, PolicyTable, Proxy, Role};
 
 use super::args::{
@@ -97,6 +97,15 @@ pub(crate) fn authority(input: &Input) -> AuthorityMode {
     match input.authority {
         Authority::Rewrite => AuthorityMode::Rewrite,
         Authority::Preserve => AuthorityMode::Preserve,
+    }
+}
+
+/// Returns what is to be repaired in answers.
+pub(crate) fn repair(input: &Input) -> Repair {
+    match input.repair {
+        args::Repair::None => Repair::None,
+        args::Repair::Default => Repair::Default,
+        args::Repair::All => Repair::All,
     }
 }
 
@@ -315,6 +324,7 @@ fn asked(args: &Args, proxy: Proxy) -> Result<Options, Complaint> {
             args::ExpectContinue::Pass => ExpectContinue::Pass,
             args::ExpectContinue::Answer => ExpectContinue::Answer,
         },
+        repair: repair(&args.input),
         proxy,
         admin: match args.admin {
             Some(address) => Admin::Tcp(address.ip().to_string(), address.port()),

@@ -16,6 +16,7 @@ use crate::compile::{Answers, Rules};
 use crate::complaint::{Complaint, Refusal};
 use crate::legacy;
 use crate::offer::{Offer, TlsVersion};
+use crate::repairs::{self, Answered, Came};
 use crate::virtual_service::{HttpRoute, Request, normalized, virtual_service};
 
 mod settings;
@@ -35,6 +36,8 @@ pub struct Question<'q> {
     pub method: &'q str,
     /// The headers of the request.
     pub headers: &'q [(String, String)],
+    /// What is asked about the answer.
+    pub answered: Answered<'q>,
 }
 
 /// The decision about one host and port, with all that led to it.
@@ -162,16 +165,31 @@ impl Answers {
         let route = branch.filter(|_| requests);
         let route = route.and_then(|branch| self.route(&branch));
         let reason = decision.reason();
+        let came = Came {
+            host: &asked.host,
+            port: asked.port,
+            written: asked.written_port,
+        };
+        let repairs = match asked.downstream {
+            DownstreamProtocol::Http => {
+                repairs::repairs(&question.answered, &decision, &came, &rules.table)?
+            }
+            DownstreamProtocol::Tls | DownstreamProtocol::Tcp => Default::default(),
+        };
+        let mut answer = answer(
+            &asked,
+            &decision,
+            route,
+            &found,
+            rules,
+            &options.proxy,
+            question.authority,
+        );
+        if let Some(fields) = answer.as_object_mut() {
+            fields.extend(repairs);
+        }
         Ok(Explanation {
-            answer: answer(
-                &asked,
-                &decision,
-                route,
-                &found,
-                rules,
-                &options.proxy,
-                question.authority,
-            ),
+            answer,
             reason: reason.map(|it| format!("{}: {}", it.as_str(), it.explanation())),
         })
     }
@@ -199,6 +217,8 @@ struct Asked {
     /// That address.
     address: Option<IpAddr>,
     port: PortNumber,
+    /// The port, where one was written.
+    written_port: Option<PortNumber>,
     downstream: DownstreamProtocol,
 }
 
@@ -272,6 +292,7 @@ fn asked(url: &str, sni: Option<&str>, table: &PolicyTable) -> Result<Asked, Str
         served_by,
         address: authority.address,
         port,
+        written_port: authority.port,
         downstream,
     })
 }
@@ -669,6 +690,9 @@ fn for_people(answer: &Value, reason: Option<String>) -> String {
     });
     line("annotations", annotations);
     line("settings", text("/settings"));
+    for (name, text) in repairs::for_people(answer) {
+        line(name, Some(text));
+    }
     line("cluster", text("/cluster"));
     line("transport socket", text("/transportSocket"));
     let tunnel = text("/tunnel/method").zip(text("/tunnel/target"));

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use egress_filter::AuthorityMode;
 use egress_policy::{AllowPlaintext, Authority, CompileOptions, Proxy};
-use egress_rules::{Answers, How, Question, Source};
+use egress_rules::{Answered, Answers, How, Question, Source};
 use serde_json::Value;
 
 #[path = "../../../filter/policy/tests/asked/mod.rs"]
@@ -68,6 +68,7 @@ fn ask(answers: &Answers, options: &CompileOptions, url: &str) -> Answer {
         authority: AuthorityMode::Rewrite,
         method: "GET",
         headers: &[],
+        answered: Answered::default(),
     };
     match answers.explain(&question, options) {
         Ok(explanation) => read(explanation.to_json()),

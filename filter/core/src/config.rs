@@ -23,6 +23,8 @@ use egress_policy::{AllowPlaintext, ConnectTo, PortNumber, Role, words};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::answer::Repair;
+
 pub mod compact;
 
 /// The version of the format. A filter refuses any other.
@@ -149,6 +151,10 @@ pub struct PluginConfig<'c> {
     pub mesh: Option<&'c Value>,
     /// What Envoy hands to the filter.
     pub filter: FilterKind,
+    /// What is repaired in answers of hosts whose rules say nothing about it.
+    pub repair: Repair,
+    /// The ports that applications dial in place of service ports.
+    pub listen_ports: Vec<(PortNumber, u16)>,
     /// How metadata is written.
     pub metadata: MetadataFormat,
     /// The rules, as the user wrote them; those that are like the one before them may be lists.
@@ -183,6 +189,10 @@ impl PluginConfig<'_> {
             mesh: Option<&'w Value>,
             #[serde(skip_serializing_if = "Option::is_none")]
             filter: Option<&'w str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            repair: Option<&'w str>,
+            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+            listen_ports: BTreeMap<u16, u16>,
             metadata: &'w str,
             #[serde(skip_serializing_if = "Option::is_none")]
             workload_variants: Option<&'w str>,
@@ -232,6 +242,10 @@ impl PluginConfig<'_> {
             date: allowed.date.as_deref(),
         });
         let allow_plaintext: Vec<Allowed<'_>> = allowed.collect();
+        let listen_ports = self
+            .listen_ports
+            .iter()
+            .map(|(port, own)| (port.get(), *own));
         let connect_to: Vec<To<'_>> = self
             .connect_to
             .iter()
@@ -270,6 +284,8 @@ impl PluginConfig<'_> {
             allow_plaintext: &allow_plaintext,
             mesh: self.mesh,
             filter: Some(self.filter.as_str()).filter(|_| self.filter != FilterKind::Http),
+            repair: Some(self.repair.as_str()).filter(|_| self.repair != Repair::Default),
+            listen_ports: listen_ports.collect(),
             metadata: self.metadata.as_str(),
             workload_variants: Some(self.variants.as_str())
                 .filter(|_| self.variants != Variants::None),

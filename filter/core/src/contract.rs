@@ -218,6 +218,9 @@ pub const RESPONSE_DETAILS: [&str; 2] = ["response", "code_details"];
 /// type and length; or the status and three of gRPC's. Servers' answers have more, or are looked at.
 pub const LOCAL_REPLY_HEADERS: usize = 4;
 
+/// The counter of answers that lead to a server that no rule has; `wasmcustom.` stands before it in Envoy's statistics.
+pub const REDIRECTS_LEAVING: &str = "egress.redirects_leaving";
+
 /// The counter of requests and connections that were plaintext only because somebody allowed it; `wasmcustom.` stands
 /// before it in Envoy's statistics.
 pub const PLAINTEXT_ALLOWED: &str = "egress.plaintext_allowed";

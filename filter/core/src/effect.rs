@@ -1,5 +1,7 @@
 //! What should happen to a request or connection, as data. An adapter applies each effect, one hostcall apiece.
 
+use std::borrow::Cow;
+
 use crate::failure::Failure;
 
 /// One thing that the host is to do.
@@ -42,8 +44,12 @@ pub enum Effect<'e> {
     Count(Failure),
     /// Count a request or connection that is plaintext only because somebody allowed it.
     CountAllowed,
+    /// Count an answer that leads to a server that no rule has.
+    CountLeaving,
     /// Set a response header, in place of all that were there.
     ResponseHeader(&'static str, &'e str),
+    /// Set the lines of a response header, in place of all that were there.
+    ResponseLines(&'static str, &'e [Cow<'e, [u8]>]),
     /// Say this to the application in place of what Envoy answers.
     AnswerInstead {
         /// The status; `None` is the one that Envoy chose.

@@ -47,6 +47,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod answer;
 mod client_hello;
 pub mod config;
 pub mod contract;
@@ -58,11 +59,13 @@ mod load;
 mod metadata;
 mod plan;
 pub mod protobuf;
+mod response;
 mod stream;
 mod text;
 mod tunnels;
 mod worker;
 
+pub use answer::{Repair, Repairs};
 pub use config::{AuthorityMode, FilterKind, MetadataFormat, PluginConfig, Variants};
 pub use effect::{Act, Effect, HostError};
 pub use facts::{ConnectionEnd, ConnectionFacts, Dialled, Facts, HttpRequest, HttpWanted, Wanted};
@@ -73,5 +76,6 @@ pub use metadata::{Entry, FIELDS, struct_entries};
 pub use plan::Scratch;
 pub use plan::http::{failed, http_wanted, plan_failure, plan_http, plan_plaintext};
 pub use plan::tcp::{connection_failed, plan_connection_failure, plan_tcp, wanted};
+pub use response::Response;
 pub use stream::{Connection, HttpStream, Next, ON_HOST_ERROR};
 pub use worker::Worker;

@@ -13,6 +13,7 @@ use egress_policy::{
 };
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::answer::{Repair, Repairs};
 use crate::config::compact;
 use crate::config::{
     ALWAYS, AuthorityMode, FORWARD_PROXY, FilterKind, MetadataFormat, SCHEMA, Variants,
@@ -46,6 +47,12 @@ pub struct Loaded {
     pub divided: Divided,
     /// What Envoy hands over.
     pub filter: FilterKind,
+    /// What is repaired in answers of hosts whose rules say nothing about it.
+    pub repair: Repair,
+    /// Answers of some host may need the filter's repair.
+    pub looks_at_answers: bool,
+    /// The ports that applications dial in place of service ports.
+    pub mapped_ports: Vec<(PortNumber, PortNumber)>,
     /// How metadata is written.
     pub metadata: MetadataFormat,
     /// The names by which Envoy tells clusters of one name apart, by [`Cluster::name`]; empty where none needs it.
@@ -170,6 +177,9 @@ pub fn load_for(
                 .map(|cluster| (cluster.name.as_str().into(), contract::variant(cluster))),
         ),
     };
+    let looks_at_answers = table
+        .clusters()
+        .any(|cluster| cluster.tls.is_some() && Repairs::of(settings.repair, cluster.notes).look());
     // Elsewhere routes are not ours, and have other names.
     let ours = settings.headers_stripped && settings.listener_port.is_some();
     Ok(Loaded {
@@ -186,6 +196,9 @@ pub fn load_for(
         default_cluster: settings.default_cluster,
         headers_stripped: settings.headers_stripped,
         filter: settings.filter,
+        repair: settings.repair,
+        looks_at_answers,
+        mapped_ports: settings.mapped_ports,
         metadata: settings.metadata,
         warnings,
     })
@@ -222,6 +235,8 @@ struct Settings {
     default_cluster: Option<String>,
     headers_stripped: bool,
     filter: FilterKind,
+    repair: Repair,
+    mapped_ports: Vec<(PortNumber, PortNumber)>,
     metadata: MetadataFormat,
 }
 
@@ -314,6 +329,23 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
     let filter = fields.read("filter", |field| {
         field.word("kind of filter", &FilterKind::NAMES, FilterKind::parse)
     });
+    let repair = fields.read("repair", |field| {
+        field.word("word", &Repair::NAMES, Repair::parse)
+    });
+    let mut mapped_ports = Vec::new();
+    fields.read("listenPorts", |field| {
+        field.entries(|service, dialled| {
+            let service = service.parse().ok().and_then(PortNumber::new);
+            match service.zip(dialled.port()) {
+                Some(ports) => mapped_ports.push(ports),
+                None => {
+                    let kind = ProblemKind::Invalid("is no pair of ports".to_owned());
+                    dialled.error_with_hint(kind, "write the service port, and the one to dial");
+                }
+            }
+        });
+        Some(())
+    });
     let mesh = fields.read("mesh", Mesh::read);
     let loopback_vips = fields.read("loopbackVips", |field| field.bool());
     let headers_stripped = fields.read("controlHeaders", |field| {
@@ -361,6 +393,8 @@ fn read_settings(field: Field<'_>) -> Option<Settings> {
         default_cluster,
         headers_stripped: headers_stripped.unwrap_or(false),
         filter: filter.unwrap_or_default(),
+        repair: repair.unwrap_or_default(),
+        mapped_ports,
         metadata: metadata.unwrap_or_default(),
     })
 }
@@ -403,7 +437,7 @@ fn read_connect_to(field: Field<'_>) -> Option<ConnectTo> {
 fn read(json: &[u8]) -> Result<(Option<Settings>, Resources, Problems), InvalidConfig> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     let read = reader
-        .deserialize_map(Reader)
+        .deserialize_any(Reader)
         .and_then(|read| reader.end().map(|()| read));
     let (settings, parser) = read.map_err(|error| InvalidConfig::Json(error.to_string()))?;
     let (resources, mut problems) = parser.finish();
@@ -418,6 +452,20 @@ fn read(json: &[u8]) -> Result<(Option<Settings>, Resources, Problems), InvalidC
     Ok((settings, resources, Problems(own)))
 }
 
+/// Visits of what is none of a visitor's own. Serde's own error can write any value, and the code for that is larger than
+/// ten such lists: numbers with a point take most of it.
+macro_rules! refused {
+    ($expected:literal: $($visit:ident($kind:ty),)*) => {
+        $(fn $visit<E: serde::de::Error>(self, _: $kind) -> Result<Self::Value, E> {
+            Err(E::custom(concat!("expected ", $expected)))
+        })*
+
+        fn visit_unit<E: serde::de::Error>(self) -> Result<Self::Value, E> {
+            Err(E::custom(concat!("expected ", $expected)))
+        }
+    };
+}
+
 /// Reads the outer object, and each resource by itself: ten thousand of them are never in memory at once.
 struct Reader;
 
@@ -426,6 +474,21 @@ impl<'de> Visitor<'de> for Reader {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with `resources`")
+    }
+
+    refused! {
+        "an object with `resources`":
+        visit_bool(bool),
+        visit_u64(u64),
+        visit_i64(i64),
+        visit_f64(f64),
+        visit_str(&str),
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Self::Value, A::Error> {
+        Err(serde::de::Error::custom(
+            "expected an object with `resources`",
+        ))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
@@ -454,7 +517,7 @@ impl<'de> serde::de::DeserializeSeed<'de> for ResourceList {
     type Value = Parser;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Parser, D::Error> {
-        deserializer.deserialize_seq(self)
+        deserializer.deserialize_any(self)
     }
 }
 
@@ -463,6 +526,19 @@ impl<'de> Visitor<'de> for ResourceList {
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list of resources")
+    }
+
+    refused! {
+        "a list of resources":
+        visit_bool(bool),
+        visit_u64(u64),
+        visit_i64(i64),
+        visit_f64(f64),
+        visit_str(&str),
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Parser, A::Error> {
+        Err(serde::de::Error::custom("expected a list of resources"))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Parser, A::Error> {

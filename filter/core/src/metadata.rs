@@ -1,4 +1,4 @@
-//! The metadata of a request for the access log: thirteen entries, in one property.
+//! The metadata of a request for the access log: sixteen entries, in one property.
 
 use std::fmt::Write;
 use std::io::Write as _;
@@ -40,10 +40,16 @@ pub enum Entry {
     Authority,
     /// `allowed`, where it is plaintext only because somebody allowed it.
     Plaintext,
+    /// What of the answer was repaired, separated by commas.
+    Repaired,
+    /// What became of the URL of the answer, where it was not simply repaired.
+    Redirect,
+    /// Why a cookie of the answer was not repaired.
+    Cookies,
 }
 
 /// All entries with their keys, in the order of the log.
-pub const FIELDS: [(Entry, &str); 13] = [
+pub const FIELDS: [(Entry, &str); 16] = [
     (Entry::Action, "action"),
     (Entry::Reason, "reason"),
     (Entry::Rule, "rule"),
@@ -57,7 +63,17 @@ pub const FIELDS: [(Entry, &str); 13] = [
     (Entry::Target, "target"),
     (Entry::Authority, "authority"),
     (Entry::Plaintext, "plaintext"),
+    (Entry::Repaired, "repaired"),
+    (Entry::Redirect, "redirect"),
+    (Entry::Cookies, "cookies"),
 ];
+
+impl Entry {
+    /// Whether a line of text says nothing where there is none of it: few answers have it.
+    pub fn is_rare(self) -> bool {
+        matches!(self, Entry::Repaired | Entry::Redirect | Entry::Cookies)
+    }
+}
 
 /// So many endpoints are named in a line of the log.
 const SHOWN: usize = 4;
@@ -175,6 +191,7 @@ impl<'o> Writer<'o> {
         debug_assert_eq!(*expected, entry, "entries come in the order of FIELDS");
         self.next += 1;
         match self.format {
+            MetadataFormat::Text if parts.is_empty() && entry.is_rare() => {}
             MetadataFormat::Text => self.text_entry(key, parts),
             MetadataFormat::Json => self.struct_entry(key, parts),
         }

@@ -1,11 +1,13 @@
 //! Plan: facts become effects. The table has decided what happens; this file decides how Envoy is told.
 
+pub(crate) mod answer;
 pub(crate) mod cache;
 pub(crate) mod http;
 pub(crate) mod tcp;
 
 use egress_policy::{Action, Cluster, Decision, Endpoints, Reason, Sni};
 
+use crate::answer::{CookieKept, Noted, Redirect};
 use crate::contract;
 use crate::effect::{Act, Effect, HostError};
 use crate::failure::Failure;
@@ -56,6 +58,19 @@ fn write_metadata(
     failure: Option<Failure>,
     scratch: &mut Scratch,
 ) {
+    let nothing = Noted::default();
+    write_metadata_with(config, authority, decision, failure, &nothing, scratch);
+}
+
+/// As [`write_metadata`], with what was done to an answer.
+fn write_metadata_with(
+    config: &Loaded,
+    authority: [&str; 2],
+    decision: &Decision<'_, '_>,
+    failure: Option<Failure>,
+    noted: &Noted,
+    scratch: &mut Scratch,
+) {
     scratch.metadata.clear();
     let mut writer = Writer::new(config.metadata, &mut scratch.metadata);
     let cluster = match decision.action {
@@ -101,6 +116,13 @@ fn write_metadata(
     writer.parts(Entry::Authority, parts);
     let allowed = decision.plaintext_allowed.then_some("allowed");
     writer.text(Entry::Plaintext, allowed);
+    if !noted.is_empty() {
+        let repaired = noted.words();
+        let repaired = Some(repaired.as_str()).filter(|words| !words.is_empty());
+        writer.text(Entry::Repaired, repaired);
+        writer.text(Entry::Redirect, noted.redirect.map(Redirect::as_str));
+        writer.text(Entry::Cookies, noted.cookies.map(CookieKept::as_str));
+    }
 }
 
 /// Writes what the upstream proxy is asked for: the target, or the address that is dialled in its place.

@@ -6,12 +6,15 @@
 
 use std::rc::Rc;
 
+use crate::answer::Lines;
 use crate::client_hello::{TELLING, begins_tls};
 use crate::contract;
 use crate::effect::{Act, Effect, HostError};
 use crate::facts::{ConnectionEnd, Dialled, HttpRequest, HttpWanted, Wanted};
+use crate::plan::answer::plan_answer;
 use crate::plan::http::{asked_for, failed, http_wanted, plan_failure, plan_plaintext};
 use crate::plan::tcp::{self, connection_failed, plan_connection_failure, plan_tcp, wanted};
+use crate::response::Response;
 use crate::tunnels::{Tunnel, refusal};
 use crate::worker::Worker;
 
@@ -116,42 +119,51 @@ impl HttpStream {
         Ok(Next::Stop)
     }
 
-    /// Looks at a response that could be Envoy's own, and says why the connection failed if it did; [`Next::Stop`] when
-    /// another answer has taken its place.
+    /// Looks at a response. Of one that could be Envoy's own it says why the connection failed if it did; [`Next::Stop`]
+    /// when another answer has taken its place. One of a server is repaired.
     ///
-    /// `headers` is how many the response has. `details` reads `%RESPONSE_CODE_DETAILS%`, `content_type` the header.
-    /// `has_tunnel` tells of a connection within Envoy, by its number in [`Dialled::tunnel`], whether the upstream proxy
-    /// has agreed. It is asked only about such as live.
+    /// `headers` is how many the response has.
     ///
     /// # Errors
-    /// Those of `details`, `content_type` and `act`. The response may go on then; it is a failure that is not told whole.
+    /// Those of `response` and `act`. The response may go on then: a failure is not told whole, or it is not repaired.
     pub fn on_response(
         &mut self,
         headers: usize,
-        details: impl FnOnce() -> Result<Vec<u8>, HostError>,
-        content_type: impl FnOnce() -> Result<Vec<u8>, HostError>,
-        has_tunnel: fn(usize) -> bool,
+        response: &dyn Response,
         act: Act<'_>,
     ) -> Result<Next, HostError> {
         let again = std::mem::replace(&mut self.answered, true);
-        // Of the answers that count, those of servers have more headers: they cost no call.
-        let ours = !again && headers <= contract::LOCAL_REPLY_HEADERS;
-        let Some(sent) = self.sent.as_ref().filter(|_| ours) else {
+        let Some(sent) = self.sent.as_ref().filter(|_| !again) else {
             return Ok(Next::Continue);
         };
         let (config, facts) = (self.worker.config(), sent.facts());
-        let details = details()?;
+        let repair = |act: Act<'_>| {
+            let lines = match config.looks_at_answers {
+                true => response.lines()?,
+                false => Lines::new(),
+            };
+            if !lines.is_empty() {
+                self.worker
+                    .with_scratch(|scratch| plan_answer(config, &facts, &lines, scratch, act))?;
+            }
+            Ok(Next::Continue)
+        };
+        // Of the answers that may have failed, those of servers have more headers: they cost no call.
+        if headers > contract::LOCAL_REPLY_HEADERS {
+            return repair(act);
+        }
+        let details = response.details()?;
         let details = std::str::from_utf8(&details).unwrap_or_default();
         let Some(failure) = failed(config, &facts, details) else {
-            return Ok(Next::Continue);
+            return repair(act);
         };
         let proxy = asked_for(config, &facts)
-            .and_then(|target| refusal(&target, failure, details, has_tunnel));
+            .and_then(|target| refusal(&target, failure, details, response.has_tunnel()));
         let (failure, details) = match &proxy {
             Some(refusal) => (refusal.failure, refusal.details.as_str()),
             None => (failure, details),
         };
-        let grpc = content_type()?.starts_with(b"application/grpc");
+        let grpc = response.content_type()?.starts_with(b"application/grpc");
         let mut next = Next::Continue;
         let act: Act<'_> = &mut |effect| {
             if let Effect::AnswerInstead { .. } = effect {
@@ -218,7 +230,7 @@ impl Connection {
     /// Returns why the server was not reached, if it was not. Only the first call says so.
     ///
     /// `flags` reads [`ConnectionEnd::flags`], `transport` reads [`ConnectionEnd::transport`], `server` the address that
-    /// was tried. `has_tunnel` is as in [`HttpStream::on_response`].
+    /// was tried. `has_tunnel` is as in [`Response::has_tunnel`].
     ///
     /// # Errors
     /// Those of `flags`, `transport`, `server` and `act`: a failure is not told whole.
@@ -268,6 +280,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::answer::Repairable;
     use crate::load::load;
 
     const REFUSED: &[u8] = b"upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}";
@@ -312,6 +325,29 @@ mod tests {
             within: None,
             route: None,
             login: false,
+        }
+    }
+
+    /// A response of which only what is there may be read.
+    #[derive(Default)]
+    struct Said {
+        details: Option<&'static [u8]>,
+        content_type: Option<&'static [u8]>,
+        lines: Lines,
+    }
+
+    impl Response for Said {
+        fn details(&self) -> Result<Vec<u8>, HostError> {
+            self.details.map_or_else(unread, |it| Ok(it.into()))
+        }
+        fn content_type(&self) -> Result<Vec<u8>, HostError> {
+            self.content_type.map_or_else(unread, |it| Ok(it.into()))
+        }
+        fn lines(&self) -> Result<Lines, HostError> {
+            Ok(self.lines.clone())
+        }
+        fn has_tunnel(&self) -> fn(usize) -> bool {
+            |_| true
         }
     }
 
@@ -381,15 +417,12 @@ mod tests {
         let mut stream = port_80();
         let (next, _) = seen(|act| stream.on_request(request("web.example", false), act));
         assert_eq!(next, Next::Continue);
-        let (next, effects) = seen(|act| {
-            stream.on_response(
-                4,
-                || Ok(REFUSED.into()),
-                || Ok(b"text/plain".into()),
-                |_| true,
-                act,
-            )
-        });
+        let said = Said {
+            details: Some(REFUSED),
+            content_type: Some(b"text/plain"),
+            ..Said::default()
+        };
+        let (next, effects) = seen(|act| stream.on_response(4, &said, act));
         assert_eq!(next, Next::Stop);
         let [answer, count] = &effects[..] else {
             unreachable!("{effects:?}")
@@ -401,7 +434,7 @@ mod tests {
         );
         assert_eq!(count, "Count(Refused)");
         // The answer that took its place is none to look at.
-        let (next, effects) = seen(|act| stream.on_response(4, unread, unread, |_| true, act));
+        let (next, effects) = seen(|act| stream.on_response(4, &Said::default(), act));
         assert_eq!((next, effects), (Next::Continue, vec![]));
     }
 
@@ -410,8 +443,12 @@ mod tests {
         let mut stream = port_80();
         seen(|act| stream.on_request(request("web.example", false), act));
         let (next, effects) = seen(|act| {
-            let grpc = || Ok(b"application/grpc+proto".into());
-            stream.on_response(4, || Ok(REFUSED.into()), grpc, |_| true, act)
+            let said = Said {
+                details: Some(REFUSED),
+                content_type: Some(b"application/grpc+proto"),
+                ..Said::default()
+            };
+            stream.on_response(4, &said, act)
         });
         assert_eq!(next, Next::Continue);
         assert!(
@@ -422,13 +459,43 @@ mod tests {
 
     #[test]
     fn what_a_server_answers_goes_on() {
-        for (headers, details) in [(5, None), (4, Some(b"via_upstream"))] {
+        for (headers, details) in [(5, None), (4, Some(&b"via_upstream"[..]))] {
             let mut stream = port_80();
             seen(|act| stream.on_request(request("web.example", false), act));
-            let details = || details.map_or_else(unread, |details| Ok(details.into()));
-            let (next, effects) =
-                seen(|act| stream.on_response(headers, details, unread, |_| true, act));
+            let said = Said {
+                details,
+                ..Said::default()
+            };
+            let (next, effects) = seen(|act| stream.on_response(headers, &said, act));
             assert_eq!((next, effects), (Next::Continue, vec![]));
+        }
+    }
+
+    #[test]
+    fn an_answer_of_a_server_is_repaired_once_however_few_headers_it_has() {
+        for (headers, details) in [(9, None), (3, Some(&b"via_upstream"[..]))] {
+            let mut stream = port_80();
+            seen(|act| stream.on_request(request("web.example", false), act));
+            let url = b"https://web.example/there".to_vec();
+            let leaving = b"https://elsewhere.example/".to_vec();
+            let said = Said {
+                details,
+                lines: vec![
+                    (Repairable::Location, url),
+                    (Repairable::ContentLocation, leaving),
+                ],
+                ..Said::default()
+            };
+            let (next, effects) = seen(|act| stream.on_response(headers, &said, act));
+            assert_eq!(next, Next::Continue);
+            let [lines, count] = &effects[..] else {
+                unreachable!("{effects:?}")
+            };
+            let url = b"http://web.example/there".as_slice();
+            assert_eq!(*lines, format!("ResponseLines(\"location\", [{url:?}])"));
+            assert_eq!(count, "CountLeaving");
+            let (_, effects) = seen(|act| stream.on_response(headers, &said, act));
+            assert_eq!(effects, Vec::<String>::new());
         }
     }
 
@@ -440,7 +507,7 @@ mod tests {
             (next, effects),
             (Next::Stop, vec!["answer egress_unknown_host".to_owned()])
         );
-        let (next, effects) = seen(|act| stream.on_response(3, unread, unread, |_| true, act));
+        let (next, effects) = seen(|act| stream.on_response(3, &Said::default(), act));
         assert_eq!((next, effects), (Next::Continue, vec![]));
     }
 
@@ -449,7 +516,7 @@ mod tests {
         let mut stream = port_80();
         let refused = stream.on_request(request("web.example", false), &mut |_| Err(HostError));
         assert_eq!(refused, Err(HostError));
-        let (next, effects) = seen(|act| stream.on_response(3, unread, unread, |_| true, act));
+        let (next, effects) = seen(|act| stream.on_response(3, &Said::default(), act));
         assert_eq!((next, effects), (Next::Continue, vec![]));
     }
 
@@ -489,7 +556,11 @@ mod tests {
             );
             // Once Envoy has said that there is a connection, there is no other answer.
             let mut stream = connected();
-            seen(|act| stream.on_response(2, || Ok(b"via_upstream".into()), unread, |_| true, act));
+            let said = Said {
+                details: Some(b"via_upstream"),
+                ..Said::default()
+            };
+            seen(|act| stream.on_response(2, &said, act));
             assert_eq!(
                 answer(&mut stream),
                 (Next::Stop, vec!["CloseRequest".to_owned()])

@@ -59,6 +59,7 @@ pub(crate) fn apply(
         },
         Effect::Count(failure) => counters.count(failure, |counter| host.increment(counter)),
         Effect::CountAllowed => counters.count_allowed(|counter| host.increment(counter)),
+        Effect::CountLeaving => counters.count_leaving(|counter| host.increment(counter)),
         Effect::Authority(_)
         | Effect::Header(..)
         | Effect::RemoveHeader(_)
@@ -69,6 +70,7 @@ pub(crate) fn apply(
         | Effect::Close
         | Effect::CloseRequest
         | Effect::ResponseHeader(..)
+        | Effect::ResponseLines(..)
         | Effect::AnswerInstead { .. } => Err(HostError),
     }
 }

@@ -113,6 +113,7 @@ fn shared(table: Arc<PolicyTable>) -> Arc<PolicyTable> {
 pub(crate) struct Counters {
     failures: [Option<usize>; Failure::ALL.len()],
     allowed: Option<usize>,
+    leaving: Option<usize>,
     panics: Option<usize>,
 }
 
@@ -123,6 +124,7 @@ impl Counters {
         let counters = Counters {
             failures: Failure::ALL.map(|failure| host.counter(failure.counter())),
             allowed: host.counter(contract::PLAINTEXT_ALLOWED),
+            leaving: host.counter(contract::REDIRECTS_LEAVING),
             panics: host.counter(contract::PANICS),
         };
         if counters.failures.contains(&None) {
@@ -150,6 +152,14 @@ impl Counters {
         increment: impl FnOnce(usize) -> Result<(), HostError>,
     ) -> Result<(), HostError> {
         self.allowed.map_or(Ok(()), increment)
+    }
+
+    /// Counts an answer that leads to a server that no rule has.
+    pub(crate) fn count_leaving(
+        &self,
+        increment: impl FnOnce(usize) -> Result<(), HostError>,
+    ) -> Result<(), HostError> {
+        self.leaving.map_or(Ok(()), increment)
     }
 
     /// Counts a panic of ours.

@@ -150,6 +150,14 @@ callbacks! {
         moved(&mut headers);
         true
     }
+    fn envoy_dynamic_module_callback_http_add_header(
+        stream: *mut c_void, headers: u32, name: ModuleBuffer, value: ModuleBuffer
+    ) -> bool {
+        let mut headers = Stream::of(stream).headers[which(headers)].borrow_mut();
+        headers.push((given(name).into(), given(value).into()));
+        moved(&mut headers);
+        true
+    }
     fn envoy_dynamic_module_callback_http_get_headers_size(stream: *mut c_void, headers: u32) -> usize {
         Stream::of(stream).headers[which(headers)].borrow().len()
     }

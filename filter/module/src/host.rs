@@ -10,6 +10,7 @@
     reason = "the interface is made of raw pointers; each block says why it is sound"
 )]
 
+use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_void};
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
@@ -157,6 +158,12 @@ unsafe extern "C" {
         count: *mut usize,
     ) -> bool;
     fn envoy_dynamic_module_callback_http_set_header(
+        filter: *mut c_void,
+        headers: u32,
+        name: ModuleBuffer,
+        value: ModuleBuffer,
+    ) -> bool;
+    fn envoy_dynamic_module_callback_http_add_header(
         filter: *mut c_void,
         headers: u32,
         name: ModuleBuffer,
@@ -441,14 +448,38 @@ impl HttpHost<'_> {
         self.set_header(REQUEST_HEADERS, name.into(), ModuleBuffer::NOTHING)
     }
 
-    /// Removes all response headers whose names are `withheld`. `count` is how many there are in all.
+    /// Removes all response headers whose names are `withheld`. Returns how many are left.
     pub(crate) fn remove_response_headers(
         &self,
-        count: usize,
         withheld: impl Fn(&[u8]) -> bool,
-    ) -> Result<(), HostError> {
+    ) -> Result<usize, HostError> {
+        let mut removed = Vec::new();
+        let mut left = self.each_response_header(|name, _| {
+            if withheld(name) {
+                removed.push(name.to_vec());
+            }
+        })?;
+        if !removed.is_empty() {
+            for name in &removed {
+                self.set_header(
+                    RESPONSE_HEADERS,
+                    name.as_slice().into(),
+                    ModuleBuffer::NOTHING,
+                )?;
+            }
+            left = self.response_headers();
+        }
+        Ok(left)
+    }
+
+    /// Shows all lines of the response's headers, in the order in which they came, and returns how many there are.
+    pub(crate) fn each_response_header(
+        &self,
+        mut see: impl FnMut(&[u8], &[u8]),
+    ) -> Result<usize, HostError> {
         // Answers have few, and those take no memory.
         const FEW: usize = 32;
+        let count = self.response_headers();
         let (mut few, mut many);
         let all: &mut [EnvoyHeader] = if count <= FEW {
             few = [EnvoyHeader::EMPTY; FEW];
@@ -458,7 +489,7 @@ impl HttpHost<'_> {
             &mut many
         };
         if all.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         // SAFETY: there is room for as many as were told, and nothing has changed since.
         done(unsafe {
@@ -468,22 +499,36 @@ impl HttpHost<'_> {
                 all.as_mut_ptr(),
             )
         })?;
-        let names = all.iter().map(|header| {
-            // SAFETY: the name is Envoy's until something is set, which is after all of them were looked at.
-            unsafe { header.name.bytes() }
-        });
-        let removed: Vec<Vec<u8>> = names
-            .filter(|it| withheld(it))
-            .map(<[u8]>::to_vec)
-            .collect();
-        for name in removed {
-            self.set_header(
-                RESPONSE_HEADERS,
-                name.as_slice().into(),
-                ModuleBuffer::NOTHING,
-            )?;
+        for header in all {
+            // SAFETY: both texts are Envoy's until something is set, which `see` has no way to do.
+            let (name, value) = unsafe { (header.name.bytes(), header.value.bytes()) };
+            see(name, value);
         }
-        Ok(())
+        Ok(count)
+    }
+
+    /// Sets the lines of a response header in place of all that were there.
+    pub(crate) fn set_response_lines(
+        &self,
+        name: &str,
+        lines: &[Cow<'_, [u8]>],
+    ) -> Result<(), HostError> {
+        let first = lines.first().map(|line| ModuleBuffer::from(&**line));
+        let first = first.unwrap_or(ModuleBuffer::NOTHING);
+        self.set_header(RESPONSE_HEADERS, name.into(), first)?;
+        let mut others = lines.iter().skip(1);
+        others.try_for_each(|line| {
+            let line = ModuleBuffer::from(&**line);
+            // SAFETY: Envoy reads both during the call only.
+            done(unsafe {
+                envoy_dynamic_module_callback_http_add_header(
+                    self.filter,
+                    RESPONSE_HEADERS,
+                    name.into(),
+                    line,
+                )
+            })
+        })
     }
 
     fn set_header(

@@ -3,7 +3,10 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use egress_filter::{Effect, HostError, HttpRequest, HttpStream, Next, ON_HOST_ERROR, contract};
+use egress_filter::answer::{Lines, Repairable};
+use egress_filter::{
+    Effect, HostError, HttpRequest, HttpStream, Next, ON_HOST_ERROR, Response, contract,
+};
 use egress_policy::PortNumber;
 
 use crate::apply;
@@ -91,26 +94,20 @@ impl Request {
         let mut last = Last::Nothing;
         #[cfg(feature = "panics")]
         panics(host, "response");
-        let details = || {
-            Ok(host
-                .attribute(Attribute::ResponseDetails)
-                .unwrap_or_default())
-        };
-        let content_type = || Ok(host.response_header("content-type").unwrap_or_default());
-        let removed = host.remove_response_headers(host.response_headers(), contract::is_withheld);
-        // What stays tells Envoy's own answers from those of servers.
-        let count = host.response_headers();
-        let result = stream.on_response(count, details, content_type, has_tunnel, &mut |effect| {
+        // What is left tells Envoy's own answers from those of servers.
+        let left = host.remove_response_headers(contract::is_withheld);
+        let count = left.unwrap_or_else(|HostError| host.response_headers());
+        let result = stream.on_response(count, &Said(host), &mut |effect| {
             self.apply(host, effect, &mut last)
         });
-        let result = removed.and(result);
+        let result = left.and(result);
         drop(stream);
         // What the application is told does not depend on what could not be logged.
         last.apply(host);
         result.unwrap_or_else(|HostError| {
             log(
                 Level::Error,
-                "egress: the host refused a call; a failure is not told whole",
+                "egress: the host refused a call; an answer is not told or repaired whole",
             );
             Next::Continue
         })
@@ -177,6 +174,7 @@ impl Request {
                 Ok(())
             }
             Effect::ResponseHeader(name, value) => host.set_response_header(name, value),
+            Effect::ResponseLines(name, lines) => host.set_response_lines(name, lines),
             other => apply::apply(host, &self.config, other),
         }
     }
@@ -258,6 +256,32 @@ fn read(stream: &HttpStream, host: HttpHost<'_>) -> Result<HttpRequest, HostErro
         request.route = host.attribute(Attribute::RouteName);
     }
     Ok(request)
+}
+
+/// The response that the host shows at this moment.
+struct Said<'h>(HttpHost<'h>);
+
+impl Response for Said<'_> {
+    fn details(&self) -> Result<Vec<u8>, HostError> {
+        let details = self.0.attribute(Attribute::ResponseDetails);
+        Ok(details.unwrap_or_default())
+    }
+
+    fn content_type(&self) -> Result<Vec<u8>, HostError> {
+        Ok(self.0.response_header("content-type").unwrap_or_default())
+    }
+
+    fn lines(&self) -> Result<Lines, HostError> {
+        let mut lines = Lines::new();
+        self.0.each_response_header(|name, value| {
+            lines.extend(Repairable::of(name).map(|header| (header, value.to_vec())));
+        })?;
+        Ok(lines)
+    }
+
+    fn has_tunnel(&self) -> fn(usize) -> bool {
+        has_tunnel
+    }
 }
 
 /// Reads the status of the response.

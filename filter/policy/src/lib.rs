@@ -109,6 +109,7 @@ pub use resource::{
 };
 pub use source::{API_VERSIONS, KINDS, Parser, is_list};
 pub use table::branching::{BeforeOf, BranchOf, Branching, ShareOf};
+pub use table::reach::Reach;
 pub use table::routed::Branch;
 pub use table::{Divided, GateSummary, PolicyTable, Refused, Service};
 pub use tls::{Escaped, Identity, InvalidTls, NameSource, Sni, TlsIntent, Trust, VerifiedNames};

@@ -17,6 +17,7 @@ use crate::table::hosts::{Host, Hosts, Port};
 pub(crate) mod branching;
 pub(crate) mod connections;
 pub(crate) mod hosts;
+pub(crate) mod reach;
 pub(crate) mod routed;
 pub(crate) mod verdict;
 

@@ -1,5 +1,7 @@
 //! Applies planned effects. Each takes one call to the host or two.
 
+use std::borrow::Cow;
+
 use egress_filter::{Effect, HostError, Next, contract, protobuf};
 use proxy_wasm::types::Action;
 
@@ -34,13 +36,25 @@ pub(crate) fn apply(effect: Effect<'_>) -> Result<(), HostError> {
         Effect::CloseRequest => host::close_request(),
         Effect::Count(failure) => counters::count(failure),
         Effect::CountAllowed => counters::count_allowed(),
-        Effect::ResponseHeader(name, value) => host::set_response_header(name, value),
+        Effect::CountLeaving => counters::count_leaving(),
+        Effect::ResponseHeader(name, value) => host::set_response_header(name, value.as_bytes()),
+        Effect::ResponseLines(name, lines) => set_lines(name, lines),
         Effect::AnswerInstead {
             status,
             details,
             body,
         } => host::answer(status.map_or_else(said_status, Ok)?, details, body),
     }
+}
+
+/// Sets the lines of a response header in place of all that were there.
+fn set_lines(name: &str, lines: &[Cow<'_, [u8]>]) -> Result<(), HostError> {
+    let Some((first, others)) = lines.split_first() else {
+        return host::remove_response_header(name);
+    };
+    host::set_response_header(name, first)?;
+    let mut others = others.iter();
+    others.try_for_each(|line| host::add_response_header(name, line))
 }
 
 /// Returns what comes next, in the SDK's words.

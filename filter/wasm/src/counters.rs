@@ -13,6 +13,7 @@ type Counters = [Option<u32>; Failure::ALL.len()];
 thread_local! {
     static COUNTERS: Cell<Option<Counters>> = const { Cell::new(None) };
     static ALLOWED: Cell<Option<u32>> = const { Cell::new(None) };
+    static LEAVING: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 /// Defines all counters, so that all of them show as zero from the start. Once in each VM: a configuration
@@ -33,11 +34,17 @@ pub(crate) fn define() {
     }
     COUNTERS.set(Some(counters));
     ALLOWED.set(host::counter(contract::PLAINTEXT_ALLOWED).ok());
+    LEAVING.set(host::counter(contract::REDIRECTS_LEAVING).ok());
 }
 
 /// Counts what is plaintext because somebody allowed it.
 pub(crate) fn count_allowed() -> Result<(), HostError> {
     ALLOWED.get().map_or(Ok(()), host::increment)
+}
+
+/// Counts an answer that leads to a server that no rule has.
+pub(crate) fn count_leaving() -> Result<(), HostError> {
+    LEAVING.get().map_or(Ok(()), host::increment)
 }
 
 /// Counts a failure.

@@ -37,6 +37,14 @@ unsafe extern "C" {
         value: *const u8,
         value_len: usize,
     ) -> u32;
+    fn proxy_add_header_map_value(
+        map: u32,
+        key: *const u8,
+        key_len: usize,
+        value: *const u8,
+        value_len: usize,
+    ) -> u32;
+    fn proxy_get_header_map_pairs(map: u32, pairs: *mut *mut u8, pairs_len: *mut usize) -> u32;
     fn proxy_remove_header_map_value(map: u32, key: *const u8, key_len: usize) -> u32;
     fn proxy_get_property(
         path: *const u8,
@@ -119,15 +127,59 @@ fn header(map: u32, name: &str) -> Result<Option<Vec<u8>>, HostError> {
 
 /// Sets a request header in place of all that were there.
 pub(crate) fn set_request_header(name: &str, value: &str) -> Result<(), HostError> {
-    set_header(REQUEST_HEADERS, name, value)
+    set_header(REQUEST_HEADERS, name, value.as_bytes())
 }
 
 /// Sets a response header in place of all that were there.
-pub(crate) fn set_response_header(name: &str, value: &str) -> Result<(), HostError> {
+pub(crate) fn set_response_header(name: &str, value: &[u8]) -> Result<(), HostError> {
     set_header(RESPONSE_HEADERS, name, value)
 }
 
-fn set_header(map: u32, name: &str, value: &str) -> Result<(), HostError> {
+/// Adds a line of a response header behind those that are there.
+pub(crate) fn add_response_header(name: &str, value: &[u8]) -> Result<(), HostError> {
+    // SAFETY: the host reads both texts during the call only.
+    done(unsafe {
+        proxy_add_header_map_value(
+            RESPONSE_HEADERS,
+            name.as_ptr(),
+            name.len(),
+            value.as_ptr(),
+            value.len(),
+        )
+    })
+}
+
+/// Removes a response header; it need not be there.
+pub(crate) fn remove_response_header(name: &str) -> Result<(), HostError> {
+    // SAFETY: the host reads the name during the call only.
+    done(unsafe { proxy_remove_header_map_value(RESPONSE_HEADERS, name.as_ptr(), name.len()) })
+}
+
+/// Shows all lines of the response's headers, in the order in which they came.
+pub(crate) fn response_headers(mut see: impl FnMut(&[u8], &[u8])) -> Result<(), HostError> {
+    let (mut pairs, mut len) = (null_mut(), 0);
+    // SAFETY: the host writes the two out-parameters only.
+    let status = unsafe { proxy_get_header_map_pairs(RESPONSE_HEADERS, &mut pairs, &mut len) };
+    let pairs = take(status, pairs, len)?.unwrap_or_default();
+    // On the wire: the number of pairs, the lengths of each, then each text with a zero behind it.
+    let number = |at: usize| {
+        let bytes = pairs.get(at..at + 4)?.try_into().ok()?;
+        Some(u32::from_le_bytes(bytes) as usize)
+    };
+    let count = number(0).unwrap_or(0);
+    let mut at = 4 + 8 * count;
+    for pair in 0..count {
+        let sizes = 4 + 8 * pair;
+        let sizes = number(sizes).zip(number(sizes + 4)).ok_or(HostError)?;
+        let value = at + sizes.0 + 1;
+        let name = pairs.get(at..at + sizes.0).ok_or(HostError)?;
+        at = value + sizes.1 + 1;
+        see(name, pairs.get(value..at - 1).ok_or(HostError)?);
+    }
+    Ok(())
+}
+
+fn set_header(map: u32, name: &str, value: &[u8]) -> Result<(), HostError> {
     // SAFETY: the host reads both texts during the call only.
     done(unsafe {
         proxy_replace_header_map_value(map, name.as_ptr(), name.len(), value.as_ptr(), value.len())

@@ -2,7 +2,10 @@
 
 use std::rc::Rc;
 
-use egress_filter::{HostError, HttpRequest, HttpStream, Next, ON_HOST_ERROR, Worker, contract};
+use egress_filter::answer::{Lines, Repairable};
+use egress_filter::{
+    HostError, HttpRequest, HttpStream, Next, ON_HOST_ERROR, Response, Worker, contract,
+};
 use egress_policy::PortNumber;
 use log::error;
 use proxy_wasm::traits::HttpContext;
@@ -118,15 +121,38 @@ impl HttpContext for Request {
         let Some(stream) = &mut self.stream else {
             return Action::Continue;
         };
-        let details = || Ok(host::property(&contract::RESPONSE_DETAILS)?.unwrap_or_default());
-        let content_type = || Ok(host::response_header("content-type")?.unwrap_or_default());
-        match stream.on_response(count, details, content_type, host::has_tunnel, &mut apply) {
+        match stream.on_response(count, &Said, &mut apply) {
             Ok(next) => action(next),
             Err(HostError) => {
-                error!("egress: the host refused a call; a failure is not told whole");
+                error!("egress: the host refused a call; an answer is not told or repaired whole");
                 Action::Continue
             }
         }
+    }
+}
+
+/// The response that the host shows at this moment.
+struct Said;
+
+impl Response for Said {
+    fn details(&self) -> Result<Vec<u8>, HostError> {
+        Ok(host::property(&contract::RESPONSE_DETAILS)?.unwrap_or_default())
+    }
+
+    fn content_type(&self) -> Result<Vec<u8>, HostError> {
+        Ok(host::response_header("content-type")?.unwrap_or_default())
+    }
+
+    fn lines(&self) -> Result<Lines, HostError> {
+        let mut lines = Lines::new();
+        host::response_headers(|name, value| {
+            lines.extend(Repairable::of(name).map(|header| (header, value.to_vec())));
+        })?;
+        Ok(lines)
+    }
+
+    fn has_tunnel(&self) -> fn(usize) -> bool {
+        host::has_tunnel
     }
 }
 

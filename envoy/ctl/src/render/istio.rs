@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::args::{
     Authority, Format, ImagePullPolicy, Input, IstioApi, IstioPlace, IstioWay, Outbound, Phase,
-    ProxyType, RenderIstio,
+    ProxyType, RenderIstio, Repair,
 };
 use super::super::output::{Done, Output};
 use super::super::{locate, settings, sources};
@@ -112,6 +112,7 @@ fn refuse_what_is_the_filters(args: &RenderIstio) -> Result<(), Complaint> {
             "--authority REWRITE",
             args.authority == Some(Authority::Rewrite),
         ),
+        ("--repair", args.repair.is_some()),
     ];
     match given.iter().find(|(_, given)| *given) {
         None => Ok(()),
@@ -133,6 +134,7 @@ fn input(args: &RenderIstio) -> Input {
         loopback_vips: false,
         allow_plaintext: args.allow_plaintext.clone(),
         authority: args.authority.unwrap_or(Authority::Rewrite),
+        repair: args.repair.unwrap_or(Repair::Default),
         mesh_config: args.mesh_config.clone(),
     }
 }
@@ -141,6 +143,7 @@ fn input(args: &RenderIstio) -> Input {
 fn options(input: &Input, proxy: Proxy) -> Options {
     Options {
         authority: settings::authority(input),
+        repair: settings::repair(input),
         proxy,
         // Of proxies of several releases the oldest decides.
         version: OLDEST,

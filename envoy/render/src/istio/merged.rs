@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use egress_filter::{Repair, Repairs};
 use egress_policy::{HostPattern, Note, Notes, Service, Trust};
 use egress_rules::Rules;
 use serde_json::{Value, json};
@@ -54,6 +55,9 @@ pub(super) fn envoy_filters(
         }
         if notes.say(Note::RequestUrls) {
             return Err(Unsupported::RequestUrls(service.host.to_string()));
+        }
+        if Repairs::of(Repair::None, notes).any() {
+            return Err(Unsupported::Repairs(service.host.to_string()));
         }
         let subset = service.subset.unwrap_or_default();
         let host = service.host.to_string();

@@ -59,6 +59,11 @@ pub enum Unsupported {
         "the DestinationRule of `{0}` has `egressctl/request-urls`, and nothing that is merged into Istio's cluster rewrites a header"
     )]
     RequestUrls(String),
+    /// Istio's own cluster repairs no answers.
+    #[error(
+        "the DestinationRule of `{0}` asks for answers to be repaired, and Istio's own cluster changes none"
+    )]
+    Repairs(String),
     /// The network filter is not rendered for Istio.
     #[error(
         "`{host}` has the TCP port {port} with `tls`, and in Istio the filter originates HTTP only"
@@ -122,7 +127,7 @@ impl Unsupported {
             Unsupported::LegacyUnverified(_) => {
                 "give the server's authority in `caCertificates` in place of `insecureSkipVerify`, or render this host with `--way filter`"
             }
-            Unsupported::RequestUrls(_) => {
+            Unsupported::Repairs(_) | Unsupported::RequestUrls(_) => {
                 "remove the annotation, or render this host with `--way filter`"
             }
             Unsupported::Dynamic(_) => "name each host",

@@ -88,6 +88,7 @@ pub(super) fn access_log(metadata: &Metadata<'_>, options: &Options) -> Value {
                 Metadata::Known(entries) => {
                     let words: Vec<String> = FIELDS
                         .iter()
+                        .filter(|(entry, _)| !entry.is_rare())
                         .map(|(_, key)| format!("{key}={}", known(entries, key).unwrap_or("-")))
                         .collect();
                     words.join(" ")

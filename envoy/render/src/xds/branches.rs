@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 
-use egress_filter::{AuthorityMode, contract};
+use egress_filter::{AuthorityMode, Repairs, contract};
 use egress_policy::{BranchOf, Branching, Cluster, HostName, HostPattern, PortNumber, ShareOf};
 use egress_rules::{
     DEFAULT_BODY, HttpMatch, HttpRoute, RouteAction, Share, StringMatch, virtual_service,
@@ -267,6 +267,16 @@ fn write(
                 filters.extend([upgrade::on_route()]);
             }
             let repeatable = taken == Taken::Repeatable;
+            let hides_hints = |way: &Way<'_>| {
+                let cluster = way.cluster.as_ref().ok();
+                cluster.is_some_and(|cluster| {
+                    let repairs = Repairs::of(rendering.options.repair, cluster.notes);
+                    cluster.tls.is_some() && repairs.hints
+                })
+            };
+            if ways.iter().any(hides_hints) {
+                headers.hide_hints();
+            }
             let forward = forward(&ways, route, repeatable, &mut headers);
             set(&mut fields, "route", forward);
         }

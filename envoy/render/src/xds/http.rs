@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use egress_filter::{FilterKind, PluginConfig, Variants, contract};
-use egress_policy::{Cluster, DownstreamProtocol, OutboundMode, PolicyTable, PortNumber, Service};
+use egress_filter::{FilterKind, PluginConfig, Repairs, Variants, contract};
+use egress_policy::{
+    Cluster, DownstreamProtocol, Notes, OutboundMode, PolicyTable, PortNumber, Service,
+};
 use serde_json::{Map, Value, json};
 
 use super::access_log::{Metadata, access_log};
@@ -68,6 +70,8 @@ pub(super) fn connection_manager(settings: HttpSettings, rendering: &Rendering<'
         forward_proxy: port.is_none(),
         upstream_proxy: options.upstream_proxy.is_some(),
         default_cluster: default.map(|cluster| cluster.name.as_str()),
+        // Whoever asks a forward proxy names the service port.
+        listen_ports: port.map_or(Vec::new(), |_| options.mapped_ports()),
         ..plugin::config(port, FilterKind::Http, rendering)
     };
     let mut filters = settings.filters_first;
@@ -275,6 +279,8 @@ struct Route {
     filters: Map<String, Value>,
     /// It takes requests alone that may be answered twice.
     repeatable: bool,
+    /// Applications are not told to speak TLS themselves.
+    hides_hints: bool,
 }
 
 /// Where a route leads to.
@@ -299,6 +305,7 @@ impl Route {
             hash_policy: None,
             filters: Map::new(),
             repeatable: false,
+            hides_hints: false,
         }
     }
 
@@ -398,6 +405,10 @@ impl Route {
             let added = json!([route_action::https_header()]);
             set(&mut fields, "request_headers_to_add", added);
         }
+        if self.hides_hints {
+            let removed = json!(route_action::HINTS);
+            set(&mut fields, "response_headers_to_remove", removed);
+        }
         if !self.filters.is_empty() {
             let filters = Value::Object(self.filters);
             set(&mut fields, "typed_per_filter_config", filters);
@@ -429,11 +440,16 @@ fn routes_of(
     rendering: &Rendering<'_>,
 ) -> (Vec<Route>, Route) {
     let mut routes = particular(port, rendering.table.outbound(), false, rendering);
-    routes.push(Route::by_header(true));
+    let hides_hints = Repairs::of(rendering.options.repair, Notes::default()).hints;
+    routes.push(Route {
+        hides_hints,
+        ..Route::by_header(true)
+    });
     routes.push(Route::by_header(false));
     let last = match default {
         Some(cluster) => Route {
             https: true,
+            hides_hints,
             ..Route::new("originate", LeadsTo::Cluster(cluster.name.to_string()))
         },
         // Nothing is reached without a word of the filter.
@@ -458,8 +474,8 @@ pub(super) fn routes_of_ours(port: PortNumber, rendering: &Rendering<'_>) -> Vec
         .collect()
 }
 
-/// Returns a route for each cluster whose requests are hashed, or whose addresses are guarded: both are for a
-/// route to say. With `every` each cluster has one.
+/// Returns a route for each cluster whose requests are hashed, whose addresses are guarded, or whose answers keep or lose
+/// other headers than usual: all of it is for a route to say. With `every` each cluster has one.
 fn particular(
     port: Option<PortNumber>,
     outbound: OutboundMode,
@@ -468,31 +484,36 @@ fn particular(
 ) -> Vec<Route> {
     let options = rendering.options;
     let mut routes = BTreeMap::new();
-    let mut add = |cluster: &str, tls: bool, hash_policy: Option<Value>, guarded: bool| {
+    let repair = options.repair;
+    let usual = Repairs::of(repair, Notes::default()).hints;
+    let mut add = |name: &str, route: Route, guarded: bool| {
         let filters = guarded.then(guard::on_route);
         let route = Route {
-            hash_policy,
             filters: filters.into_iter().collect(),
-            ..Route::by_cluster(tls, cluster)
+            ..route
         };
-        routes.insert(cluster.to_owned(), route);
+        routes.insert(name.to_owned(), route);
     };
     for service in all_http_services(port, rendering) {
         let (cluster, hash) = (service.cluster, route_action::hash_policy(service.cluster));
         let guarded = guard::by_filters(cluster, options);
-        if every || hash.is_some() || guarded {
+        let tls = cluster.tls.is_some();
+        let hides_hints = tls && Repairs::of(repair, cluster.notes).hints;
+        if every || hash.is_some() || guarded || hides_hints != (tls && usual) {
             let name = variants::named(rendering.variants, cluster);
-            add(
-                name.as_deref().unwrap_or(cluster.name.as_str()),
-                cluster.tls.is_some(),
-                hash,
-                guarded,
-            );
+            let name = name.as_deref().unwrap_or(cluster.name.as_str());
+            let route = Route {
+                hash_policy: hash,
+                hides_hints,
+                ..Route::by_cluster(tls, name)
+            };
+            add(name, route, guarded);
         }
     }
     if outbound == OutboundMode::AllowAny {
         let guarded = !guard::drops_addresses(options);
-        add(contract::PASSTHROUGH_CLUSTER, false, None, guarded);
+        let name = contract::PASSTHROUGH_CLUSTER;
+        add(name, Route::by_cluster(false, name), guarded);
     }
     routes.into_values().collect()
 }

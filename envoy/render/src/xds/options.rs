@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use egress_filter::{AuthorityMode, MetadataFormat};
+use egress_filter::{AuthorityMode, MetadataFormat, Repair};
 use egress_policy::{PolicyTable, PortNumber, Proxy};
 
 use super::no_proxy::NoProxy;
@@ -42,6 +42,8 @@ pub struct Options {
     pub header_case: HeaderCase,
     /// Who answers `Expect: 100-continue`.
     pub expect_continue: ExpectContinue,
+    /// What is repaired in answers of hosts whose rules say nothing about it.
+    pub repair: Repair,
     /// For whom the rules were compiled; the filter compiles them again.
     pub proxy: Proxy,
     /// The tables for other labels of the workload. If there is any, the filter takes the labels of Envoy's node.
@@ -90,6 +92,7 @@ impl Default for Options {
             authority: AuthorityMode::Rewrite,
             header_case: HeaderCase::Lower,
             expect_continue: ExpectContinue::Pass,
+            repair: Repair::Default,
             proxy: Proxy::default(),
             workloads: Vec::new(),
             admin: Admin::Pipe("admin.sock".to_owned()),
@@ -113,6 +116,13 @@ impl Options {
     pub fn listening_port(&self, port: PortNumber) -> u16 {
         let mapped = self.ports.iter().find(|(service, _)| *service == port);
         mapped.map_or(port.get(), |(_, listening)| *listening)
+    }
+
+    /// Returns the ports that applications dial in place of others, as far as they are known: the kernel's choice is not.
+    pub(super) fn mapped_ports(&self) -> Vec<(PortNumber, u16)> {
+        let mut mapped = self.ports.clone();
+        mapped.retain(|(service, listening)| *listening != 0 && service.get() != *listening);
+        mapped
     }
 
     /// Whether a service port is listened on. Beside a forward proxy or capture, which lead to all of them, only

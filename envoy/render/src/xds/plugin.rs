@@ -127,6 +127,8 @@ pub(super) fn config<'r>(
         allow_plaintext: table.allow_plaintext(),
         mesh: options.mesh.told.as_ref(),
         filter,
+        repair: options.repair,
+        listen_ports: options.mapped_ports(),
         metadata: options.format,
         resources: rendering.resources,
     }

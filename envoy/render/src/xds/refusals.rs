@@ -99,15 +99,13 @@ pub(super) fn text(options: &Options) -> String {
         return format!("%FILTER_STATE({noted})%");
     }
     let words = |reason: &str| {
+        let fields = FIELDS.iter().filter(|(entry, _)| !entry.is_rare());
         let word = |(_, key): &(_, &str)| match *key {
             "action" => "action=reject".to_owned(),
             "reason" => format!("reason={reason}"),
             key => format!("{key}=-"),
         };
-        format!(
-            "'{}'",
-            FIELDS.iter().map(word).collect::<Vec<_>>().join(" ")
-        )
+        format!("'{}'", fields.map(word).collect::<Vec<_>>().join(" "))
     };
     let unseen = choice(|refusal| words(refusal.reason), &words("-"));
     let operators = json!({"operators": [

@@ -13,6 +13,12 @@ use serde_json::{Map, Value, json};
 
 use super::message::{duration, extension, set, set_some};
 
+/// What tells applications to speak TLS themselves, or to call the server by another way. A server that is reached over
+/// plain HTTP says neither.
+///
+/// Source: RFC 6797, section 7.2; RFC 7838, section 3.
+pub(super) const HINTS: [&str; 2] = ["strict-transport-security", "alt-svc"];
+
 /// The name of Envoy's filter for faults.
 const FAULT: &str = "envoy.filters.http.fault";
 
@@ -281,6 +287,12 @@ impl HeaderFields {
     /// Takes a header of ours away before the server is reached.
     pub(super) fn remove_from_requests(&mut self, header: &str) {
         self.request_remove.push(header.to_owned());
+    }
+
+    /// Takes away what tells applications to speak TLS themselves.
+    pub(super) fn hide_hints(&mut self) {
+        let hints = HINTS.map(str::to_owned);
+        self.response_remove.extend(hints);
     }
 
     /// Adds a header of ours before those of VirtualServices, which may say otherwise.

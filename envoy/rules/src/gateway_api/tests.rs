@@ -6,6 +6,7 @@ use super::*;
 use crate::compile::{Answers, compile};
 use crate::document::is_ours;
 use crate::explain::Question;
+use crate::repairs::Answered;
 use crate::source::Source;
 use crate::yaml;
 
@@ -139,6 +140,7 @@ fn becomes(text: &str, namespace: &str, url: &str, headers: &[(&str, &str)]) -> 
         authority: AuthorityMode::Rewrite,
         method: "GET",
         headers: &headers,
+        answered: Answered::default(),
     };
     let found = answers.explain(&question, &options).unwrap();
     let text = |name: &str| match &found.to_json()[name] {
@@ -776,6 +778,7 @@ fn routes_of_connections_lead_by_name_and_by_port() {
         authority: AuthorityMode::Rewrite,
         method: "GET",
         headers: &[],
+        answered: Answered::default(),
     };
     let found = answers.explain(&question, &of("default")).unwrap();
     assert_eq!(

@@ -154,7 +154,9 @@ impl Plan {
             | Effect::Close
             | Effect::CloseRequest
             | Effect::Count(_)
+            | Effect::CountLeaving
             | Effect::ResponseHeader(..)
+            | Effect::ResponseLines(..)
             | Effect::AnswerInstead { .. }
             | Effect::Login => return false,
         });

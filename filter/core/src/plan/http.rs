@@ -354,12 +354,12 @@ pub fn plan_failure(
 }
 
 /// Whether a forward proxy was given a URL of TLS, in a request that it can read.
-fn asks_for_tls(config: &Loaded, facts: &Facts<'_>) -> bool {
+pub(super) fn asks_for_tls(config: &Loaded, facts: &Facts<'_>) -> bool {
     config.forward_proxy && facts.port == Some(PortNumber::HTTPS) && !facts.connect
 }
 
 /// Returns the authority for the log, behind the scheme where that is not what it seems.
-fn written<'f>(config: &Loaded, facts: &Facts<'f>) -> [&'f str; 2] {
+pub(super) fn written<'f>(config: &Loaded, facts: &Facts<'f>) -> [&'f str; 2] {
     let scheme = match asks_for_tls(config, facts) {
         true => "https://",
         false => "",
@@ -367,22 +367,18 @@ fn written<'f>(config: &Loaded, facts: &Facts<'f>) -> [&'f str; 2] {
     [scheme, facts.authority]
 }
 
-/// Decides about a request.
-fn decide<'t: 'q, 'q>(
-    config: &'t Loaded,
-    facts: &Facts<'q>,
-    parsed: &'q Result<Authority<'_>, InvalidAuthority>,
-) -> Decision<'t, 'q> {
-    let port = match parsed {
-        Ok(authority) if facts.within.is_some() => {
-            let target = facts.within.filter(|_| !facts.connect);
-            let port = target.and_then(|target| port_within(target, authority));
-            if port.is_none() {
-                return refused(Reason::OtherHost);
-            }
-            port
+/// Returns the service port that a request was sent to; within a tunnel, only where it is for what CONNECT named.
+pub(super) fn port_of(
+    config: &Loaded,
+    facts: &Facts<'_>,
+    authority: Option<&Authority<'_>>,
+) -> Option<PortNumber> {
+    match authority {
+        Some(authority) if facts.within.is_some() => {
+            let target = facts.within.filter(|_| !facts.connect)?;
+            port_within(target, authority)
         }
-        Ok(authority) if config.forward_proxy => {
+        Some(authority) if config.forward_proxy => {
             let port = authority.port.or(facts.port);
             // What comes in plaintext is no TLS, whatever its URL says: it is led as if the URL were one of plain HTTP
             // that comes to the same port of the server.
@@ -392,7 +388,19 @@ fn decide<'t: 'q, 'q>(
                 .or(port)
         }
         _ => config.listener_port.or(facts.port),
-    };
+    }
+}
+
+/// Decides about a request.
+pub(super) fn decide<'t: 'q, 'q>(
+    config: &'t Loaded,
+    facts: &Facts<'q>,
+    parsed: &'q Result<Authority<'_>, InvalidAuthority>,
+) -> Decision<'t, 'q> {
+    let port = port_of(config, facts, parsed.as_ref().ok());
+    if port.is_none() && facts.within.is_some() && parsed.is_ok() {
+        return refused(Reason::OtherHost);
+    }
     match (parsed, port) {
         (Ok(authority), Some(port)) => {
             let query = Query {
