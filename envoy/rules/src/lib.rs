@@ -42,6 +42,7 @@ mod routes;
 mod secrets;
 mod source;
 mod strict;
+mod tls_names;
 mod virtual_service;
 pub mod yaml;
 

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::diagnostic::Diagnostic;
 use crate::document::is_ours;
-use crate::offer;
+use crate::tls_names;
 use crate::yaml::{self, Document, Location};
 
 /// The mesh's configuration, as far as it is honoured.
@@ -399,8 +399,12 @@ fn read_clusters(fields: &Fields<'_>, outbound: OutboundMode) -> ClusterDefaults
 fn read_groups(field: Field<'_>) -> Option<Vec<String>> {
     let mut groups: Vec<String> = Vec::new();
     field.items(|item| {
-        let known = |word: &str| offer::ALL_GROUPS.contains(&word).then(|| word.to_owned());
-        let Some(group) = item.word("group", &offer::ALL_GROUPS, known) else {
+        let known = |word: &str| {
+            tls_names::ALL_GROUPS
+                .contains(&word)
+                .then(|| word.to_owned())
+        };
+        let Some(group) = item.word("group", &tls_names::ALL_GROUPS, known) else {
             return;
         };
         match groups.contains(&group) {
@@ -438,11 +442,11 @@ fn read_suites(field: Field<'_>) -> Option<Vec<String>> {
 
 /// Reports what a name of a suite is not, and what one gives up.
 fn is_suite(item: &Field<'_>, name: &str) -> bool {
-    let good = [&offer::MODERN_NAMES[..], &offer::CBC_SUITES].concat();
+    let good = [&tls_names::MODERN_NAMES[..], &tls_names::CBC_SUITES].concat();
     if good.contains(&name) {
         return true;
     }
-    if offer::RSA_SUITES.contains(&name) || name == offer::TRIPLE_DES {
+    if tls_names::RSA_SUITES.contains(&name) || name == tls_names::TRIPLE_DES {
         let text = format!(
             "`{name}` has no forward secrecy: whoever gets a server's key can read all that was recorded"
         );
@@ -451,7 +455,7 @@ fn is_suite(item: &Field<'_>, name: &str) -> bool {
         return true;
     }
     let shown: String = name.chars().take(60).collect();
-    let all = [&good[..], &offer::RSA_SUITES].concat();
+    let all = [&good[..], &tls_names::RSA_SUITES].concat();
     let hint = match did_you_mean(name, &all) {
         _ if name.starts_with("TLS_AES") || name.starts_with("TLS_CHACHA") => {
             "leave it out: the suites of TLS 1.3 are offered always, and cannot be chosen"
