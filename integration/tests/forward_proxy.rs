@@ -388,7 +388,8 @@ async fn everything_else_is_refused_with_a_reason() -> Result<()> {
         "PRI * HTTP/2.0",
     ] {
         let (status, answer) = ask(&proxy, &[line, "Host: edition.cnn.com"]).await?;
-        assert_eq!(status, "HTTP/1.1 400 Bad Request", "{line}: {answer}");
+        // What is not HTTP/1.1 is answered as HTTP/1.0.
+        ensure!(status.ends_with(" 400 Bad Request"), "{line}: {answer}");
     }
     silent.assert_silent().await?;
     let tls = site.counts(Listener::Tls);

@@ -824,6 +824,10 @@ import java.net.*;
 
 public class Old {
     public static void main(String[] args) throws Exception {
+        // It follows redirects of itself, but none from one scheme to another.
+        CookieHandler.setDefault(new CookieManager());
+        URLConnection login = new URL(args[1]).openConnection();
+        System.out.println(new BufferedReader(new InputStreamReader(login.getInputStream())).readLine());
         for (String method : new String[] {"GET", "POST"}) {
             HttpURLConnection to = (HttpURLConnection) new URL(args[0] + method).openConnection();
             to.setRequestMethod(method);
@@ -908,6 +912,51 @@ fn real_clients_get_what_they_ask_for() -> Result<()> {
     })
 }
 
+/// The site leads them to `https://`, and its session is in cookies for TLS alone. Each ends where it wanted to, and is
+/// known there. Java's is in [`java`].
+#[test]
+fn real_clients_follow_redirects_to_tls_and_keep_their_sessions() -> Result<()> {
+    among_real_clients(async |trusted, wire| {
+        let (python, requests) = python(&trusted).await?;
+        let session = format!(
+            "{requests}\nimport sys\ns = requests.Session()\nfor _ in range(2): print(s.get(sys.argv[1]).text, end='')"
+        );
+        let twice = "welcome\nwelcome\n";
+        for proxy in [None, Some(FORWARD_PROXY)] {
+            for (program, args, path, expected) in [
+                ("curl", &["-sS", "-L", "-b", ""][..], "/login", "welcome\n"),
+                (
+                    "curl",
+                    &["-sS", "-L", "-b", "", "--http1.0"],
+                    "/account",
+                    "welcome\n",
+                ),
+                (
+                    "wget",
+                    &["-q", "-O", "-", "--no-config", "--tries=1"],
+                    "/account",
+                    "welcome\n",
+                ),
+                (python, &["-c", &session], "/account", twice),
+                ("curl", &["-sS", "-L"], "/moved", "GET /\n"),
+            ] {
+                let mut command = client(&trusted, program, proxy);
+                command.args(args).arg(format!("http://{HOST}{path}"));
+                assert_eq!(said(command).await?, expected, "{program} {path} {proxy:?}");
+            }
+            // What no rule has is left as it is: the client leaves, and finds nobody.
+            let mut command = client(&trusted, "curl", proxy);
+            let url = format!("http://{HOST}/to?https://elsewhere.invalid/");
+            command
+                .args(["-sS", "-o", "-", "-w", "%{redirect_url}"])
+                .arg(url);
+            let told = said(command).await?;
+            ensure!(told.ends_with("https://elsewhere.invalid/"), "{told}");
+        }
+        wire.silent.assert_silent().await
+    })
+}
+
 /// Updates apt's lists and downloads the package, in folders of its own.
 async fn apt(trusted: &Trusted, way: &str, client: &impl Fn(&str) -> Command) -> Result<()> {
     let home = trusted.path(&format!("apt-{way}"));
@@ -958,8 +1007,13 @@ async fn java(trusted: &Trusted, way: &str, proxy: Option<&str>) -> Result<()> {
         command.arg("-Dhttp.nonProxyHosts=");
     }
     let path = format!("/{way}/java-");
-    command.arg(source).arg(format!("http://{HOST}{path}"));
+    let url = format!("http://{HOST}");
+    command
+        .arg(source)
+        .arg(format!("{url}{path}"))
+        .arg(format!("{url}/login"));
     let said = said(command).await?;
-    assert_eq!(said, format!("200 GET {path}GET\n200 POST {path}POST\n"));
+    let expected = format!("welcome\n200 GET {path}GET\n200 POST {path}POST\n");
+    assert_eq!(said, expected);
     Ok(())
 }
