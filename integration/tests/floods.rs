@@ -234,3 +234,43 @@ async fn servers_do_not_speak_for_us_and_we_add_nothing() -> Result<()> {
     );
     Ok(())
 }
+
+#[tokio::test]
+async fn nothing_of_servers_reads_like_ours_or_envoys() -> Result<()> {
+    const SAID: [&str; 6] = [
+        "x-envoy-a",
+        "x-envoy-overloaded",
+        "x-envoy-decorator-operation",
+        "x-envoy-upstream-canary",
+        "x-envoy-upstream-service-time",
+        "x-egress-a",
+    ];
+    let trusted = Trusted::new()?;
+    let head: String = SAID
+        .iter()
+        .map(|name| format!("{name}: said\r\n"))
+        .collect();
+    let server = server(&trusted, move |_| {
+        Reply::Whole(format!(
+            "HTTP/1.1 200 OK\r\n{head}content-length: 0\r\n\r\n"
+        ))
+    })
+    .await?;
+    for form in ["wasm", "module"] {
+        let proxy = run(&trusted, &server).arg("--filter").arg(form);
+        let proxy = proxy.start().await?;
+        let answer = probe::get(proxy.listener(80)?, HOST, "/").await?;
+        ensure!(answer.status == 200, "{form}: {answer:?}");
+        for name in SAID {
+            let told = answer.header(name);
+            match name {
+                "x-envoy-upstream-service-time" => {
+                    let time = told.context("Envoy says nothing of the time")?;
+                    ensure!(time.parse::<u64>().is_ok(), "{form}: {time}");
+                }
+                _ => ensure!(told.is_none(), "{form}: {name}"),
+            }
+        }
+    }
+    Ok(())
+}

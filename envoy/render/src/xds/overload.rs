@@ -24,6 +24,9 @@ const CLIENT_WINDOWS: (u32, u32) = (64 << 10, 1 << 20);
 const SERVER_WINDOWS: (u32, u32) = (1 << 20, 4 << 20);
 
 /// What a server may not say as Envoy. The time that it took is Envoy's own word, in place of whatever the server said.
+///
+/// Envoy takes no expression that is exact: its limit for the size of one is 100. So names pass that begin with
+/// `x-envoy-up` or `x-envoy-upstream-s` as that word does; the native form removes them too.
 const OF_SERVERS: &str = "x-envoy-(?:[^u].*|u[^p].*|upstream-[^s].*)";
 
 /// Renders `overload_manager`.
