@@ -128,29 +128,6 @@ impl PolicyTable {
         self.decide_for(query, Dialled::default())
     }
 
-    /// Returns the port by which plain HTTP to a host becomes TLS to this port of its server; of several 80, or else the
-    /// lowest.
-    pub fn plain_port(&self, host: &str, dialled: PortNumber) -> Option<PortNumber> {
-        let leads = |port: PortNumber| {
-            let query = Query {
-                host,
-                port,
-                downstream: DownstreamProtocol::Http,
-                branch: None,
-                subset: None,
-            };
-            let decision = self.decide(&query);
-            let there = decision.target.is_some_and(|target| target.port == dialled);
-            there && matches!(decision.action, Action::Originate(_))
-        };
-        // What a wider host has counts where the host itself has no such port, as it does for a request.
-        self.hosts.find_map(host, |found| {
-            let ports = self.hosts.ports(found).map(|port| port.number);
-            let ports = ports.filter(|port| leads(*port));
-            ports.min_by_key(|port| (*port != PortNumber::HTTP, *port))
-        })
-    }
-
     /// As [`PolicyTable::decide`], for a connection to an address: it may choose among several destinations.
     pub fn decide_at<'t: 'q, 'q>(
         &'t self,

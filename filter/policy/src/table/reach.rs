@@ -24,6 +24,10 @@ impl PolicyTable {
     /// Returns how an application reaches `https://host:dialled`. Of several plain ports `first` counts before 80, and that
     /// before the lowest. `host` is normalised as in [`Query::host`].
     pub fn reach(&self, host: &str, dialled: PortNumber, first: Option<PortNumber>) -> Reach {
+        let origin = Target {
+            host,
+            port: dialled,
+        };
         let (mut known, mut passthrough) = (false, false);
         let mut best: Option<(bool, bool, PortNumber)> = None;
         self.hosts.find_map(host, |found| {
@@ -34,7 +38,7 @@ impl PolicyTable {
                     DownstreamProtocol::Tls => passthrough |= port.target == dialled,
                     DownstreamProtocol::Http => {
                         let number = port.number;
-                        if self.originates(host, number, dialled) {
+                        if self.originated(host, number) == Some(origin) {
                             let rank = (Some(number) != first, number != PortNumber::HTTP, number);
                             best = Some(best.map_or(rank, |best| best.min(rank)));
                         }
@@ -51,8 +55,23 @@ impl PolicyTable {
         }
     }
 
-    /// Whether plain requests to a host and port are originated to that very host, at this port.
-    fn originates(&self, host: &str, port: PortNumber, dialled: PortNumber) -> bool {
+    /// Returns the port by which plain HTTP to a host becomes TLS to this port of its server; of several 80, or else the
+    /// lowest.
+    pub fn plain_port(&self, host: &str, dialled: PortNumber) -> Option<PortNumber> {
+        let leads = |port: &PortNumber| {
+            let target = self.originated(host, *port);
+            target.is_some_and(|target| target.port == dialled)
+        };
+        // What a wider host has counts where the host itself has no such port, as it does for a request.
+        self.hosts.find_map(host, |found| {
+            let ports = self.hosts.ports(found).map(|port| port.number);
+            let ports = ports.filter(leads);
+            ports.min_by_key(|port| (*port != PortNumber::HTTP, *port))
+        })
+    }
+
+    /// Returns the server of plain requests to a host and port, where it gets TLS.
+    fn originated<'t: 'q, 'q>(&'t self, host: &'q str, port: PortNumber) -> Option<Target<'q>> {
         let decision = self.decide(&Query {
             host,
             port,
@@ -60,11 +79,8 @@ impl PolicyTable {
             branch: None,
             subset: None,
         });
-        let origin = Target {
-            host,
-            port: dialled,
-        };
-        matches!(decision.action, Action::Originate(_)) && decision.target == Some(origin)
+        let originated = matches!(decision.action, Action::Originate(_));
+        decision.target.filter(|_| originated)
     }
 
     /// Whether plain requests to a host may leave as they are, on any of its ports.
