@@ -145,7 +145,7 @@ fn mixed(number: u64) -> u64 {
 }
 
 /// Which facts of connections must be read, beside those that the configuration knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Wanted {
     /// The address and the port that the application dialled.
     pub destination: bool,

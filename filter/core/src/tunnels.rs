@@ -16,19 +16,17 @@ use crate::failure::Failure;
 /// word is read at once or not at all.
 const MOST: usize = 64;
 
-/// The number of one that is closed.
-const CLOSED: usize = usize::MAX;
-
 thread_local! {
     static TUNNELS: RefCell<Vec<Asked>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What the proxy is or was asked for.
 struct Asked {
-    number: usize,
+    /// Nothing once it is closed.
+    number: Option<usize>,
     target: String,
-    /// Why there was no tunnel; without details there was one, or nobody knows.
-    refusal: Refusal,
+    /// Why there was no tunnel; nothing where there was one, or where nobody knows.
+    refusal: Option<Refusal>,
 }
 
 /// Why there was no tunnel.
@@ -47,22 +45,19 @@ impl Tunnel {
     /// lives.
     pub(crate) fn new(number: usize, target: &[u8]) -> Self {
         let new = Asked {
-            number,
+            number: Some(number),
             target: text(target).to_owned(),
-            refusal: Refusal {
-                failure: Failure::ProxyTimeout,
-                details: String::new(),
-            },
+            refusal: None,
         };
         TUNNELS.with_borrow_mut(|all| {
             let many = all.len() >= MOST;
             let mut free = None;
-            for asked in all.iter_mut().filter(|asked| asked.number == CLOSED) {
+            for asked in all.iter_mut().filter(|asked| asked.number.is_none()) {
                 // What was said of it before counts no more.
                 if asked.target == new.target {
-                    asked.refusal.details.clear();
+                    asked.refusal = None;
                 }
-                let may = many || asked.refusal.details.is_empty();
+                let may = many || asked.refusal.is_none();
                 if may && free.is_none() {
                     free = Some(asked);
                 }
@@ -90,20 +85,20 @@ impl Tunnel {
         details.push('|');
         details.push_str(text(proxy));
         details.push('}');
-        self.end(Refusal {
+        self.end(Some(Refusal {
             failure: Failure::of_proxy(&transport),
             details,
-        });
+        }));
     }
 
-    fn end(&self, refusal: Refusal) {
+    fn end(&self, refusal: Option<Refusal>) {
         TUNNELS.with_borrow_mut(|all| {
             let mut open = all.iter();
-            if let Some(at) = open.position(|asked| asked.number == self.0) {
+            if let Some(at) = open.position(|asked| asked.number == Some(self.0)) {
                 // Behind those that closed before it, which give way first.
                 let asked = all.remove(at);
                 all.push(Asked {
-                    number: CLOSED,
+                    number: None,
                     refusal,
                     ..asked
                 });
@@ -114,10 +109,7 @@ impl Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        self.end(Refusal {
-            failure: Failure::ProxyTimeout,
-            details: String::new(),
-        });
+        self.end(None);
     }
 }
 
@@ -137,13 +129,9 @@ pub(crate) fn refusal(
     TUNNELS.with_borrow(|all| {
         let mut all = all.iter().filter(|asked| asked.target == target);
         match failure {
-            Failure::Reset => {
-                let told =
-                    |asked: &&Asked| asked.number == CLOSED && !asked.refusal.details.is_empty();
-                all.find(told).map(|asked| asked.refusal.clone())
-            }
+            Failure::Reset => all.find_map(|asked| asked.refusal.clone()),
             Failure::Timeout => {
-                let waits = |asked: &Asked| asked.number != CLOSED && !has_tunnel(asked.number);
+                let waits = |asked: &Asked| asked.number.is_some_and(|number| !has_tunnel(number));
                 all.any(waits).then(|| Refusal {
                     failure: Failure::ProxyTimeout,
                     details: details.to_owned(),

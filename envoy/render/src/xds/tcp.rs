@@ -75,8 +75,9 @@ fn once_each(
     wanted: impl Fn(&Service<'_>) -> bool,
 ) -> impl Iterator<Item = Service<'_>> {
     let mut all: Vec<Service<'_>> = table.services().filter(wanted).collect();
-    let place = |service: &Service<'_>| (service.host.clone(), service.port);
-    all.dedup_by(|next, first| next.share.is_some() && place(next) == place(first));
+    all.dedup_by(|next, first| {
+        next.share.is_some() && (next.host, next.port) == (first.host, first.port)
+    });
     all.into_iter()
 }
 

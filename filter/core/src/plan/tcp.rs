@@ -18,16 +18,20 @@ use crate::text::itoa;
 
 /// Returns which facts [`plan_tcp`] needs: as few as tell services apart, for each is a call.
 pub fn wanted(config: &Loaded) -> Wanted {
+    if config.filter == FilterKind::Tunnel {
+        return Wanted {
+            tunnel: true,
+            ..Wanted::default()
+        };
+    }
     let needs_address = |port| config.table.needs_address(port);
     let divided = config.divided;
-    let tunnel = config.filter == FilterKind::Tunnel;
     Wanted {
-        destination: !tunnel
-            && (divided.addresses || config.listener_port.is_none_or(needs_address)),
+        destination: divided.addresses || config.listener_port.is_none_or(needs_address),
         // A listener of one port leads TLS by SNI itself, where it leads a name to one place, and the rest is bytes.
-        server_name: !tunnel && (divided.names || config.listener_port.is_none()),
-        time: !tunnel && divided.any,
-        tunnel,
+        server_name: divided.names || config.listener_port.is_none(),
+        time: divided.any,
+        tunnel: false,
     }
 }
 
