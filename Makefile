@@ -126,7 +126,7 @@ nginx: ## Only the nginx that demos and tests talk to, and openssl
 	@binary=$$(.setup/nginx.sh) && echo "==> nginx: $$binary"
 
 .PHONY: firewall
-firewall: ## Only what the tests of capture need
+firewall: ## Only what the tests of capture and of old clients need
 	@.setup/firewall.sh
 
 .PHONY: systemd
