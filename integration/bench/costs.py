@@ -19,7 +19,10 @@ ISTIO, LIVE = "Istio's plain shape", "Istio's, as a live istiod has it"
 SHAPE, SHAPE_SHARED = "our shape without a filter, own cluster", "our shape without a filter, shared cluster"
 NATIVE, NATIVE_SHARED = "the native module, own cluster", "the native module, shared cluster"
 WASM, WASM_SHARED = "the wasm filter, own cluster", "the wasm filter, shared cluster"
-NATIVE_REPAIRS, WASM_REPAIRS = "the native module, repair on, nothing to repair", "the wasm filter, repair on, nothing to repair"
+NATIVE_REPAIRS, WASM_REPAIRS = (
+    "the native module, repair on, nothing to repair",
+    "the wasm filter, repair on, nothing to repair",
+)
 BUDGETS = {
     SHAPE: 1.00,
     SHAPE_SHARED: 1.00,
